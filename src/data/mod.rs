@@ -1,0 +1,1 @@
+//! Data sets: LLaVA records, shapes world, loading and collating.

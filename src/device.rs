@@ -1,0 +1,118 @@
+//! The choice of device and number type, in one place.
+
+use std::str::FromStr;
+
+use candle_core::{DType, Device};
+
+use crate::{Error, Result};
+
+/// Where tensors live and are computed: `auto`, `cpu`, `cuda`, `cuda:N` or `metal`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// CUDA if it was compiled in and a card answers, else Metal likewise, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The NVIDIA card of this index.
+    Cuda(usize),
+    /// The Apple GPU.
+    Metal,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            "metal" => Ok(Self::Metal),
+            _ => s
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| Error::Device(format!("unknown `{s}`, expected auto, cpu, cuda, cuda:N or metal"))),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if support was not compiled in (with the flag to build with) or no such device answers.
+    pub fn open(self) -> Result<Device> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(n) => open_cuda(n),
+            Self::Metal => open_metal(),
+            Self::Auto => Ok(open_cuda(0).or_else(|_| open_metal()).unwrap_or(Device::Cpu)),
+        }
+    }
+}
+
+fn open_cuda(n: usize) -> Result<Device> {
+    if !candle_core::utils::cuda_is_available() {
+        return Err(not_compiled_in("cuda"));
+    }
+    Device::new_cuda(n).map_err(|e| Error::Device(format!("cuda:{n} does not answer: {e}")))
+}
+
+fn open_metal() -> Result<Device> {
+    if !candle_core::utils::metal_is_available() {
+        return Err(not_compiled_in("metal"));
+    }
+    Device::new_metal(0).map_err(|e| Error::Device(format!("metal does not answer: {e}")))
+}
+
+fn not_compiled_in(feature: &str) -> Error {
+    Error::Device(format!("{feature} support is not compiled in: build with `--features {feature}`, or choose `cpu`"))
+}
+
+/// The number type of activations and weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DtypeChoice {
+    /// bf16 on a GPU, f32 on the CPU.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats; GPU only.
+    F16,
+    /// bfloat16; GPU only.
+    Bf16,
+}
+
+impl FromStr for DtypeChoice {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(Error::Device(format!("unknown dtype `{s}`, expected auto, f32, f16 or bf16"))),
+        }
+    }
+}
+
+impl DtypeChoice {
+    /// The candle type for `device`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for half precision on the CPU, where it is slower than f32 and sums lose digits.
+    pub fn resolve(self, device: &Device) -> Result<DType> {
+        match self {
+            Self::Auto if device.is_cpu() => Ok(DType::F32),
+            Self::Auto | Self::Bf16 if !device.is_cpu() => Ok(DType::BF16),
+            Self::F16 if !device.is_cpu() => Ok(DType::F16),
+            Self::F32 => Ok(DType::F32),
+            _ => Err(Error::Device(
+                "half precision on the CPU is slower and less exact than f32: use `--dtype f32`, or a GPU".into(),
+            )),
+        }
+    }
+}

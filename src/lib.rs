@@ -1,0 +1,20 @@
+//! HaploVL on candle.
+
+pub mod batch;
+pub mod config;
+pub mod data;
+pub mod device;
+mod error;
+pub mod eval;
+pub mod generation;
+pub mod loss;
+pub mod model;
+pub mod nn;
+pub mod optim;
+pub mod patch_grid;
+pub mod pipeline;
+pub mod processor;
+pub mod train;
+pub mod weights;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! Embeddings, pre-decoder, post-decoder and the whole HaploVL.

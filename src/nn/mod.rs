@@ -1,0 +1,1 @@
+//! Differentiable layers, from fused operations up to one decoder layer.

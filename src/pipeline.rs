@@ -1,0 +1,1 @@
+//! What most users touch: captioning, visual question answering, and chat.

@@ -1,0 +1,1 @@
+//! From pictures, videos and conversations to batches; no model code here.

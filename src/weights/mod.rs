@@ -1,0 +1,1 @@
+//! Named tensors: safetensors files, parameter stores, names, inheritance, the hub.
