@@ -1,1 +1,3 @@
 //! Differentiable layers, from fused operations up to one decoder layer.
+
+pub mod ops;
