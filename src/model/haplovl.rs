@@ -1,5 +1,7 @@
 //! The whole model.
 
+use std::collections::BTreeMap;
+
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
@@ -9,6 +11,7 @@ use crate::batch::{MultimodalBatch, SequenceLayout};
 use crate::config::{HaploVlConfig, Rope};
 use crate::nn::ops::KeyRanges;
 use crate::nn::{RotaryAngles, RotaryEmbedding, key_ranges};
+use crate::weights::ParameterShapes;
 
 /// HaploVL: embeddings, pre-decoder, connector, post-decoder and language head.
 #[derive(Debug, Clone)]
@@ -65,6 +68,16 @@ impl HaploVl {
             compute_dtype: vb.dtype(),
             config: config.clone(),
         })
+    }
+
+    /// Name and shape of every tensor that a checkpoint of this configuration holds. Takes no memory for weights.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) if the configuration cannot work.
+    pub fn parameter_shapes(config: &HaploVlConfig) -> Result<BTreeMap<String, Vec<usize>>> {
+        let shapes = ParameterShapes::default();
+        Self::new(config, shapes.var_builder())?;
+        Ok(shapes.shapes())
     }
 
     /// Computes in another number type than the parameters have: bf16 over f32 master weights.
