@@ -1,6 +1,7 @@
 //! The whole model.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -10,7 +11,7 @@ use crate::Result;
 use crate::batch::{MultimodalBatch, SequenceLayout};
 use crate::config::{HaploVlConfig, Rope};
 use crate::nn::ops::KeyRanges;
-use crate::nn::{RotaryAngles, RotaryEmbedding, key_ranges};
+use crate::nn::{CheckpointScope, RotaryAngles, RotaryEmbedding, key_ranges};
 use crate::weights::ParameterShapes;
 
 /// HaploVL: embeddings, pre-decoder, connector, post-decoder and language head.
@@ -25,6 +26,7 @@ pub struct HaploVl {
     pre_rotary: Option<RotaryEmbedding>,
     post_rotary: Option<RotaryEmbedding>,
     compute_dtype: DType,
+    checkpoint: Option<Arc<CheckpointScope>>,
 }
 
 /// What a forward pass computed on the way.
@@ -51,12 +53,16 @@ impl HaploVl {
     pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
         config.validate()?;
         let embeddings = MultimodalEmbeddings::new(config, vb.clone())?;
-        let lm_head = LanguageHead::new(config, embeddings.embed_tokens(), vb.clone())?;
+        let post = &config.post_decoder;
+        let lm_head = match config.tie_word_embeddings {
+            true => LanguageHead::tied(embeddings.embed_tokens()),
+            false => LanguageHead::new(post.hidden_size, config.vocab_size, vb.clone())?,
+        };
         let post_rotary = (config.post_decoder.rope != Rope::None).then(|| RotaryEmbedding::new(&config.post_decoder));
         Ok(Self {
             pre_decoder: PreDecoder::new(config, vb.clone())?,
             connector: Connector::new(config, vb.clone())?,
-            post_decoder: PostDecoder::new(config, vb.clone())?,
+            post_decoder: PostDecoder::new(post, config.pre_decoder.num_hidden_layers, vb.clone())?,
             embeddings,
             lm_head,
             pre_rotary: match config.pre_decoder.rope {
@@ -66,6 +72,7 @@ impl HaploVl {
             },
             post_rotary,
             compute_dtype: vb.dtype(),
+            checkpoint: None,
             config: config.clone(),
         })
     }
@@ -83,6 +90,12 @@ impl HaploVl {
     /// Computes in another number type than the parameters have: bf16 over f32 master weights.
     pub fn with_compute_dtype(self, compute_dtype: DType) -> Self {
         Self { compute_dtype, ..self }
+    }
+
+    /// Computes every layer again in the backward pass instead of keeping its activations; gradients of parameters
+    /// inside the layers arrive in `scope`.
+    pub fn with_checkpointing(self, scope: Arc<CheckpointScope>) -> Self {
+        Self { checkpoint: Some(scope), ..self }
     }
 
     /// The configuration that the model was built from.
@@ -130,7 +143,8 @@ impl HaploVl {
     pub fn pre_decode(&self, batch: &MultimodalBatch) -> Result<Tensor> {
         let ranges = key_ranges(&batch.layout, self.config.image_attention);
         let angles = angles(&self.pre_rotary, &batch.layout.positions(), self.device())?;
-        Ok(self.pre_decoder.forward(&self.embed(batch)?, &mut Pass::new(&ranges, angles))?.output)
+        let mut pass = Pass { checkpoint: self.checkpoint.clone(), ..Pass::new(&ranges, angles) };
+        Ok(self.pre_decoder.forward(&self.embed(batch)?, &mut pass)?.output)
     }
 
     /// A fresh cache of `batch` rows and `capacity` positions.
@@ -189,7 +203,8 @@ impl HaploVl {
             attention_layers.iter().partition(|&&layer| layer < first_post);
         let post_layers: Vec<usize> = post_layers.into_iter().map(|layer| layer - first_post).collect();
         let pass = |rotary, caches, attention_layers| -> Result<Pass<'_>> {
-            Ok(Pass { ranges, angles: angles(rotary, positions, self.device())?, caches, attention_layers })
+            let angles = angles(rotary, positions, self.device())?;
+            Ok(Pass { ranges, angles, caches, attention_layers, checkpoint: self.checkpoint.clone() })
         };
         let embeddings = self.embed(batch)?;
         let pre = self.pre_decoder.forward(&embeddings, &mut pass(&self.pre_rotary, pre_caches, &pre_layers)?)?;
