@@ -1,1 +1,16 @@
 //! Embeddings, pre-decoder, post-decoder and the whole HaploVL.
+
+mod cache;
+mod embeddings;
+mod haplovl;
+mod packing;
+mod post_decoder;
+mod pre_decoder;
+mod stack;
+
+pub use cache::Cache;
+pub use embeddings::MultimodalEmbeddings;
+pub use haplovl::{HaploVl, HiddenStates};
+pub use post_decoder::{LanguageHead, PostDecoder};
+pub use pre_decoder::{Connector, PreDecoder, PreDecoderOutput};
+pub use stack::{DecoderStack, Pass};
