@@ -226,3 +226,86 @@ fn unsuitable_batches_and_settings_are_refused() {
     assert!(one_too_many.to_string().contains("2 rows, expected 3"), "{one_too_many}");
     assert!(matches!(generator.session(&prompts(&[&[1], &[2]]), &[5], &config()), Err(Error::Batch(_))));
 }
+
+mod with_a_model {
+    use candle_core::{DType, IndexOp};
+    use haplovl::batch::Visual;
+    use haplovl::model::HaploVl;
+    use haplovl::patch_grid::Size;
+    use haplovl::weights::Parameters;
+
+    use super::*;
+
+    /// A model with weights large enough that what it says depends on what it sees.
+    fn model() -> HaploVl {
+        let parameters = Parameters::new();
+        let config = HaploVlConfig::tiny();
+        HaploVl::new(&config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap();
+        for (name, var) in parameters.iter() {
+            if name.ends_with("weight") && var.rank() > 1 {
+                var.set(&(var.as_tensor() * 12.0).unwrap()).unwrap();
+            }
+        }
+        HaploVl::new(&config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap()
+    }
+
+    /// Text, one picture of a single tile, and text again.
+    fn with_picture(text: &[u32], brightness: f32) -> Sequence {
+        let config = HaploVlConfig::tiny();
+        let pixel_values = Tensor::full(brightness, (1, 3, 28, 28), &Device::Cpu).unwrap();
+        let visual = Visual::Image { pixel_values, size: Size { width: 28, height: 28 } };
+        let patches = vec![config.image_token_index; visual.tokens(&config.vision).unwrap()];
+        Sequence { input_ids: [&[1], patches.as_slice(), text].concat(), labels: None, visuals: vec![visual] }
+    }
+
+    fn left_padded(sequences: &[Sequence]) -> MultimodalBatch {
+        let config = HaploVlConfig::tiny();
+        MultimodalBatch::new(sequences, BatchSpec::new(&config), PaddingSide::Left, &Device::Cpu).unwrap()
+    }
+
+    fn greedy(max_new_tokens: usize) -> GenerationConfig {
+        GenerationConfig { max_new_tokens: Some(max_new_tokens), ..Default::default() }
+    }
+
+    #[test]
+    fn greedy_text_is_the_argmax_of_the_whole_forward_each_time() {
+        let model = model();
+        let mut sequence = with_picture(&[7, 8, 9], 0.5);
+        let generation =
+            Generator::new(&model, letters).generate(&left_padded(&[sequence.clone()]), &greedy(12)).unwrap();
+        for &id in &generation.sequences[0].tokens {
+            let logits = model.forward(&left_padded(&[sequence.clone()])).unwrap();
+            let last = logits.i((0, sequence.len() - 1)).unwrap();
+            // The placeholders are the last two ids, and never generated.
+            assert_eq!(last.narrow(0, 0, 94).unwrap().argmax(0).unwrap().to_scalar::<u32>().unwrap(), id);
+            sequence.input_ids.push(id);
+        }
+        assert!(generation.sequences[0].tokens.windows(2).any(|pair| pair[0] != pair[1]), "says one thing only");
+    }
+
+    #[test]
+    fn a_row_of_a_batch_says_what_it_says_alone() {
+        let model = model();
+        let generator = Generator::new(&model, letters);
+        let text_only = Sequence { input_ids: vec![3, 4], labels: None, visuals: vec![] };
+        let rows = [with_picture(&[7, 8, 9], 0.5), with_picture(&[10; 20], -0.5), text_only];
+        let together = generator.generate(&left_padded(&rows), &greedy(10)).unwrap();
+        for (row, in_batch) in rows.iter().zip(&together.sequences) {
+            let alone = generator.generate(&left_padded(std::slice::from_ref(row)), &greedy(10)).unwrap();
+            assert_eq!(alone.sequences[0].tokens, in_batch.tokens);
+        }
+        assert_ne!(together.sequences[0].tokens, together.sequences[1].tokens);
+    }
+
+    #[test]
+    fn weights_that_are_nan_are_an_error_with_a_position() {
+        let parameters = Parameters::new();
+        let config = HaploVlConfig::tiny();
+        HaploVl::new(&config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap();
+        let norm = parameters.get("model.norm.weight").unwrap();
+        norm.set(&(norm.as_tensor() * f64::NAN).unwrap()).unwrap();
+        let model = HaploVl::new(&config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap();
+        let error = Generator::new(&model, letters).generate(&prompts(&[&[1, 2]]), &greedy(3)).unwrap_err();
+        assert!(error.to_string().contains("position 2") && error.to_string().contains("NaN"), "{error}");
+    }
+}

@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::config::HaploVlConfig;
+use crate::model::{Cache, HaploVl};
 
 /// A model that predicts the next token of sequences, and remembers what it has seen of them in a cache.
 pub trait CausalModel {
@@ -31,4 +32,24 @@ pub trait CausalModel {
     /// # Errors
     /// As [`Self::prefill`].
     fn decode(&self, ids: &[u32], cache: &mut Self::Cache) -> Result<Tensor>;
+}
+
+impl CausalModel for HaploVl {
+    type Cache = Cache;
+
+    fn config(&self) -> &HaploVlConfig {
+        self.config()
+    }
+
+    fn cache(&self, batch: usize, capacity: usize) -> Result<Cache> {
+        self.cache(batch, capacity)
+    }
+
+    fn prefill(&self, batch: &MultimodalBatch, cache: &mut Cache) -> Result<Tensor> {
+        self.prefill(batch, cache)
+    }
+
+    fn decode(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
+        self.decode(ids, cache)
+    }
 }
