@@ -2,10 +2,12 @@
 
 mod checks;
 mod decoder;
+mod generation;
 mod model;
 mod official;
 mod vision;
 
 pub use decoder::{Activation, DecoderConfig, MlpKind, NormKind, Rope, RopeScaling};
+pub use generation::GenerationConfig;
 pub use model::{HaploVlConfig, ImageAttention, ModelType, OfficialExtra, TextEmbedding};
 pub use vision::{ImageAspectRatio, VisionConfig};
