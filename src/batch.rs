@@ -266,6 +266,15 @@ impl MultimodalBatch {
         self.layout.rows.len()
     }
 
+    /// The pixels of all pictures and videos one behind the other, `(tiles and frames, 3, image_size, image_size)`.
+    ///
+    /// # Errors
+    /// From candle, if there is no picture, or they differ in size.
+    pub fn pixel_values(&self) -> Result<Tensor> {
+        let pixels: Vec<&Tensor> = self.visuals.iter().map(Visual::pixel_values).collect();
+        Ok(Tensor::cat(&pixels, 0)?)
+    }
+
     /// `(batch, seq_len)` of ones where a token stands and zeros for padding, f32.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use candle_nn::{Init, VarBuilder};
 use super::packing::Packing;
 use crate::batch::MultimodalBatch;
 use crate::config::{HaploVlConfig, TextEmbedding, VisionConfig};
-use crate::nn::{INIT_STD, Linear, ops};
+use crate::nn::{INIT_STD, Linear, PatchEmbedding};
 use crate::{Error, Result};
 
 /// Text table, patch projection, patch positions and the newline token.
@@ -15,8 +15,7 @@ pub struct MultimodalEmbeddings {
     embed_tokens: Tensor,
     /// From the table's width to the pre-decoder's; only in the projected form.
     embed_proj: Option<Linear>,
-    /// (hidden_size, 3, patch_size, patch_size).
-    patch_embed: Tensor,
+    patch_embed: PatchEmbedding,
     /// (1, patches of a tile, hidden_size).
     pre_pos_embed: Tensor,
     image_newline: Option<Tensor>,
@@ -32,7 +31,7 @@ impl MultimodalEmbeddings {
     pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
         let vb = vb.pp("model");
         let init = Init::Randn { mean: 0.0, stdev: INIT_STD };
-        let (hidden, patch) = (config.pre_decoder.hidden_size, config.vision.patch_size);
+        let hidden = config.pre_decoder.hidden_size;
         let embedding_size = config.embedding_size();
         let embed_proj = match config.text_embedding {
             TextEmbedding::Direct => None,
@@ -42,7 +41,7 @@ impl MultimodalEmbeddings {
         Ok(Self {
             embed_tokens: vb.get_with_hints((config.vocab_size, embedding_size), "embed_tokens.weight", init)?,
             embed_proj,
-            patch_embed: vb.get_with_hints((hidden, 3, patch, patch), "patch_embed.proj.weight", init)?,
+            patch_embed: PatchEmbedding::new(hidden, config.vision.patch_size, vb.pp("patch_embed.proj"))?,
             pre_pos_embed: vb.get_with_hints((1, config.vision.patches_per_tile(), hidden), "pre_pos_embed", init)?,
             image_newline: config.vision.image_newline.then(newline).transpose()?,
             config: config.vision.clone(),
@@ -80,15 +79,7 @@ impl MultimodalEmbeddings {
     /// # Errors
     /// If the pixels have another shape.
     pub fn patches(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        let (side, patch) = (self.config.patches_per_side(), self.config.patch_size);
-        let tiles = pixel_values.dim(0)?;
-        let patches = pixel_values
-            .to_dtype(self.patch_embed.dtype())?
-            .reshape(&[tiles, 3, side, patch, side, patch][..])?
-            .permute(vec![0, 2, 4, 1, 3, 5])?
-            .reshape((tiles, side * side, 3 * patch * patch))?;
-        let weight = self.patch_embed.flatten_from(1)?;
-        Ok(ops::linear(&patches, &weight, None)?.broadcast_add(&self.pre_pos_embed)?)
+        Ok(self.patch_embed.forward(pixel_values)?.broadcast_add(&self.pre_pos_embed)?)
     }
 
     /// The whole batch: (batch, seq, hidden_size), each picture's placeholders replaced by its patches and newlines.
@@ -97,20 +88,17 @@ impl MultimodalEmbeddings {
     /// [`Error::Batch`] for an id outside the table, or pictures that do not fit their places.
     pub fn forward(&self, batch: &MultimodalBatch) -> Result<Tensor> {
         let text = self.text(&batch.input_ids)?;
-        let packing = Packing::new(batch, &self.config)?;
-        if packing.tiles == 0 {
+        if batch.visuals.is_empty() {
             return Ok(text);
         }
+        let packing = Packing::new(batch, &self.config)?;
         let (rows, seq, hidden) = text.dims3()?;
-        let pixels: Vec<&Tensor> = batch.visuals.iter().map(|v| v.pixel_values()).collect();
-        let patches = self.patches(&Tensor::cat(&pixels, 0)?)?.flatten_to(1)?;
+        let patches = self.patches(&batch.pixel_values()?)?.flatten_to(1)?;
         let mut sources = vec![text.flatten_to(1)?, patches.clone()];
         if let Some(newline) = &self.image_newline {
             sources.push(newline.unsqueeze(0)?);
         }
-        if !packing.shrunk.is_empty() {
-            sources.push(shrink(&patches, &packing.shrunk)?);
-        }
+        sources.extend(packing.shrink(&patches)?);
         let index = Tensor::from_vec(packing.index, rows * seq, text.device())?;
         Ok(Tensor::cat(&sources, 0)?.index_select(&index, 0)?.reshape((rows, seq, hidden))?)
     }
@@ -126,16 +114,4 @@ impl MultimodalEmbeddings {
             None => Ok(()),
         }
     }
-}
-
-/// Weighted sums of four patches each. candle's bilinear resize has no backward pass.
-fn shrink(patches: &Tensor, corners: &[[(u32, f32); 4]]) -> Result<Tensor> {
-    let corner = |k: usize| -> Result<Tensor> {
-        let index: Vec<u32> = corners.iter().map(|c| c[k].0).collect();
-        let weights: Vec<f32> = corners.iter().map(|c| c[k].1).collect();
-        let index = Tensor::from_vec(index, corners.len(), patches.device())?;
-        let weights = Tensor::from_vec(weights, (corners.len(), 1), patches.device())?.to_dtype(patches.dtype())?;
-        Ok(patches.index_select(&index, 0)?.broadcast_mul(&weights)?)
-    };
-    Ok((((corner(0)? + corner(1)?)? + corner(2)?)? + corner(3)?)?)
 }

@@ -1,30 +1,29 @@
 //! The whole model.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
-use super::{Cache, Connector, LanguageHead, MultimodalEmbeddings, Pass, PostDecoder, PreDecoder};
+use super::pre_decoder_model::angles_at;
+use super::{Cache, Connector, LanguageHead, Pass, PostDecoder, PreDecoderModel};
 use crate::Result;
 use crate::batch::{MultimodalBatch, SequenceLayout};
-use crate::config::{HaploVlConfig, Rope};
+use crate::config::HaploVlConfig;
 use crate::nn::ops::KeyRanges;
-use crate::nn::{RotaryAngles, RotaryEmbedding, key_ranges};
+use crate::nn::{CheckpointScope, RotaryEmbedding, key_ranges};
 use crate::weights::ParameterShapes;
 
 /// HaploVL: embeddings, pre-decoder, connector, post-decoder and language head.
 #[derive(Debug, Clone)]
 pub struct HaploVl {
     config: HaploVlConfig,
-    embeddings: MultimodalEmbeddings,
-    pre_decoder: PreDecoder,
+    front: PreDecoderModel,
     connector: Connector,
     post_decoder: PostDecoder,
     lm_head: LanguageHead,
-    pre_rotary: Option<RotaryEmbedding>,
     post_rotary: Option<RotaryEmbedding>,
-    compute_dtype: DType,
 }
 
 /// What a forward pass computed on the way.
@@ -50,22 +49,18 @@ impl HaploVl {
     /// is missing or has another shape.
     pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
         config.validate()?;
-        let embeddings = MultimodalEmbeddings::new(config, vb.clone())?;
-        let lm_head = LanguageHead::new(config, embeddings.embed_tokens(), vb.clone())?;
-        let post_rotary = (config.post_decoder.rope != Rope::None).then(|| RotaryEmbedding::new(&config.post_decoder));
+        let front = PreDecoderModel::new(config, vb.clone())?;
+        let post = &config.post_decoder;
+        let lm_head = match config.tie_word_embeddings {
+            true => LanguageHead::tied(front.embeddings().embed_tokens()),
+            false => LanguageHead::new(post.hidden_size, config.vocab_size, vb.clone())?,
+        };
         Ok(Self {
-            pre_decoder: PreDecoder::new(config, vb.clone())?,
             connector: Connector::new(config, vb.clone())?,
-            post_decoder: PostDecoder::new(config, vb.clone())?,
-            embeddings,
+            post_decoder: PostDecoder::new(post, config.pre_decoder.num_hidden_layers, vb)?,
+            post_rotary: RotaryEmbedding::of(post),
+            front,
             lm_head,
-            pre_rotary: match config.pre_decoder.rope {
-                Rope::Own => Some(RotaryEmbedding::new(&config.pre_decoder)),
-                Rope::Shared => post_rotary.clone(),
-                Rope::None => None,
-            },
-            post_rotary,
-            compute_dtype: vb.dtype(),
             config: config.clone(),
         })
     }
@@ -82,7 +77,13 @@ impl HaploVl {
 
     /// Computes in another number type than the parameters have: bf16 over f32 master weights.
     pub fn with_compute_dtype(self, compute_dtype: DType) -> Self {
-        Self { compute_dtype, ..self }
+        Self { front: self.front.with_compute_dtype(compute_dtype), ..self }
+    }
+
+    /// Computes every layer again in the backward pass instead of keeping its activations; gradients of parameters
+    /// inside the layers arrive in `scope`.
+    pub fn with_checkpointing(self, scope: Arc<CheckpointScope>) -> Self {
+        Self { front: self.front.with_checkpointing(scope), ..self }
     }
 
     /// The configuration that the model was built from.
@@ -92,12 +93,12 @@ impl HaploVl {
 
     /// The device of the parameters.
     pub fn device(&self) -> &Device {
-        self.embeddings.device()
+        self.front.embeddings().device()
     }
 
-    /// The embeddings, usable alone.
-    pub fn embeddings(&self) -> &MultimodalEmbeddings {
-        &self.embeddings
+    /// Embeddings and pre-decoder, usable alone.
+    pub fn front(&self) -> &PreDecoderModel {
+        &self.front
     }
 
     /// The language head, usable alone.
@@ -123,22 +124,12 @@ impl HaploVl {
         self.run(batch, &ranges, &batch.layout.positions(), attention_layers, None)
     }
 
-    /// The pre-decoder's part alone: (batch, seq, pre-decoder width), before the connector.
-    ///
-    /// # Errors
-    /// If the batch does not fit the model.
-    pub fn pre_decode(&self, batch: &MultimodalBatch) -> Result<Tensor> {
-        let ranges = key_ranges(&batch.layout, self.config.image_attention);
-        let angles = angles(&self.pre_rotary, &batch.layout.positions(), self.device())?;
-        Ok(self.pre_decoder.forward(&self.embed(batch)?, &mut Pass::new(&ranges, angles))?.output)
-    }
-
     /// A fresh cache of `batch` rows and `capacity` positions.
     ///
     /// # Errors
     /// [`Error::Generation`](crate::Error::Generation) if `capacity` exceeds the context, or memory runs out.
     pub fn cache(&self, batch: usize, capacity: usize) -> Result<Cache> {
-        Cache::new(&self.config, batch, capacity, self.compute_dtype, self.device())
+        Cache::new(&self.config, batch, capacity, self.front.compute_dtype(), self.device())
     }
 
     /// Appends a batch to the cache and returns the logits (batch, vocab_size) of its last position.
@@ -168,10 +159,6 @@ impl HaploVl {
         self.prefill(&batch, cache)
     }
 
-    fn embed(&self, batch: &MultimodalBatch) -> Result<Tensor> {
-        Ok(self.embeddings.forward(batch)?.to_dtype(self.compute_dtype)?)
-    }
-
     fn run(
         &self,
         batch: &MultimodalBatch,
@@ -188,14 +175,18 @@ impl HaploVl {
         let (pre_layers, post_layers): (Vec<usize>, Vec<usize>) =
             attention_layers.iter().partition(|&&layer| layer < first_post);
         let post_layers: Vec<usize> = post_layers.into_iter().map(|layer| layer - first_post).collect();
-        let pass = |rotary, caches, attention_layers| -> Result<Pass<'_>> {
-            Ok(Pass { ranges, angles: angles(rotary, positions, self.device())?, caches, attention_layers })
+        let pass = |angles, caches, attention_layers| Pass {
+            ranges,
+            angles,
+            caches,
+            attention_layers,
+            checkpoint: self.front.checkpoint(),
         };
-        let embeddings = self.embed(batch)?;
-        let pre = self.pre_decoder.forward(&embeddings, &mut pass(&self.pre_rotary, pre_caches, &pre_layers)?)?;
+        let angles = self.front.angles(positions)?;
+        let pre = self.front.forward(batch, &mut pass(angles, pre_caches, &pre_layers))?;
         let x = self.connector.forward(&pre.output)?;
-        let (post, post_attentions) =
-            self.post_decoder.forward(&x, &mut pass(&self.post_rotary, post_caches, &post_layers)?)?;
+        let angles = angles_at(&self.post_rotary, positions, self.device())?;
+        let (post, post_attentions) = self.post_decoder.forward(&x, &mut pass(angles, post_caches, &post_layers))?;
         let mut attentions = pre.attentions;
         attentions.extend(post_attentions);
         Ok(HiddenStates {
@@ -205,8 +196,4 @@ impl HaploVl {
             attentions,
         })
     }
-}
-
-fn angles(rotary: &Option<RotaryEmbedding>, positions: &[Vec<u32>], device: &Device) -> Result<Option<RotaryAngles>> {
-    rotary.as_ref().map(|rotary| rotary.angles(positions, device)).transpose()
 }

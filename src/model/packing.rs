@@ -3,6 +3,10 @@
 //! Sources are the rows of one tall matrix: first the text embeddings of all positions, then all patches of all tiles,
 //! then the newline, then the patches of shrunk grids. Packing is then a single gather, whose gradient is exact.
 
+use std::ops::Range;
+
+use candle_core::Tensor;
+
 use crate::batch::{MultimodalBatch, Visual};
 use crate::config::VisionConfig;
 use crate::patch_grid::PatchGrid;
@@ -13,9 +17,12 @@ pub(super) struct Packing {
     /// For each position of the batch, row by row, its row in the tall matrix.
     pub index: Vec<u32>,
     /// Bilinear shrinking: four patch rows (counted in the patches alone) and weights for each shrunk token.
-    pub shrunk: Vec<[(u32, f32); 4]>,
-    /// Number of tiles and frames in all.
-    pub tiles: usize,
+    shrunk: Vec<[(u32, f32); 4]>,
+    /// Number of tiles and frames laid out so far.
+    tiles: usize,
+    /// Rows of the tall matrix that hold patches, and those that hold shrunk ones.
+    patch_rows: Range<u32>,
+    first_shrunk: u32,
 }
 
 impl Packing {
@@ -25,8 +32,14 @@ impl Packing {
     /// [`Error::Batch`] where pictures, their tiles and the layout disagree.
     pub fn new(batch: &MultimodalBatch, config: &VisionConfig) -> Result<Self> {
         let positions = batch.batch_size() * batch.layout.seq_len;
-        let mut packing = Self { index: (0..positions as u32).collect(), shrunk: vec![], tiles: 0 };
         let sources = Sources::new(batch, config, positions)?;
+        let mut packing = Self {
+            index: (0..positions as u32).collect(),
+            shrunk: vec![],
+            tiles: 0,
+            patch_rows: sources.first_patch..sources.newline,
+            first_shrunk: sources.first_shrunk,
+        };
         let mut visuals = batch.visuals.iter();
         for (row, samples) in batch.layout.rows.iter().enumerate() {
             for span in samples.iter().flat_map(|s| &s.visuals) {
@@ -48,6 +61,40 @@ impl Packing {
             return Err(count_error(batch));
         }
         Ok(packing)
+    }
+
+    /// Shrunk patches: weighted sums of four `patches` (patches, width) each; `None` where nothing is shrunk.
+    ///
+    /// candle's bilinear resize has no backward pass; gathers have.
+    pub fn shrink(&self, patches: &Tensor) -> Result<Option<Tensor>> {
+        let n = self.shrunk.len();
+        let corner = |k: usize| -> Result<Tensor> {
+            let index = Tensor::from_iter(self.shrunk.iter().map(|c| c[k].0), patches.device())?;
+            let weights = Tensor::from_iter(self.shrunk.iter().map(|c| c[k].1), patches.device())?;
+            let weights = weights.reshape((n, 1))?.to_dtype(patches.dtype())?;
+            Ok(patches.index_select(&index, 0)?.broadcast_mul(&weights)?)
+        };
+        if n == 0 {
+            return Ok(None);
+        }
+        Ok(Some((((corner(0)? + corner(1)?)? + corner(2)?)? + corner(3)?)?))
+    }
+
+    /// Something known of every patch, such as a teacher's features (patches, width), brought into the order of the
+    /// batch: the positions that hold a patch (counted over all rows), and its features, (positions, width).
+    pub fn patches_in_order(&self, features: &Tensor) -> Result<(Vec<u32>, Tensor)> {
+        let patches = self.patch_rows.len() as u32;
+        let source = |&row: &u32| match row {
+            row if self.patch_rows.contains(&row) => Some(row - self.patch_rows.start),
+            row if row >= self.first_shrunk => Some(patches + row - self.first_shrunk),
+            _ => None,
+        };
+        let (positions, rows): (Vec<u32>, Vec<u32>) =
+            self.index.iter().enumerate().filter_map(|(i, row)| Some((i as u32, source(row)?))).unzip();
+        let mut sources = vec![features.clone()];
+        sources.extend(self.shrink(features)?);
+        let rows = Tensor::from_vec(rows, positions.len(), features.device())?;
+        Ok((positions, Tensor::cat(&sources, 0)?.index_select(&rows, 0)?))
     }
 
     /// The source rows of one picture's tokens, newlines included.

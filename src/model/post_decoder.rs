@@ -5,7 +5,7 @@ use candle_nn::VarBuilder;
 
 use super::{DecoderStack, Pass};
 use crate::Result;
-use crate::config::HaploVlConfig;
+use crate::config::DecoderConfig;
 use crate::nn::{Linear, Norm};
 
 /// The layers of a language model and its final norm.
@@ -16,15 +16,17 @@ pub struct PostDecoder {
 }
 
 impl PostDecoder {
-    /// Reads the layers of `model.layers` behind the pre-decoder's, and `model.norm`; `vb` is the root.
+    /// Reads `model.layers` from number `first` on, and `model.norm`; `vb` is the root of the checkpoint.
+    ///
+    /// In a HaploVL, `first` is the number of the pre-decoder's layers; in a language model, 0.
     ///
     /// # Errors
     /// If the store lacks a tensor, or one has another shape.
-    pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
-        let (vb, decoder) = (vb.pp("model"), &config.post_decoder);
+    pub fn new(config: &DecoderConfig, first: usize, vb: VarBuilder) -> Result<Self> {
+        let vb = vb.pp("model");
         Ok(Self {
-            stack: DecoderStack::new(decoder, config.pre_decoder.num_hidden_layers, vb.pp("layers"))?,
-            norm: Norm::new(decoder.norm_mode, decoder.hidden_size, decoder.norm_eps, vb.pp("norm"))?,
+            stack: DecoderStack::new(config, first, vb.pp("layers"))?,
+            norm: Norm::new(config.norm_mode, config.hidden_size, config.norm_eps, vb.pp("norm"))?,
         })
     }
 
@@ -43,15 +45,17 @@ impl PostDecoder {
 pub struct LanguageHead(Linear);
 
 impl LanguageHead {
-    /// Reads `lm_head.weight`, or uses `embed_tokens` (vocab_size, hidden_size) if the configuration ties them.
+    /// Reads `lm_head.weight` (vocab_size, hidden_size); `vb` is the root of the checkpoint.
     ///
     /// # Errors
     /// If the store lacks the tensor, or it has another shape.
-    pub fn new(config: &HaploVlConfig, embed_tokens: &Tensor, vb: VarBuilder) -> Result<Self> {
-        if config.tie_word_embeddings {
-            return Ok(Self(Linear::from_tensors(embed_tokens.clone(), None)));
-        }
-        Ok(Self(Linear::new(config.post_decoder.hidden_size, config.vocab_size, false, vb.pp("lm_head"))?))
+    pub fn new(hidden_size: usize, vocab_size: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self(Linear::new(hidden_size, vocab_size, false, vb.pp("lm_head"))?))
+    }
+
+    /// The head that is the embedding table (vocab_size, hidden_size) itself.
+    pub fn tied(embed_tokens: &Tensor) -> Self {
+        Self(Linear::from_tensors(embed_tokens.clone(), None))
     }
 
     /// (.., hidden_size) -> logits (.., vocab_size).

@@ -1,12 +1,14 @@
 //! Layers one behind the other, and what they share in one forward pass.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use crate::Result;
 use crate::config::DecoderConfig;
 use crate::nn::ops::KeyRanges;
-use crate::nn::{DecoderLayer, LayerCache, RotaryAngles};
+use crate::nn::{CheckpointScope, DecoderLayer, LayerCache, RotaryAngles, checkpoint};
 
 /// What all layers of one decoder share in one forward pass.
 #[derive(Debug)]
@@ -19,12 +21,14 @@ pub struct Pass<'a> {
     pub caches: Option<&'a mut [LayerCache]>,
     /// Layers (counted from 0 in this decoder) whose attention weights are wanted.
     pub attention_layers: &'a [usize],
+    /// Where gradients of recomputed layers go; `None` keeps all activations. Not together with caches.
+    pub checkpoint: Option<Arc<CheckpointScope>>,
 }
 
 impl<'a> Pass<'a> {
     /// A pass without cache and without recorded weights.
     pub fn new(ranges: &'a KeyRanges, angles: Option<RotaryAngles>) -> Self {
-        Self { ranges, angles, caches: None, attention_layers: &[] }
+        Self { ranges, angles, caches: None, attention_layers: &[], checkpoint: None }
     }
 }
 
@@ -61,7 +65,13 @@ impl DecoderStack {
                 weights.push(layer.attention_weights(&x, pass.angles.as_ref(), pass.ranges)?);
             }
             let cache = pass.caches.as_mut().and_then(|caches| caches.get_mut(i));
-            x = layer.forward(&x, pass.angles.as_ref(), pass.ranges, cache)?;
+            x = match (&pass.checkpoint, cache) {
+                (Some(scope), None) => {
+                    let (layer, angles, ranges) = (layer.clone(), pass.angles.clone(), pass.ranges.clone());
+                    checkpoint(scope, &x, move |x| layer.forward(x, angles.as_ref(), &ranges, None))?
+                }
+                (_, cache) => layer.forward(&x, pass.angles.as_ref(), pass.ranges, cache)?,
+            };
         }
         Ok((x, weights))
     }

@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 
 use super::ops;
 use crate::Result;
-use crate::config::{DecoderConfig, RopeScaling};
+use crate::config::{DecoderConfig, Rope, RopeScaling};
 
 /// The frequencies of one decoder.
 #[derive(Debug, Clone)]
@@ -28,6 +28,11 @@ impl RotaryEmbedding {
         let frequency = |i: usize| config.rope_theta.powf(-((2 * i) as f64) / head_dim as f64);
         let scaled = |f: f64| config.rope_scaling.map_or(f, |scaling| scale(f, scaling));
         Self { inverse_frequencies: (0..head_dim / 2).map(|i| scaled(frequency(i)) as f32).collect() }
+    }
+
+    /// The frequencies of a decoder with rotary positions, and `None` for one without.
+    pub fn of(config: &DecoderConfig) -> Option<Self> {
+        (config.rope != Rope::None).then(|| Self::new(config))
     }
 
     /// Angles of `positions`, one list for each batch row; (batch, seq, head_dim / 2), or one row if all are equal.

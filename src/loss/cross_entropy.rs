@@ -1,0 +1,248 @@
+//! Cross-entropy of a linear head, without ever holding all logits.
+
+use candle_core::{D, DType, Device, Tensor};
+
+use super::LossSum;
+use super::attach::attach;
+use crate::batch::IGNORE_INDEX;
+use crate::{Error, Result};
+
+/// Logits held at a time: 128 MiB in f32. More buys nothing, since the matrix product is large enough by then.
+const CHUNK_LOGITS: usize = 32 << 20;
+
+/// `sum_i cross_entropy(hidden_i . head_weight^T, labels_i)` over the labelled rows, in f32.
+///
+/// Rows labelled [`IGNORE_INDEX`] cost nothing. The others go through the head in chunks; each chunk's loss *and*
+/// gradients are computed while its logits are at hand (the idea of Liger Kernel), so that memory grows with
+/// `hidden` and `head_weight`, not with rows times vocabulary. Gradients are computed only for what is tracked.
+///
+/// # Shapes
+/// `hidden` `(n, d)`, `head_weight` `(v, d)` of the same type, `labels` `(n)` u32.
+///
+/// # Errors
+/// [`Error::Batch`] for shapes that do not fit each other, and for a label outside the vocabulary.
+pub fn linear_cross_entropy(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor) -> Result<LossSum> {
+    chunked(hidden, head_weight, labels, CHUNK_LOGITS)
+}
+
+fn chunked(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor, chunk_logits: usize) -> Result<LossSum> {
+    let (vocabulary, _) = head_weight.dims2()?;
+    let rows = LabelledRows::new(hidden, head_weight, labels)?;
+    let device = hidden.device();
+    if rows.labels.is_empty() {
+        return LossSum::zero(device);
+    }
+    let count = rows.labels.len();
+    let index = Tensor::new(rows.positions, device)?;
+    let selected = hidden.detach().index_select(&index, 0)?;
+    let head =
+        Head { weight: head_weight.detach(), wants_input: hidden.track_op(), wants_weight: head_weight.track_op() };
+    let (mut sum, mut d_selected, mut d_weight) = (Tensor::zeros((), DType::F32, device)?, vec![], None::<Tensor>);
+    let chunk_rows = (chunk_logits / vocabulary.max(1)).max(1);
+    for (n, labels) in rows.labels.chunks(chunk_rows).enumerate() {
+        let chunk = head.chunk(&selected.narrow(0, n * chunk_rows, labels.len())?, labels)?;
+        sum = (sum + chunk.loss)?;
+        d_selected.extend(chunk.d_hidden);
+        d_weight = match (d_weight, chunk.d_weight) {
+            (Some(total), Some(part)) => Some((total + part)?),
+            (total, part) => total.or(part),
+        };
+    }
+    let d_hidden = (head.wants_input)
+        .then(|| hidden.zeros_like()?.detach().index_add(&index, &Tensor::cat(&d_selected, 0)?, 0))
+        .transpose()?;
+    let d_weight = d_weight.map(|d| d.to_dtype(head_weight.dtype())).transpose()?;
+    Ok(LossSum { sum: attach(sum, hidden, head_weight, [d_hidden, d_weight])?, count })
+}
+
+/// The rows that count, and their labels.
+struct LabelledRows {
+    positions: Vec<u32>,
+    labels: Vec<u32>,
+}
+
+impl LabelledRows {
+    fn new(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor) -> Result<Self> {
+        let shapes = (hidden.dims2(), head_weight.dims2(), labels.dims1());
+        let (Ok((n, d)), Ok((vocabulary, d_head)), Ok(n_labels)) = shapes else {
+            return Err(misshapen(hidden, head_weight, labels));
+        };
+        if n != n_labels || d != d_head || labels.dtype() != DType::U32 {
+            return Err(misshapen(hidden, head_weight, labels));
+        }
+        let mut rows = Self { positions: vec![], labels: vec![] };
+        for (position, label) in (0u32..).zip(labels.to_device(&Device::Cpu)?.to_vec1::<u32>()?) {
+            if label == IGNORE_INDEX {
+                continue;
+            }
+            if label as usize >= vocabulary {
+                return Err(Error::Batch(format!(
+                    "label {label} of row {position} is outside the vocabulary of {vocabulary}: use the tokenizer of \
+                     the model, and {IGNORE_INDEX} where there is no label"
+                )));
+            }
+            rows.positions.push(position);
+            rows.labels.push(label);
+        }
+        Ok(rows)
+    }
+}
+
+fn misshapen(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor) -> Error {
+    Error::Batch(format!(
+        "hidden states {:?}, head weight {:?} and labels {:?} ({:?}) do not fit, expected (n, d), (v, d) and (n) u32",
+        hidden.dims(),
+        head_weight.dims(),
+        labels.dims(),
+        labels.dtype()
+    ))
+}
+
+/// The linear head, off the graph.
+struct Head {
+    weight: Tensor,
+    wants_input: bool,
+    wants_weight: bool,
+}
+
+/// What one chunk of rows adds.
+struct Chunk {
+    loss: Tensor,
+    d_hidden: Option<Tensor>,
+    d_weight: Option<Tensor>,
+}
+
+impl Head {
+    fn chunk(&self, hidden: &Tensor, labels: &[u32]) -> Result<Chunk> {
+        let device = hidden.device();
+        let labels = Tensor::new(labels, device)?.unsqueeze(1)?;
+        let logits = hidden.matmul(&self.weight.t()?)?.to_dtype(DType::F32)?;
+        let label_logit = logits.gather(&labels, 1)?;
+        let max_logit = logits.max_keepdim(D::Minus1)?;
+        let probabilities = candle_nn::ops::softmax_last_dim(&logits)?;
+        drop(logits);
+        // log(sum(exp)) from the largest probability, which is at least 1/v, so the logarithm is always safe.
+        let log_sum_exp = (max_logit - probabilities.max_keepdim(D::Minus1)?.log()?)?;
+        let loss = (log_sum_exp - label_logit)?.sum_all()?;
+        if !(self.wants_input || self.wants_weight) {
+            return Ok(Chunk { loss, d_hidden: None, d_weight: None });
+        }
+        // d loss / d logits = probabilities - one_hot(labels), in place.
+        probabilities.scatter_add_set(&labels, &Tensor::full(-1f32, labels.shape(), device)?, 1)?;
+        let d_logits = probabilities.to_dtype(hidden.dtype())?;
+        let d_hidden = self.wants_input.then(|| d_logits.matmul(&self.weight)).transpose()?;
+        let d_weight = || d_logits.t()?.matmul(hidden)?.to_dtype(DType::F32);
+        Ok(Chunk { loss, d_hidden, d_weight: self.wants_weight.then(d_weight).transpose()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::*;
+
+    /// f32 sums in another order; values are of order 10.
+    const TOLERANCE: f32 = 2e-5;
+
+    fn numbers(shape: (usize, usize), seed: u32) -> Vec<f32> {
+        (0..(shape.0 * shape.1) as u32).map(|i| ((i * 7 + seed * 13) as f32 * 0.7).sin()).collect()
+    }
+
+    fn var(shape: (usize, usize), seed: u32) -> Var {
+        Var::from_vec(numbers(shape, seed), shape, &Device::Cpu).unwrap()
+    }
+
+    fn labels(labels: &[u32]) -> Tensor {
+        Tensor::new(labels, &Device::Cpu).unwrap()
+    }
+
+    fn worst(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+    }
+
+    /// The textbook form: all logits, log-softmax, gather.
+    fn plain(hidden: &Tensor, weight: &Tensor, labels: &Tensor) -> Tensor {
+        let logits = hidden.matmul(&weight.t().unwrap()).unwrap();
+        let log_probabilities = candle_nn::ops::log_softmax(&logits, 1).unwrap();
+        log_probabilities.gather(&labels.unsqueeze(1).unwrap(), 1).unwrap().neg().unwrap().sum_all().unwrap()
+    }
+
+    #[test]
+    fn equals_the_plain_form_in_value_and_gradient_however_it_is_chunked() {
+        let (hidden, weight) = (var((5, 4), 1), var((7, 4), 2));
+        let labels = labels(&[3, IGNORE_INDEX, 0, 6, 3]);
+        let expected = plain(&hidden, &weight, &labels);
+        let expected_grads = (&expected * 0.3).unwrap().backward().unwrap();
+        for chunk_logits in [1, 7 * 2, 7 * 3, 1 << 20] {
+            let loss = chunked(&hidden, &weight, &labels, chunk_logits).unwrap();
+            assert_eq!(loss.count, 4);
+            assert!(worst(&loss.sum, &expected) < TOLERANCE);
+            let grads = (loss.sum * 0.3).unwrap().backward().unwrap();
+            for input in [&hidden, &weight] {
+                assert!(worst(grads.get(input).unwrap(), expected_grads.get(input).unwrap()) < TOLERANCE);
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_agree_with_finite_differences() {
+        let (hidden, weight) = (var((3, 4), 3), var((6, 4), 4));
+        let labels = labels(&[5, 2, 2]);
+        let value = |h: &Tensor, w: &Tensor| -> f64 {
+            linear_cross_entropy(h, w, &labels).unwrap().sum.to_scalar::<f32>().unwrap().into()
+        };
+        let grads = linear_cross_entropy(&hidden, &weight, &labels).unwrap().sum.backward().unwrap();
+        for (n, input) in [&hidden, &weight].into_iter().enumerate() {
+            let gradient = grads.get(input).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            for (i, analytic) in gradient.into_iter().enumerate() {
+                let moved = |by: f32| {
+                    let mut numbers = input.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                    numbers[i] += by;
+                    let moved = Tensor::from_vec(numbers, input.shape(), &Device::Cpu).unwrap();
+                    if n == 0 { value(&moved, &weight) } else { value(&hidden, &moved) }
+                };
+                let numeric = (moved(1e-2) - moved(-1e-2)) / 2e-2;
+                // Central differences of an f32 value: truncation and rounding are both of order 1e-4.
+                assert!((numeric - f64::from(analytic)).abs() < 1e-3, "input {n}, {i}: {numeric} and {analytic}");
+            }
+        }
+    }
+
+    #[test]
+    fn untracked_inputs_receive_nothing() {
+        let (hidden, weight) = (var((2, 3), 5), var((4, 3), 6));
+        let grads = linear_cross_entropy(&hidden, &weight.as_detached_tensor(), &labels(&[1, 2])).unwrap();
+        let grads = grads.sum.backward().unwrap();
+        assert!(grads.get(&hidden).is_some() && grads.get(&weight).is_none());
+        let fixed = linear_cross_entropy(&hidden.as_detached_tensor(), &weight.as_detached_tensor(), &labels(&[1, 2]));
+        assert!(!fixed.unwrap().sum.track_op());
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite() {
+        let hidden = Var::new(&[[300f32], [300.0]], &Device::Cpu).unwrap();
+        let weight = Var::new(&[[1f32], [-1.0]], &Device::Cpu).unwrap();
+        let loss = linear_cross_entropy(&hidden, &weight, &labels(&[0, 1])).unwrap();
+        assert_eq!(loss.mean().unwrap().to_scalar::<f32>().unwrap(), 300.0);
+        let grads = loss.sum.backward().unwrap();
+        assert_eq!(grads.get(&hidden).unwrap().to_vec2::<f32>().unwrap(), [[0.0], [2.0]]);
+    }
+
+    #[test]
+    fn nothing_labelled_is_zero_of_nothing() {
+        let (hidden, weight) = (var((2, 3), 5), var((4, 3), 6));
+        let loss = linear_cross_entropy(&hidden, &weight, &labels(&[IGNORE_INDEX; 2])).unwrap();
+        assert_eq!((loss.count, loss.mean().unwrap().to_scalar::<f32>().unwrap()), (0, 0.0));
+    }
+
+    #[test]
+    fn bad_labels_and_shapes_are_named() {
+        let (hidden, weight) = (var((2, 3), 5), var((4, 3), 6));
+        let error = |labels: &Tensor| linear_cross_entropy(&hidden, &weight, labels).unwrap_err().to_string();
+        let outside = error(&labels(&[1, 4]));
+        assert!(outside.contains("label 4 of row 1") && outside.contains("vocabulary of 4"), "{outside}");
+        assert!(error(&labels(&[1])).contains("labels [1]"));
+        assert!(error(&Tensor::new(&[1i64, 2], &Device::Cpu).unwrap()).contains("I64"));
+    }
+}

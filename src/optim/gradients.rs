@@ -1,0 +1,110 @@
+//! Gradients by parameter name, cut from the graph that made them.
+
+use std::collections::BTreeMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
+use rayon::prelude::*;
+
+use super::slices::{CHUNK, is_host_f32, with_slice, with_slice_mut};
+use crate::{Error, Result};
+
+/// One gradient for each named parameter, iterated in sorted order of names.
+///
+/// A gradient in a [`GradStore`] still hangs on the whole graph of activations; those in here are detached, and
+/// nothing but the parameters asked for is kept.
+#[derive(Debug, Clone, Default)]
+pub struct Gradients(BTreeMap<String, Tensor>);
+
+impl Gradients {
+    /// Takes the gradients of `params` out of what a backward pass returned, and drops the rest.
+    ///
+    /// A parameter that received no gradient is simply absent; [`super::AdamW::step`] refuses that.
+    ///
+    /// # Errors
+    /// From candle only.
+    pub fn collect(params: &BTreeMap<String, Var>, mut store: GradStore) -> Result<Self> {
+        let mut gradients = Self::default();
+        for (name, var) in params {
+            if let Some(gradient) = store.remove(var) {
+                gradients.insert(name.clone(), &gradient)?;
+            }
+        }
+        Ok(gradients)
+    }
+
+    /// Puts in a gradient, detached and contiguous, in place of one of the same name.
+    ///
+    /// # Errors
+    /// From candle only.
+    pub fn insert(&mut self, name: String, gradient: &Tensor) -> Result<()> {
+        self.0.insert(name, gradient.detach().contiguous()?);
+        Ok(())
+    }
+
+    /// Gives a gradient of zeros to those of `params` that have none and whose name `may_lack` accepts: the parts of
+    /// a model that a step did not use, such as the patch projection when no sample held a picture.
+    ///
+    /// # Errors
+    /// From candle only.
+    pub fn fill_missing(&mut self, params: &BTreeMap<String, Var>, may_lack: impl Fn(&str) -> bool) -> Result<()> {
+        for (name, var) in params {
+            if !self.0.contains_key(name) && may_lack(name) {
+                self.0.insert(name.clone(), var.zeros_like()?.detach());
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the gradients of another micro-batch, in place where they are f32 on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Training`] if two gradients of a name differ in shape.
+    pub fn accumulate(&mut self, other: Self) -> Result<()> {
+        for (name, gradient) in other.0 {
+            match self.0.get_mut(&name) {
+                Some(sum) if sum.shape() != gradient.shape() => {
+                    return Err(Error::Training(format!(
+                        "gradients of `{name}` have shapes {:?} and {:?}: accumulate only gradients of one model",
+                        sum.dims(),
+                        gradient.dims()
+                    )));
+                }
+                Some(sum) if is_host_f32(sum) && is_host_f32(&gradient) => add_in_place(sum, &gradient)?,
+                Some(sum) => *sum = (&*sum + gradient)?.detach(),
+                None => {
+                    self.0.insert(name, gradient);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The gradient of a parameter.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.0.get(name)
+    }
+
+    /// Names and gradients, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Tensor)> {
+        self.0.iter()
+    }
+
+    /// Number of gradients.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is no gradient at all.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn add_in_place(sum: &Tensor, gradient: &Tensor) -> Result<()> {
+    let add = |(sum, gradient): (&mut [f32], &[f32])| sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g);
+    with_slice(gradient, |gradient| {
+        with_slice_mut(sum, |sum| sum.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).for_each(add))
+    })??;
+    Ok(())
+}

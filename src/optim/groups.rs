@@ -1,0 +1,123 @@
+//! Settings for groups of parameters, chosen by name.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// What is different for the parameters whose name matches a pattern.
+///
+/// Groups apply in order: of several that match a parameter, the last one that sets a field decides that field.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParamGroup {
+    /// A parameter name, in which each `*` stands for any characters (dots too, or none at all).
+    pub pattern: String,
+    /// Factor on the learning rate; 0 freezes the parameters: no moments are kept and no gradient is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr_scale: Option<f64>,
+    /// Decoupled weight decay in place of the optimizer's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+}
+
+/// The settings of one parameter, all groups applied.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Settings {
+    pub lr_scale: f64,
+    pub weight_decay: f64,
+}
+
+/// Applies `groups` to each of `names`.
+///
+/// # Errors
+/// [`Error::Config`] for a negative or non-finite setting, and for a pattern that matches no name: it is a typing
+/// error or a leftover, and would silently train what should be left alone.
+pub(super) fn resolve<'a>(
+    groups: &[ParamGroup],
+    weight_decay: f64,
+    names: impl Iterator<Item = &'a String> + Clone,
+) -> Result<Vec<Settings>> {
+    for (n, group) in groups.iter().enumerate() {
+        check(&format!("groups[{n}].lr_scale"), group.lr_scale)?;
+        check(&format!("groups[{n}].weight_decay"), group.weight_decay)?;
+        if !names.clone().any(|name| glob_matches(&group.pattern, name)) {
+            let example = names.clone().next().map_or("none", String::as_str);
+            return Err(Error::config(
+                format!("groups[{n}].pattern"),
+                format!(
+                    "`{}` matches none of the {} trainable parameters (the first is `{example}`): correct or drop it",
+                    group.pattern,
+                    names.clone().count()
+                ),
+            ));
+        }
+    }
+    let settings = |name: &'a String| {
+        let matching = groups.iter().filter(|group| glob_matches(&group.pattern, name));
+        matching.fold(Settings { lr_scale: 1.0, weight_decay }, |settings, group| Settings {
+            lr_scale: group.lr_scale.unwrap_or(settings.lr_scale),
+            weight_decay: group.weight_decay.unwrap_or(settings.weight_decay),
+        })
+    };
+    Ok(names.map(settings).collect())
+}
+
+fn check(field: &str, value: Option<f64>) -> Result<()> {
+    match value {
+        Some(value) if !(value.is_finite() && value >= 0.0) => {
+            Err(Error::config(field, format!("is {value}, expected a finite number of at least 0")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether `name` matches `pattern`, in which each `*` stands for any characters or none.
+pub fn glob_matches(pattern: &str, name: &str) -> bool {
+    let mut pieces = pattern.split('*');
+    let Some(mut rest) = pieces.next().and_then(|first| name.strip_prefix(first)) else { return false };
+    let Some(last) = pieces.next_back() else { return rest.is_empty() };
+    // The leftmost place for each middle piece leaves the most room for those that follow.
+    for piece in pieces {
+        match rest.split_once(piece) {
+            Some((_, after)) => rest = after,
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs_match_whole_names() {
+        let matching =
+            [("*", ""), ("*", "a.b"), ("a.b", "a.b"), ("*.bias", "x.bias"), ("a*b*c", "a-b-b-c"), ("a*a", "aa")];
+        let others = [("", "a"), ("a", "ab"), ("*.bias", "bias"), ("a*a", "a"), ("a*b*c", "acb"), ("*.norm", "norm.x")];
+        assert!(matching.iter().all(|(pattern, name)| glob_matches(pattern, name)));
+        assert!(others.iter().all(|(pattern, name)| !glob_matches(pattern, name)));
+        assert!(glob_matches("*ab*ab", "abab") && !glob_matches("*ab*ab", "ab"));
+    }
+
+    #[test]
+    fn later_groups_override_field_by_field() {
+        let group =
+            |pattern: &str, lr_scale, weight_decay| ParamGroup { pattern: pattern.into(), lr_scale, weight_decay };
+        let names = ["head.weight", "norm.bias", "norm.weight"].map(String::from);
+        let groups = [group("norm.*", Some(0.5), Some(0.0)), group("*.bias", Some(0.1), None)];
+        let settings = resolve(&groups, 0.05, names.iter()).unwrap();
+        let expected = [(1.0, 0.05), (0.1, 0.0), (0.5, 0.0)];
+        assert_eq!(settings, expected.map(|(lr_scale, weight_decay)| Settings { lr_scale, weight_decay }));
+    }
+
+    #[test]
+    fn patterns_without_match_and_negative_settings_are_refused() {
+        let names = ["head.weight".to_string()];
+        let error = |group| resolve(&[group], 0.0, names.iter()).unwrap_err().to_string();
+        let unmatched = error(ParamGroup { pattern: "heads.*".into(), lr_scale: None, weight_decay: None });
+        assert!(unmatched.contains("groups[0].pattern") && unmatched.contains("heads.*"), "{unmatched}");
+        let negative = error(ParamGroup { pattern: "*".into(), lr_scale: Some(-1.0), weight_decay: None });
+        assert!(negative.contains("groups[0].lr_scale"), "{negative}");
+    }
+}
