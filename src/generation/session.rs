@@ -13,6 +13,9 @@ use crate::{Error, Result};
 /// Turns ids into text, leaving out special tokens.
 pub type Decode<'a> = Arc<dyn Fn(&[u32]) -> Result<String> + 'a>;
 
+/// A row's own handle on the decoder.
+type RowDecode<'a> = Box<dyn Fn(&[u32]) -> Result<String> + 'a>;
+
 /// What the model takes in next.
 enum Input {
     Prompt(Box<MultimodalBatch>),
@@ -189,7 +192,7 @@ impl<'a> Session<'a> {
 /// One sequence of the batch.
 struct Row<'a> {
     sampler: Sampler,
-    stream: TextStream<Box<dyn Fn(&[u32]) -> Result<String> + 'a>>,
+    stream: TextStream<RowDecode<'a>>,
     eos: Vec<u32>,
     pad: u32,
     budget: usize,
