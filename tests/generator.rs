@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use candle_core::{Device, Tensor};
 use haplovl::batch::{BatchSpec, MultimodalBatch, PaddingSide, Sequence};
 use haplovl::config::{GenerationConfig, HaploVlConfig};
-use haplovl::generation::{CancelToken, CausalModel, FinishReason, Generator};
+use haplovl::generation::{CancelToken, CausalModel, FinishReason, Generator, PrefixCache};
 use haplovl::{Error, Result};
 
 const EOS: u32 = 90;
@@ -127,10 +127,10 @@ fn a_stream_gives_pieces_and_then_the_facts() {
     let mut stream = generator.stream(&prompts(&[&[5, 6]]), &config()).unwrap();
     let pieces: Vec<String> = stream.by_ref().map(Result::unwrap).collect();
     assert_eq!(pieces, ["a", "b"]);
-    let generation = stream.finish().unwrap();
-    assert_eq!(generation.sequences[0].text, "ab");
-    assert_eq!(generation.timings.new_tokens, 4);
-    assert!(generation.timings.tokens_per_second > 0.0);
+    let answer = stream.finish().unwrap();
+    assert_eq!(answer.text(), "ab");
+    assert_eq!(answer.timings.new_tokens, 4);
+    assert!(answer.timings.tokens_per_second > 0.0);
     assert!(matches!(generator.stream(&prompts(&[&[1], &[2]]), &config()), Err(Error::Batch(_))));
 }
 
@@ -157,9 +157,9 @@ fn a_stream_dropped_early_reports_what_it_had() {
     let model = Script::new(&[&[1, 2, 3, EOS]]);
     let mut stream = Generator::new(&model, letters).stream(&prompts(&[&[1]]), &config()).unwrap();
     assert_eq!(stream.next().unwrap().unwrap(), "a");
-    let generation = stream.finish().unwrap();
-    assert_eq!(generation.sequences[0].tokens, [1]);
-    assert_eq!(generation.sequences[0].finish_reason, FinishReason::Cancelled);
+    let answer = stream.finish().unwrap();
+    assert_eq!(answer.sequence.tokens, [1]);
+    assert_eq!(answer.sequence.finish_reason, FinishReason::Cancelled);
 }
 
 #[test]
@@ -238,8 +238,11 @@ mod with_a_model {
 
     /// A model with weights large enough that what it says depends on what it sees.
     fn model() -> HaploVl {
+        model_of(HaploVlConfig::tiny())
+    }
+
+    fn model_of(config: HaploVlConfig) -> HaploVl {
         let parameters = Parameters::new();
-        let config = HaploVlConfig::tiny();
         HaploVl::new(&config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap();
         for (name, var) in parameters.iter() {
             if name.ends_with("weight") && var.rank() > 1 {
@@ -295,6 +298,64 @@ mod with_a_model {
             assert_eq!(alone.sequences[0].tokens, in_batch.tokens);
         }
         assert_ne!(together.sequences[0].tokens, together.sequences[1].tokens);
+    }
+
+    /// Answers with a kept cache and without, which must agree, and returns the ids and how many came from the cache.
+    fn both_ways(model: &HaploVl, cache: &mut PrefixCache, sequence: &Sequence, most: usize) -> (Vec<u32>, usize) {
+        let generator = Generator::new(model, letters);
+        let batch = left_padded(std::slice::from_ref(sequence));
+        let mut session = cache.start(&generator, &batch, &greedy(most)).unwrap();
+        while cache.next_piece(model, &mut session).transpose().unwrap().is_some() {}
+        let answer = session.answer().unwrap();
+        let fresh = generator.generate(&batch, &greedy(most)).unwrap();
+        assert_eq!(answer.sequence, fresh.sequences[0]);
+        assert_eq!(answer.timings.prompt_tokens, sequence.len());
+        (answer.sequence.tokens, answer.timings.cached_tokens)
+    }
+
+    #[test]
+    fn later_turns_reuse_the_cache_and_change_nothing() {
+        let model = model();
+        let mut cache = PrefixCache::default();
+        let mut chat = with_picture(&[7, 8, 9], 0.5);
+        let (answer, cached) = both_ways(&model, &mut cache, &chat, 6);
+        assert_eq!((answer.len(), cached), (6, 0));
+        // The next turn: the answer, and a question with a second picture. The last id of the answer was not fed.
+        let first_turn = chat.len() + answer.len();
+        let question = with_picture(&[11, 12], -0.7);
+        chat.input_ids.extend([answer, question.input_ids].concat());
+        chat.visuals.extend(question.visuals);
+        let (answer, cached) = both_ways(&model, &mut cache, &chat, 6);
+        assert_eq!(cached, first_turn - 1);
+        // Asked again, all but the last id is known.
+        assert_eq!(both_ways(&model, &mut cache, &chat, 6), (answer, chat.len() - 1));
+        // Another text behind the second picture.
+        let changed = chat.len() - 2;
+        chat.input_ids[changed] = 33;
+        assert_eq!(both_ways(&model, &mut cache, &chat, 6).1, changed);
+        // Another second picture of the same size: equal ids, but not equal.
+        chat.visuals[1] = with_picture(&[], 0.1).visuals.remove(0);
+        assert_eq!(both_ways(&model, &mut cache, &chat, 6).1, first_turn + 1);
+        // An equal copy of the first picture, and a shorter text that ends where the first answer began.
+        let short = with_picture(&[7, 8, 9], 0.5);
+        assert_eq!(both_ways(&model, &mut cache, &short, 6).1, short.len() - 1);
+        cache.clear();
+        assert_eq!(both_ways(&model, &mut cache, &short, 6).1, 0);
+    }
+
+    #[test]
+    fn a_kept_cache_grows() {
+        let model = model_of(HaploVlConfig { max_position_embeddings: 4096, ..HaploVlConfig::tiny() });
+        let mut cache = PrefixCache::default();
+        let text = |n: usize| Sequence { input_ids: vec![5; n], labels: None, visuals: vec![] };
+        let generator = Generator::new(&model, letters);
+        for (len, cached) in [(20, 0), (30, 20), (1500, 0), (1510, 1500)] {
+            let batch =
+                MultimodalBatch::new(&[text(len)], BatchSpec::new(model.config()), PaddingSide::Left, &Device::Cpu);
+            let mut session = cache.start(&generator, &batch.unwrap(), &greedy(1)).unwrap();
+            while cache.next_piece(&model, &mut session).transpose().unwrap().is_some() {}
+            assert_eq!(session.answer().unwrap().timings.cached_tokens, cached, "{len}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::session::{Decode, Session};
-use super::{CancelToken, CausalModel, Generation};
+use super::{Answer, CancelToken, CausalModel, Generation};
 use crate::batch::MultimodalBatch;
 use crate::config::GenerationConfig;
 use crate::{Error, Result};
@@ -19,6 +19,11 @@ impl<'a, M: CausalModel> Generator<'a, M> {
     /// A generator over `model`; `decode` turns ids into text and special tokens into nothing.
     pub fn new(model: &'a M, decode: impl Fn(&[u32]) -> Result<String> + 'a) -> Self {
         Self { model, decode: Arc::new(decode), cancel: CancelToken::default() }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'a M {
+        self.model
     }
 
     /// Generations end when `cancel` says so.
@@ -48,7 +53,7 @@ impl<'a, M: CausalModel> Generator<'a, M> {
     ) -> Result<Generation> {
         let (mut session, mut cache) = self.start(batch, config)?;
         while session.step(self.model, &mut cache, &mut on_text)? {}
-        session.into_generation()
+        session.finish()
     }
 
     /// Answers a batch of one as an iterator of text pieces, each of whole characters.
@@ -91,8 +96,8 @@ impl<M: CausalModel> TextIter<'_, M> {
     ///
     /// # Errors
     /// Those of the decoder.
-    pub fn finish(self) -> Result<Generation> {
-        self.session.into_generation()
+    pub fn finish(mut self) -> Result<Answer> {
+        self.session.answer()
     }
 }
 

@@ -3,6 +3,7 @@
 mod causal_model;
 mod detokenizer;
 mod generator;
+mod prefix_cache;
 mod result;
 mod sampler;
 mod session;
@@ -12,7 +13,8 @@ mod stream;
 pub use causal_model::CausalModel;
 pub use detokenizer::Detokenizer;
 pub use generator::{Generator, TextIter};
-pub use result::{GeneratedSequence, Generation, Timings};
+pub use prefix_cache::PrefixCache;
+pub use result::{Answer, GeneratedSequence, Generation, Timings};
 pub use sampler::Sampler;
 pub use session::{Decode, Session};
 pub use stop::{CancelToken, FinishReason, StopStrings, TextPiece};

@@ -26,6 +26,24 @@ pub struct GeneratedSequence {
     pub finish_reason: FinishReason,
 }
 
+/// The answer to a batch of one.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Answer {
+    /// Text, ids and reason.
+    #[serde(flatten)]
+    pub sequence: GeneratedSequence,
+    /// Counts and times.
+    #[serde(flatten)]
+    pub timings: Timings,
+}
+
+impl Answer {
+    /// The text, without white space around it.
+    pub fn text(&self) -> &str {
+        self.sequence.text.trim()
+    }
+}
+
 /// Counts and times of a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Timings {

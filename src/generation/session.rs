@@ -5,13 +5,16 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 use super::result::Clock;
-use super::{CancelToken, CausalModel, FinishReason, GeneratedSequence, Generation, Sampler, TextStream};
+use super::{Answer, CancelToken, CausalModel, FinishReason, GeneratedSequence, Generation, Sampler, TextStream};
 use crate::batch::MultimodalBatch;
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::{Error, Result};
 
 /// Turns ids into text, leaving out special tokens.
 pub type Decode<'a> = Arc<dyn Fn(&[u32]) -> Result<String> + 'a>;
+
+/// A row's own handle on the decoder.
+type RowDecode<'a> = Box<dyn Fn(&[u32]) -> Result<String> + 'a>;
 
 /// What the model takes in next.
 enum Input {
@@ -145,19 +148,29 @@ impl<'a> Session<'a> {
         self.rows.iter().all(|row| row.finish_reason.is_some())
     }
 
-    /// The answers as far as they are there; a row that is not at its end counts as cancelled.
+    /// Ends every row that is not at its end yet, as cancelled, and returns what there is.
     ///
     /// # Errors
     /// Those of the decoder.
-    pub fn into_generation(mut self) -> Result<Generation> {
+    pub fn finish(&mut self) -> Result<Generation> {
         self.finish_all(FinishReason::Cancelled, &mut |_, _| ())?;
-        let timings = self.clock.timings(self.prompt_tokens, self.cached_tokens, self.new_tokens());
-        let sequence = |row: Row<'_>| GeneratedSequence {
-            text: row.text,
-            tokens: row.tokens,
-            finish_reason: row.finish_reason.unwrap_or(FinishReason::Cancelled),
+        let sequence = |row: &Row<'_>| GeneratedSequence {
+            text: row.text.clone(),
+            tokens: row.tokens.clone(),
+            finish_reason: row.finish_reason.clone().unwrap_or(FinishReason::Cancelled),
         };
-        Ok(Generation { sequences: self.rows.into_iter().map(sequence).collect(), timings })
+        let timings = self.clock.timings(self.prompt_tokens, self.cached_tokens, self.new_tokens());
+        Ok(Generation { sequences: self.rows.iter().map(sequence).collect(), timings })
+    }
+
+    /// As [`Self::finish`], of the first row.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub fn answer(&mut self) -> Result<Answer> {
+        let Generation { sequences, timings } = self.finish()?;
+        let sequence = sequences.into_iter().next().ok_or_else(|| Error::Batch("has no rows".into()))?;
+        Ok(Answer { sequence, timings })
     }
 
     fn new_tokens(&self) -> usize {
@@ -179,7 +192,7 @@ impl<'a> Session<'a> {
 /// One sequence of the batch.
 struct Row<'a> {
     sampler: Sampler,
-    stream: TextStream<Box<dyn Fn(&[u32]) -> Result<String> + 'a>>,
+    stream: TextStream<RowDecode<'a>>,
     eos: Vec<u32>,
     pad: u32,
     budget: usize,
