@@ -11,6 +11,7 @@ mod safetensors;
 mod save;
 mod strict;
 
+pub(crate) use atomic::sync_folder;
 pub use atomic::{write_atomically, write_bytes_atomically};
 pub use gguf::{GgufFile, GgufValue};
 #[cfg(feature = "hub")]
@@ -23,5 +24,5 @@ pub use inherit::{
 pub use parameter_shapes::ParameterShapes;
 pub use parameters::Parameters;
 pub use safetensors::SafetensorsFiles;
-pub use save::{SaveOptions, save_safetensors};
+pub use save::{SaveOptions, save_safetensors, save_safetensors_file};
 pub use strict::check_tensors;
