@@ -47,12 +47,7 @@ impl Objective for NextToken {
 }
 
 /// The share of a batch in the mean next-token loss of a step; `hidden` is (batch * seq, width).
-pub(super) fn next_token_loss(
-    hidden: &Tensor,
-    head: &Tensor,
-    batch: &MultimodalBatch,
-    step: &Counts,
-) -> Result<Loss> {
+pub(super) fn next_token_loss(hidden: &Tensor, head: &Tensor, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {
     let labels = batch.next_token_labels()?;
     let labels = Tensor::from_vec(labels, hidden.dim(0)?, hidden.device())?;
     let total = (linear_cross_entropy(hidden, head, &labels)?.sum / step.label_tokens.max(1) as f64)?;

@@ -1,0 +1,99 @@
+//! CLIP's own objective, for making a small vision teacher: pictures and their captions find each other.
+
+use candle_core::{D, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+use super::objective::{Counts, Loss, Objective, common_counts};
+use crate::batch::MultimodalBatch;
+use crate::loss::linear_cross_entropy;
+use crate::model::{ClipVision, LanguageModel};
+use crate::nn::Linear;
+use crate::weights::{ClipConfig, LlmConfig};
+use crate::{Error, Result};
+
+/// Bound of the scale of similarities, CLIP's.
+const MAX_LOGIT_SCALE: f64 = 100.0;
+
+/// A vision and a text tower with projections into one space.
+///
+/// A batch holds one caption a row and as many pictures as rows, which stand beside the text and not inside it. All
+/// pairs of a step must be in one micro-batch: every caption is a wrong answer for every other picture.
+#[derive(Debug)]
+pub struct Contrastive {
+    vision: ClipVision,
+    text: LanguageModel,
+    visual_projection: Linear,
+    text_projection: Linear,
+    /// Logarithm of the scale, one element.
+    logit_scale: Tensor,
+}
+
+impl Contrastive {
+    /// Builds both towers: `vision_model.*`, `text_model.*`, `visual_projection`, `text_projection`, `logit_scale`.
+    ///
+    /// # Errors
+    /// If the store holds a tensor of another shape.
+    pub fn new(vision: &ClipConfig, text: &LlmConfig, projection_dim: usize, vb: VarBuilder) -> Result<Self> {
+        let projection = |width, name: &str| Linear::new(width, projection_dim, false, vb.pp(name));
+        Ok(Self {
+            visual_projection: projection(vision.decoder.hidden_size, "visual_projection")?,
+            text_projection: projection(text.decoder.hidden_size, "text_projection")?,
+            logit_scale: vb.get_with_hints(1, "logit_scale", Init::Const((1.0f64 / 0.07).ln()))?,
+            vision: ClipVision::new(vision, vb.clone())?,
+            text: LanguageModel::new(text, vb.pp("text_model"))?,
+        })
+    }
+
+    /// Unit vectors of the last token of each row, (batch, projection_dim).
+    fn captions(&self, batch: &MultimodalBatch) -> Result<Tensor> {
+        let hidden = self.text.hidden_states(&self.text.embed(&batch.input_ids)?, &batch.layout)?.flatten_to(1)?;
+        let last = |(row, samples): (usize, &Vec<crate::batch::Sample>)| {
+            let end = samples.last().map_or(1, |sample| sample.range.end);
+            (row * batch.layout.seq_len + end - 1) as u32
+        };
+        let index: Vec<u32> = batch.layout.rows.iter().enumerate().map(last).collect();
+        let index = Tensor::from_vec(index, batch.batch_size(), hidden.device())?;
+        unit(&self.text_projection.forward(&hidden.index_select(&index, 0)?)?)
+    }
+
+    fn similarities(&self, a: &Tensor, b: &Tensor, scale: &Tensor) -> Result<Tensor> {
+        let own: Vec<u32> = (0..a.dim(0)? as u32).collect();
+        let labels = Tensor::from_vec(own, a.dim(0)?, a.device())?;
+        Ok(linear_cross_entropy(&a.broadcast_mul(scale)?, b, &labels)?.mean()?)
+    }
+}
+
+/// Rows scaled to length 1.
+fn unit(x: &Tensor) -> Result<Tensor> {
+    Ok(x.broadcast_div(&(x.sqr()?.sum_keepdim(D::Minus1)? + 1e-12)?.sqrt()?)?)
+}
+
+impl Objective for Contrastive {
+    fn name(&self) -> &'static str {
+        "contrastive"
+    }
+
+    fn counts(&self, batch: &MultimodalBatch) -> Result<Counts> {
+        Ok(common_counts(batch))
+    }
+
+    fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {
+        let images = unit(&self.visual_projection.forward(&self.vision.pooled(&batch.pixel_values()?)?)?)?;
+        if images.dim(0)? != step.samples {
+            return Err(Error::Batch(format!(
+                "holds {} tiles for {} captions in the step: contrast needs one tile a caption, all in one micro-batch",
+                images.dim(0)?,
+                step.samples
+            )));
+        }
+        let captions = self.captions(batch)?;
+        let scale = self.logit_scale.exp()?.minimum(MAX_LOGIT_SCALE)?;
+        let to_text = self.similarities(&images, &captions, &scale)?;
+        let to_image = self.similarities(&captions, &images, &scale)?;
+        Ok(Loss { total: ((to_text + to_image)? * 0.5)?, parts: vec![] })
+    }
+
+    fn may_lack_gradient(&self, _parameter: &str, _step: &Counts) -> bool {
+        false
+    }
+}
