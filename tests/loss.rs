@@ -95,6 +95,21 @@ fn the_logit_scale_receives_its_gradient() {
 }
 
 #[test]
+fn a_half_precision_table_costs_only_its_own_rounding() {
+    let tensors = candle_core::safetensors::load(&cases()[0], &Device::Cpu).unwrap();
+    let value = |tensors: &std::collections::HashMap<String, Tensor>| {
+        let [_, _, loss] =
+            losses(tensors, &tensors["student_vision"], &tensors["student_text"], &tensors["logit_scale"]);
+        loss.mean().unwrap().to_scalar::<f32>().unwrap()
+    };
+    let (mut half, mut rounded) = (tensors.clone(), tensors);
+    let table = half["embed_tokens"].to_dtype(DType::BF16).unwrap();
+    rounded.insert("embed_tokens".into(), table.to_dtype(DType::F32).unwrap());
+    half.insert("embed_tokens".into(), table);
+    assert_eq!(value(&half), value(&rounded));
+}
+
+#[test]
 fn a_perfect_or_silent_student_has_a_finite_gradient() {
     let teacher = Tensor::new(&[[1f32, -2.0], [0.5, 0.25]], &Device::Cpu).unwrap();
     for student in [teacher.clone(), teacher.zeros_like().unwrap()] {

@@ -67,7 +67,7 @@ impl LabelledRows {
         let (Ok((n, d)), Ok((vocabulary, d_head)), Ok(n_labels)) = shapes else {
             return Err(misshapen(hidden, head_weight, labels));
         };
-        if n != n_labels || d != d_head || labels.dtype() != DType::U32 {
+        if n != n_labels || d != d_head || hidden.dtype() != head_weight.dtype() || labels.dtype() != DType::U32 {
             return Err(misshapen(hidden, head_weight, labels));
         }
         let mut rows = Self { positions: vec![], labels: vec![] };
@@ -90,9 +90,12 @@ impl LabelledRows {
 
 fn misshapen(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor) -> Error {
     Error::Batch(format!(
-        "hidden states {:?}, head weight {:?} and labels {:?} ({:?}) do not fit, expected (n, d), (v, d) and (n) u32",
+        "hidden states {:?} {:?}, head weight {:?} {:?} and labels {:?} {:?} do not fit, expected (n, d) and (v, d) of \
+         one type, and (n) U32",
         hidden.dims(),
+        hidden.dtype(),
         head_weight.dims(),
+        head_weight.dtype(),
         labels.dims(),
         labels.dtype()
     ))

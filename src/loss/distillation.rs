@@ -54,8 +54,10 @@ pub fn current_token_prediction(
 ) -> Result<LossSum> {
     let scale = logit_scale.to_dtype(DType::F32)?.reshape(())?;
     // The scale goes on the small side of the product: the same logits, and its gradient comes for free.
-    let scaled = student.to_dtype(DType::F32)?.broadcast_mul(&scale)?.to_dtype(embed_tokens.dtype())?;
-    linear_cross_entropy(&scaled, &embed_tokens.detach(), token_ids)
+    let scaled = student.to_dtype(DType::F32)?.broadcast_mul(&scale)?;
+    // A table kept in half precision saves memory anywhere, but computing in it pays on a GPU only.
+    let dtype = if student.device().is_cpu() { DType::F32 } else { embed_tokens.dtype() };
+    linear_cross_entropy(&scaled.to_dtype(dtype)?, &embed_tokens.detach().to_dtype(dtype)?, token_ids)
 }
 
 fn comparable(what: &str, student: &Tensor, teacher: &Tensor) -> Result<(Tensor, Tensor)> {

@@ -80,23 +80,6 @@ impl Packing {
         Ok(Some((((corner(0)? + corner(1)?)? + corner(2)?)? + corner(3)?)?))
     }
 
-    /// Something known of every patch, such as a teacher's features (patches, width), brought into the order of the
-    /// batch: the positions that hold a patch (counted over all rows), and its features, (positions, width).
-    pub fn patches_in_order(&self, features: &Tensor) -> Result<(Vec<u32>, Tensor)> {
-        let patches = self.patch_rows.len() as u32;
-        let source = |&row: &u32| match row {
-            row if self.patch_rows.contains(&row) => Some(row - self.patch_rows.start),
-            row if row >= self.first_shrunk => Some(patches + row - self.first_shrunk),
-            _ => None,
-        };
-        let (positions, rows): (Vec<u32>, Vec<u32>) =
-            self.index.iter().enumerate().filter_map(|(i, row)| Some((i as u32, source(row)?))).unzip();
-        let mut sources = vec![features.clone()];
-        sources.extend(self.shrink(features)?);
-        let rows = Tensor::from_vec(rows, positions.len(), features.device())?;
-        Ok((positions, Tensor::cat(&sources, 0)?.index_select(&rows, 0)?))
-    }
-
     /// The source rows of one picture's tokens, newlines included.
     fn tokens(&mut self, visual: &Visual, config: &VisionConfig, sources: &Sources) -> Result<Vec<u32>> {
         let first_patch = self.tiles * sources.patches_per_tile;
@@ -151,6 +134,33 @@ impl Packing {
         }
         tokens
     }
+}
+
+/// Something known of every patch, such as a teacher's features (tiles * patches of a tile, width), brought into the
+/// order of a batch: the positions (counted over all rows) that hold a patch, and its features, (positions, width).
+///
+/// Features of a grid that is shrunk are shrunk alike.
+///
+/// # Errors
+/// [`Error::Batch`] where pictures, their tiles and the layout disagree.
+pub fn patches_in_order(
+    batch: &MultimodalBatch,
+    config: &VisionConfig,
+    features: &Tensor,
+) -> Result<(Vec<u32>, Tensor)> {
+    let packing = Packing::new(batch, config)?;
+    let patches = packing.patch_rows.len() as u32;
+    let source = |&row: &u32| match row {
+        row if packing.patch_rows.contains(&row) => Some(row - packing.patch_rows.start),
+        row if row >= packing.first_shrunk => Some(patches + row - packing.first_shrunk),
+        _ => None,
+    };
+    let (positions, rows): (Vec<u32>, Vec<u32>) =
+        packing.index.iter().enumerate().filter_map(|(i, row)| Some((i as u32, source(row)?))).unzip();
+    let mut sources = vec![features.clone()];
+    sources.extend(packing.shrink(features)?);
+    let rows = Tensor::from_vec(rows, positions.len(), features.device())?;
+    Ok((positions, Tensor::cat(&sources, 0)?.index_select(&rows, 0)?))
 }
 
 /// First rows of the sources in the tall matrix.

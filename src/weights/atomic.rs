@@ -74,7 +74,7 @@ fn temporary_file(folder: &Path) -> std::io::Result<NamedTempFile> {
 }
 
 /// Makes renames and removals in `folder` durable. Only Unix lets a folder be opened and flushed.
-fn sync_folder(folder: &Path) -> Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     if cfg!(unix) {
         File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io(folder, e))?;
     }

@@ -149,6 +149,18 @@ impl SafetensorsFiles {
         Ok(tensor.to_dtype(dtype)?)
     }
 
+    /// Copies all tensors to `device`, in the types they are stored in.
+    ///
+    /// # Errors
+    /// [`Error::Candle`] for a type that candle lacks.
+    pub fn load_all(&self, device: &Device) -> Result<BTreeMap<String, Tensor>> {
+        let load = |(name, entry): (&String, &Entry)| {
+            let dtype = DType::try_from(entry.info.dtype)?;
+            Ok((name.clone(), self.load(name, dtype, device)?))
+        };
+        self.tensors.iter().map(load).collect()
+    }
+
     /// Checks that the tensors are exactly those of `expected`, see [`check_tensors`].
     ///
     /// # Errors

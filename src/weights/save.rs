@@ -56,6 +56,20 @@ pub fn save_safetensors(
     remove_stale(folder, shards.len())
 }
 
+/// Saves tensors as the one file `path`, whatever its name and size, atomically.
+///
+/// # Errors
+/// As [`save_safetensors`].
+pub fn save_safetensors_file(
+    path: impl AsRef<Path>,
+    tensors: &BTreeMap<String, Tensor>,
+    options: &SaveOptions,
+) -> Result<()> {
+    let path = path.as_ref();
+    let tensors: Shard<'_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    write_atomically(path, |writer| write_file(writer, path, &tensors, options))
+}
+
 type Shard<'a> = Vec<(&'a str, &'a Tensor)>;
 
 fn split<'a>(tensors: &'a BTreeMap<String, Tensor>, options: &SaveOptions) -> Vec<Shard<'a>> {

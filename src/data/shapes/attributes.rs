@@ -96,7 +96,7 @@ impl Colour {
             Self::Yellow => [250, 226, 30],
             Self::Orange => [250, 132, 12],
             Self::Purple => [128, 36, 168],
-            Self::Pink => [252, 124, 192],
+            Self::Pink => [248, 98, 178],
             Self::Cyan => [20, 202, 222],
         }
     }

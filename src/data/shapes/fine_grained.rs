@@ -5,7 +5,7 @@ use rand::{Rng, RngExt};
 
 use super::attributes::{Description, Naming, Size};
 use super::questions::{self, Draft, yes_no};
-use super::scene::{Object, Scene};
+use super::scene::{Object, Scene, shuffled};
 use super::words::{Templates, phrase};
 
 /// A corner reaches this far into the picture, as a fraction of its side.
@@ -26,15 +26,15 @@ pub(super) const TEMPLATES: &[Templates] = &[IN_CORNER, NEAR_EDGE, &EDGES];
 const SMALL_COLOURLESS: &[Naming] = &[[true, false, true], [true, false, false]];
 const SMALL_SHAPELESS: &[Naming] = &[[true, true, false], [true, false, false]];
 
-/// A question about a small or marginal object.
+/// A question about a small or marginal object: of all forms, in random order, the first that the scene has.
 pub(super) fn ask(scene: &Scene, rng: &mut impl Rng) -> Draft {
-    match rng.random_range(0..5) {
+    shuffled(&[0, 1, 2, 3, 4], rng).into_iter().find_map(|form| match form {
         0 => small_colour(scene, rng),
         1 => small_shape(scene, rng),
         2 => small_existence(scene, rng),
         3 => in_corner(scene, rng),
         _ => near_edge(scene, rng),
-    }
+    })
 }
 
 fn is_small(object: &Object) -> bool {
@@ -51,8 +51,9 @@ fn small_shape(scene: &Scene, rng: &mut impl Rng) -> Draft {
     Some((phrase(questions::SHAPE, &[("a", &description.to_string())], rng), object.shape.to_string()))
 }
 
-/// Whether a small object is there, or one that differs from it in a single attribute.
+/// Whether a small object is there, where some is; if not, one is that differs from it in a single attribute.
 fn small_existence(scene: &Scene, rng: &mut impl Rng) -> Draft {
+    scene.objects.iter().find(|object| is_small(object))?;
     let there: bool = rng.random();
     let small = Description::all([true; 3]).filter(|wanted| wanted.size == Some(Size::Small));
     let wanted = scene.existing_or_nearly(small, there, rng)?;

@@ -1,0 +1,188 @@
+//! Checkpoint folders: what is kept, what is refused, and what a killed process may leave.
+
+#![allow(clippy::unwrap_used, reason = "a failing helper fails its test")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use haplovl::train::checkpoint::{CheckpointFolder, Contents};
+
+fn tensors(value: f32) -> BTreeMap<String, Tensor> {
+    let tensor = |n: usize| Tensor::full(value, (n, 3), &Device::Cpu).unwrap();
+    BTreeMap::from([("a.weight".into(), tensor(2)), ("b".into(), tensor(1))])
+}
+
+fn open(folder: &Path, keep_last: usize) -> CheckpointFolder {
+    CheckpointFolder::open(folder, "tune of tiny", keep_last).unwrap()
+}
+
+fn save(checkpoints: &CheckpointFolder, step: u64, score: Option<f64>) {
+    let (parameters, mut optimizer) = (tensors(step as f32), tensors(-(step as f32)));
+    optimizer.insert("step".into(), Tensor::new(step as i64, &Device::Cpu).unwrap());
+    let state = BTreeMap::from([("epoch".to_string(), step * 10)]);
+    checkpoints.save(&Contents { step, parameters: &parameters, optimizer: &optimizer, state: &state, score }).unwrap();
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn everything_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = open(folder.path(), 2);
+    save(&checkpoints, 50, Some(0.5));
+    let latest = checkpoints.latest_valid().unwrap();
+    assert!(latest.refused.is_empty());
+    let checkpoint = latest.checkpoint.unwrap();
+    assert_eq!((checkpoint.step(), checkpoint.score()), (50, Some(0.5)));
+    assert_eq!(checkpoint.path(), folder.path().join("step-00000050"));
+    assert_eq!(checkpoint.state::<BTreeMap<String, u64>>().unwrap()["epoch"], 500);
+    assert!(checkpoint.state::<Vec<u8>>().unwrap_err().to_string().contains("field `state`"));
+    let (parameters, optimizer) = (checkpoint.parameters(&Device::Cpu), checkpoint.optimizer(&Device::Cpu));
+    assert_eq!(values(&parameters.unwrap()["a.weight"]), [50.0; 6]);
+    let optimizer = optimizer.unwrap();
+    assert_eq!(values(&optimizer["b"]), [-50.0; 3]);
+    assert_eq!(optimizer["step"].to_scalar::<i64>().unwrap(), 50);
+}
+
+#[test]
+fn the_last_and_the_best_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = open(folder.path(), 2);
+    let scores = [(10, Some(0.9)), (20, Some(0.3)), (30, None), (40, Some(f64::NAN)), (50, Some(0.4)), (60, Some(0.7))];
+    scores.into_iter().for_each(|(step, score)| save(&checkpoints, step, score));
+    assert_eq!(names(folder.path()), ["step-00000020", "step-00000050", "step-00000060"]);
+    assert_eq!(checkpoints.best().unwrap(), Some(20));
+}
+
+#[test]
+fn saving_after_a_step_back_forgets_the_later_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = open(folder.path(), 1);
+    save(&checkpoints, 100, Some(0.1));
+    save(&checkpoints, 75, None);
+    assert_eq!(names(folder.path()), ["step-00000075"]);
+}
+
+#[test]
+fn any_damage_is_refused_and_the_previous_checkpoint_offered() {
+    type Damage = fn(&Path);
+    let cases: [(&str, Damage); 9] = [
+        ("parameters.safetensors is 10 bytes long", |path| truncate(&path.join("parameters.safetensors"), 10)),
+        ("optimizer.safetensors is 0 bytes long", |path| truncate(&path.join("optimizer.safetensors"), 0)),
+        ("parameters.safetensors is damaged: its CRC-32", |path| flip_last_byte(&path.join("parameters.safetensors"))),
+        ("optimizer.safetensors: No such file", |path| fs::remove_file(path.join("optimizer.safetensors")).unwrap()),
+        ("state.json: No such file", |path| fs::remove_file(path.join("state.json")).unwrap()),
+        ("state.json is no complete JSON", |path| truncate(&path.join("state.json"), 100)),
+        ("state.json has format null version null", |path| fs::write(path.join("state.json"), "{}").unwrap()),
+        ("is of another run, `distill of tiny`", |path| replace(&path.join("state.json"), "tune of", "distill of")),
+        ("holds step 49", |path| replace(&path.join("state.json"), "\"step\": 50", "\"step\": 49")),
+    ];
+    for (expected, damage) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = open(folder.path(), 2);
+        save(&checkpoints, 25, None);
+        save(&checkpoints, 50, None);
+        damage(&checkpoints.path(50));
+        let latest = checkpoints.latest_valid().unwrap();
+        assert_eq!(latest.checkpoint.unwrap().step(), 25, "{expected}");
+        let refused = latest.refused[0].to_string();
+        assert!(refused.contains(expected) && refused.contains("step-00000050"), "{expected} not in: {refused}");
+        let error = checkpoints.load(50).unwrap_err().to_string();
+        assert!(error.contains("the newest whole one is") && error.ends_with("step-00000025"), "{error}");
+        save(&checkpoints, 50, None);
+        assert_eq!(checkpoints.load(50).unwrap().step(), 50, "{expected}: not replaced");
+        assert_eq!(names(folder.path()), ["step-00000025", "step-00000050"]);
+    }
+}
+
+#[test]
+fn what_a_killed_process_leaves_is_tidied_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let within = |name: &str| folder.path().join(name);
+    let checkpoints = open(folder.path(), 3);
+    [10, 20, 30].into_iter().for_each(|step| save(&checkpoints, step, None));
+    // While writing, or removing, a checkpoint.
+    fs::create_dir(within(".tmp-step-00000040")).unwrap();
+    fs::write(within(".tmp-step-00000040/parameters.safetensors"), "half").unwrap();
+    // While replacing one, before and after the new one took the name.
+    fs::rename(within("step-00000020"), within(".old-step-00000020")).unwrap();
+    fs::create_dir(within(".old-step-00000030")).unwrap();
+    // Folders and files of others.
+    fs::create_dir(within("step-7")).unwrap();
+    fs::write(within("notes.txt"), "mine").unwrap();
+
+    let checkpoints = open(folder.path(), 3);
+    assert_eq!(checkpoints.steps().unwrap(), [10, 20, 30]);
+    assert_eq!(checkpoints.load(20).unwrap().step(), 20);
+    assert_eq!(names(folder.path()), ["notes.txt", "step-00000010", "step-00000020", "step-00000030", "step-7"]);
+}
+
+/// Names the folder in which [`saves_until_killed`] works; it does nothing without.
+const VICTIM: &str = "HAPLOVL_TEST_CHECKPOINT_FOLDER";
+
+#[test]
+fn saves_until_killed() {
+    let Some(folder) = std::env::var_os(VICTIM) else { return };
+    let checkpoints = open(Path::new(&folder), 1);
+    let first = checkpoints.latest_valid().unwrap().checkpoint.map_or(1, |checkpoint| checkpoint.step());
+    // Beginning with the last one again also exercises the replacing.
+    (first..).for_each(|step| save(&checkpoints, step, None));
+}
+
+#[test]
+fn kill_9_at_any_moment_leaves_a_whole_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut newest = 0;
+    for round in 0..8 {
+        let mut victim = std::process::Command::new(std::env::current_exe().unwrap());
+        victim.args(["--exact", "saves_until_killed"]).env(VICTIM, folder.path()).stdout(std::process::Stdio::null());
+        let mut victim = victim.spawn().unwrap();
+        while newest == 0 && !names(folder.path()).iter().any(|name| name.starts_with("step-")) {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        std::thread::sleep(std::time::Duration::from_micros(31_700 + 1_300 * round));
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        let latest = open(folder.path(), 1).latest_valid().unwrap();
+        let step = latest.checkpoint.unwrap().step();
+        assert!(latest.refused.is_empty() && step >= newest, "{step} after {newest}: {:?}", latest.refused);
+        newest = step;
+    }
+    assert!(newest > 1, "the victim was killed before it saved anything");
+}
+
+#[test]
+fn an_empty_folder_has_no_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = open(&folder.path().join("checkpoints"), 1);
+    assert!(checkpoints.latest_valid().unwrap().checkpoint.is_none());
+    assert_eq!(checkpoints.best().unwrap(), None);
+    assert!(checkpoints.load(3).unwrap_err().to_string().contains("step-00000003"));
+}
+
+fn truncate(path: &Path, length: u64) {
+    fs::OpenOptions::new().write(true).open(path).unwrap().set_len(length).unwrap();
+}
+
+fn flip_last_byte(path: &Path) {
+    let mut content = fs::read(path).unwrap();
+    *content.last_mut().unwrap() ^= 1;
+    fs::write(path, content).unwrap();
+}
+
+fn replace(path: &Path, from: &str, to: &str) {
+    let content = fs::read_to_string(path).unwrap();
+    assert!(content.contains(from));
+    fs::write(path, content.replacen(from, to, 1)).unwrap();
+}
