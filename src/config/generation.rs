@@ -1,16 +1,12 @@
 //! How text is generated: the fields of HF's `generation_config.json`, plus a seed.
 
-use std::fs::File;
-use std::io::{BufReader, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::checks::at_most;
+use super::file::read_json;
 use crate::{Error, Result};
-
-/// A published file has a few hundred bytes; a longer one is cut here and so fails to parse.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// How to pick the next token, and when to stop.
 ///
@@ -76,10 +72,7 @@ impl GenerationConfig {
     /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is not such a file, [`Error::Config`] as
     /// [`Self::validate`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        let config: Self = serde_json::from_reader(BufReader::new(file.take(MAX_FILE_BYTES)))
-            .map_err(|e| Error::format(path, format!("not a generation configuration: {e}")))?;
+        let config: Self = read_json(path.as_ref())?;
         config.validate()?;
         Ok(config)
     }

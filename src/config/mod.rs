@@ -2,6 +2,7 @@
 
 mod checks;
 mod decoder;
+mod file;
 mod generation;
 mod model;
 mod official;

@@ -92,6 +92,15 @@ pub struct TextIter<'a, M: CausalModel> {
 }
 
 impl<M: CausalModel> TextIter<'_, M> {
+    /// The whole answer, without its pieces.
+    ///
+    /// # Errors
+    /// As [`Session::step`].
+    pub fn finish_all(mut self) -> Result<Answer> {
+        self.by_ref().try_for_each(|piece| piece.map(drop))?;
+        self.finish()
+    }
+
     /// The answer as far as it has come, with token counts and times.
     ///
     /// # Errors

@@ -1,0 +1,45 @@
+//! Describes pictures.
+//!
+//! `cargo run --release --example caption -- --model DIR --image picture.jpg`
+
+mod common;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use haplovl::pipeline::Captioner;
+use serde_json::json;
+
+/// Describes pictures: the text on stdout, everything else on stderr.
+///
+/// Several pictures are described one after the other, one line each. PNG, JPEG, WebP, GIF, BMP and TIFF are read.
+#[derive(Debug, Parser)]
+#[command(after_help = "Examples:\n  \
+    caption --model ./haplovl-7b --image cat.jpg\n  \
+    caption --model ORGANISATION/NAME --image a.png --image b.png --json\n  \
+    caption --model ./haplovl-7b --image cat.jpg --prompt \"Write a poem about this.\" --temperature 0.8 --seed 3")]
+struct Arguments {
+    /// The picture; may be given several times
+    #[arg(long = "image", value_name = "FILE", required = true)]
+    images: Vec<PathBuf>,
+    /// What to ask for
+    #[arg(long, default_value = Captioner::DEFAULT_PROMPT, value_name = "TEXT")]
+    prompt: String,
+    #[command(flatten)]
+    options: common::Options,
+}
+
+fn main() -> ExitCode {
+    common::main(|arguments: Arguments| {
+        let Arguments { images, prompt, options } = arguments;
+        let model = options.load()?;
+        let captioner = Captioner::new(&model).with_prompt(prompt).with_generation(options.generation(&model)?);
+        images.iter().try_for_each(|path| -> Result<()> {
+            let mut stream = captioner.stream(model.processor().decoder().open(path)?)?;
+            common::print_pieces(&mut stream, options.json)?;
+            common::print_facts(&stream.finish()?, options.json, json!({ "image": path }))
+        })
+    })
+}

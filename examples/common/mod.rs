@@ -1,0 +1,148 @@
+//! What the examples share: options, loading with facts on stderr, and output.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::{Args, Parser};
+use haplovl::config::GenerationConfig;
+use haplovl::device::{DeviceChoice, DtypeChoice};
+use haplovl::generation::Answer;
+use haplovl::model::HaploVl;
+use haplovl::pipeline::{LoadedModel, ModelSource};
+use serde_json::{Value, json};
+
+/// Options of every example.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// `builtin`, a folder, or a hub id such as ORGANISATION/NAME or ORGANISATION/NAME@REVISION
+    #[arg(long, default_value = "builtin", value_name = "MODEL")]
+    model: ModelSource,
+    /// Where to compute: auto, cpu, cuda, cuda:N or metal
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// Number type: auto (bf16 on a GPU, f32 on the CPU), f32, f16 or bf16
+    #[arg(long, default_value = "auto")]
+    dtype: DtypeChoice,
+    /// Most tokens of an answer
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+    /// Draw at random: below 1 bolder, above 1 more varied; 0 takes the likeliest token each time [default: the
+    /// model's own]
+    #[arg(long, value_name = "X")]
+    temperature: Option<f64>,
+    /// Draw among the likeliest tokens only, those that together have this probability
+    #[arg(long, value_name = "X")]
+    top_p: Option<f64>,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
+    /// Print one line of JSON: text, token counts, seconds to the first token, tokens per second
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Options {
+    /// Loads the model, and tells on stderr what it is.
+    pub fn load(&self) -> Result<LoadedModel> {
+        let start = Instant::now();
+        eprintln!("loading {} ...", self.model);
+        let loaded = LoadedModel::load(&self.model, self.device, self.dtype)?;
+        let config = loaded.model().config();
+        let parameters: usize = HaploVl::parameter_shapes(config)?.values().map(|s| s.iter().product::<usize>()).sum();
+        eprintln!(
+            "{:.1} M parameters, {} + {} layers, context {}, on {:?}, loaded in {:.1} s",
+            parameters as f64 / 1e6,
+            config.pre_decoder.num_hidden_layers,
+            config.post_decoder.num_hidden_layers,
+            config.max_position_embeddings,
+            loaded.model().device().location(),
+            start.elapsed().as_secs_f64()
+        );
+        Ok(loaded)
+    }
+
+    /// The model's own way of generating, changed by what was asked for.
+    pub fn generation(&self, model: &LoadedModel) -> Result<GenerationConfig> {
+        let own = model.generation().clone();
+        let config = GenerationConfig {
+            do_sample: own.do_sample || self.temperature.is_some() || self.top_p.is_some(),
+            temperature: self.temperature.or(own.temperature),
+            top_p: self.top_p.or(own.top_p),
+            max_new_tokens: self.max_new_tokens.or(own.max_new_tokens),
+            seed: self.seed,
+            ..own
+        };
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+/// Runs an example: its answer goes to stdout; a failure is one message on stderr and exit code 1.
+pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<()>) -> ExitCode {
+    let arguments = match A::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let failed = error.use_stderr();
+            // Nothing is left to do where even the message cannot be printed.
+            let _ = error.print();
+            return if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints an answer while it comes, and returns it whole; with `json` nothing is printed.
+pub fn print_pieces<E: Display>(
+    pieces: &mut impl Iterator<Item = std::result::Result<String, E>>,
+    json: bool,
+) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let mut begun = false;
+    for piece in pieces {
+        let piece = piece.map_err(|e| anyhow::anyhow!("{e}"))?;
+        // White space that a model puts before its answer is no part of it.
+        let piece = if begun { piece.as_str() } else { piece.trim_start() };
+        begun |= !piece.is_empty();
+        if !json {
+            write!(out, "{piece}")?;
+            out.flush()?;
+        }
+    }
+    if !json {
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+/// Ends the output of an answer: with `json` a line of it and of `about` on stdout, else the times on stderr.
+pub fn print_facts(answer: &Answer, json: bool, about: Value) -> Result<()> {
+    let times = &answer.timings;
+    if json {
+        let mut line = about;
+        line["text"] = json!(answer.text());
+        line["finish_reason"] = json!(answer.sequence.finish_reason.to_string());
+        for (key, value) in json!(times).as_object().into_iter().flatten() {
+            line[key] = value.clone();
+        }
+        writeln!(std::io::stdout().lock(), "{line}")?;
+    } else {
+        eprintln!(
+            "{} + {} tokens, first after {:.2} s, then {:.1} tokens/s; ended by {}",
+            times.prompt_tokens,
+            times.new_tokens,
+            times.seconds_to_first_token,
+            times.tokens_per_second,
+            answer.sequence.finish_reason
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! Configuration files on disk.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::HaploVlConfig;
+use crate::{Error, Result};
+
+/// A configuration has a few kilobytes; a longer file is cut here and so fails to parse.
+const MAX_BYTES: u64 = 1 << 24;
+
+/// Reads a JSON file.
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    serde_json::from_reader(BufReader::new(file.take(MAX_BYTES))).map_err(|e| {
+        if e.is_io() {
+            Error::io(path, e.into())
+        } else {
+            Error::format(path, format!("is not what its name says: {e}"))
+        }
+    })
+}
+
+impl HaploVlConfig {
+    /// Reads and checks a `config.json` of either form, see [`Self::from_json`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is not JSON, and as [`Self::from_json`].
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        Self::from_json(read_json::<Value>(path.as_ref())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_was_written_and_names_the_file_that_is_wrong() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        let message = HaploVlConfig::from_file(&path).unwrap_err().to_string();
+        assert!(message.contains("config.json"), "{message}");
+        std::fs::write(&path, serde_json::to_string(&HaploVlConfig::tiny()).unwrap()).unwrap();
+        assert_eq!(HaploVlConfig::from_file(&path).unwrap(), HaploVlConfig::tiny());
+        for broken in ["", "{\"model_type\": \"haplo", "\u{0}"] {
+            std::fs::write(&path, broken).unwrap();
+            let error = HaploVlConfig::from_file(&path).unwrap_err();
+            assert!(matches!(&error, Error::Format { path: named, .. } if *named == path), "{error}");
+        }
+        let error = HaploVlConfig::from_file(folder.path()).unwrap_err();
+        assert!(matches!(error, Error::Io { .. }), "{error}");
+    }
+}

@@ -1,1 +1,0 @@
-//! What most users touch: captioning, visual question answering, and chat.
