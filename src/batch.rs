@@ -40,6 +40,17 @@ impl Visual {
         }
     }
 
+    /// Number of its tokens that hold a patch, newlines not counted.
+    ///
+    /// # Errors
+    /// As [`PatchGrid::new`].
+    pub fn patches(&self, config: &VisionConfig) -> Result<usize> {
+        match self {
+            Self::Image { size, .. } => Ok(PatchGrid::new(config, *size)?.rows_cols.area()),
+            Self::Video { pixel_values } => Ok(pixel_values.dim(0)? * config.patches_per_tile()),
+        }
+    }
+
     /// Lengths of its attention blocks: a picture is one; a video is one for each frame, and its newline is one.
     ///
     /// # Errors
@@ -264,6 +275,45 @@ impl MultimodalBatch {
     /// Number of rows.
     pub fn batch_size(&self) -> usize {
         self.layout.rows.len()
+    }
+
+    /// For each position, counted over all rows, the label that its logits are to predict: that of the next position
+    /// of the same sample, or [`IGNORE_INDEX`]. `(batch * seq_len)`.
+    ///
+    /// # Errors
+    /// [`Error::Batch`] if there are no labels.
+    pub fn next_token_labels(&self) -> Result<Vec<u32>> {
+        let labels = self.labels.as_ref().ok_or_else(|| Error::Batch("has no labels".into()))?.to_vec2::<u32>()?;
+        let mut next = vec![IGNORE_INDEX; self.batch_size() * self.layout.seq_len];
+        for ((row, samples), labels) in self.layout.rows.iter().enumerate().zip(&labels) {
+            for Range { start, end } in samples.iter().map(|sample| sample.range.clone()) {
+                let at = row * self.layout.seq_len;
+                next[at + start..at + end - 1].copy_from_slice(&labels[start + 1..end]);
+            }
+        }
+        Ok(next)
+    }
+
+    /// Positions, counted over all rows, that hold text: neither padding nor pictures.
+    pub fn text_positions(&self) -> Vec<u32> {
+        let mut text = Vec::new();
+        for (row, samples) in self.layout.rows.iter().enumerate() {
+            for sample in samples {
+                let in_visual = |i: &usize| sample.visuals.iter().any(|span| span.contains(i));
+                let at = row * self.layout.seq_len;
+                text.extend(sample.range.clone().filter(|i| !in_visual(i)).map(|i| (at + i) as u32));
+            }
+        }
+        text
+    }
+
+    /// The pixels of all pictures and videos one behind the other, `(tiles and frames, 3, image_size, image_size)`.
+    ///
+    /// # Errors
+    /// From candle, if there is no picture, or they differ in size.
+    pub fn pixel_values(&self) -> Result<Tensor> {
+        let pixels: Vec<&Tensor> = self.visuals.iter().map(Visual::pixel_values).collect();
+        Ok(Tensor::cat(&pixels, 0)?)
     }
 
     /// `(batch, seq_len)` of ones where a token stands and zeros for padding, f32.

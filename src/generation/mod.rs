@@ -1,1 +1,21 @@
-//! From a prompt to an answer: sampling, prefill, decoding, streaming.
+//! From logits to text: sampling, stopping, incremental decoding and the loop around the model.
+
+mod causal_model;
+mod detokenizer;
+mod generator;
+mod prefix_cache;
+mod result;
+mod sampler;
+mod session;
+mod stop;
+mod stream;
+
+pub use causal_model::CausalModel;
+pub use detokenizer::Detokenizer;
+pub use generator::{Generator, TextIter};
+pub use prefix_cache::PrefixCache;
+pub use result::{Answer, GeneratedSequence, Generation, Timings};
+pub use sampler::Sampler;
+pub use session::{Decode, Session};
+pub use stop::{CancelToken, FinishReason, StopStrings, TextPiece};
+pub use stream::TextStream;

@@ -1,1 +1,27 @@
 //! Embeddings, pre-decoder, post-decoder and the whole HaploVL.
+
+mod cache;
+mod clip_vision;
+mod distillation_heads;
+mod embeddings;
+mod haplovl;
+mod language_model;
+mod packing;
+mod post_decoder;
+mod pre_decoder;
+mod pre_decoder_model;
+mod stack;
+mod teacher;
+
+pub use cache::Cache;
+pub use clip_vision::ClipVision;
+pub use distillation_heads::DistillationHeads;
+pub use embeddings::MultimodalEmbeddings;
+pub use haplovl::{HaploVl, HiddenStates};
+pub use language_model::LanguageModel;
+pub use packing::patches_in_order;
+pub use post_decoder::{LanguageHead, PostDecoder};
+pub use pre_decoder::{Connector, PreDecoder, PreDecoderOutput};
+pub use pre_decoder_model::PreDecoderModel;
+pub use stack::{DecoderStack, Pass};
+pub use teacher::{ClipTeacher, VisionTeacher};

@@ -31,7 +31,20 @@ impl Parameters {
     /// A new value is drawn as the layer's [`Init`] hint says, from a stream of (`seed`, name): it depends neither on
     /// the order of creation nor on the device. The tensor handed out is the variable's own, so gradients arrive at it.
     pub fn var_builder(&self, seed: u64, dtype: DType, device: &Device) -> VarBuilder<'static> {
-        VarBuilder::from_backend(Box::new(Source { parameters: self.clone(), seed }), dtype, device.clone())
+        self.var_builder_where(seed, dtype, device, |_| true)
+    }
+
+    /// As [`Self::var_builder`], but parameters whose name `trainable` refuses are handed out detached: they get no
+    /// gradient, and no work is spent on any.
+    pub fn var_builder_where(
+        &self,
+        seed: u64,
+        dtype: DType,
+        device: &Device,
+        trainable: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> VarBuilder<'static> {
+        let source = Source { parameters: self.clone(), seed, trainable: Box::new(trainable) };
+        VarBuilder::from_backend(Box::new(source), dtype, device.clone())
     }
 
     /// The variable of this name.
@@ -121,23 +134,36 @@ impl Parameters {
 struct Source {
     parameters: Parameters,
     seed: u64,
+    trainable: Box<dyn Fn(&str) -> bool + Send + Sync>,
+}
+
+impl Source {
+    fn tensor(&self, name: &str, var: &Var) -> Tensor {
+        if (self.trainable)(name) { var.as_tensor().clone() } else { var.as_detached_tensor() }
+    }
 }
 
 impl SimpleBackend for Source {
     fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         let mut vars = self.parameters.write();
-        if let Some(var) = vars.get(name) {
-            return own_tensor(name, var, Some(&shape), dtype, device);
-        }
-        let var = Var::from_tensor(&initial_tensor(init, &shape, self.seed, name, dtype, device)?)?;
-        let tensor = var.as_tensor().clone();
-        vars.insert(name.to_string(), var);
-        Ok(tensor)
+        let var = match vars.get(name) {
+            Some(var) => var.clone(),
+            None => {
+                let var = Var::from_tensor(&initial_tensor(init, &shape, self.seed, name, dtype, device)?)?;
+                vars.insert(name.to_string(), var.clone());
+                var
+            }
+        };
+        check_request(name, &var, Some(&shape), dtype, device)?;
+        Ok(self.tensor(name, &var))
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         match self.parameters.get(name) {
-            Some(var) => own_tensor(name, &var, None, dtype, device),
+            Some(var) => {
+                check_request(name, &var, None, dtype, device)?;
+                Ok(self.tensor(name, &var))
+            }
             None => candle_core::bail!("parameter `{name}` does not exist, and cannot be created without a shape"),
         }
     }
@@ -147,14 +173,14 @@ impl SimpleBackend for Source {
     }
 }
 
-/// The tensor of an existing variable, if it is what is asked for: a converted one would not be the variable.
-fn own_tensor(
+/// Whether an existing variable is what is asked for: a converted one would not be the variable.
+fn check_request(
     name: &str,
     var: &Var,
     shape: Option<&Shape>,
     dtype: DType,
     device: &Device,
-) -> candle_core::Result<Tensor> {
+) -> candle_core::Result<()> {
     if let Some(shape) = shape.filter(|shape| *shape != var.shape()) {
         candle_core::bail!("parameter `{name}` is {:?}, but is asked for as {:?}", var.dims(), shape.dims());
     }
@@ -167,7 +193,7 @@ fn own_tensor(
             device.location()
         );
     }
-    Ok(var.as_tensor().clone())
+    Ok(())
 }
 
 #[cfg(test)]

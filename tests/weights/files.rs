@@ -1,4 +1,4 @@
-//! Named tensors through the public API: hostile files, shards, saving and loading, parameter stores.
+//! Safetensors files, saving and loading, parameter stores.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -201,24 +201,24 @@ fn lying_headers_are_refused() {
     let one = |shape, start, end| format!(r#"{{"a":{}}}"#, tensor(shape, start, end));
     let two = |a: String, b: String| format!(r#"{{"a":{a},"b":{b}}}"#);
     let cases = [
-        ("beyond the file", one("[4]", 0, 16), 8),
-        ("trailing bytes", one("[1]", 0, 4), 8),
-        ("shape of another size", one("[3]", 0, 16), 16),
-        ("overlapping", two(tensor("[2]", 0, 8), tensor("[2]", 4, 12)), 12),
-        ("with a hole", two(tensor("[1]", 0, 4), tensor("[1]", 8, 12)), 12),
-        ("end before start", one("[1]", 4, 0), 4),
-        ("offsets at the limit", one("[1]", u64::MAX - 3, u64::MAX), 4),
-        ("elements overflow", one("[4294967296,4294967296,4]", 0, 0), 0),
-        ("strides overflow", one("[0,9223372036854775807,9223372036854775807]", 0, 0), 0),
-        ("negative size", one("[-1]", 0, 4), 4),
-        ("unknown type", r#"{"a":{"dtype":"F31","shape":[1],"data_offsets":[0,4]}}"#.to_string(), 4),
-        ("not JSON", "not json at all!".to_string(), 4),
-        ("not an object", "[]".to_string(), 0),
-        ("deeply nested", "[".repeat(100_000), 0),
+        ("beyond the file", one("[4]", 0, 16), 8, "truncated"),
+        ("trailing bytes", one("[1]", 0, 4), 8, "truncated"),
+        ("shape of another size", one("[3]", 0, 16), 16, "shape, data type, or offset"),
+        ("overlapping", two(tensor("[2]", 0, 8), tensor("[2]", 4, 12)), 12, "invalid offset for tensor `b`"),
+        ("with a hole", two(tensor("[1]", 0, 4), tensor("[1]", 8, 12)), 12, "invalid offset for tensor `b`"),
+        ("end before start", one("[1]", 4, 0), 4, "invalid offset for tensor `a`"),
+        ("offsets at the limit", one("[1]", u64::MAX - 3, u64::MAX), 4, "invalid offset for tensor `a`"),
+        ("elements overflow", one("[4294967296,4294967296,4]", 0, 0), 0, "overflow"),
+        ("strides overflow", one("[0,9223372036854775807,9223372036854775807]", 0, 0), 0, "impossible shape"),
+        ("negative size", one("[-1]", 0, 4), 4, "invalid JSON in header"),
+        ("unknown type", r#"{"a":{"dtype":"F31","shape":[1],"data_offsets":[0,4]}}"#.to_string(), 4, "F31"),
+        ("not JSON", "not json at all!".to_string(), 4, "invalid JSON in header"),
+        ("not an object", "[]".to_string(), 0, "invalid JSON in header"),
+        ("deeply nested", "[".repeat(100_000), 0, "invalid JSON in header"),
     ];
-    for (what, header, data) in cases {
+    for (what, header, data, expected) in cases {
         let message = header_error(&header, data);
-        assert!(message.len() > 40, "{what}: {message}");
+        assert!(message.contains(expected), "{what}: {message}");
     }
 }
 

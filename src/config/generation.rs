@@ -1,0 +1,223 @@
+//! How text is generated: the fields of HF's `generation_config.json`, plus a seed.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::checks::at_most;
+use crate::{Error, Result};
+
+/// A published file has a few hundred bytes; a longer one is cut here and so fails to parse.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// How to pick the next token, and when to stop.
+///
+/// Reads HF's `generation_config.json`; fields that mean nothing here are ignored, and `null` is the same as absent.
+/// The default is greedy: the likeliest token each time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GenerationConfig {
+    /// Ids that end an answer; one id or a list in the file.
+    #[serde(deserialize_with = "one_or_many")]
+    pub eos_token_id: Vec<u32>,
+    /// Id that begins a text.
+    pub bos_token_id: Option<u32>,
+    /// Id fed to the rows of a batch that are already finished; an end id if absent.
+    pub pad_token_id: Option<u32>,
+    /// Draw from the distribution (true), or take the likeliest token (false) whatever the five fields below say,
+    /// except `repetition_penalty`.
+    #[serde(deserialize_with = "null_as_default")]
+    pub do_sample: bool,
+    /// Divisor of the logits: below 1 bolder, above 1 more varied. 0 is greedy; absent is 1.
+    pub temperature: Option<f64>,
+    /// Keep only this many likeliest tokens. Absent or 0: all.
+    pub top_k: Option<usize>,
+    /// Keep the smallest set of likeliest tokens that has at least this probability. Absent or 1: all.
+    pub top_p: Option<f64>,
+    /// Keep only tokens at least this fraction as likely as the likeliest one. Absent or 0: all.
+    pub min_p: Option<f64>,
+    /// Makes tokens that already stand in the text less likely: positive logits are divided, negative ones multiplied
+    /// by it. Absent or 1: no change.
+    pub repetition_penalty: Option<f64>,
+    /// Most tokens to generate. `None`: as many as the model's context holds.
+    pub max_new_tokens: Option<usize>,
+    /// Seed of the draws: the same seed gives the same text.
+    pub seed: u64,
+    /// Texts that end an answer; they are not part of it.
+    #[serde(deserialize_with = "null_as_default")]
+    pub stop_strings: Vec<String>,
+}
+
+impl Default for GenerationConfig {
+    fn default() -> Self {
+        Self {
+            eos_token_id: vec![],
+            bos_token_id: None,
+            pad_token_id: None,
+            do_sample: false,
+            temperature: None,
+            top_k: None,
+            top_p: None,
+            min_p: None,
+            repetition_penalty: None,
+            max_new_tokens: Some(512),
+            seed: 0,
+            stop_strings: vec![],
+        }
+    }
+}
+
+impl GenerationConfig {
+    /// Reads and checks a `generation_config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is not such a file, [`Error::Config`] as
+    /// [`Self::validate`].
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let config: Self = serde_json::from_reader(BufReader::new(file.take(MAX_FILE_BYTES)))
+            .map_err(|e| Error::format(path, format!("not a generation configuration: {e}")))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the first field that cannot work.
+    pub fn validate(&self) -> Result<()> {
+        in_range("temperature", self.temperature, 0.0, 1e4)?;
+        in_range("top_p", self.top_p, f64::MIN_POSITIVE, 1.0)?;
+        in_range("min_p", self.min_p, 0.0, 1.0)?;
+        in_range("repetition_penalty", self.repetition_penalty, 1e-4, 1e4)?;
+        if self.max_new_tokens == Some(0) {
+            return Err(Error::config("max_new_tokens", "is 0, expected at least 1, or none for as many as fit"));
+        }
+        at_most("stop_strings (how many)", self.stop_strings.len(), 64)?;
+        for (i, stop) in self.stop_strings.iter().enumerate() {
+            let field = format!("stop_strings[{i}]");
+            if stop.is_empty() {
+                return Err(Error::config(field, "is empty, which would end every answer at once: remove it"));
+            }
+            at_most(&format!("{field} (length in bytes)"), stop.len(), 1024)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the likeliest token is taken each time.
+    pub fn is_greedy(&self) -> bool {
+        !self.do_sample || self.temperature == Some(0.0) || self.top_k == Some(1)
+    }
+}
+
+/// Absent, or a number from `least` to `most`; NaN is neither.
+fn in_range(field: &str, value: Option<f64>, least: f64, most: f64) -> Result<()> {
+    match value {
+        Some(v) if !(least..=most).contains(&v) => {
+            let from = if least == f64::MIN_POSITIVE { "above 0".into() } else { format!("from {least}") };
+            Err(Error::config(field, format!("is {v}, expected a number {from} to {most}, or nothing")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> std::result::Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<u32>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a token id or a list of token ids")]
+    enum OneOrMany {
+        One(u32),
+        Many(Vec<u32>),
+    }
+    Ok(match Option::deserialize(deserializer)? {
+        None => vec![],
+        Some(OneOrMany::One(id)) => vec![id],
+        Some(OneOrMany::Many(ids)) => ids,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> GenerationConfig {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn reads_a_published_file() {
+        // The generation_config.json of Qwen2.5-7B-Instruct, which has fields that mean nothing here.
+        let config = parse(
+            r#"{"bos_token_id": 151643, "pad_token_id": 151643, "do_sample": true,
+                "eos_token_id": [151645, 151643], "repetition_penalty": 1.05, "temperature": 0.7,
+                "top_p": 0.8, "top_k": 20, "transformers_version": "4.37.0"}"#,
+        );
+        assert_eq!(config.eos_token_id, [151_645, 151_643]);
+        assert_eq!((config.temperature, config.top_p, config.top_k), (Some(0.7), Some(0.8), Some(20)));
+        assert_eq!(config.pad_token_id, Some(151_643));
+        assert!(!config.is_greedy());
+        config.validate().unwrap();
+    }
+
+    #[test]
+    fn one_end_id_nulls_and_nothing_at_all() {
+        assert_eq!(parse(r#"{"eos_token_id": 2}"#).eos_token_id, [2]);
+        let nulls = r#"{"eos_token_id": null, "do_sample": null, "temperature": null, "stop_strings": null}"#;
+        assert_eq!(parse(nulls), GenerationConfig::default());
+        assert_eq!(parse("{}"), GenerationConfig::default());
+        assert!(GenerationConfig::default().is_greedy());
+    }
+
+    #[test]
+    fn what_was_written_reads_back() {
+        let config = GenerationConfig {
+            eos_token_id: vec![1, 2],
+            do_sample: true,
+            temperature: Some(0.5),
+            max_new_tokens: None,
+            stop_strings: vec!["\n\n".into()],
+            ..Default::default()
+        };
+        assert_eq!(parse(&serde_json::to_string(&config).unwrap()), config);
+    }
+
+    #[test]
+    fn each_impossible_field_is_named() {
+        type Spoil = fn(&mut GenerationConfig);
+        let cases: [(&str, Spoil); 9] = [
+            ("temperature", |c| c.temperature = Some(-0.1)),
+            ("temperature", |c| c.temperature = Some(f64::NAN)),
+            ("top_p", |c| c.top_p = Some(0.0)),
+            ("top_p", |c| c.top_p = Some(1.1)),
+            ("min_p", |c| c.min_p = Some(1.5)),
+            ("repetition_penalty", |c| c.repetition_penalty = Some(0.0)),
+            ("repetition_penalty", |c| c.repetition_penalty = Some(f64::INFINITY)),
+            ("max_new_tokens", |c| c.max_new_tokens = Some(0)),
+            ("stop_strings[0]", |c| c.stop_strings = vec![String::new()]),
+        ];
+        for (field, spoil) in cases {
+            let mut config = GenerationConfig::default();
+            spoil(&mut config);
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.contains(&format!("`{field}`")), "{field}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_kind_is_refused_with_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("generation_config.json");
+        assert!(matches!(GenerationConfig::from_file(&path), Err(Error::Io { .. })));
+        std::fs::write(&path, r#"{"eos_token_id": "end"}"#).unwrap();
+        let message = GenerationConfig::from_file(&path).unwrap_err().to_string();
+        assert!(message.contains("generation_config.json") && message.contains("token id"), "{message}");
+    }
+}

@@ -1,0 +1,26 @@
+//! Shapes world: pictures of simple objects with captions, questions and answers, all drawn from a seed.
+//!
+//! Small enough to be learnt on a CPU, rich enough that an answer needs the picture: a closed vocabulary of some 110
+//! words, questions that have one answer, and answers that cannot be guessed.
+
+mod attributes;
+mod background;
+mod caption;
+mod fine_grained;
+mod geometry;
+mod questions;
+mod render;
+mod scene;
+mod spatial;
+mod split;
+mod text;
+mod words;
+
+pub use attributes::{Colour, Description, Shape, Size};
+pub use background::{Background, Pattern};
+pub use caption::{CaptionScore, caption_prompt, check_caption};
+pub use questions::{Question, QuestionKind};
+pub use scene::{MAX_OBJECTS, Object, Scene, ShapesConfig};
+pub use split::Split;
+pub use text::TextQuestion;
+pub use words::{vocabulary, words};

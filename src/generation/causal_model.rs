@@ -1,0 +1,55 @@
+//! What generation needs of a model.
+
+use candle_core::Tensor;
+
+use crate::Result;
+use crate::batch::MultimodalBatch;
+use crate::config::HaploVlConfig;
+use crate::model::{Cache, HaploVl};
+
+/// A model that predicts the next token of sequences, and remembers what it has seen of them in a cache.
+pub trait CausalModel {
+    /// The keys and values of earlier positions.
+    type Cache;
+
+    /// Sizes, special tokens and limits.
+    fn config(&self) -> &HaploVlConfig;
+
+    /// An empty cache for `batch` rows of up to `capacity` positions.
+    ///
+    /// # Errors
+    /// From the tensor library, for example when memory runs out.
+    fn cache(&self, batch: usize, capacity: usize) -> Result<Self::Cache>;
+
+    /// Appends a batch to the cache and returns the logits behind the last position of each row, `(batch, vocab)`.
+    ///
+    /// # Errors
+    /// Those of the model, for example when the cache is full.
+    fn prefill(&self, batch: &MultimodalBatch, cache: &mut Self::Cache) -> Result<Tensor>;
+
+    /// Appends one token to each row and returns the logits behind it, `(batch, vocab)`.
+    ///
+    /// # Errors
+    /// As [`Self::prefill`].
+    fn decode(&self, ids: &[u32], cache: &mut Self::Cache) -> Result<Tensor>;
+}
+
+impl CausalModel for HaploVl {
+    type Cache = Cache;
+
+    fn config(&self) -> &HaploVlConfig {
+        self.config()
+    }
+
+    fn cache(&self, batch: usize, capacity: usize) -> Result<Cache> {
+        self.cache(batch, capacity)
+    }
+
+    fn prefill(&self, batch: &MultimodalBatch, cache: &mut Cache) -> Result<Tensor> {
+        self.prefill(batch, cache)
+    }
+
+    fn decode(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
+        self.decode(ids, cache)
+    }
+}

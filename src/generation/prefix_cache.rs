@@ -1,0 +1,140 @@
+//! A cache that is kept from prompt to prompt, so that a chat computes only what is new.
+
+use candle_core::DType;
+
+use super::{Generator, Session};
+use crate::batch::{MultimodalBatch, Sample, SequenceLayout, Visual};
+use crate::config::GenerationConfig;
+use crate::model::{Cache, HaploVl};
+use crate::{Error, Result};
+
+/// Smallest number of positions that room is made for, so that the first few turns of a chat need no new cache.
+const MIN_CAPACITY: usize = 1024;
+
+/// The cache of one growing text, and what it holds.
+///
+/// A prompt that begins as the text before it goes on from there; where it differs, only what is behind the difference
+/// is computed again. Pictures are compared pixel by pixel: equal placeholders do not make equal pictures.
+#[derive(Debug, Default)]
+pub struct PrefixCache {
+    cache: Option<Cache>,
+    /// Ids of the text; the cache holds these or fewer.
+    ids: Vec<u32>,
+    /// Number of ids that were a prompt; those behind it were generated.
+    prompt_len: usize,
+    visuals: Vec<Visual>,
+}
+
+impl PrefixCache {
+    /// Begins to answer a batch of one, reusing as much of the cache as it can.
+    ///
+    /// Go on with [`Self::next_piece`].
+    ///
+    /// # Errors
+    /// As [`Session::new`], and [`Error::Generation`] if there is no memory for a cache.
+    pub fn start<'a>(
+        &mut self,
+        generator: &Generator<'a, HaploVl>,
+        batch: &MultimodalBatch,
+        config: &GenerationConfig,
+    ) -> Result<Session<'a>> {
+        let (ids, sample) = only_row(batch)?;
+        let mut kept = self.shared(&ids, sample, &batch.visuals)?;
+        let mut session = generator.session(&suffix(batch, sample, kept)?, &ids[..kept], config)?;
+        let needed = kept + session.new_positions();
+        if self.cache.as_ref().is_none_or(|cache| cache.capacity() < needed) {
+            self.grow(generator.model(), needed)?;
+            kept = 0;
+            session = generator.session(batch, &[], config)?;
+        }
+        if let Some(cache) = &mut self.cache {
+            cache.truncate(kept);
+        }
+        self.prompt_len = ids.len();
+        self.ids = ids;
+        self.visuals = batch.visuals.clone();
+        Ok(session)
+    }
+
+    /// The next text of `session`, which [`Self::start`] gave; nothing at its end.
+    ///
+    /// After an error the cache is empty.
+    pub fn next_piece(&mut self, model: &HaploVl, session: &mut Session<'_>) -> Option<Result<String>> {
+        let piece = session.next_piece(model, self.cache.as_mut()?);
+        self.ids.truncate(self.prompt_len);
+        self.ids.extend_from_slice(session.tokens());
+        if matches!(piece, Some(Err(_))) {
+            self.clear();
+        }
+        piece
+    }
+
+    /// Forgets everything and frees the memory.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// How many positions of a new prompt need not be computed again. At least one is: its logits are asked for.
+    fn shared(&self, ids: &[u32], sample: &Sample, visuals: &[Visual]) -> Result<usize> {
+        let most = self.cache.as_ref().map_or(0, Cache::len).min(ids.len() - 1);
+        let mut kept = self.ids.iter().zip(ids).take(most).take_while(|(old, new)| old == new).count();
+        for (i, range) in sample.visuals.iter().enumerate().take_while(|(_, range)| range.start < most) {
+            let same = match (self.visuals.get(i), visuals.get(i)) {
+                (Some(old), Some(new)) => equal(old, new)?,
+                _ => false,
+            };
+            if kept < range.end || !same {
+                kept = kept.min(range.start);
+                break;
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Makes room for `needed` positions and more, so that a long chat does not start over at every turn.
+    fn grow(&mut self, model: &HaploVl, needed: usize) -> Result<()> {
+        let twice = self.cache.take().map_or(MIN_CAPACITY, |cache| 2 * cache.capacity());
+        self.cache = Some(model.cache(1, needed.max(twice).min(model.config().max_position_embeddings))?);
+        Ok(())
+    }
+}
+
+fn only_row(batch: &MultimodalBatch) -> Result<(Vec<u32>, &Sample)> {
+    match batch.layout.rows.as_slice() {
+        [row] if matches!(row.as_slice(), [one] if one.range == (0..batch.layout.seq_len) && !one.range.is_empty()) => {
+            Ok((batch.input_ids.flatten_all()?.to_vec1()?, &row[0]))
+        }
+        rows => Err(Error::Batch(format!("of {} rows, expected one row of one sequence without padding", rows.len()))),
+    }
+}
+
+/// The part of a batch of one from position `from` on, which lies in no picture.
+fn suffix(batch: &MultimodalBatch, sample: &Sample, from: usize) -> Result<MultimodalBatch> {
+    let seq_len = batch.layout.seq_len - from;
+    let behind = |ranges: &[std::ops::Range<usize>]| {
+        Vec::from_iter(ranges.iter().filter(|r| r.start >= from).map(|r| r.start - from..r.end - from))
+    };
+    let visuals = behind(&sample.visuals);
+    let in_front = sample.visuals.len() - visuals.len();
+    let visual_blocks = behind(&sample.visual_blocks);
+    Ok(MultimodalBatch {
+        input_ids: batch.input_ids.narrow(1, from, seq_len)?.contiguous()?,
+        labels: None,
+        layout: SequenceLayout { seq_len, rows: vec![vec![Sample { range: 0..seq_len, visual_blocks, visuals }]] },
+        visuals: batch.visuals.iter().skip(in_front).cloned().collect(),
+    })
+}
+
+/// Whether two pictures look the same to a model.
+fn equal(a: &Visual, b: &Visual) -> Result<bool> {
+    let same_form = match (a, b) {
+        (Visual::Image { size: a, .. }, Visual::Image { size: b, .. }) => a == b,
+        (Visual::Video { .. }, Visual::Video { .. }) => true,
+        _ => false,
+    };
+    let (a, b) = (a.pixel_values(), b.pixel_values());
+    if !same_form || a.shape() != b.shape() || a.dtype() != b.dtype() {
+        return Ok(false);
+    }
+    Ok(a.id() == b.id() || a.eq(b)?.to_dtype(DType::F32)?.min_all()?.to_scalar::<f32>()? == 1.0)
+}

@@ -1,0 +1,248 @@
+//! Picks the next token from a row of logits.
+
+use std::cmp::Ordering;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::config::GenerationConfig;
+use crate::{Error, Result};
+
+/// A token that may be drawn. `score` is its logit at first, and its unnormalised probability later.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    id: u32,
+    score: f32,
+}
+
+impl Candidate {
+    /// Higher score first, then lower id, so that ties never depend on how a selection algorithm works.
+    fn likelier_first(&self, other: &Self) -> Ordering {
+        other.score.total_cmp(&self.score).then(self.id.cmp(&other.id))
+    }
+}
+
+/// Greedy choice or filtered draw, for one sequence.
+///
+/// Filters apply in the order of HF's logits processors: repetition penalty, temperature, top-k, top-p, min-p.
+/// Buffers are reused, and a vocabulary is never sorted: top-k keeps a short list, top-p halves its way
+/// to the cut.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    greedy: bool,
+    temperature: f32,
+    top_k: usize,
+    top_p: f64,
+    min_p: f32,
+    repetition_penalty: f32,
+    banned: Vec<u32>,
+    rng: ChaCha8Rng,
+    position: usize,
+    seen: SeenTokens,
+    candidates: Vec<Candidate>,
+}
+
+impl Sampler {
+    /// A sampler for row `row` of a batch; each row draws from its own stream of the seed.
+    ///
+    /// # Errors
+    /// [`Error::Config`] as [`GenerationConfig::validate`].
+    pub fn new(config: &GenerationConfig, row: u64) -> Result<Self> {
+        config.validate()?;
+        let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+        rng.set_stream(row);
+        Ok(Self {
+            greedy: config.is_greedy(),
+            // Smaller ones would overflow the division; this one already is greedy in effect.
+            temperature: config.temperature.unwrap_or(1.0).max(1e-30) as f32,
+            top_k: config.top_k.unwrap_or(0),
+            top_p: config.top_p.unwrap_or(1.0),
+            min_p: config.min_p.unwrap_or(0.0) as f32,
+            repetition_penalty: config.repetition_penalty.unwrap_or(1.0) as f32,
+            banned: vec![],
+            rng,
+            position: 0,
+            seen: SeenTokens::default(),
+            candidates: vec![],
+        })
+    }
+
+    /// Never picks these ids.
+    #[must_use]
+    pub fn ban(mut self, ids: &[u32]) -> Self {
+        self.banned.extend_from_slice(ids);
+        self
+    }
+
+    /// Takes note of tokens that stand in the text, such as the prompt, for the repetition penalty.
+    pub fn observe(&mut self, ids: &[u32]) {
+        self.position += ids.len();
+        if self.repetition_penalty != 1.0 {
+            ids.iter().for_each(|&id| self.seen.insert(id));
+        }
+    }
+
+    /// Picks the next token from its logits, one a token of the vocabulary, and takes note of it.
+    ///
+    /// `logits` is scratch space afterwards. Of equal logits the lowest id counts as the likeliest.
+    ///
+    /// # Errors
+    /// [`Error::Generation`] for logits that are NaN, infinite, or all minus infinity.
+    pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32> {
+        self.penalise(logits);
+        for &id in &self.banned {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        let best = self.argmax(logits)?;
+        let id = if self.greedy { best.id } else { self.draw(logits, best.score) };
+        self.observe(&[id]);
+        Ok(id)
+    }
+
+    fn penalise(&self, logits: &mut [f32]) {
+        for &id in &self.seen.ids {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit = if *logit < 0.0 { *logit * self.repetition_penalty } else { *logit / self.repetition_penalty };
+            }
+        }
+    }
+
+    fn argmax(&self, logits: &[f32]) -> Result<Candidate> {
+        let mut best = Candidate { id: 0, score: f32::NEG_INFINITY };
+        for (id, &score) in logits.iter().enumerate() {
+            if score > best.score || score.is_nan() {
+                best = Candidate { id: id as u32, score };
+                if !score.is_finite() {
+                    return Err(self.broken(&format!("the logit of token {id} is {score}")));
+                }
+            }
+        }
+        if best.score == f32::NEG_INFINITY {
+            let what = format!("all {} logits are minus infinity or banned, so no token is possible", logits.len());
+            return Err(self.broken(&what));
+        }
+        Ok(best)
+    }
+
+    fn broken(&self, what: &str) -> Error {
+        Error::Generation(format!(
+            "at position {} {what}: check that the weights are complete and finite, and if they are 16 bits wide try \
+             `--dtype f32`",
+            self.position
+        ))
+    }
+
+    /// Draws from the filtered distribution; `max` is the largest logit.
+    fn draw(&mut self, logits: &[f32], max: f32) -> u32 {
+        collect_candidates(logits, self.top_k, &mut self.candidates);
+        let temperature = self.temperature;
+        self.candidates.iter_mut().for_each(|c| c.score = ((c.score - max) / temperature).exp());
+        if self.top_p < 1.0 {
+            let kept = nucleus(&mut self.candidates, self.top_p);
+            self.candidates.truncate(kept);
+        }
+        // The likeliest candidate has the score exp(0) = 1.
+        let least = self.min_p;
+        self.candidates.retain(|c| c.score >= least);
+        // Selections leave an order that may differ between versions of the standard library.
+        self.candidates.sort_unstable_by_key(|c| c.id);
+        self.pick()
+    }
+
+    fn pick(&mut self) -> u32 {
+        let mut left = self.rng.random::<f64>() * mass(&self.candidates);
+        for candidate in &self.candidates {
+            left -= f64::from(candidate.score);
+            if left < 0.0 {
+                return candidate.id;
+            }
+        }
+        // Rounding may leave a hair: then it is the last token that can be drawn at all.
+        self.candidates.iter().rev().find(|c| c.score > 0.0).map_or(0, |c| c.id)
+    }
+}
+
+fn mass(candidates: &[Candidate]) -> f64 {
+    candidates.iter().map(|c| f64::from(c.score)).sum()
+}
+
+/// Fills `candidates` with the `top_k` likeliest tokens, or with all that are possible if it is 0.
+///
+/// The buffer is cut back to `top_k` whenever it reaches twice that, and the least token kept then is the bar for
+/// those to come; so most of the vocabulary is looked at once and never stored.
+fn collect_candidates(logits: &[f32], top_k: usize, candidates: &mut Vec<Candidate>) {
+    candidates.clear();
+    let most = if top_k == 0 { usize::MAX } else { top_k.saturating_mul(2).max(64) };
+    let mut bar = f32::NEG_INFINITY;
+    for (id, &score) in logits.iter().enumerate() {
+        if score > bar {
+            candidates.push(Candidate { id: id as u32, score });
+            if candidates.len() >= most {
+                bar = keep_likeliest(candidates, top_k);
+            }
+        }
+    }
+    if top_k != 0 {
+        keep_likeliest(candidates, top_k);
+    }
+}
+
+/// Keeps the `count` likeliest candidates and returns the lowest score among them.
+fn keep_likeliest(candidates: &mut Vec<Candidate>, count: usize) -> f32 {
+    if candidates.len() <= count {
+        return f32::NEG_INFINITY;
+    }
+    let (_, least, _) = candidates.select_nth_unstable_by(count - 1, Candidate::likelier_first);
+    let bar = least.score;
+    candidates.truncate(count);
+    bar
+}
+
+/// Moves the smallest set of likeliest candidates that has the share `top_p` of the mass to the front, and returns
+/// its size.
+///
+/// A binary search for the size: each step splits the open range at its middle, so that the work halves from step to
+/// step and is linear in all.
+fn nucleus(candidates: &mut [Candidate], top_p: f64) -> usize {
+    let target = top_p * mass(candidates);
+    let (mut from, mut to, mut before) = (0, candidates.len(), 0.0);
+    while to - from > 1 {
+        let open = &mut candidates[from..to];
+        let middle = open.len() / 2;
+        open.select_nth_unstable_by(middle - 1, Candidate::likelier_first);
+        let upper = mass(&open[..middle]);
+        if before + upper >= target {
+            to = from + middle;
+        } else {
+            from += middle;
+            before += upper;
+        }
+    }
+    to
+}
+
+/// A set of token ids that can be walked through in time proportional to its size.
+#[derive(Debug, Clone, Default)]
+struct SeenTokens {
+    ids: Vec<u32>,
+    bits: Vec<u64>,
+}
+
+impl SeenTokens {
+    /// Ids beyond any vocabulary are left out, so that a stray one cannot make the set huge.
+    fn insert(&mut self, id: u32) {
+        let (word, bit) = (id as usize / 64, 1u64 << (id % 64));
+        if id >= 1 << 24 {
+            return;
+        }
+        if word >= self.bits.len() {
+            self.bits.resize(word + 1, 0);
+        }
+        if self.bits[word] & bit == 0 {
+            self.bits[word] |= bit;
+            self.ids.push(id);
+        }
+    }
+}

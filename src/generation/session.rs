@@ -1,0 +1,288 @@
+//! A generation under way: prefill once, then one token for every row at a time.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+
+use super::result::Clock;
+use super::{Answer, CancelToken, CausalModel, FinishReason, GeneratedSequence, Generation, Sampler, TextStream};
+use crate::batch::MultimodalBatch;
+use crate::config::{GenerationConfig, HaploVlConfig};
+use crate::{Error, Result};
+
+/// Turns ids into text, leaving out special tokens.
+pub type Decode<'a> = Arc<dyn Fn(&[u32]) -> Result<String> + 'a>;
+
+/// A row's own handle on the decoder.
+type RowDecode<'a> = Box<dyn Fn(&[u32]) -> Result<String> + 'a>;
+
+/// What the model takes in next.
+enum Input {
+    Prompt(Box<MultimodalBatch>),
+    Tokens(Vec<u32>),
+}
+
+/// A generation under way. It holds neither model nor cache, so that the cache can outlive it.
+pub struct Session<'a> {
+    input: Input,
+    rows: Vec<Row<'a>>,
+    cancel: CancelToken,
+    clock: Clock,
+    prompt_tokens: usize,
+    cached_tokens: usize,
+}
+
+impl<'a> Session<'a> {
+    /// Prepares to answer `batch`, whose rows are padded on the left.
+    ///
+    /// `cached` are the ids that the cache already holds of a batch of one; empty for a fresh cache.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an impossible `config`, [`Error::Prompt`] if the prompt leaves no room for an answer in
+    /// the model's context, [`Error::Batch`] if several rows continue one cached text, or a row ends in padding.
+    pub fn new(
+        model: &HaploVlConfig,
+        batch: MultimodalBatch,
+        cached: &[u32],
+        config: &GenerationConfig,
+        decode: &Decode<'a>,
+    ) -> Result<Self> {
+        if !cached.is_empty() && batch.batch_size() != 1 {
+            return Err(Error::Batch(format!("has {} rows, expected 1 to continue a text", batch.batch_size())));
+        }
+        let budget = token_budget(model, cached.len() + batch.layout.seq_len, config)?;
+        let pad = pad_token(model, config)?;
+        let prompts = prompt_ids(&batch)?;
+        let prompt_tokens = cached.len() + prompts.iter().map(Vec::len).sum::<usize>();
+        let row = |(i, prompt): (usize, Vec<u32>)| {
+            let mut sampler = Sampler::new(config, i as u64)?.ban(&[model.image_token_index, model.video_token_index]);
+            sampler.observe(cached);
+            sampler.observe(&prompt);
+            Ok(Row::new(sampler, config, budget, pad, decode.clone()))
+        };
+        Ok(Self {
+            rows: prompts.into_iter().enumerate().map(row).collect::<Result<_>>()?,
+            input: Input::Prompt(Box::new(batch)),
+            cancel: CancelToken::default(),
+            clock: Clock::start(),
+            prompt_tokens,
+            cached_tokens: cached.len(),
+        })
+    }
+
+    /// Ends when `cancel` says so.
+    #[must_use]
+    pub fn with_cancel(mut self, cancel: CancelToken) -> Self {
+        self.cancel = cancel;
+        self
+    }
+
+    /// Positions that the cache must have room for, those already in it not counted.
+    pub fn new_positions(&self) -> usize {
+        let prompt = match &self.input {
+            Input::Prompt(batch) => batch.layout.seq_len,
+            Input::Tokens(_) => 0,
+        };
+        prompt + self.rows.iter().map(|row| row.budget - row.tokens.len()).max().unwrap_or(0)
+    }
+
+    /// Adds one token to every unfinished row, tells `on_text` the row and its new text, and returns whether any row
+    /// is still unfinished.
+    ///
+    /// # Errors
+    /// Those of the model and the decoder, and [`Error::Generation`] for logits that no token can be picked from.
+    pub fn step<M: CausalModel>(
+        &mut self,
+        model: &M,
+        cache: &mut M::Cache,
+        mut on_text: impl FnMut(usize, &str),
+    ) -> Result<bool> {
+        if self.cancel.is_cancelled() {
+            self.finish_all(FinishReason::Cancelled, &mut on_text)?;
+        }
+        if self.is_finished() {
+            return Ok(false);
+        }
+        let logits = match &self.input {
+            Input::Prompt(batch) => model.prefill(batch, cache)?,
+            Input::Tokens(ids) => model.decode(ids, cache)?,
+        };
+        let mut logits = logits_by_row(&logits, self.rows.len())?;
+        let mut next = Vec::with_capacity(self.rows.len());
+        for (i, (row, logits)) in self.rows.iter_mut().zip(&mut logits).enumerate() {
+            let shown = row.text.len();
+            next.push(row.step(logits)?);
+            if let Some(new) = row.text.get(shown..).filter(|new| !new.is_empty()) {
+                on_text(i, new);
+            }
+        }
+        self.input = Input::Tokens(next);
+        self.clock.step(self.new_tokens());
+        Ok(!self.is_finished())
+    }
+
+    /// Takes steps until the first row has new text, and returns it; nothing at its end, or after an error.
+    pub fn next_piece<M: CausalModel>(&mut self, model: &M, cache: &mut M::Cache) -> Option<Result<String>> {
+        let mut text = String::new();
+        while text.is_empty() && self.rows.first().is_some_and(|row| row.finish_reason.is_none()) {
+            let append = |row, new: &str| {
+                if row == 0 {
+                    text.push_str(new)
+                }
+            };
+            if let Err(error) = self.step(model, cache, append) {
+                self.rows.iter_mut().for_each(|row| row.finish_reason = Some(FinishReason::Cancelled));
+                return Some(Err(error));
+            }
+        }
+        (!text.is_empty()).then_some(Ok(text))
+    }
+
+    /// The ids picked so far for the first row.
+    pub fn tokens(&self) -> &[u32] {
+        self.rows.first().map_or(&[], |row| &row.tokens)
+    }
+
+    /// Whether every row is at its end.
+    pub fn is_finished(&self) -> bool {
+        self.rows.iter().all(|row| row.finish_reason.is_some())
+    }
+
+    /// Ends every row that is not at its end yet, as cancelled, and returns what there is.
+    ///
+    /// # Errors
+    /// Those of the decoder.
+    pub fn finish(&mut self) -> Result<Generation> {
+        self.finish_all(FinishReason::Cancelled, &mut |_, _| ())?;
+        let sequence = |row: &Row<'_>| GeneratedSequence {
+            text: row.text.clone(),
+            tokens: row.tokens.clone(),
+            finish_reason: row.finish_reason.clone().unwrap_or(FinishReason::Cancelled),
+        };
+        let timings = self.clock.timings(self.prompt_tokens, self.cached_tokens, self.new_tokens());
+        Ok(Generation { sequences: self.rows.iter().map(sequence).collect(), timings })
+    }
+
+    /// As [`Self::finish`], of the first row.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub fn answer(&mut self) -> Result<Answer> {
+        let Generation { sequences, timings } = self.finish()?;
+        let sequence = sequences.into_iter().next().ok_or_else(|| Error::Batch("has no rows".into()))?;
+        Ok(Answer { sequence, timings })
+    }
+
+    fn new_tokens(&self) -> usize {
+        self.rows.iter().map(|row| row.tokens.len()).sum()
+    }
+
+    fn finish_all(&mut self, reason: FinishReason, on_text: &mut impl FnMut(usize, &str)) -> Result<()> {
+        for (i, row) in self.rows.iter_mut().enumerate().filter(|(_, row)| row.finish_reason.is_none()) {
+            let shown = row.text.len();
+            row.finish(reason.clone())?;
+            if let Some(new) = row.text.get(shown..).filter(|new| !new.is_empty()) {
+                on_text(i, new);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One sequence of the batch.
+struct Row<'a> {
+    sampler: Sampler,
+    stream: TextStream<RowDecode<'a>>,
+    eos: Vec<u32>,
+    pad: u32,
+    budget: usize,
+    tokens: Vec<u32>,
+    text: String,
+    finish_reason: Option<FinishReason>,
+}
+
+impl<'a> Row<'a> {
+    fn new(sampler: Sampler, config: &GenerationConfig, budget: usize, pad: u32, decode: Decode<'a>) -> Self {
+        Self {
+            sampler,
+            stream: TextStream::new(Box::new(move |ids| decode(ids)), &config.stop_strings),
+            eos: config.eos_token_id.clone(),
+            pad,
+            budget,
+            tokens: vec![],
+            text: String::new(),
+            finish_reason: None,
+        }
+    }
+
+    /// Picks a token and returns what to feed next, which for a finished row is padding that nobody looks at.
+    fn step(&mut self, logits: &mut [f32]) -> Result<u32> {
+        if self.finish_reason.is_some() {
+            return Ok(self.pad);
+        }
+        let id = self.sampler.sample(logits)?;
+        self.tokens.push(id);
+        if self.eos.contains(&id) {
+            self.finish(FinishReason::EndOfSequence(id))?;
+            return Ok(id);
+        }
+        let piece = self.stream.push(id)?;
+        self.text.push_str(&piece.text);
+        if let Some(stop) = piece.stop {
+            self.finish_reason = Some(FinishReason::StopString(stop));
+        } else if self.tokens.len() >= self.budget {
+            self.finish(FinishReason::Length)?;
+        }
+        Ok(id)
+    }
+
+    /// Shows what was held back; if it holds a stop string after all, that is the reason.
+    fn finish(&mut self, reason: FinishReason) -> Result<()> {
+        let piece = self.stream.finish()?;
+        self.text.push_str(&piece.text);
+        self.finish_reason = Some(piece.stop.map_or(reason, FinishReason::StopString));
+        Ok(())
+    }
+}
+
+/// How many tokens may be generated behind `used` positions.
+fn token_budget(model: &HaploVlConfig, used: usize, config: &GenerationConfig) -> Result<usize> {
+    let room = model.max_position_embeddings.saturating_sub(used);
+    if room == 0 {
+        return Err(Error::Prompt(format!(
+            "is {used} tokens long (text and image patches together) and leaves no room for an answer in the model's \
+             context of {}: shorten it, or use fewer or smaller pictures",
+            model.max_position_embeddings
+        )));
+    }
+    Ok(config.max_new_tokens.map_or(room, |most| most.min(room)))
+}
+
+fn pad_token(model: &HaploVlConfig, config: &GenerationConfig) -> Result<u32> {
+    let pad = config.pad_token_id.or_else(|| config.eos_token_id.first().copied()).unwrap_or(0);
+    if pad as usize >= model.vocab_size {
+        let message = format!("is {pad}, outside the model's vocabulary of {}", model.vocab_size);
+        return Err(Error::config("pad_token_id", message));
+    }
+    Ok(pad)
+}
+
+/// The ids of each row without padding.
+fn prompt_ids(batch: &MultimodalBatch) -> Result<Vec<Vec<u32>>> {
+    let ids = batch.input_ids.to_vec2::<u32>()?;
+    let row = |(ids, samples): (Vec<u32>, &Vec<crate::batch::Sample>)| match samples.as_slice() {
+        [sample] if sample.range.end == ids.len() => Ok(ids.get(sample.range.clone()).unwrap_or_default().to_vec()),
+        _ => Err(Error::Batch(
+            "has a row that is packed or padded on the right, expected one prompt a row, padded on the left".into(),
+        )),
+    };
+    ids.into_iter().zip(&batch.layout.rows).map(row).collect()
+}
+
+fn logits_by_row(logits: &Tensor, rows: usize) -> Result<Vec<Vec<f32>>> {
+    let found = logits.to_dtype(DType::F32)?.to_vec2()?;
+    if found.len() == rows {
+        return Ok(found);
+    }
+    Err(Error::Generation(format!("the model gave logits for {} rows, expected {rows}", found.len())))
+}

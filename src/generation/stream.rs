@@ -1,0 +1,39 @@
+//! Token ids to text that is safe to show: whole characters, and nothing of a stop string.
+
+use super::detokenizer::Detokenizer;
+use super::stop::{StopStrings, TextPiece};
+use crate::Result;
+
+/// Incremental decoding and the search for stop strings, one after the other.
+#[derive(Debug, Clone)]
+pub struct TextStream<F> {
+    detokenizer: Detokenizer<F>,
+    stops: StopStrings,
+}
+
+impl<F: Fn(&[u32]) -> Result<String>> TextStream<F> {
+    /// A stream over `decode` that ends at any of `stop_strings`.
+    pub fn new(decode: F, stop_strings: &[String]) -> Self {
+        Self { detokenizer: Detokenizer::new(decode), stops: StopStrings::new(stop_strings) }
+    }
+
+    /// Takes the next id and returns the text that can be shown now.
+    ///
+    /// # Errors
+    /// Those of the decoder.
+    pub fn push(&mut self, id: u32) -> Result<TextPiece> {
+        Ok(self.stops.push(&self.detokenizer.push(id)?))
+    }
+
+    /// Ends the text and returns what was held back.
+    ///
+    /// # Errors
+    /// Those of the decoder.
+    pub fn finish(&mut self) -> Result<TextPiece> {
+        let mut piece = self.stops.push(&self.detokenizer.flush()?);
+        if piece.stop.is_none() {
+            piece.text.push_str(&self.stops.flush());
+        }
+        Ok(piece)
+    }
+}

@@ -1,0 +1,81 @@
+//! The two heads that stage 1 compares with its teachers, dropped afterwards.
+
+use candle_core::{DType, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+use crate::Result;
+use crate::config::NormKind;
+use crate::nn::{Linear, Norm};
+
+/// exp(s) may not exceed this; CLIP's bound.
+const MAX_LOGIT_SCALE: f64 = 100.0;
+
+/// From the pre-decoder's width to the vision teacher's and to the language model's.
+#[derive(Debug, Clone)]
+pub struct DistillationHeads {
+    vision: Head,
+    text: Head,
+    /// Logarithm of the scale of the token logits, one element.
+    logit_scale: Tensor,
+}
+
+/// Layer norm and a linear map.
+#[derive(Debug, Clone)]
+struct Head {
+    norm: Norm,
+    proj: Linear,
+}
+
+impl Head {
+    fn new(from: usize, to: usize, vb: VarBuilder) -> Result<Self> {
+        let norm = Norm::new(NormKind::LayerNorm, from, 1e-5, vb.pp("norm"))?;
+        Ok(Self { norm, proj: Linear::new(from, to, true, vb.pp("proj"))? })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.proj.forward(&self.norm.forward(x)?)
+    }
+}
+
+impl DistillationHeads {
+    /// Prefix of all parameters of the heads.
+    pub const PREFIX: &str = "distillation";
+
+    /// Reads `distillation.{vision,text}.{norm,proj}` and `distillation.logit_scale`; `vb` is the root.
+    ///
+    /// # Errors
+    /// If the store lacks a tensor, or one has another shape.
+    pub fn new(hidden_size: usize, vision_width: usize, text_width: usize, vb: VarBuilder) -> Result<Self> {
+        let vb = vb.pp(Self::PREFIX);
+        let initial_scale = (1.0f64 / 0.07).ln();
+        Ok(Self {
+            vision: Head::new(hidden_size, vision_width, vb.pp("vision"))?,
+            text: Head::new(hidden_size, text_width, vb.pp("text"))?,
+            logit_scale: vb.get_with_hints(1, "logit_scale", Init::Const(initial_scale))?,
+        })
+    }
+
+    /// (patches, hidden_size) -> (patches, vision teacher's width).
+    ///
+    /// # Errors
+    /// If `x` has another width.
+    pub fn vision(&self, x: &Tensor) -> Result<Tensor> {
+        self.vision.forward(x)
+    }
+
+    /// (tokens, hidden_size) -> (tokens, language model's width).
+    ///
+    /// # Errors
+    /// If `x` has another width.
+    pub fn text(&self, x: &Tensor) -> Result<Tensor> {
+        self.text.forward(x)
+    }
+
+    /// The scale of the token logits, `min(exp(s), 100)`, one element, f32.
+    ///
+    /// # Errors
+    /// From candle only.
+    pub fn logit_scale(&self) -> Result<Tensor> {
+        Ok(self.logit_scale.to_dtype(DType::F32)?.exp()?.minimum(MAX_LOGIT_SCALE)?)
+    }
+}

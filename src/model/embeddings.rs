@@ -1,0 +1,117 @@
+//! One sequence of embeddings from token ids and raw pixels.
+
+use candle_core::{Device, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+use super::packing::Packing;
+use crate::batch::MultimodalBatch;
+use crate::config::{HaploVlConfig, TextEmbedding, VisionConfig};
+use crate::nn::{INIT_STD, Linear, PatchEmbedding};
+use crate::{Error, Result};
+
+/// Text table, patch projection, patch positions and the newline token.
+#[derive(Debug, Clone)]
+pub struct MultimodalEmbeddings {
+    embed_tokens: Tensor,
+    /// From the table's width to the pre-decoder's; only in the projected form.
+    embed_proj: Option<Linear>,
+    patch_embed: PatchEmbedding,
+    /// (1, patches of a tile, hidden_size).
+    pre_pos_embed: Tensor,
+    image_newline: Option<Tensor>,
+    config: VisionConfig,
+}
+
+impl MultimodalEmbeddings {
+    /// Reads `model.embed_tokens`, `model.embed_proj` (projected form only), `model.patch_embed.proj`,
+    /// `model.pre_pos_embed` and `model.image_newline`; `vb` is the root of the checkpoint.
+    ///
+    /// # Errors
+    /// If the store lacks a tensor, or one has another shape.
+    pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
+        let vb = vb.pp("model");
+        let init = Init::Randn { mean: 0.0, stdev: INIT_STD };
+        let hidden = config.pre_decoder.hidden_size;
+        let embedding_size = config.embedding_size();
+        let embed_proj = match config.text_embedding {
+            TextEmbedding::Direct => None,
+            TextEmbedding::Projected => Some(Linear::new(embedding_size, hidden, false, vb.pp("embed_proj"))?),
+        };
+        let newline = || vb.get_with_hints(hidden, "image_newline", init);
+        Ok(Self {
+            embed_tokens: vb.get_with_hints((config.vocab_size, embedding_size), "embed_tokens.weight", init)?,
+            embed_proj,
+            patch_embed: PatchEmbedding::new(hidden, config.vision.patch_size, vb.pp("patch_embed.proj"))?,
+            pre_pos_embed: vb.get_with_hints((1, config.vision.patches_per_tile(), hidden), "pre_pos_embed", init)?,
+            image_newline: config.vision.image_newline.then(newline).transpose()?,
+            config: config.vision.clone(),
+        })
+    }
+
+    /// The text embedding table, (vocab_size, embedding width).
+    pub fn embed_tokens(&self) -> &Tensor {
+        &self.embed_tokens
+    }
+
+    /// The device of the parameters.
+    pub fn device(&self) -> &Device {
+        self.embed_tokens.device()
+    }
+
+    /// Token ids (batch, seq), u32, to embeddings (batch, seq, hidden_size), as if all were text.
+    ///
+    /// # Errors
+    /// [`Error::Batch`] for an id outside the table.
+    pub fn text(&self, input_ids: &Tensor) -> Result<Tensor> {
+        let (batch, seq) = input_ids.dims2()?;
+        let ids = input_ids.flatten_all()?;
+        self.check_ids(&ids)?;
+        let rows = self.embed_tokens.index_select(&ids, 0)?;
+        let rows = match &self.embed_proj {
+            Some(proj) => proj.forward(&rows)?,
+            None => rows,
+        };
+        Ok(rows.reshape((batch, seq, ()))?)
+    }
+
+    /// Pixels (tiles, 3, image_size, image_size) to patches with positions, (tiles, patches of a tile, hidden_size).
+    ///
+    /// # Errors
+    /// If the pixels have another shape.
+    pub fn patches(&self, pixel_values: &Tensor) -> Result<Tensor> {
+        Ok(self.patch_embed.forward(pixel_values)?.broadcast_add(&self.pre_pos_embed)?)
+    }
+
+    /// The whole batch: (batch, seq, hidden_size), each picture's placeholders replaced by its patches and newlines.
+    ///
+    /// # Errors
+    /// [`Error::Batch`] for an id outside the table, or pictures that do not fit their places.
+    pub fn forward(&self, batch: &MultimodalBatch) -> Result<Tensor> {
+        let text = self.text(&batch.input_ids)?;
+        if batch.visuals.is_empty() {
+            return Ok(text);
+        }
+        let packing = Packing::new(batch, &self.config)?;
+        let (rows, seq, hidden) = text.dims3()?;
+        let patches = self.patches(&batch.pixel_values()?)?.flatten_to(1)?;
+        let mut sources = vec![text.flatten_to(1)?, patches.clone()];
+        if let Some(newline) = &self.image_newline {
+            sources.push(newline.unsqueeze(0)?);
+        }
+        sources.extend(packing.shrink(&patches)?);
+        let index = Tensor::from_vec(packing.index, rows * seq, text.device())?;
+        Ok(Tensor::cat(&sources, 0)?.index_select(&index, 0)?.reshape((rows, seq, hidden))?)
+    }
+
+    /// Checked on the CPU only: elsewhere it would cost a transfer, and the processor has seen every id anyway.
+    fn check_ids(&self, ids: &Tensor) -> Result<()> {
+        if !ids.device().is_cpu() {
+            return Ok(());
+        }
+        let vocab_size = self.embed_tokens.dim(0)?;
+        match ids.to_vec1::<u32>()?.into_iter().find(|&id| id as usize >= vocab_size) {
+            Some(id) => Err(Error::Batch(format!("token id {id} is outside the model's table of {vocab_size}"))),
+            None => Ok(()),
+        }
+    }
+}

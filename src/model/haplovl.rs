@@ -1,0 +1,199 @@
+//! The whole model.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+
+use super::pre_decoder_model::angles_at;
+use super::{Cache, Connector, LanguageHead, Pass, PostDecoder, PreDecoderModel};
+use crate::Result;
+use crate::batch::{MultimodalBatch, SequenceLayout};
+use crate::config::HaploVlConfig;
+use crate::nn::ops::KeyRanges;
+use crate::nn::{CheckpointScope, RotaryEmbedding, key_ranges};
+use crate::weights::ParameterShapes;
+
+/// HaploVL: embeddings, pre-decoder, connector, post-decoder and language head.
+#[derive(Debug, Clone)]
+pub struct HaploVl {
+    config: HaploVlConfig,
+    front: PreDecoderModel,
+    connector: Connector,
+    post_decoder: PostDecoder,
+    lm_head: LanguageHead,
+    post_rotary: Option<RotaryEmbedding>,
+}
+
+/// What a forward pass computed on the way.
+#[derive(Debug, Clone)]
+pub struct HiddenStates {
+    /// After `pre_norm`, before the first layer: (batch, seq, pre-decoder width).
+    pub pre_decoder_input: Tensor,
+    /// Before the connector: (batch, seq, pre-decoder width).
+    pub pre_decoder_output: Tensor,
+    /// After the final norm: (batch, seq, post-decoder width).
+    pub post_decoder_output: Tensor,
+    /// Attention weights (batch, heads, seq, seq), f32, of the layers asked for, first to last.
+    pub attentions: Vec<Tensor>,
+}
+
+impl HaploVl {
+    /// Builds the model over the tensors of `vb`, the root of a checkpoint in the official layout.
+    ///
+    /// Computes in the number type of `vb`; see [`Self::with_compute_dtype`].
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) if the configuration cannot work, and an error naming the tensor if one
+    /// is missing or has another shape.
+    pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
+        config.validate()?;
+        let front = PreDecoderModel::new(config, vb.clone())?;
+        let post = &config.post_decoder;
+        let lm_head = match config.tie_word_embeddings {
+            true => LanguageHead::tied(front.embeddings().embed_tokens()),
+            false => LanguageHead::new(post.hidden_size, config.vocab_size, vb.clone())?,
+        };
+        Ok(Self {
+            connector: Connector::new(config, vb.clone())?,
+            post_decoder: PostDecoder::new(post, config.pre_decoder.num_hidden_layers, vb)?,
+            post_rotary: RotaryEmbedding::of(post),
+            front,
+            lm_head,
+            config: config.clone(),
+        })
+    }
+
+    /// Name and shape of every tensor that a checkpoint of this configuration holds. Takes no memory for weights.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) if the configuration cannot work.
+    pub fn parameter_shapes(config: &HaploVlConfig) -> Result<BTreeMap<String, Vec<usize>>> {
+        let shapes = ParameterShapes::default();
+        Self::new(config, shapes.var_builder())?;
+        Ok(shapes.shapes())
+    }
+
+    /// Computes in another number type than the parameters have: bf16 over f32 master weights.
+    pub fn with_compute_dtype(self, compute_dtype: DType) -> Self {
+        Self { front: self.front.with_compute_dtype(compute_dtype), ..self }
+    }
+
+    /// Computes every layer again in the backward pass instead of keeping its activations; gradients of parameters
+    /// inside the layers arrive in `scope`.
+    pub fn with_checkpointing(self, scope: Arc<CheckpointScope>) -> Self {
+        Self { front: self.front.with_checkpointing(scope), ..self }
+    }
+
+    /// The configuration that the model was built from.
+    pub fn config(&self) -> &HaploVlConfig {
+        &self.config
+    }
+
+    /// The device of the parameters.
+    pub fn device(&self) -> &Device {
+        self.front.embeddings().device()
+    }
+
+    /// Embeddings and pre-decoder, usable alone.
+    pub fn front(&self) -> &PreDecoderModel {
+        &self.front
+    }
+
+    /// The language head, usable alone.
+    pub fn lm_head(&self) -> &LanguageHead {
+        &self.lm_head
+    }
+
+    /// Logits (batch, seq, vocab_size) of every position.
+    ///
+    /// # Errors
+    /// If the batch does not fit the model.
+    pub fn forward(&self, batch: &MultimodalBatch) -> Result<Tensor> {
+        self.lm_head.forward(&self.hidden_states(batch, &[])?.post_decoder_output)
+    }
+
+    /// Everything up to the language head, and the attention weights of the layers in `attention_layers`, which are
+    /// numbered as in the checkpoint: the pre-decoder's first.
+    ///
+    /// # Errors
+    /// If the batch does not fit the model.
+    pub fn hidden_states(&self, batch: &MultimodalBatch, attention_layers: &[usize]) -> Result<HiddenStates> {
+        let ranges = key_ranges(&batch.layout, self.config.image_attention);
+        self.run(batch, &ranges, &batch.layout.positions(), attention_layers, None)
+    }
+
+    /// A fresh cache of `batch` rows and `capacity` positions.
+    ///
+    /// # Errors
+    /// [`Error::Generation`](crate::Error::Generation) if `capacity` exceeds the context, or memory runs out.
+    pub fn cache(&self, batch: usize, capacity: usize) -> Result<Cache> {
+        Cache::new(&self.config, batch, capacity, self.front.compute_dtype(), self.device())
+    }
+
+    /// Appends a batch to the cache and returns the logits (batch, vocab_size) of its last position.
+    ///
+    /// Rows are padded on the left; a batch that continues earlier ones has no padding.
+    ///
+    /// # Errors
+    /// If the batch does not fit the model or the cache.
+    pub fn prefill(&self, batch: &MultimodalBatch, cache: &mut Cache) -> Result<Tensor> {
+        let (ranges, positions) = cache.place(&batch.layout, self.config.image_attention)?;
+        let hidden = self.run(batch, &ranges, &positions, &[], Some(cache))?.post_decoder_output;
+        let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?;
+        self.lm_head.forward(&last.contiguous()?)
+    }
+
+    /// Appends one text token to each row and returns the logits (batch, vocab_size) behind it.
+    ///
+    /// # Errors
+    /// If there is not one id for each row, or the cache is full.
+    pub fn decode(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
+        let batch = MultimodalBatch {
+            input_ids: Tensor::from_slice(ids, (ids.len(), 1), self.device())?,
+            labels: None,
+            layout: SequenceLayout::text(ids.len(), 1),
+            visuals: vec![],
+        };
+        self.prefill(&batch, cache)
+    }
+
+    fn run(
+        &self,
+        batch: &MultimodalBatch,
+        ranges: &KeyRanges,
+        positions: &[Vec<u32>],
+        attention_layers: &[usize],
+        cache: Option<&mut Cache>,
+    ) -> Result<HiddenStates> {
+        let (pre_caches, post_caches) = match cache {
+            Some(cache) => (Some(cache.pre.as_mut_slice()), Some(cache.post.as_mut_slice())),
+            None => (None, None),
+        };
+        let first_post = self.config.pre_decoder.num_hidden_layers;
+        let (pre_layers, post_layers): (Vec<usize>, Vec<usize>) =
+            attention_layers.iter().partition(|&&layer| layer < first_post);
+        let post_layers: Vec<usize> = post_layers.into_iter().map(|layer| layer - first_post).collect();
+        let pass = |angles, caches, attention_layers| Pass {
+            ranges,
+            angles,
+            caches,
+            attention_layers,
+            checkpoint: self.front.checkpoint(),
+        };
+        let angles = self.front.angles(positions)?;
+        let pre = self.front.forward(batch, &mut pass(angles, pre_caches, &pre_layers))?;
+        let x = self.connector.forward(&pre.output)?;
+        let angles = angles_at(&self.post_rotary, positions, self.device())?;
+        let (post, post_attentions) = self.post_decoder.forward(&x, &mut pass(angles, post_caches, &post_layers))?;
+        let mut attentions = pre.attentions;
+        attentions.extend(post_attentions);
+        Ok(HiddenStates {
+            pre_decoder_input: pre.input,
+            pre_decoder_output: pre.output,
+            post_decoder_output: post,
+            attentions,
+        })
+    }
+}

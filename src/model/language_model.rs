@@ -1,0 +1,73 @@
+//! A language model of the Llama family on its own: a source to inherit from, and the text teacher's home.
+
+use candle_core::{Device, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+use super::pre_decoder_model::angles_at;
+use super::{LanguageHead, Pass, PostDecoder};
+use crate::Result;
+use crate::batch::SequenceLayout;
+use crate::config::ImageAttention;
+use crate::nn::{INIT_STD, RotaryEmbedding, key_ranges};
+use crate::weights::LlmConfig;
+
+/// Embedding table, layers, final norm and head, under HF's names.
+#[derive(Debug, Clone)]
+pub struct LanguageModel {
+    embed_tokens: Tensor,
+    decoder: PostDecoder,
+    rotary: Option<RotaryEmbedding>,
+    lm_head: LanguageHead,
+}
+
+impl LanguageModel {
+    /// Reads `model.embed_tokens`, `model.layers`, `model.norm` and, unless tied, `lm_head`; `vb` is the root.
+    ///
+    /// # Errors
+    /// If the store lacks a tensor, or one has another shape.
+    pub fn new(config: &LlmConfig, vb: VarBuilder) -> Result<Self> {
+        let hidden = config.decoder.hidden_size;
+        let init = Init::Randn { mean: 0.0, stdev: INIT_STD };
+        let embed_tokens = vb.get_with_hints((config.vocab_size, hidden), "model.embed_tokens.weight", init)?;
+        let lm_head = match config.tie_word_embeddings {
+            true => LanguageHead::tied(&embed_tokens),
+            false => LanguageHead::new(hidden, config.vocab_size, vb.clone())?,
+        };
+        let decoder = PostDecoder::new(&config.decoder, 0, vb)?;
+        Ok(Self { embed_tokens, decoder, rotary: RotaryEmbedding::of(&config.decoder), lm_head })
+    }
+
+    /// The device of the parameters.
+    pub fn device(&self) -> &Device {
+        self.embed_tokens.device()
+    }
+
+    /// The embedding table, (vocab_size, hidden_size).
+    pub fn embed_tokens(&self) -> &Tensor {
+        &self.embed_tokens
+    }
+
+    /// The language head.
+    pub fn lm_head(&self) -> &LanguageHead {
+        &self.lm_head
+    }
+
+    /// Token ids (batch, seq), u32, to embeddings (batch, seq, hidden_size).
+    ///
+    /// # Errors
+    /// If an id is outside the table.
+    pub fn embed(&self, input_ids: &Tensor) -> Result<Tensor> {
+        let (batch, seq) = input_ids.dims2()?;
+        Ok(self.embed_tokens.index_select(&input_ids.flatten_all()?, 0)?.reshape((batch, seq, ()))?)
+    }
+
+    /// Embeddings (batch, seq, hidden_size) to hidden states after the final norm, of the same size.
+    ///
+    /// # Errors
+    /// If the layout does not fit.
+    pub fn hidden_states(&self, embeddings: &Tensor, layout: &SequenceLayout) -> Result<Tensor> {
+        let ranges = key_ranges(layout, ImageAttention::Causal);
+        let angles = angles_at(&self.rotary, &layout.positions(), self.device())?;
+        Ok(self.decoder.forward(embeddings, &mut Pass::new(&ranges, angles))?.0)
+    }
+}

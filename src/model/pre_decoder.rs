@@ -1,0 +1,74 @@
+//! The pre-decoder, which fuses pixels and text, and the connector behind it.
+
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+
+use super::{DecoderStack, Pass};
+use crate::Result;
+use crate::config::{HaploVlConfig, NormKind};
+use crate::nn::{Linear, Norm};
+
+/// A normalisation over all tokens, then layers shaped like CLIP-ViT's.
+#[derive(Debug, Clone)]
+pub struct PreDecoder {
+    pre_norm: Norm,
+    stack: DecoderStack,
+}
+
+/// What the pre-decoder computes.
+#[derive(Debug, Clone)]
+pub struct PreDecoderOutput {
+    /// After `pre_norm`, before the first layer: (batch, seq, hidden_size).
+    pub input: Tensor,
+    /// After the last layer: (batch, seq, hidden_size).
+    pub output: Tensor,
+    /// Attention weights (batch, heads, seq, seq) of the layers asked for.
+    pub attentions: Vec<Tensor>,
+}
+
+impl PreDecoder {
+    /// Reads `model.pre_norm` and the first layers of `model.layers`; `vb` is the root of the checkpoint.
+    ///
+    /// # Errors
+    /// If the store lacks a tensor, or one has another shape.
+    pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
+        let (vb, decoder) = (vb.pp("model"), &config.pre_decoder);
+        Ok(Self {
+            pre_norm: Norm::new(NormKind::LayerNorm, decoder.hidden_size, decoder.norm_eps, vb.pp("pre_norm"))?,
+            stack: DecoderStack::new(decoder, 0, vb.pp("layers"))?,
+        })
+    }
+
+    /// Embeddings (batch, seq, hidden_size) -> the same size.
+    ///
+    /// # Errors
+    /// If shapes do not fit, or a cache is full.
+    pub fn forward(&self, embeddings: &Tensor, pass: &mut Pass) -> Result<PreDecoderOutput> {
+        let input = self.pre_norm.forward(embeddings)?;
+        let (output, attentions) = self.stack.forward(&input, pass)?;
+        Ok(PreDecoderOutput { input, output, attentions })
+    }
+}
+
+/// The linear map from the pre-decoder's width to the post-decoder's, without bias.
+#[derive(Debug, Clone)]
+pub struct Connector(Linear);
+
+impl Connector {
+    /// Reads `model.pre_connector`; `vb` is the root of the checkpoint.
+    ///
+    /// # Errors
+    /// If the store lacks the tensor, or it has another shape.
+    pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
+        let (from, to) = (config.pre_decoder.hidden_size, config.post_decoder.hidden_size);
+        Ok(Self(Linear::new(from, to, false, vb.pp("model.pre_connector"))?))
+    }
+
+    /// (batch, seq, pre-decoder width) -> (batch, seq, post-decoder width).
+    ///
+    /// # Errors
+    /// If `x` has another width.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.0.forward(x)
+    }
+}

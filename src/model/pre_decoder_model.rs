@@ -1,0 +1,107 @@
+//! Embeddings and pre-decoder together: the half of the model that is distilled.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+
+use super::{MultimodalEmbeddings, Pass, PreDecoder, PreDecoderOutput};
+use crate::Result;
+use crate::batch::MultimodalBatch;
+use crate::config::{HaploVlConfig, ImageAttention, Rope};
+use crate::nn::{CheckpointScope, RotaryAngles, RotaryEmbedding, key_ranges};
+
+/// From ids and pixels to the pre-decoder's hidden states.
+#[derive(Debug, Clone)]
+pub struct PreDecoderModel {
+    embeddings: MultimodalEmbeddings,
+    pre_decoder: PreDecoder,
+    rotary: Option<RotaryEmbedding>,
+    image_attention: ImageAttention,
+    compute_dtype: DType,
+    checkpoint: Option<Arc<CheckpointScope>>,
+}
+
+impl PreDecoderModel {
+    /// Builds it over the tensors of `vb`, the root of a checkpoint; the post-decoder's are not touched.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) if the configuration cannot work, and an error naming the tensor if one
+    /// is missing or has another shape.
+    pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
+        config.validate()?;
+        Ok(Self {
+            embeddings: MultimodalEmbeddings::new(config, vb.clone())?,
+            pre_decoder: PreDecoder::new(config, vb.clone())?,
+            rotary: match config.pre_decoder.rope {
+                Rope::Shared => RotaryEmbedding::of(&config.post_decoder),
+                _ => RotaryEmbedding::of(&config.pre_decoder),
+            },
+            image_attention: config.image_attention,
+            compute_dtype: vb.dtype(),
+            checkpoint: None,
+        })
+    }
+
+    /// Computes in another number type than the parameters have.
+    pub fn with_compute_dtype(self, compute_dtype: DType) -> Self {
+        Self { compute_dtype, ..self }
+    }
+
+    /// The number type that activations are computed in.
+    pub fn compute_dtype(&self) -> DType {
+        self.compute_dtype
+    }
+
+    /// Computes every layer again in the backward pass; gradients of parameters inside arrive in `scope`.
+    pub fn with_checkpointing(self, scope: Arc<CheckpointScope>) -> Self {
+        Self { checkpoint: Some(scope), ..self }
+    }
+
+    /// Where gradients of recomputed layers go, if layers are recomputed.
+    pub fn checkpoint(&self) -> Option<Arc<CheckpointScope>> {
+        self.checkpoint.clone()
+    }
+
+    /// The embeddings, usable alone.
+    pub fn embeddings(&self) -> &MultimodalEmbeddings {
+        &self.embeddings
+    }
+
+    /// Rotary angles of `positions`; `None` without rotary positions.
+    ///
+    /// # Errors
+    /// From candle only.
+    pub fn angles(&self, positions: &[Vec<u32>]) -> Result<Option<RotaryAngles>> {
+        angles_at(&self.rotary, positions, self.embeddings.device())
+    }
+
+    /// The batch through embeddings and layers.
+    ///
+    /// # Errors
+    /// If the batch does not fit the model, or a cache is full.
+    pub fn forward(&self, batch: &MultimodalBatch, pass: &mut Pass) -> Result<PreDecoderOutput> {
+        let embeddings = self.embeddings.forward(batch)?.to_dtype(self.compute_dtype)?;
+        self.pre_decoder.forward(&embeddings, pass)
+    }
+
+    /// The hidden states (batch, seq, hidden_size) of a batch on its own, before the connector.
+    ///
+    /// # Errors
+    /// If the batch does not fit the model.
+    pub fn hidden_states(&self, batch: &MultimodalBatch) -> Result<Tensor> {
+        let ranges = key_ranges(&batch.layout, self.image_attention);
+        let angles = self.angles(&batch.layout.positions())?;
+        let mut pass = Pass { checkpoint: self.checkpoint(), ..Pass::new(&ranges, angles) };
+        Ok(self.forward(batch, &mut pass)?.output)
+    }
+}
+
+/// Angles of `positions` under frequencies that may not be there.
+pub(super) fn angles_at(
+    rotary: &Option<RotaryEmbedding>,
+    positions: &[Vec<u32>],
+    device: &Device,
+) -> Result<Option<RotaryAngles>> {
+    rotary.as_ref().map(|rotary| rotary.angles(positions, device)).transpose()
+}

@@ -1,0 +1,78 @@
+//! Layers one behind the other, and what they share in one forward pass.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+
+use crate::Result;
+use crate::config::DecoderConfig;
+use crate::nn::ops::KeyRanges;
+use crate::nn::{CheckpointScope, DecoderLayer, LayerCache, RotaryAngles, checkpoint};
+
+/// What all layers of one decoder share in one forward pass.
+#[derive(Debug)]
+pub struct Pass<'a> {
+    /// Keys that each query sees.
+    pub ranges: &'a KeyRanges,
+    /// Rotary angles of the positions; `None` without rotary positions.
+    pub angles: Option<RotaryAngles>,
+    /// One cache a layer, or `None` to compute everything anew.
+    pub caches: Option<&'a mut [LayerCache]>,
+    /// Layers (counted from 0 in this decoder) whose attention weights are wanted.
+    pub attention_layers: &'a [usize],
+    /// Where gradients of recomputed layers go; `None` keeps all activations. Not together with caches.
+    pub checkpoint: Option<Arc<CheckpointScope>>,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass without cache and without recorded weights.
+    pub fn new(ranges: &'a KeyRanges, angles: Option<RotaryAngles>) -> Self {
+        Self { ranges, angles, caches: None, attention_layers: &[], checkpoint: None }
+    }
+}
+
+/// The layers of one decoder.
+#[derive(Debug, Clone)]
+pub struct DecoderStack {
+    layers: Vec<DecoderLayer>,
+}
+
+impl DecoderStack {
+    /// Reads `config.num_hidden_layers` layers, numbered from `first` on under `vb`.
+    ///
+    /// # Errors
+    /// If the store lacks a tensor, or one has another shape.
+    pub fn new(config: &DecoderConfig, first: usize, vb: VarBuilder) -> Result<Self> {
+        let layer = |i: usize| DecoderLayer::new(config, vb.pp(first + i));
+        Ok(Self { layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()? })
+    }
+
+    /// The layers, first to last.
+    pub fn layers(&self) -> &[DecoderLayer] {
+        &self.layers
+    }
+
+    /// (batch, seq, hidden_size) -> the same, and the attention weights that were asked for, in the order of layers.
+    ///
+    /// # Errors
+    /// If shapes do not fit, or a cache is full.
+    pub fn forward(&self, x: &Tensor, pass: &mut Pass) -> Result<(Tensor, Vec<Tensor>)> {
+        let mut x = x.clone();
+        let mut weights = Vec::new();
+        for (i, layer) in self.layers.iter().enumerate() {
+            if pass.attention_layers.contains(&i) {
+                weights.push(layer.attention_weights(&x, pass.angles.as_ref(), pass.ranges)?);
+            }
+            let cache = pass.caches.as_mut().and_then(|caches| caches.get_mut(i));
+            x = match (&pass.checkpoint, cache) {
+                (Some(scope), None) => {
+                    let (layer, angles, ranges) = (layer.clone(), pass.angles.clone(), pass.ranges.clone());
+                    checkpoint(scope, &x, move |x| layer.forward(x, angles.as_ref(), &ranges, None))?
+                }
+                (_, cache) => layer.forward(&x, pass.angles.as_ref(), pass.ranges, cache)?,
+            };
+        }
+        Ok((x, weights))
+    }
+}

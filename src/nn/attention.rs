@@ -1,0 +1,90 @@
+//! Self-attention with grouped keys, rotary positions and an optional cache.
+
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+
+use super::ops::{self, KeyRanges};
+use super::{LayerCache, Linear, RotaryAngles};
+use crate::Result;
+use crate::config::DecoderConfig;
+
+/// Self-attention of one layer.
+#[derive(Debug, Clone)]
+pub struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+}
+
+impl Attention {
+    /// Reads `q_proj`, `k_proj`, `v_proj` and `o_proj`.
+    ///
+    /// # Errors
+    /// If the store has no such tensors, or of another shape.
+    pub fn new(config: &DecoderConfig, vb: VarBuilder) -> Result<Self> {
+        let (hidden, head_dim) = (config.hidden_size, config.head_dim());
+        let kv = config.num_key_value_heads * head_dim;
+        Ok(Self {
+            q_proj: Linear::new(hidden, hidden, config.qkv_bias, vb.pp("q_proj"))?,
+            k_proj: Linear::new(hidden, kv, config.qkv_bias, vb.pp("k_proj"))?,
+            v_proj: Linear::new(hidden, kv, config.qkv_bias, vb.pp("v_proj"))?,
+            o_proj: Linear::new(hidden, hidden, config.output_bias, vb.pp("o_proj"))?,
+            num_heads: config.num_attention_heads,
+            num_kv_heads: config.num_key_value_heads,
+            head_dim,
+        })
+    }
+
+    /// (batch, seq, hidden_size) -> the same; keys and values go through `cache` if there is one.
+    ///
+    /// # Errors
+    /// If shapes do not fit, or the cache is full.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        angles: Option<&RotaryAngles>,
+        ranges: &KeyRanges,
+        cache: Option<&mut LayerCache>,
+    ) -> Result<Tensor> {
+        let (q, k) = self.queries_and_keys(x, angles)?;
+        let v = self.heads(&self.v_proj.forward(x)?, self.num_kv_heads)?;
+        let (k, v) = match cache {
+            Some(cache) => cache.append(&k, &v)?,
+            None => (k, v),
+        };
+        let out = ops::attention(&q, &k, &v, ranges, self.scale())?;
+        let (batch, seq, ..) = out.dims4()?;
+        self.o_proj.forward(&out.reshape((batch, seq, ()))?)
+    }
+
+    /// The attention weights (batch, heads, seq, seq), f32, of a pass without cache.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn weights(&self, x: &Tensor, angles: Option<&RotaryAngles>, ranges: &KeyRanges) -> Result<Tensor> {
+        let (q, k) = self.queries_and_keys(x, angles)?;
+        Ok(ops::attention_weights(&q, &k, ranges, self.scale())?)
+    }
+
+    fn queries_and_keys(&self, x: &Tensor, angles: Option<&RotaryAngles>) -> Result<(Tensor, Tensor)> {
+        let q = self.heads(&self.q_proj.forward(x)?, self.num_heads)?;
+        let k = self.heads(&self.k_proj.forward(x)?, self.num_kv_heads)?;
+        match angles {
+            Some(angles) => Ok((angles.rotate(&q)?, angles.rotate(&k)?)),
+            None => Ok((q, k)),
+        }
+    }
+
+    fn heads(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
+        let (batch, seq, _) = x.dims3()?;
+        Ok(x.reshape((batch, seq, heads, self.head_dim))?)
+    }
+
+    fn scale(&self) -> f64 {
+        (self.head_dim as f64).sqrt().recip()
+    }
+}

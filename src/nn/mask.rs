@@ -1,0 +1,54 @@
+//! From the layout of a batch to the keys that each query sees.
+
+use std::ops::Range;
+
+use super::ops::KeyRanges;
+use crate::batch::{Sample, SequenceLayout};
+use crate::config::ImageAttention;
+
+/// What each position of a batch sees: its own sample, causally for text, and up to the end of its block for images.
+pub fn key_ranges(layout: &SequenceLayout, attention: ImageAttention) -> KeyRanges {
+    KeyRanges::new(layout.rows.iter().map(|row| row_ranges(row, layout.seq_len, attention)).collect())
+}
+
+fn row_ranges(row: &[Sample], seq_len: usize, attention: ImageAttention) -> Vec<Range<usize>> {
+    let mut ranges = vec![0..0; seq_len];
+    for sample in row {
+        for i in sample.range.clone() {
+            ranges[i] = sample.range.start..i + 1;
+        }
+        if attention == ImageAttention::Bidirectional {
+            for block in &sample.visual_blocks {
+                ranges[block.clone()].fill(sample.range.start..block.end);
+            }
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout() -> SequenceLayout {
+        let sample =
+            |range, visual_blocks: Vec<Range<usize>>| Sample { range, visuals: visual_blocks.clone(), visual_blocks };
+        SequenceLayout {
+            seq_len: 5,
+            rows: vec![vec![sample(1..5, vec![2..4])], vec![sample(0..2, vec![]), sample(2..4, vec![])]],
+        }
+    }
+
+    #[test]
+    fn images_see_themselves_whole_and_samples_see_only_themselves() {
+        let ranges = key_ranges(&layout(), ImageAttention::Bidirectional);
+        assert_eq!(ranges.rows()[0], [0..0, 1..2, 1..4, 1..4, 1..5]);
+        assert_eq!(ranges.rows()[1], [0..1, 0..2, 2..3, 2..4, 0..0]);
+    }
+
+    #[test]
+    fn causal_images_see_what_came_before() {
+        let ranges = key_ranges(&layout(), ImageAttention::Causal);
+        assert_eq!(ranges.rows()[0], [0..0, 1..2, 1..3, 1..4, 1..5]);
+    }
+}

@@ -1,0 +1,43 @@
+//! The normalisations that a decoder may use.
+
+use candle_core::Tensor;
+use candle_nn::{Init, VarBuilder};
+
+use super::ops;
+use crate::Result;
+use crate::config::NormKind;
+
+/// Normalisation over the last dimension, accumulated in f32.
+#[derive(Debug, Clone)]
+pub struct Norm {
+    weight: Tensor,
+    /// Of layer norm only.
+    bias: Option<Tensor>,
+    eps: f64,
+}
+
+impl Norm {
+    /// Reads `weight` (size) and, for layer norm, `bias` (size).
+    ///
+    /// # Errors
+    /// If the store has no such tensors, or of another shape.
+    pub fn new(kind: NormKind, size: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
+        let weight = vb.get_with_hints(size, "weight", Init::Const(1.0))?;
+        let bias = match kind {
+            NormKind::LayerNorm => Some(vb.get_with_hints(size, "bias", Init::Const(0.0))?),
+            NormKind::RmsNorm => None,
+        };
+        Ok(Self { weight, bias, eps })
+    }
+
+    /// (.., size) -> (.., size).
+    ///
+    /// # Errors
+    /// If `x` is not `size` wide.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match &self.bias {
+            Some(bias) => ops::layer_norm(x, &self.weight, bias, self.eps)?,
+            None => ops::rms_norm(x, &self.weight, self.eps)?,
+        })
+    }
+}

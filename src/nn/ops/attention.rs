@@ -1,0 +1,487 @@
+//! Attention in which every query sees one range of keys: causal text, whole images, packed samples and padding alike.
+
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::math::{Matrix, exp, matmul};
+use super::{is_cpu_f32, is_tracked, with_slices};
+
+/// Queries that are handled together; their scores, `QUERIES x keys`, are all that is ever kept of the score matrix.
+const QUERIES: usize = 64;
+
+/// The keys that every query sees: `rows[b][i]` is the range for query `i` of batch row `b`.
+///
+/// This is the whole attention mask, in O(sequence) memory. An empty range is padding, whose output is zero.
+#[derive(Debug, Clone)]
+pub struct KeyRanges {
+    rows: Arc<Vec<Vec<Range<usize>>>>,
+    /// The same as an additive (batch, 1, queries, keys) matrix; made on demand, for devices without own kernel.
+    dense: Arc<OnceLock<Tensor>>,
+}
+
+impl KeyRanges {
+    /// Ranges for each batch row and query; every row must have as many queries.
+    pub fn new(rows: Vec<Vec<Range<usize>>>) -> Self {
+        Self { rows: Arc::new(rows), dense: Arc::default() }
+    }
+
+    /// Every query sees every key.
+    pub fn full(batch: usize, queries: usize, keys: usize) -> Self {
+        Self::new(vec![vec![0..keys; queries]; batch])
+    }
+
+    /// The ranges, row by row.
+    pub fn rows(&self) -> &[Vec<Range<usize>>] {
+        &self.rows
+    }
+
+    fn check(&self, batch: usize, queries: usize, keys: usize) -> Result<()> {
+        let fits = self.rows.len() == batch
+            && self
+                .rows
+                .iter()
+                .all(|row| row.len() == queries && row.iter().all(|r| r.start <= r.end && r.end <= keys));
+        if !fits {
+            candle_core::bail!("the attention ranges do not fit {batch} rows of {queries} queries and {keys} keys");
+        }
+        Ok(())
+    }
+
+    /// 0 where a key is seen and a huge negative number elsewhere, (batch, 1, queries, keys).
+    ///
+    /// Finite, so that a padding row gives a uniform softmax instead of NaN.
+    fn dense(&self, keys: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+        let matches =
+            |t: &&Tensor| t.dim(3).is_ok_and(|k| k == keys) && t.dtype() == dtype && t.device().same_device(device);
+        if let Some(mask) = self.dense.get().filter(matches) {
+            return Ok(mask.clone());
+        }
+        let queries = self.rows.first().map_or(0, Vec::len);
+        let mut mask = vec![-1e30f32; self.rows.len() * queries * keys];
+        for (range, line) in self.rows.iter().flatten().zip(mask.chunks_mut(keys.max(1))) {
+            line[range.clone()].fill(0.0);
+        }
+        let mask = Tensor::from_vec(mask, (self.rows.len(), 1, queries, keys), device)?.to_dtype(dtype)?;
+        Ok(self.dense.get_or_init(|| mask.clone()).clone())
+    }
+}
+
+/// `softmax(scale q k^T) v` over the keys of each query's range.
+///
+/// `q` is (batch, queries, heads, head_dim), `k` and `v` are (batch, keys, kv_heads, head_dim); `kv_heads` divides
+/// `heads`, and keys are never repeated. The result is (batch, queries, heads, head_dim). On the CPU in f32, memory is
+/// linear in the sequence in both directions.
+///
+/// # Errors
+/// From candle, if shapes or ranges do not fit.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, ranges: &KeyRanges, scale: f64) -> Result<Tensor> {
+    let shape = AttentionShape::new(q, k, v)?;
+    ranges.check(shape.batch, shape.queries, shape.keys)?;
+    if is_cpu_f32(&[q, k, v]) {
+        let [q, k, v] = [rows_of_heads(q)?, rows_of_heads(k)?, rows_of_heads(v)?];
+        return q.apply_op3(&k, &v, Attention { shape, ranges: ranges.clone(), scale: scale as f32 });
+    }
+    let weights = attention_weights(q, k, ranges, scale)?;
+    let v = repeat_heads(&v.transpose(1, 2)?, shape.heads / shape.kv_heads)?;
+    weights.to_dtype(v.dtype())?.matmul(&v.contiguous()?)?.transpose(1, 2)
+}
+
+/// The weights `softmax(scale q k^T)` themselves, (batch, heads, queries, keys), f32: quadratic memory.
+///
+/// # Errors
+/// As [`attention`].
+pub fn attention_weights(q: &Tensor, k: &Tensor, ranges: &KeyRanges, scale: f64) -> Result<Tensor> {
+    let shape = AttentionShape::new(q, k, k)?;
+    ranges.check(shape.batch, shape.queries, shape.keys)?;
+    let q = (q.transpose(1, 2)?.contiguous()? * scale)?;
+    let k = repeat_heads(&k.transpose(1, 2)?, shape.heads / shape.kv_heads)?;
+    let scores = q.matmul(&k.transpose(2, 3)?.contiguous()?)?.to_dtype(DType::F32)?;
+    let scores = scores.broadcast_add(&ranges.dense(shape.keys, DType::F32, scores.device())?)?;
+    if is_tracked(&[&scores]) {
+        candle_nn::ops::softmax(&scores, D::Minus1)
+    } else {
+        candle_nn::ops::softmax_last_dim(&scores)
+    }
+}
+
+/// (batch, kv_heads, keys, head_dim) -> (batch, kv_heads * times, keys, head_dim).
+fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
+    if times == 1 {
+        return Ok(x.clone());
+    }
+    let (batch, heads, keys, width) = x.dims4()?;
+    x.unsqueeze(2)?.expand((batch, heads, times, keys, width))?.reshape((batch, heads * times, keys, width))
+}
+
+/// The tensor itself if each head's values are consecutive, as the kernels need; else a contiguous copy.
+fn rows_of_heads(x: &Tensor) -> Result<Tensor> {
+    if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct AttentionShape {
+    batch: usize,
+    queries: usize,
+    keys: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl AttentionShape {
+    fn new(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Self> {
+        let (batch, queries, heads, head_dim) = q.dims4()?;
+        let (k_batch, keys, kv_heads, k_dim) = k.dims4()?;
+        if k.dims() != v.dims() || k_batch != batch || k_dim != head_dim || kv_heads == 0 || heads % kv_heads != 0 {
+            candle_core::bail!("attention of q {:?}, k {:?}, v {:?}: shapes do not fit", q.dims(), k.dims(), v.dims());
+        }
+        Ok(Self { batch, queries, keys, heads, kv_heads, head_dim })
+    }
+
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+}
+
+/// A 4-dimensional tensor (batch, position, head, head_dim) in memory, its last dimension consecutive.
+#[derive(Clone, Copy)]
+struct Heads<'a> {
+    data: &'a [f32],
+    strides: [usize; 3],
+}
+
+impl<'a> Heads<'a> {
+    fn new(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
+        let data = &storage.as_slice::<f32>()?[layout.start_offset()..];
+        let &[batch, position, head, 1] = layout.stride() else {
+            // A dimension of one element may have any stride.
+            if layout.is_contiguous() && layout.dims().len() == 4 {
+                let d = layout.dims();
+                return Ok(Self { data, strides: [d[1] * d[2] * d[3], d[2] * d[3], d[3]] });
+            }
+            candle_core::bail!("attention expects consecutive heads, found strides {:?}", layout.stride());
+        };
+        Ok(Self { data, strides: [batch, position, head] })
+    }
+
+    fn contiguous(data: &'a [f32], positions: usize, heads: usize, head_dim: usize) -> Self {
+        Self { data, strides: [positions * heads * head_dim, heads * head_dim, head_dim] }
+    }
+
+    /// The matrix (positions from `position` on, head_dim) of one head.
+    fn matrix(&self, batch: usize, position: usize, head: usize) -> Matrix {
+        let [b, p, h] = self.strides;
+        Matrix::rows(self.data[batch * b + position * p + head * h..].as_ptr(), p)
+    }
+}
+
+/// A buffer that several threads write disjoint parts of.
+#[derive(Clone, Copy)]
+struct SharedMut(*mut f32);
+// SAFETY: every user writes only elements of its own (batch, head, position) triples.
+unsafe impl Send for SharedMut {}
+// SAFETY: as above.
+unsafe impl Sync for SharedMut {}
+
+impl SharedMut {
+    /// The element at `offset`; takes `self` whole, so that closures capture the wrapper and not the bare pointer.
+    ///
+    /// # Safety
+    /// `offset` must lie inside the buffer.
+    unsafe fn at(self, offset: usize) -> *mut f32 {
+        // SAFETY: the caller vouches for the offset.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+struct Attention {
+    shape: AttentionShape,
+    ranges: KeyRanges,
+    scale: f32,
+}
+
+/// Some queries of one head (or the single query of all heads of a group), and the keys that any of them sees.
+struct Block {
+    queries: Range<usize>,
+    keys: Range<usize>,
+}
+
+impl Attention {
+    /// Consecutive queries in blocks, without those that see nothing at all.
+    fn blocks(&self, batch: usize) -> Vec<Block> {
+        let ranges = &self.ranges.rows[batch];
+        let mut blocks = Vec::new();
+        for start in (0..ranges.len()).step_by(QUERIES) {
+            let queries = start..(start + QUERIES).min(ranges.len());
+            let seen = || ranges[queries.clone()].iter().filter(|r| !r.is_empty());
+            if let (Some(from), Some(to)) = (seen().map(|r| r.start).min(), seen().map(|r| r.end).max()) {
+                blocks.push(Block { queries, keys: from..to });
+            }
+        }
+        blocks
+    }
+
+    /// Fills `p` (rows x keys of the block) with `softmax(scale q k^T)`; `rows` of `q` share `ranges` in turn.
+    fn probabilities(
+        &self,
+        q: Matrix,
+        k: Matrix,
+        rows: usize,
+        block: &Block,
+        ranges: &[Range<usize>],
+        p: &mut Vec<f32>,
+    ) {
+        let keys = block.keys.len();
+        p.resize(rows * keys, 0.0);
+        // SAFETY: `q` has `rows` rows and `k` as many as the block has keys, all of width head_dim, inside tensors
+        // whose shapes were checked; `p` was just given its size.
+        unsafe {
+            matmul((rows, keys, self.shape.head_dim), (p.as_mut_ptr(), keys), false, q, k.transposed(), self.scale);
+        }
+        for (line, range) in p.chunks_mut(keys).zip(ranges.iter().cycle()) {
+            softmax_within(
+                line,
+                range.start.saturating_sub(block.keys.start),
+                range.end.saturating_sub(block.keys.start),
+            );
+        }
+    }
+
+    fn forward(&self, q: Heads, k: Heads, v: Heads) -> Vec<f32> {
+        let AttentionShape { batch, queries, heads, kv_heads, head_dim, .. } = self.shape;
+        let mut out = vec![0f32; batch * queries * heads * head_dim];
+        let shared = SharedMut(out.as_mut_ptr());
+        let blocks: Vec<Vec<Block>> = (0..batch).map(|b| self.blocks(b)).collect();
+        let tasks: Vec<(usize, usize, &Block)> = blocks
+            .iter()
+            .enumerate()
+            .flat_map(|(b, blocks)| blocks.iter().flat_map(move |block| (0..kv_heads).map(move |h| (b, h, block))))
+            .collect();
+        let run = |p: &mut Vec<f32>, &(b, kv_head, block): &(usize, usize, &Block)| {
+            let (k, v) = (k.matrix(b, block.keys.start, kv_head), v.matrix(b, block.keys.start, kv_head));
+            let ranges = &self.ranges.rows[b][block.queries.clone()];
+            self.each_matrix(kv_head, block, |head, rows, by_heads| {
+                let stride = |position, head| if by_heads { head } else { position };
+                let mut left = q.matrix(b, block.queries.start, head);
+                left.row_stride = stride(q.strides[1], q.strides[2]);
+                self.probabilities(left, k, rows, block, ranges, p);
+                let out_at = ((b * queries + block.queries.start) * heads + head) * head_dim;
+                let weights = Matrix::rows(p.as_ptr(), block.keys.len());
+                // SAFETY: each task writes the output rows of its own batch row, queries and heads.
+                unsafe {
+                    let out = (shared.at(out_at), stride(heads * head_dim, head_dim));
+                    matmul((rows, head_dim, block.keys.len()), out, false, weights, v, 1.0);
+                }
+            });
+        };
+        if tasks.iter().map(|t| t.2.queries.len() * t.2.keys.len()).sum::<usize>() * head_dim < 1 << 16 {
+            let mut scratch = Vec::new();
+            tasks.iter().for_each(|task| run(&mut scratch, task));
+        } else {
+            tasks.par_iter().for_each_init(Vec::new, run);
+        }
+        out
+    }
+
+    /// The matrices of queries that share keys: one for each head, or a single one of all heads for a single query.
+    ///
+    /// `f` gets the first head, the number of rows, and whether rows go over heads instead of positions.
+    fn each_matrix(&self, kv_head: usize, block: &Block, mut f: impl FnMut(usize, usize, bool)) {
+        let (first, group) = (kv_head * self.shape.group(), self.shape.group());
+        match block.queries.len() {
+            1 => f(first, group, true),
+            rows => (first..first + group).for_each(|head| f(head, rows, false)),
+        }
+    }
+
+    /// With `P` the weights and `dP = dO V^T`: `dS = P (dP - rowsum(P dP))`, `dQ = scale dS K`, `dK = scale dS^T Q`,
+    /// `dV = P^T dO`. The weights are computed again instead of kept.
+    fn backward(&self, q: Heads, k: Heads, v: Heads, g: Heads) -> [Vec<f32>; 3] {
+        let AttentionShape { batch, queries, keys, heads, kv_heads, head_dim } = self.shape;
+        let mut dq = vec![0f32; batch * queries * heads * head_dim];
+        let mut dk = vec![0f32; batch * keys * kv_heads * head_dim];
+        let mut dv = dk.clone();
+        let (dq_at, dk_at, dv_at) =
+            (SharedMut(dq.as_mut_ptr()), SharedMut(dk.as_mut_ptr()), SharedMut(dv.as_mut_ptr()));
+        let blocks: Vec<Vec<Block>> = (0..batch).map(|b| self.blocks(b)).collect();
+        let tasks: Vec<(usize, usize)> = (0..batch).flat_map(|b| (0..kv_heads).map(move |h| (b, h))).collect();
+        tasks.par_iter().for_each_init(
+            || (Vec::new(), Vec::new()),
+            |(p, ds), &(b, kv_head)| {
+                for block in &blocks[b] {
+                    let (width, ranges) = (block.keys.len(), &self.ranges.rows[b][block.queries.clone()]);
+                    let (k, v) = (k.matrix(b, block.keys.start, kv_head), v.matrix(b, block.keys.start, kv_head));
+                    let key_at = ((b * keys + block.keys.start) * kv_heads + kv_head) * head_dim;
+                    let key_stride = kv_heads * head_dim;
+                    for head in kv_head * self.shape.group()..(kv_head + 1) * self.shape.group() {
+                        let rows = block.queries.len();
+                        let (q, g) = (q.matrix(b, block.queries.start, head), g.matrix(b, block.queries.start, head));
+                        self.probabilities(q, k, rows, block, ranges, p);
+                        ds.resize(rows * width, 0.0);
+                        let query_at = ((b * queries + block.queries.start) * heads + head) * head_dim;
+                        // SAFETY: each task writes gradients of its own batch row and heads only, and all sizes are
+                        // those of the tensors they belong to.
+                        unsafe {
+                            matmul((rows, width, head_dim), (ds.as_mut_ptr(), width), false, g, v.transposed(), 1.0);
+                            let weights = Matrix::rows(p.as_ptr(), width).transposed();
+                            matmul((width, head_dim, rows), (dv_at.at(key_at), key_stride), true, weights, g, 1.0);
+                            softmax_backward(p, ds, width);
+                            let ds = Matrix::rows(ds.as_ptr(), width);
+                            let dq = (dq_at.at(query_at), heads * head_dim);
+                            matmul((rows, head_dim, width), dq, false, ds, k, self.scale);
+                            let dk = (dk_at.at(key_at), key_stride);
+                            matmul((width, head_dim, rows), dk, true, ds.transposed(), q, self.scale);
+                        }
+                    }
+                }
+            },
+        );
+        [dq, dk, dv]
+    }
+}
+
+/// Softmax of `line[from..to]` in place, zero elsewhere.
+fn softmax_within(line: &mut [f32], from: usize, to: usize) {
+    let to = to.min(line.len());
+    let from = from.min(to);
+    line[..from].fill(0.0);
+    line[to..].fill(0.0);
+    let seen = &mut line[from..to];
+    let mut lanes = [f32::NEG_INFINITY; 8];
+    for chunk in seen.chunks(8) {
+        lanes.iter_mut().zip(chunk).for_each(|(m, &s)| *m = if s > *m { s } else { *m });
+    }
+    let max = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    seen.iter_mut().for_each(|s| *s = exp(*s - max));
+    let mut sums = [0f32; 8];
+    for chunk in seen.chunks(8) {
+        sums.iter_mut().zip(chunk).for_each(|(sum, s)| *sum += s);
+    }
+    let inverse = 1.0 / sums.iter().sum::<f32>();
+    seen.iter_mut().for_each(|s| *s *= inverse);
+}
+
+/// `ds = p * (ds - rowsum(p * ds))`, row by row; where a key is not seen `p` is 0, and so is the result.
+fn softmax_backward(p: &[f32], ds: &mut [f32], width: usize) {
+    for (p, ds) in p.chunks(width).zip(ds.chunks_mut(width)) {
+        let mut sums = [0f32; 8];
+        for (p, ds) in p.chunks(8).zip(ds.chunks(8)) {
+            sums.iter_mut().zip(p.iter().zip(ds)).for_each(|(sum, (p, ds))| *sum += p * ds);
+        }
+        let dot: f32 = sums.iter().sum();
+        ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - dot));
+    }
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        lq: &Layout,
+        k: &CpuStorage,
+        lk: &Layout,
+        v: &CpuStorage,
+        lv: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let out = self.forward(Heads::new(q, lq)?, Heads::new(k, lk)?, Heads::new(v, lv)?);
+        Ok((CpuStorage::F32(out), lq.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _out: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let AttentionShape { queries, keys, heads, kv_heads, head_dim, .. } = self.shape;
+        let inputs = [q.contiguous()?, k.contiguous()?, v.contiguous()?, g.contiguous()?];
+        let [dq, dk, dv] = with_slices(inputs.each_ref(), |[q, k, v, g]| {
+            let of_queries = |data| Heads::contiguous(data, queries, heads, head_dim);
+            let of_keys = |data| Heads::contiguous(data, keys, kv_heads, head_dim);
+            self.backward(of_queries(q), of_keys(k), of_keys(v), of_queries(g))
+        })?;
+        let gradient = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device()).map(Some);
+        Ok((gradient(dq, q)?, gradient(dk, k)?, gradient(dv, v)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check_gradients, max_diff, values};
+    use super::*;
+
+    /// Two rows: left padding, causal text, a bidirectional block, and two packed samples.
+    fn mixed(queries: usize) -> KeyRanges {
+        let half = queries / 2;
+        let first = (0..queries).map(|i| match i {
+            0 => 0..0,
+            i if i < half => 1..half,
+            i => 1..i + 1,
+        });
+        let second = (0..queries).map(|i| if i < half { 0..i + 1 } else { half..i + 1 });
+        KeyRanges::new(vec![first.collect(), second.collect()])
+    }
+
+    fn reference(q: &Tensor, k: &Tensor, v: &Tensor, ranges: &KeyRanges) -> Tensor {
+        let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+        attention(&wide(q), &wide(k), &wide(v), ranges, 0.5).unwrap().to_dtype(DType::F32).unwrap()
+    }
+
+    /// Zeroes padding queries, for which the composed form gives a harmless mean.
+    fn without_padding(x: &Tensor) -> Tensor {
+        x.narrow(1, 1, x.dim(1).unwrap() - 1).unwrap()
+    }
+
+    #[test]
+    fn kernel_equals_the_dense_mask() {
+        for queries in [9, 2 * QUERIES + 7] {
+            let (q, k, v) =
+                (values(&[2, queries, 4, 8], 0.1), values(&[2, queries, 2, 8], 0.2), values(&[2, queries, 2, 8], 0.3));
+            let found = attention(&q, &k, &v, &mixed(queries), 0.5).unwrap();
+            let expected = reference(&q, &k, &v, &mixed(queries));
+            assert!(max_diff(&without_padding(&found), &without_padding(&expected)) < 2e-6);
+        }
+    }
+
+    #[test]
+    fn single_query_against_a_longer_cache_that_is_a_view() {
+        let (k, v) = (values(&[2, 40, 2, 8], 0.2), values(&[2, 40, 2, 8], 0.3));
+        let (k, v) = (k.narrow(1, 0, 33).unwrap(), v.narrow(1, 0, 33).unwrap());
+        let q = values(&[2, 1, 6, 8], 0.1);
+        let ranges = KeyRanges::new(vec![vec![4..33], vec![0..20]]);
+        let found = attention(&q, &k, &v, &ranges, 0.5).unwrap();
+        assert!(max_diff(&found, &reference(&q, &k, &v, &ranges)) < 2e-6);
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        let inputs = [values(&[2, 7, 4, 4], 0.1), values(&[2, 7, 2, 4], 0.2), values(&[2, 7, 2, 4], 0.3)];
+        check_gradients(&inputs, |t| attention(&t[0], &t[1], &t[2], &mixed(7), 0.5));
+    }
+
+    #[test]
+    fn padding_queries_give_zero_and_no_gradient_flows_through_them() {
+        let (q, k, v) = (values(&[2, 7, 4, 4], 0.1), values(&[2, 7, 2, 4], 0.2), values(&[2, 7, 2, 4], 0.3));
+        let out = attention(&q, &k, &v, &mixed(7), 0.5).unwrap();
+        assert_eq!(
+            out.get(0).unwrap().get(0).unwrap().abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap(),
+            0.0
+        );
+    }
+
+    #[test]
+    fn ranges_outside_the_keys_are_refused() {
+        let x = values(&[1, 2, 1, 4], 0.1);
+        let ranges = KeyRanges::new(vec![vec![0..1, 0..3]]);
+        assert!(attention(&x, &x, &x, &ranges, 1.0).is_err());
+    }
+}

@@ -1,0 +1,108 @@
+//! Scalar functions that the compiler can vectorise, and the gemm call that the CPU kernels share.
+
+use gemm::Parallelism;
+
+/// `e^x`, within 2 units in the last place for `x` in [-87, 88]; 0 or a huge number outside.
+///
+/// Range reduction to `2^n * e^r` with `|r| <= ln(2) / 2`, then a polynomial: no branches and no table, so loops over
+/// it become SIMD code, unlike `f32::exp`.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
+    const ROUND: f32 = 12_582_912.0;
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // NaN stays NaN: clamp keeps it, and the arithmetic below carries it.
+    let x = x.clamp(-87.3, 88.7);
+    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let r = x - n * LN2_HIGH - n * LN2_LOW;
+    let p = 1.987_569_1e-4 * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 0.5;
+    let e = p * r * r + r + 1.0;
+    e * f32::from_bits(((n as i32 + 127) as u32) << 23)
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(super) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// A matrix inside a larger buffer, by its first element and strides.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix {
+    /// Element (0, 0).
+    pub pointer: *const f32,
+    /// Distance from one row to the next.
+    pub row_stride: usize,
+    /// Distance from one column to the next.
+    pub column_stride: usize,
+}
+
+impl Matrix {
+    /// Rows of consecutive elements.
+    pub fn rows(pointer: *const f32, row_stride: usize) -> Self {
+        Self { pointer, row_stride, column_stride: 1 }
+    }
+
+    /// The same elements with rows and columns exchanged.
+    pub fn transposed(self) -> Self {
+        Self { row_stride: self.column_stride, column_stride: self.row_stride, ..self }
+    }
+}
+
+/// `out (m, n) = [out +] scale * left (m, k) right (k, n)` on this thread; rows of `out` are `out_stride` apart.
+///
+/// # Safety
+/// All elements that the sizes and strides name must lie inside live buffers, and nothing else may access those of
+/// `out` meanwhile.
+pub(super) unsafe fn matmul(
+    (m, n, k): (usize, usize, usize),
+    out: (*mut f32, usize),
+    accumulate: bool,
+    left: Matrix,
+    right: Matrix,
+    scale: f32,
+) {
+    // SAFETY: the caller vouches for the buffers.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.0,
+            1,
+            out.1 as isize,
+            accumulate,
+            left.pointer,
+            left.column_stride as isize,
+            left.row_stride as isize,
+            right.pointer,
+            right.column_stride as isize,
+            right.row_stride as isize,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn exp_is_accurate_to_a_few_ulps() {
+        for i in -8700..8800 {
+            let x = i as f32 * 0.01;
+            let (found, expected) = (super::exp(x), x.exp());
+            assert!((found - expected).abs() <= 4e-7 * expected, "exp({x}) = {found}, not {expected}");
+        }
+        assert!(super::exp(f32::NAN).is_nan());
+        assert!(super::exp(-1e30) < 1e-37);
+    }
+}

@@ -1,0 +1,108 @@
+//! Fused operations with analytic gradients, and the only place that knows which candle operations lose a gradient.
+//!
+//! candle's own fused normalisation, rotary and softmax kernels have no backward pass and say nothing about it: a
+//! parameter before one of them simply gets no gradient. Every function here is differentiable in every tensor
+//! argument. For f32 on the CPU it is one pass over memory with its derivative written by hand; for other devices and
+//! number types it is composed of differentiable tensor operations while a gradient is tracked, and may use candle's
+//! fused kernels when none is.
+
+mod activation;
+mod attention;
+mod linear;
+mod math;
+mod norm;
+mod rope;
+
+pub use activation::{activation, gated_activation};
+pub use attention::{KeyRanges, attention, attention_weights};
+pub use linear::linear;
+pub use norm::{layer_norm, rms_norm};
+pub use rope::rope;
+
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};
+
+/// Whether the hand-written f32 CPU kernels apply.
+fn is_cpu_f32(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
+}
+
+/// Whether a gradient may be asked for through any of these.
+fn is_tracked(tensors: &[&Tensor]) -> bool {
+    tensors.iter().any(|t| t.track_op())
+}
+
+/// The values of a contiguous f32 tensor on the CPU.
+fn contiguous_slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => candle_core::bail!("expected a contiguous tensor, found strides {:?}", layout.stride()),
+    }
+}
+
+/// Runs `f` on the values of contiguous f32 CPU tensors, without copying them.
+fn with_slices<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
+    let guards = tensors.map(Tensor::storage_and_layout);
+    let mut slices = [[].as_slice(); N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
+        match &**storage {
+            Storage::Cpu(cpu) => *slice = contiguous_slice(cpu, layout)?,
+            _ => candle_core::bail!("expected a tensor on the cpu"),
+        }
+    }
+    Ok(f(slices))
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! Finite differences, for every hand-written backward pass.
+
+    use candle_core::{Device, Result, Tensor, Var};
+
+    /// Smooth pseudo-random values in about [-1, 1], the same on every machine.
+    pub fn values(shape: &[usize], seed: f32) -> Tensor {
+        let n: usize = shape.iter().product();
+        let data: Vec<f32> = (0..n).map(|i| ((i as f32 * 0.7311 + seed) * 1.9).sin() * 0.9).collect();
+        Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
+    }
+
+    /// Compares the gradient of `sum(f(inputs) * weights)` in every input with central differences.
+    ///
+    /// f32 differences with step 1e-2 are good to about 1e-3 for these smooth functions.
+    pub fn check_gradients(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
+        let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+        let tracked: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+        let out = f(&tracked).unwrap();
+        let weights = values(out.dims(), 5.0);
+        let objective = |t: &Tensor| (t * &weights).unwrap().sum_all().unwrap();
+        let grads = objective(&out).backward().unwrap();
+        let step = 1e-2f32;
+        for (which, var) in vars.iter().enumerate() {
+            let grad = grads.get(var).unwrap_or_else(|| panic!("input {which} got no gradient"));
+            let grad: Vec<f32> = grad.flatten_all().unwrap().to_vec1().unwrap();
+            let base: Vec<f32> = inputs[which].flatten_all().unwrap().to_vec1().unwrap();
+            for i in 0..base.len() {
+                let moved = |delta: f32| {
+                    let mut data = base.clone();
+                    data[i] += delta;
+                    let mut all: Vec<Tensor> = inputs.to_vec();
+                    all[which] = Tensor::from_vec(data, inputs[which].shape(), &Device::Cpu).unwrap();
+                    objective(&f(&all).unwrap()).to_scalar::<f32>().unwrap() as f64
+                };
+                let expected = (moved(step) - moved(-step)) / (2.0 * step as f64);
+                let error = (grad[i] as f64 - expected).abs();
+                assert!(
+                    error < 4e-3 * (1.0 + expected.abs()),
+                    "input {which}, element {i}: gradient {} but finite difference {expected}",
+                    grad[i]
+                );
+            }
+        }
+    }
+
+    /// Largest absolute difference of two tensors of the same shape.
+    pub fn max_diff(a: &Tensor, b: &Tensor) -> f32 {
+        assert_eq!(a.dims(), b.dims());
+        let diff = (a - b).unwrap().abs().unwrap().flatten_all().unwrap();
+        diff.to_vec1::<f32>().unwrap().into_iter().fold(0.0, f32::max)
+    }
+}

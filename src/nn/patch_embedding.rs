@@ -1,0 +1,43 @@
+//! Pixels to patches.
+
+use candle_core::Tensor;
+use candle_nn::{Init, VarBuilder};
+
+use super::{INIT_STD, ops};
+use crate::Result;
+
+/// One linear map over square patches, without bias; the convolution of the ViT, as a matrix product.
+#[derive(Debug, Clone)]
+pub struct PatchEmbedding {
+    /// (hidden_size, 3, patch_size, patch_size).
+    weight: Tensor,
+    patch_size: usize,
+}
+
+impl PatchEmbedding {
+    /// Reads `weight` (hidden_size, 3, patch_size, patch_size).
+    ///
+    /// # Errors
+    /// If the store has no such tensor, or of another shape.
+    pub fn new(hidden_size: usize, patch_size: usize, vb: VarBuilder) -> Result<Self> {
+        let init = Init::Randn { mean: 0.0, stdev: INIT_STD };
+        let weight = vb.get_with_hints((hidden_size, 3, patch_size, patch_size), "weight", init)?;
+        Ok(Self { weight, patch_size })
+    }
+
+    /// (tiles, 3, height, width) -> (tiles, patches in reading order, hidden_size).
+    ///
+    /// # Errors
+    /// If the pixels have another shape, or a side is not a multiple of the patch.
+    pub fn forward(&self, pixel_values: &Tensor) -> Result<Tensor> {
+        let (tiles, _, height, width) = pixel_values.dims4()?;
+        let patch = self.patch_size;
+        let (rows, columns) = (height / patch, width / patch);
+        let patches = pixel_values
+            .to_dtype(self.weight.dtype())?
+            .reshape(&[tiles, 3, rows, patch, columns, patch][..])?
+            .permute(vec![0, 2, 4, 1, 3, 5])?
+            .reshape((tiles, rows * columns, 3 * patch * patch))?;
+        Ok(ops::linear(&patches, &self.weight.flatten_from(1)?, None)?)
+    }
+}

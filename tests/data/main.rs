@@ -1,0 +1,3 @@
+//! Data sets through the public API.
+
+mod shapes;

@@ -1,0 +1,334 @@
+//! Shapes world: the same everywhere, legible, and honest in what it says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use haplovl::data::shapes::{
+    Colour, Object, QuestionKind, Scene, ShapesConfig, Split, caption_prompt, check_caption, vocabulary, words,
+};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+const SIDE: u32 = 64;
+
+fn scenes(count: u64) -> impl Iterator<Item = Scene> {
+    (0..count).map(|i| Split::Test.scene(i, &ShapesConfig::default()))
+}
+
+fn rng_of(scene: &Scene) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(scene.seed)
+}
+
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[test]
+fn a_seed_is_a_scene_and_a_picture_forever() {
+    let scene = Scene::generate(7, &ShapesConfig::default());
+    assert_eq!(scene, Scene::generate(7, &ShapesConfig::default()));
+    assert_ne!(scene.objects, Scene::generate(8, &ShapesConfig::default()).objects);
+    let all: Vec<u8> = (0..64)
+        .flat_map(|seed| {
+            let scene = Scene::generate(seed, &ShapesConfig::default());
+            let mut rng = rng_of(&scene);
+            let mut bytes = scene.render(SIDE).into_raw();
+            bytes.extend(serde_json::to_vec(&scene).unwrap());
+            bytes.extend(scene.caption(&mut rng).into_bytes());
+            bytes.extend(scene.questions(&mut rng).into_iter().flat_map(|q| (q.question + &q.answer).into_bytes()));
+            bytes
+        })
+        .collect();
+    assert_eq!(
+        fnv1a(&all),
+        3_201_338_043_303_381_240,
+        "trained models and reported numbers depend on this world: do not change it lightly"
+    );
+}
+
+#[test]
+fn splits_share_no_seed() {
+    let mut ranges = Split::ALL.map(Split::seeds);
+    ranges.sort_by_key(|range| range.start);
+    assert!(ranges.iter().all(|range| range.start < range.end));
+    assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start), "{ranges:?}");
+    for split in Split::ALL {
+        assert!(split.seeds().contains(&split.scene(u64::MAX, &ShapesConfig::default()).seed));
+    }
+}
+
+#[test]
+fn configuration_is_checked() {
+    let refused = |min_objects, max_objects| {
+        ShapesConfig { min_objects, max_objects }.validate().expect_err("must be refused").to_string()
+    };
+    assert!(refused(0, 3).contains("shapes.min_objects`: is 0, expected 1 to `max_objects` = 3"));
+    assert!(refused(1, 7).contains("shapes.max_objects`: is 7, expected 1 to 6"));
+    assert!(ShapesConfig { min_objects: 6, max_objects: 6 }.validate().is_ok());
+    // Even so nothing breaks.
+    assert_eq!(Scene::generate(1, &ShapesConfig { min_objects: 9, max_objects: 0 }).objects.len(), 1);
+}
+
+#[test]
+fn numbers_of_objects_are_even_and_as_asked_for() {
+    let mut counts = [0; 7];
+    scenes(1200).for_each(|scene| counts[scene.objects.len()] += 1);
+    assert!(counts[0] == 0 && counts[1..].iter().all(|&count| (150..250).contains(&count)), "{counts:?}");
+}
+
+/// Pixels that `scene.objects[i]` covers fully: all of them, and those that no later object touches.
+fn pixels(scene: &Scene, i: usize) -> (usize, Vec<(u32, u32)>) {
+    let object = &scene.objects[i];
+    let all: Vec<_> = (0..SIDE).flat_map(|y| (0..SIDE).map(move |x| (x, y))).collect();
+    let own: Vec<_> = all.into_iter().filter(|&(x, y)| object.coverage(x, y, SIDE) >= 1.0).collect();
+    let hidden = |&(x, y): &(u32, u32)| scene.objects[i + 1..].iter().any(|o| o.coverage(x, y, SIDE) > 0.0);
+    (own.len(), own.iter().copied().filter(|at| !hidden(at)).collect())
+}
+
+fn distance(a: [f64; 3], b: [u8; 3]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - f64::from(b)).powi(2)).sum::<f64>().sqrt()
+}
+
+#[test]
+fn every_object_can_be_seen_as_what_it_is() {
+    for scene in scenes(300) {
+        let picture = scene.render(SIDE);
+        for (i, object) in scene.objects.iter().enumerate() {
+            let (own, visible) = pixels(&scene, i);
+            assert!(visible.len() * 10 >= own * 7, "{object:?} of seed {} is hidden", scene.seed);
+            assert!(visible.len() >= 12, "{object:?} of seed {} is too small", scene.seed);
+            assert!(2.0 * object.radius * SIDE as f32 >= 9.0);
+            let mut mean = [0.0; 3];
+            for &(x, y) in &visible {
+                let pixel = picture.get_pixel(x, y).0;
+                mean.iter_mut().zip(pixel).for_each(|(m, p)| *m += f64::from(p) / visible.len() as f64);
+            }
+            let nearest = Colour::ALL.iter().min_by(|a, b| distance(mean, a.rgb()).total_cmp(&distance(mean, b.rgb())));
+            assert_eq!(nearest, Some(&object.colour), "{object:?} of seed {} looks {mean:?}", scene.seed);
+            for shade in scene.background.shades {
+                assert!(distance(mean, shade) > 75.0, "{object:?} of seed {} before {shade:?}", scene.seed);
+            }
+        }
+    }
+}
+
+#[test]
+fn sizes_leave_gaps_and_names_are_unique() {
+    for scene in scenes(500) {
+        let names: BTreeSet<_> = scene.objects.iter().map(|o| (o.colour, o.shape)).collect();
+        assert_eq!(names.len(), scene.objects.len());
+        for pair in scene.objects.windows(2) {
+            assert!(pair[0].size >= pair[1].size, "painted from large to small");
+            assert!(pair[0].size == pair[1].size || pair[0].radius > 1.3 * pair[1].radius);
+        }
+    }
+}
+
+#[test]
+fn vocabulary_is_what_is_said_no_less_and_no_more() {
+    let vocabulary: BTreeSet<String> = vocabulary().into_iter().collect();
+    let mut said = BTreeSet::new();
+    for scene in scenes(1500) {
+        let mut rng = rng_of(&scene);
+        let mut texts = vec![caption_prompt(&mut rng), scene.caption(&mut rng)];
+        texts.extend(scene.questions(&mut rng).into_iter().flat_map(|q| [q.question, q.answer]));
+        texts.extend(scene.text_sentences(&mut rng));
+        said.extend(texts.iter().flat_map(|text| words(text)).map(String::from));
+    }
+    assert_eq!(said.difference(&vocabulary).collect::<Vec<_>>(), Vec::<&String>::new(), "said, but not listed");
+    assert_eq!(vocabulary.difference(&said).collect::<Vec<_>>(), Vec::<&String>::new(), "listed, but never said");
+    assert!((80..150).contains(&vocabulary.len()), "{} words", vocabulary.len());
+}
+
+#[test]
+fn words_part_at_punctuation() {
+    let parts: Vec<_> = words("from left to right: a (red) star, or?").collect();
+    assert_eq!(parts, ["from", "left", "to", "right", ":", "a", "(", "red", ")", "star", ",", "or", "?"]);
+}
+
+#[test]
+fn captions_read_back_true() {
+    let mut wordings = BTreeSet::new();
+    for scene in scenes(500) {
+        let caption = scene.caption(&mut rng_of(&scene));
+        let score = check_caption(&scene, &caption);
+        assert!(score.complete(), "{caption}: {score:?}");
+        wordings.insert(words(&caption).take(2).collect::<Vec<_>>().join(" "));
+    }
+    assert!(wordings.len() > 8, "{wordings:?}");
+}
+
+#[test]
+fn wrong_captions_are_found_out() {
+    let object = |json: &str| serde_json::from_str::<Object>(json).unwrap();
+    let mut scene = Scene::generate(1, &ShapesConfig::default());
+    scene.objects = vec![
+        object(
+            r#"{"shape":"circle","colour":"red","size":"large","x":0.3,"y":0.3,"radius":0.2,"tilt":0,"rgb":[222,28,36]}"#,
+        ),
+        object(
+            r#"{"shape":"star","colour":"red","size":"small","x":0.8,"y":0.8,"radius":0.08,"tilt":0,"rgb":[222,28,36]}"#,
+        ),
+    ];
+    let score = |caption| check_caption(&scene, caption);
+    assert!(score("A large red circle , and a small red star .").complete());
+    assert!(score("a red star and a circle").complete(), "fewer attributes are no mistake");
+    assert!(score("a red object and a red circle").complete(), "the first has to make room for the second");
+    assert!(score("a large red circle").all_right() && !score("a large red circle").complete());
+    assert!(!score("a small red circle and a small red star").all_right());
+    assert!(!score("a large red circle, a small red star and a small red star").all_right(), "said twice");
+    assert!(!score("three objects: a large red circle and a small red star").all_right());
+    assert!(!score("a large red").all_right(), "an unfinished caption");
+    assert!(!score("").all_right());
+    assert_eq!(score("a large red circle and a blue star").right, 1);
+}
+
+/// An object in words, for the evaluator below.
+struct Seen<'a> {
+    words: [&'a str; 3],
+    object: &'a Object,
+}
+
+/// Answers a question by looking at all objects, knowing nothing of how questions are made.
+fn answer(scene: &Scene, question: &str) -> String {
+    let seen: Vec<_> = scene
+        .objects
+        .iter()
+        .map(|object| Seen { words: [object.size.word(), object.colour.word(), object.shape.word()], object })
+        .collect();
+    let parts: Vec<_> = words(question).collect();
+    let has = |text: &str| format!(" {question}").contains(text);
+    // Runs of attribute words that end in a noun.
+    let attributes = ["small", "medium", "large", "red", "green", "blue", "yellow", "orange", "purple", "pink", "cyan"];
+    let nouns = ["circle", "square", "triangle", "star", "cross", "ring", "object"];
+    let mut groups: Vec<Vec<&Seen>> = vec![];
+    let mut said = vec![];
+    for part in &parts {
+        let noun = nouns
+            .into_iter()
+            .find(|&noun| *part == noun || *part == format!("{noun}s") || *part == format!("{noun}es"));
+        match noun {
+            Some(noun) => {
+                said.extend((noun != "object").then_some(noun));
+                groups.push(seen.iter().filter(|s| said.iter().all(|word| s.words.contains(word))).collect());
+                said.clear();
+            }
+            None if attributes.contains(part) => said.push(part),
+            None => said.clear(),
+        }
+    }
+    let name = |s: &Seen| format!("{} {}", s.words[1], s.words[2]);
+    let yes = |holds: bool| if holds { "yes" } else { "no" }.to_string();
+    let place = |s: &Seen| [f64::from(s.object.x), f64::from(s.object.y)];
+    let edges = |s: &Seen| {
+        let ([x, y], r) = (place(s), f64::from(s.object.radius));
+        [("left", x - r), ("right", 1.0 - x - r), ("top", y - r), ("bottom", 1.0 - y - r)]
+    };
+    let edge = |s: &Seen| edges(s).into_iter().find(|(name, _)| has(&format!("{name} edge"))).unwrap().1;
+
+    if has(" is there ") || has(" do you see a") || has(" does the picture") {
+        return yes(!groups[0].is_empty());
+    }
+    if has(" how many ") || has(" count ") {
+        return ["zero", "one", "two", "three", "four", "five", "six"][groups[0].len()].into();
+    }
+    if has(" corner") {
+        let corner = [f64::from(u8::from(has(" right "))), f64::from(u8::from(has(" bottom ")))];
+        let far = |s: &Seen| place(s).iter().zip(corner).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let nearest = seen.iter().min_by(|a, b| far(a).total_cmp(&far(b))).unwrap();
+        return name(nearest);
+    }
+    if has(" nearest ") {
+        groups[0] = vec![groups[0].iter().min_by(|a, b| edge(a).total_cmp(&edge(b))).unwrap()];
+    }
+    let only = |i: usize| {
+        assert_eq!(groups[i].len(), 1, "`{question}` names no one object in {:?}", scene.objects);
+        groups[i][0]
+    };
+    if has(" are there ") {
+        let (a, b) = (groups[0].len(), groups[1].len());
+        return yes(if has(" more ") { a > b } else { a < b });
+    }
+    if has(" same size") {
+        return yes(only(0).object.size == only(1).object.size);
+    }
+    if has(" larger") || has(" smaller") {
+        let larger = only(0).object.radius > only(1).object.radius;
+        let first = larger == has(" larger");
+        return if has(" which ") { name(only(usize::from(!first))) } else { yes(first) };
+    }
+    if has(" what color ") || has(" what colour ") || has(" the color ") {
+        return only(0).words[1].into();
+    }
+    if has(" shape ") {
+        return only(0).words[2].into();
+    }
+    if has(" size ") || has(" how large ") {
+        return only(0).words[0].into();
+    }
+    let is = |word: &str, a: &Seen, b: &Seen| {
+        let ([ax, ay], [bx, by]) = (place(a), place(b));
+        match word {
+            "left" => ax < bx,
+            "right" => ax > bx,
+            "above" => ay < by,
+            _ => ay > by,
+        }
+    };
+    let directions: Vec<_> = ["left", "right", "above", "below"].into_iter().filter(|d| parts.contains(d)).collect();
+    if has(" what is ") || has(" which object ") {
+        let reference = groups.last().unwrap()[0];
+        let found: Vec<_> = seen.iter().filter(|s| is(directions[0], s, reference)).collect();
+        assert_eq!(found.len(), 1, "`{question}` in {:?}", scene.objects);
+        return name(found[0]);
+    }
+    match directions[..] {
+        [one] => yes(is(one, only(0), only(1))),
+        [one, other] => if is(one, only(0), only(1)) { one } else { other }.into(),
+        _ => panic!("`{question}` is of no known form"),
+    }
+}
+
+#[test]
+fn every_answer_is_right() {
+    for scene in scenes(1500) {
+        let mut rng = rng_of(&scene);
+        for q in scene.questions(&mut rng) {
+            assert_eq!(answer(&scene, &q.question), q.answer, "{}: {} in {:?}", q.kind, q.question, scene.objects);
+        }
+        for sentence in scene.text_sentences(&mut rng).iter().skip(1) {
+            let (_, question) = sentence.split_once(" question: ").unwrap();
+            let (question, said) = question.split_once(" answer: ").unwrap();
+            assert_eq!(answer(&scene, question), said.trim_end_matches('.'), "{sentence}");
+        }
+    }
+}
+
+#[test]
+fn no_kind_is_answered_by_its_commonest_answer() {
+    let mut answers: BTreeMap<QuestionKind, BTreeMap<String, usize>> = BTreeMap::new();
+    let count = 3000;
+    for scene in scenes(count) {
+        let questions = scene.questions(&mut rng_of(&scene));
+        let kinds: BTreeSet<_> = questions.iter().map(|q| q.kind).collect();
+        assert_eq!(kinds.len(), questions.len(), "one of each kind");
+        for q in questions {
+            assert!((1..=2).contains(&words(&q.answer).count()), "{}", q.answer);
+            *answers.entry(q.kind).or_default().entry(q.answer).or_default() += 1;
+        }
+    }
+    let limit = |kind| match kind {
+        QuestionKind::Existence => 0.53,
+        QuestionKind::Size => 0.40,
+        QuestionKind::Comparison => 0.42,
+        QuestionKind::Counting | QuestionKind::Spatial => 0.30,
+        QuestionKind::Shape | QuestionKind::FineGrained => 0.22,
+        QuestionKind::Colour => 0.17,
+    };
+    for kind in QuestionKind::ALL {
+        let total: usize = answers[&kind].values().sum();
+        let most = *answers[&kind].values().max().unwrap() as f64 / total as f64;
+        println!("{kind}: {total} questions, commonest {most:.3}: {:?}", answers[&kind]);
+        assert!(most < limit(kind), "{kind}: {:?}", answers[&kind]);
+        assert!(total as u64 * 10 > count * 6, "only {total} of {kind}");
+    }
+}

@@ -1,0 +1,259 @@
+//! The whole model: hidden states, logits, loss, greedy tokens and gradients.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, IndexOp, Tensor};
+use haplovl::batch::{BatchSpec, IGNORE_INDEX, MultimodalBatch, PaddingSide, Sequence, Visual};
+use haplovl::config::HaploVlConfig;
+use haplovl::model::{Cache, HaploVl};
+use haplovl::patch_grid::{PatchGrid, Size};
+use haplovl::weights::{Parameters, SafetensorsFiles};
+
+use crate::{Case, Summary, folders, max_diff, relative_diff};
+
+fn read_config(folder: &Path) -> HaploVlConfig {
+    let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    HaploVlConfig::from_json(serde_json::from_str(&text).unwrap()).unwrap()
+}
+
+/// The rows of a case without their padding, and the side that the padding is on.
+fn sequences(case: &Case, config: &HaploVlConfig) -> (Vec<Sequence>, PaddingSide) {
+    let (ids, mask, labels) = (case.ints("input_ids"), case.ints("attention_mask"), case.ints("labels"));
+    let mut visuals = Visuals::new(case, config);
+    let mut side = PaddingSide::Right;
+    let row = |((ids, mask), labels): ((&Vec<i64>, &Vec<i64>), &Vec<i64>)| {
+        let first = mask.iter().position(|&m| m == 1).unwrap();
+        let last = mask.iter().rposition(|&m| m == 1).unwrap();
+        if first > 0 {
+            side = PaddingSide::Left;
+        }
+        let input_ids: Vec<u32> = ids[first..=last].iter().map(|&id| id as u32).collect();
+        let label = |&l: &i64| if l < 0 { IGNORE_INDEX } else { l as u32 };
+        let labels = Some(labels[first..=last].iter().map(label).collect());
+        Sequence { visuals: visuals.of(&input_ids, config), input_ids, labels }
+    };
+    let rows = ids.iter().zip(&mask).zip(&labels).map(row).collect();
+    (rows, side)
+}
+
+/// The pictures and videos of a case, in order.
+struct Visuals {
+    images: std::vec::IntoIter<Visual>,
+    videos: std::vec::IntoIter<Visual>,
+}
+
+impl Visuals {
+    fn new(case: &Case, config: &HaploVlConfig) -> Self {
+        let image = |i: usize, size: &Vec<i64>| {
+            let size = Size::new(size[0] as usize, size[1] as usize);
+            // The file pads all pictures to the same number of tiles.
+            let tiles = PatchGrid::new(&config.vision, size).unwrap().num_tiles();
+            Visual::Image { pixel_values: case.get("pixel_values").i((i, ..tiles)).unwrap(), size }
+        };
+        let images: Vec<Visual> = match case.find("image_sizes") {
+            Some(_) => case.ints("image_sizes").iter().enumerate().map(|(i, size)| image(i, size)).collect(),
+            None => vec![],
+        };
+        let videos: Vec<Visual> = match case.find("pixel_values_videos") {
+            Some(t) => (0..t.dim(0).unwrap()).map(|i| Visual::Video { pixel_values: t.i(i).unwrap() }).collect(),
+            None => vec![],
+        };
+        Self { images: images.into_iter(), videos: videos.into_iter() }
+    }
+
+    fn of(&mut self, ids: &[u32], config: &HaploVlConfig) -> Vec<Visual> {
+        let mut found = Vec::new();
+        let mut at = 0;
+        while at < ids.len() {
+            let next = if ids[at] == config.image_token_index {
+                self.images.next()
+            } else if ids[at] == config.video_token_index {
+                self.videos.next()
+            } else {
+                at += 1;
+                continue;
+            };
+            let visual = next.expect("a placeholder without picture");
+            at += visual.tokens(&config.vision).unwrap();
+            found.push(visual);
+        }
+        found
+    }
+}
+
+/// Only positions that hold a token count.
+fn masked(x: &Tensor, mask: &Tensor) -> Tensor {
+    x.broadcast_mul(&mask.unsqueeze(2).unwrap()).unwrap()
+}
+
+/// Mean cross-entropy of the next token, by plain tensor operations.
+fn shifted_loss(logits: &Tensor, labels: &Tensor) -> Tensor {
+    let (_, seq, vocab) = logits.dims3().unwrap();
+    let logits = logits.narrow(1, 0, seq - 1).unwrap().reshape(((), vocab)).unwrap();
+    let labels = labels.narrow(1, 1, seq - 1).unwrap().flatten_all().unwrap();
+    let count = labels.to_vec1::<u32>().unwrap().into_iter().filter(|&l| l != IGNORE_INDEX).count();
+    let log_probabilities = candle_nn::ops::log_softmax(&logits, 1).unwrap();
+    let picked = log_probabilities.gather(&labels.unsqueeze(1).unwrap().contiguous().unwrap(), 1).unwrap();
+    (picked.sum_all().unwrap().neg().unwrap() / count as f64).unwrap()
+}
+
+#[test]
+fn hidden_states_logits_and_loss() {
+    let mut summary = Summary::default();
+    for (folder, config, model) in models() {
+        for (name, case) in cases(&folder) {
+            let context = format!("{} {name}", folder.display());
+            let (rows, side) = sequences(&case, &config);
+            let batch = MultimodalBatch::new(&rows, BatchSpec::new(&config), side, &Device::Cpu).unwrap();
+            let ids: Vec<Vec<i64>> = batch.input_ids.to_dtype(DType::I64).unwrap().to_vec2().unwrap();
+            assert_eq!(ids.len(), case.ints("input_ids").len());
+            let states = model.hidden_states(&batch, &[]).unwrap();
+            let logits = model.forward(&batch).unwrap();
+            let mask = batch.attention_mask().unwrap();
+            summary.case();
+            for (tensor, found) in [
+                ("pre_decoder_input", &states.pre_decoder_input),
+                ("pre_decoder_output", &states.pre_decoder_output),
+                ("post_decoder_output", &states.post_decoder_output),
+                ("logits", &logits),
+            ] {
+                let error = max_diff(&masked(found, &mask), &masked(&case.get(tensor), &mask));
+                summary.check(tensor, error, 2e-4, &context);
+            }
+            // The first token of a left-padded row counts in the expected loss, as predicted from padding. What padding
+            // computes is not compared, so those logits are the file's own.
+            let padding = (1.0 - &mask).unwrap();
+            let logits = (masked(&logits, &mask) + masked(&case.get("logits"), &padding)).unwrap();
+            let loss = shifted_loss(&logits, batch.labels.as_ref().unwrap());
+            summary.check("loss", max_diff(&loss.reshape(1).unwrap(), &case.get("loss")), 1e-5, &context);
+        }
+    }
+    summary.print("model");
+}
+
+#[test]
+fn greedy_tokens_with_and_without_cache() {
+    let mut summary = Summary::default();
+    for (folder, config, model) in models() {
+        for (name, case) in cases(&folder) {
+            let expected = case.ints("greedy_tokens");
+            let (rows, _) = sequences(&case, &config);
+            assert_eq!(with_cache(&model, &rows, expected[0].len()), expected, "{} {name}, cached", folder.display());
+            assert_eq!(without_cache(&model, rows, expected[0].len()), expected, "{} {name}", folder.display());
+            summary.case();
+        }
+    }
+    summary.print("greedy tokens");
+}
+
+fn with_cache(model: &HaploVl, rows: &[Sequence], steps: usize) -> Vec<Vec<i64>> {
+    let config = model.config();
+    let batch = MultimodalBatch::new(rows, BatchSpec::new(config), PaddingSide::Left, &Device::Cpu).unwrap();
+    let mut cache: Cache = model.cache(rows.len(), batch.layout.seq_len + steps).unwrap();
+    let mut logits = model.prefill(&batch, &mut cache).unwrap();
+    let mut tokens = vec![vec![]; rows.len()];
+    for _ in 0..steps {
+        let next = best(&logits, config);
+        tokens.iter_mut().zip(&next).for_each(|(row, &id)| row.push(id as i64));
+        logits = model.decode(&next, &mut cache).unwrap();
+    }
+    tokens
+}
+
+fn without_cache(model: &HaploVl, mut rows: Vec<Sequence>, steps: usize) -> Vec<Vec<i64>> {
+    let config = model.config();
+    let mut tokens = vec![vec![]; rows.len()];
+    for _ in 0..steps {
+        rows.iter_mut().for_each(|row| row.labels = None);
+        let batch = MultimodalBatch::new(&rows, BatchSpec::new(config), PaddingSide::Left, &Device::Cpu).unwrap();
+        let last = model.forward(&batch).unwrap().i((.., batch.layout.seq_len - 1)).unwrap();
+        for ((row, tokens), id) in rows.iter_mut().zip(&mut tokens).zip(best(&last, config)) {
+            row.input_ids.push(id);
+            tokens.push(id as i64);
+        }
+    }
+    tokens
+}
+
+/// The likeliest token of each row, placeholders banned.
+fn best(logits: &Tensor, config: &HaploVlConfig) -> Vec<u32> {
+    let pick = |row: Vec<f32>| {
+        let allowed = |id: &u32| *id != config.image_token_index && *id != config.video_token_index;
+        let ids = (0..row.len() as u32).filter(allowed);
+        ids.reduce(|a, b| if row[b as usize] > row[a as usize] { b } else { a }).unwrap()
+    };
+    logits.to_vec2::<f32>().unwrap().into_iter().map(pick).collect()
+}
+
+#[test]
+fn gradients_of_every_parameter() {
+    let mut summary = Summary::default();
+    for folder in folders("model") {
+        let config = read_config(&folder);
+        for (name, expected) in files(&folder, ".grads.safetensors") {
+            let case = Case::open(&folder.join(format!("{name}.safetensors")));
+            let parameters = Parameters::new();
+            let model = HaploVl::new(&config, parameters.var_builder(0, DType::F32, &Device::Cpu)).unwrap();
+            parameters.load_from(&SafetensorsFiles::open(folder.join("model.safetensors")).unwrap()).unwrap();
+            let (rows, side) = sequences(&case, &config);
+            let batch = MultimodalBatch::new(&rows, BatchSpec::new(&config), side, &Device::Cpu).unwrap();
+            let loss = shifted_loss(&model.forward(&batch).unwrap(), batch.labels.as_ref().unwrap());
+            let grads = loss.backward().unwrap();
+            assert_eq!(expected.iter().count(), parameters.len());
+            for (parameter, expected) in expected.iter() {
+                let context = format!("{} {name} {parameter}", folder.display());
+                let var = parameters.get(parameter).unwrap_or_else(|| panic!("{context}: no such parameter"));
+                let grad = grads.get(&var).unwrap_or_else(|| panic!("{context}: no gradient"));
+                let largest = max_diff(expected, &expected.zeros_like().unwrap());
+                if largest < 1e-7 {
+                    // A key bias shifts all scores of a query alike: its true gradient is zero, both hold rounding.
+                    summary.check("gradient of zero", max_diff(grad, expected), 1e-6, &context);
+                } else {
+                    summary.check("gradient", relative_diff(grad, expected), 1e-3, &context);
+                }
+            }
+            summary.case();
+        }
+    }
+    summary.print("gradients");
+}
+
+#[test]
+fn released_7b_model_has_exactly_the_published_tensors() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity/haplo-7b-pro.tensors.json");
+    let published: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let expected: std::collections::BTreeMap<String, Vec<usize>> =
+        serde_json::from_value(published["tensors"].clone()).unwrap();
+    let from_file = HaploVlConfig::from_json(published["config"].clone()).unwrap();
+    assert_eq!(HaploVl::parameter_shapes(&from_file).unwrap(), expected);
+    assert_eq!(HaploVl::parameter_shapes(&HaploVlConfig::haplovl_7b_pro()).unwrap(), expected);
+    let parameters: usize = expected.values().map(|shape| shape.iter().product::<usize>()).sum();
+    assert_eq!(parameters, 7_635_530_240);
+}
+
+fn models() -> impl Iterator<Item = (std::path::PathBuf, HaploVlConfig, HaploVl)> {
+    folders("model").into_iter().map(|folder| {
+        let config = read_config(&folder);
+        let files = SafetensorsFiles::open(folder.join("model.safetensors")).unwrap();
+        files.check(&HaploVl::parameter_shapes(&config).unwrap()).unwrap();
+        let model = HaploVl::new(&config, Arc::new(files).var_builder(DType::F32, &Device::Cpu)).unwrap();
+        (folder, config, model)
+    })
+}
+
+/// The files of a folder that end in `suffix`, by the name before it.
+fn files(folder: &Path, suffix: &str) -> Vec<(String, Case)> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter_map(|name| name.strip_suffix(suffix).map(String::from))
+        .filter(|name| name != "model" && !name.ends_with(".grads"))
+        .collect();
+    names.sort();
+    names.into_iter().map(|name| (name.clone(), Case::open(&folder.join(name + suffix)))).collect()
+}
+
+fn cases(folder: &Path) -> Vec<(String, Case)> {
+    files(folder, ".safetensors")
+}
