@@ -137,7 +137,9 @@ fn saves_until_killed() {
     let checkpoints = open(Path::new(&folder), 1);
     let first = checkpoints.latest_valid().unwrap().checkpoint.map_or(1, |checkpoint| checkpoint.step());
     // Beginning with the last one again also exercises the replacing.
-    (first..).for_each(|step| save(&checkpoints, step, None));
+    for step in first.. {
+        save(&checkpoints, step, None);
+    }
 }
 
 #[test]

@@ -71,6 +71,32 @@ fn steps_follow_the_formula_with_groups_and_scale() {
     }
 }
 
+/// What runs on a GPU, here by way of gradients that are not f32.
+#[test]
+fn the_tensor_form_agrees_with_the_fused_one() {
+    let numbers = [0.5f32, -1.25, 3.0, 0.0];
+    let half = |gradients: &Gradients| {
+        let mut half = Gradients::default();
+        let cast = |gradient: &Tensor| gradient.to_dtype(candle_core::DType::BF16).unwrap();
+        gradients.iter().for_each(|(name, gradient)| half.insert(name.clone(), &cast(gradient)).unwrap());
+        half
+    };
+    let exact = gradients(&[("w", &numbers)]);
+    let (fused, tensors) = (params(&[("w", &[1.0; 4])]), params(&[("w", &[1.0; 4])]));
+    for (params, gradients) in [(&fused, exact.clone()), (&tensors, half(&exact))] {
+        let mut optimizer = AdamW::new(params, AdamWConfig::default()).unwrap();
+        (0..3).for_each(|_| optimizer.step(&gradients, 0.1, 0.5).unwrap());
+    }
+    for (a, b) in values(&fused, "w").into_iter().zip(values(&tensors, "w")) {
+        assert!((a - b).abs() < 2e-7, "{a} and {b}");
+    }
+    assert_eq!(global_norm(&exact).unwrap() as f32, global_norm(&half(&exact)).unwrap() as f32);
+    let mut sum = half(&exact);
+    sum.accumulate(half(&exact)).unwrap();
+    let sum = sum.get("w").unwrap().to_dtype(candle_core::DType::F32).unwrap();
+    assert_eq!(sum.to_vec1::<f32>().unwrap(), numbers.map(|x| 2.0 * x));
+}
+
 #[test]
 fn a_resumed_optimizer_goes_on_to_the_bit() {
     let step = |n: usize| gradients(&[("w", &[0.3 * n as f32, -0.7, 1e-4, 5.0 / (n + 1) as f32])]);

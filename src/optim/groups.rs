@@ -38,12 +38,12 @@ pub(super) fn resolve<'a>(
     names: impl Iterator<Item = &'a String> + Clone,
 ) -> Result<Vec<Settings>> {
     for (n, group) in groups.iter().enumerate() {
-        check(&format!("groups[{n}].lr_scale"), group.lr_scale)?;
-        check(&format!("groups[{n}].weight_decay"), group.weight_decay)?;
+        check(&format!("optimizer.groups[{n}].lr_scale"), group.lr_scale)?;
+        check(&format!("optimizer.groups[{n}].weight_decay"), group.weight_decay)?;
         if !names.clone().any(|name| glob_matches(&group.pattern, name)) {
             let example = names.clone().next().map_or("none", String::as_str);
             return Err(Error::config(
-                format!("groups[{n}].pattern"),
+                format!("optimizer.groups[{n}].pattern"),
                 format!(
                     "`{}` matches none of the {} trainable parameters (the first is `{example}`): correct or drop it",
                     group.pattern,

@@ -5,13 +5,16 @@
 
 mod adamw;
 mod clip;
+mod config;
 mod gradients;
 mod groups;
 mod schedule;
 mod slices;
+mod slot;
 
-pub use adamw::{AdamW, AdamWConfig};
+pub use adamw::AdamW;
 pub use clip::{clip_scale, global_norm};
+pub use config::AdamWConfig;
 pub use gradients::Gradients;
 pub use groups::{ParamGroup, glob_matches};
 pub use schedule::{Decay, Schedule};

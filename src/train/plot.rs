@@ -12,6 +12,10 @@ use crate::{Error, Result};
 /// Points drawn per curve; more cannot be told apart, and would make the file large.
 const MAX_POINTS: usize = 1000;
 
+/// Okabe and Ito's colours, which the colour-blind can tell apart; those too pale for lines are left out.
+const COLORS: [(u8, u8, u8); 6] =
+    [(0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233)];
+
 /// One curve.
 #[derive(Debug, Clone)]
 pub struct Series {
@@ -98,7 +102,8 @@ impl Plot {
             .max_light_lines(0)
             .draw()?;
         for (n, (series, curve)) in self.series.iter().zip(curves).enumerate() {
-            let color = Palette99::pick(n).to_rgba();
+            let (r, g, b) = COLORS[n % COLORS.len()];
+            let color = RGBColor(r, g, b);
             if self.smoothing > 0.0 {
                 chart.draw_series(LineSeries::new(curve.iter().copied(), color.mix(0.25)))?;
             }
@@ -107,7 +112,12 @@ impl Plot {
                 .label(&series.name)
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
         }
-        chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .background_style(WHITE.mix(0.8))
+            .border_style(BLACK.mix(0.3))
+            .draw()?;
         root.present()?;
         drop(chart);
         drop(root);

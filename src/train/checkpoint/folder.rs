@@ -1,30 +1,19 @@
-//! Training checkpoints: folders that are whole, or refused.
-//!
-//! `step-00000050/` holds `parameters.safetensors`, `optimizer.safetensors` and `state.json`, which states the size and
-//! checksum of the other two. A checkpoint is written under another name, flushed to the disk, and renamed at last, so
-//! that a process may be killed at any moment: what bears the name of a step is complete. Whatever damages it later is
-//! noticed when it is opened.
+//! The folder of all checkpoints of a run.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use candle_core::Tensor;
+use serde::Serialize;
 
-use crate::weights::{SafetensorsFiles, SaveOptions, save_safetensors_file, sync_folder, write_bytes_atomically};
+use super::Checkpoint;
+use super::manifest::{
+    FORMAT, Fingerprint, Manifest, OPTIMIZER, PARAMETERS, STATE, VERSION, folder_name, read_manifest, refuse,
+};
+use crate::weights::{SaveOptions, save_safetensors_file, sync_folder, write_bytes_atomically};
 use crate::{Error, Result};
 
-const FORMAT: &str = "haplovl-training-checkpoint";
-const VERSION: u32 = 1;
-const PARAMETERS: &str = "parameters.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
-const STATE: &str = "state.json";
-/// A state is settings and counters; a file larger than this is none.
-const MAX_STATE_BYTES: u64 = 64 << 20;
 /// Names a checkpoint being written or removed; whatever bears it can go.
 const TEMPORARY: &str = ".tmp-";
 /// Names a checkpoint while another of the same step takes its place.
@@ -44,27 +33,6 @@ pub struct Contents<'a, T> {
     pub state: &'a T,
     /// A validation loss, by which the best checkpoint is kept; lower is better.
     pub score: Option<f64>,
-}
-
-/// `state.json`.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Manifest {
-    format: String,
-    version: u32,
-    run: String,
-    step: u64,
-    score: Option<f64>,
-    files: BTreeMap<String, Fingerprint>,
-    state: Value,
-}
-
-/// By which a damaged file is told.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Fingerprint {
-    bytes: u64,
-    crc32: u32,
 }
 
 /// The folder with a run's checkpoints, of which it keeps the last few and the best.
@@ -147,7 +115,7 @@ impl CheckpointFolder {
     pub fn load(&self, step: u64) -> Result<Checkpoint> {
         Checkpoint::open(&self.path(step), &self.run).map_err(|error| match (error, self.latest_valid()) {
             (Error::Checkpoint { path, message }, Ok(Latest { checkpoint: Some(other), .. })) => {
-                let message = format!("{message}; the newest whole one is {}", other.path.display());
+                let message = format!("{message}; the newest whole one is {}", other.path().display());
                 Error::Checkpoint { path, message }
             }
             (error, _) => error,
@@ -238,116 +206,6 @@ impl CheckpointFolder {
         let names = fs::read_dir(&self.folder).map_err(io)?.map(|entry| Ok(entry.map_err(io)?.file_name()));
         Ok(names.collect::<Result<Vec<_>>>()?.into_iter().filter_map(|name| name.into_string().ok()).collect())
     }
-}
-
-/// A checkpoint whose files were found whole.
-#[derive(Debug)]
-pub struct Checkpoint {
-    path: PathBuf,
-    manifest: Manifest,
-}
-
-impl Checkpoint {
-    fn open(path: &Path, run: &str) -> Result<Self> {
-        let manifest = read_manifest(path)?;
-        if manifest.run != run {
-            return Err(refuse(path, format!("is of another run, `{}`, expected `{run}`", manifest.run)));
-        }
-        if path.file_name() != Some(folder_name(manifest.step).as_ref()) {
-            return Err(refuse(path, format!("holds step {}: it was renamed or copied", manifest.step)));
-        }
-        for name in [PARAMETERS, OPTIMIZER] {
-            let found = Fingerprint::of(&path.join(name)).map_err(|e| refuse(path, format!("{name}: {e}")))?;
-            match manifest.files.get(name) {
-                Some(expected) if *expected == found => {}
-                Some(expected) => return Err(refuse(path, format!("{name} {}", found.difference(expected)))),
-                None => return Err(refuse(path, format!("{STATE} says nothing of {name}"))),
-            }
-        }
-        Ok(Self { path: path.to_path_buf(), manifest })
-    }
-
-    /// Its folder.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Number of steps done when it was written.
-    pub fn step(&self) -> u64 {
-        self.manifest.step
-    }
-
-    /// The validation loss it was saved with.
-    pub fn score(&self) -> Option<f64> {
-        self.manifest.score
-    }
-
-    /// What was given as [`Contents::state`].
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] if it is of another shape.
-    pub fn state<T: DeserializeOwned>(&self) -> Result<T> {
-        T::deserialize(&self.manifest.state).map_err(|e| refuse(&self.path, format!("{STATE}: field `state`: {e}")))
-    }
-
-    /// The model's tensors, on `device`.
-    ///
-    /// # Errors
-    /// [`Error::Io`] or [`Error::Format`] if the file changed since the checkpoint was opened.
-    pub fn parameters(&self, device: &Device) -> Result<BTreeMap<String, Tensor>> {
-        SafetensorsFiles::open(self.path.join(PARAMETERS))?.load_all(device)
-    }
-
-    /// The optimizer's tensors, on `device`.
-    ///
-    /// # Errors
-    /// As [`Self::parameters`].
-    pub fn optimizer(&self, device: &Device) -> Result<BTreeMap<String, Tensor>> {
-        SafetensorsFiles::open(self.path.join(OPTIMIZER))?.load_all(device)
-    }
-}
-
-impl Fingerprint {
-    fn of(path: &Path) -> std::io::Result<Self> {
-        let mut file = File::open(path)?;
-        let (mut hasher, mut buffer, mut bytes) = (crc32fast::Hasher::new(), vec![0; 1 << 20], 0);
-        loop {
-            let n = file.read(&mut buffer)?;
-            let Some(read) = buffer.get(..n).filter(|read| !read.is_empty()) else { break };
-            hasher.update(read);
-            bytes += n as u64;
-        }
-        Ok(Self { bytes, crc32: hasher.finalize() })
-    }
-
-    fn difference(&self, expected: &Self) -> String {
-        if self.bytes == expected.bytes {
-            return format!("is damaged: its CRC-32 is {:08x}, expected {:08x}", self.crc32, expected.crc32);
-        }
-        format!("is {} bytes long, expected {}: it was cut short or overwritten", self.bytes, expected.bytes)
-    }
-}
-
-fn read_manifest(path: &Path) -> Result<Manifest> {
-    let file = File::open(path.join(STATE)).map_err(|e| refuse(path, format!("{STATE}: {e}")))?;
-    let mut content = Vec::new();
-    file.take(MAX_STATE_BYTES).read_to_end(&mut content).map_err(|e| Error::io(path.join(STATE), e))?;
-    let value: Value = serde_json::from_slice(&content)
-        .map_err(|e| refuse(path, format!("{STATE} is no complete JSON ({e}): it was cut short or overwritten")))?;
-    let of = |field: &str| value.get(field).cloned().unwrap_or_default();
-    if of("format") != FORMAT || of("version") != VERSION {
-        let found = format!("format {} version {}", of("format"), of("version"));
-        return Err(refuse(path, format!("{STATE} has {found}, expected \"{FORMAT}\" version {VERSION}")));
-    }
-    Manifest::deserialize(value).map_err(|e| refuse(path, format!("{STATE}: {e}")))
-}
-
-fn refuse(path: &Path, message: String) -> Error {
-    Error::Checkpoint { path: path.to_path_buf(), message }
-}
-
-fn folder_name(step: u64) -> String {
-    format!("step-{step:08}")
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {

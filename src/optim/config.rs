@@ -1,0 +1,52 @@
+//! Settings of the optimizer.
+
+use serde::{Deserialize, Serialize};
+
+use super::ParamGroup;
+use crate::{Error, Result};
+
+/// Settings of [`AdamW`](super::AdamW); the learning rate comes with each step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamWConfig {
+    /// Decay of the running mean of gradients, in `0..1`.
+    pub beta1: f64,
+    /// Decay of the running mean of squared gradients, in `0..1`.
+    pub beta2: f64,
+    /// Added to the root of the second moment, above 0.
+    pub eps: f64,
+    /// Decoupled weight decay: a step takes away this share of a parameter, times the learning rate.
+    pub weight_decay: f64,
+    /// Exceptions by parameter name.
+    pub groups: Vec<ParamGroup>,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.05, groups: vec![] }
+    }
+}
+
+impl AdamWConfig {
+    /// Checks the ranges of the fields; those of the groups are checked where they meet the parameters.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        let fail = |field: &str, value: f64, expected: &str| {
+            Err(Error::config(format!("optimizer.{field}"), format!("is {value}, expected {expected}")))
+        };
+        for (field, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            if !(0.0..1.0).contains(&value) {
+                return fail(field, value, "at least 0 and below 1");
+            }
+        }
+        if !(self.eps.is_finite() && self.eps > 0.0) {
+            return fail("eps", self.eps, "a finite number above 0");
+        }
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
+            return fail("weight_decay", self.weight_decay, "a finite number of at least 0");
+        }
+        Ok(())
+    }
+}
