@@ -18,7 +18,7 @@ const STACK_BYTES: usize = 256 << 20;
 /// Brings together the gradients of all processes of a data-parallel run.
 ///
 /// The loop itself never changes: one process needs nothing, and an all-reduce over NCCL or MPI goes in here.
-pub trait GradientReducer {
+pub trait GradientReducer: Send {
     /// Adds up `counts` over all processes; called before any loss, which is divided by the result.
     ///
     /// # Errors
