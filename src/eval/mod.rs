@@ -1,1 +1,7 @@
 //! Measures of how good answers are.
+
+mod accuracy;
+mod answers;
+
+pub use accuracy::{Accuracy, CommonestAnswers, Tally};
+pub use answers::{answers_match, normalise_answer};

@@ -1,3 +1,5 @@
 //! Data sets through the public API.
 
+mod loader;
+mod records;
 mod shapes;

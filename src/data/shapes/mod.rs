@@ -6,6 +6,7 @@
 mod attributes;
 mod background;
 mod caption;
+mod dataset;
 mod fine_grained;
 mod geometry;
 mod questions;
@@ -19,6 +20,7 @@ mod words;
 pub use attributes::{Colour, Description, Shape, Size};
 pub use background::{Background, Pattern};
 pub use caption::{CaptionScore, caption_prompt, check_caption};
+pub use dataset::{ShapesContent, ShapesDataset};
 pub use questions::{Question, QuestionKind};
 pub use scene::{MAX_OBJECTS, Object, Scene, ShapesConfig};
 pub use split::Split;

@@ -1,0 +1,54 @@
+//! Why a sample cannot be used.
+
+use std::path::PathBuf;
+
+use crate::Error;
+
+/// A sample, or why there is none.
+pub type SampleResult<T> = std::result::Result<T, BadSample>;
+
+/// Why one sample of a data set cannot be used. The loader skips and counts such samples; see
+/// [`LoaderConfig::max_bad_share`](super::LoaderConfig::max_bad_share).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BadSample {
+    /// The record is not valid JSON, or not of a known form.
+    #[error("broken record: {0}")]
+    BrokenRecord(String),
+    /// The record takes more bytes than any record should.
+    #[error("record of {bytes} bytes, more than the {limit} that are read: is a bracket or line break missing?")]
+    HugeRecord {
+        /// Length of the record.
+        bytes: u64,
+        /// The longest that is read.
+        limit: u64,
+    },
+    /// An image file that the record names is not there.
+    #[error("no image {}: check the image folder of the data set", .0.display())]
+    MissingImage(PathBuf),
+    /// A picture of an image folder has no text beside it.
+    #[error("no text file {} beside the image", .0.display())]
+    MissingText(PathBuf),
+    /// There is no turn, or none of the assistant's, to learn from.
+    #[error("no turn of the assistant (`gpt`) with text to learn from")]
+    NoTurns,
+    /// `<image>` markers and images differ in number.
+    #[error("{markers} `<image>` markers for {images} images: expected one each")]
+    ImageMarkers {
+        /// Markers in all turns.
+        markers: usize,
+        /// Images of the record.
+        images: usize,
+    },
+    /// The prepared sample is longer than allowed.
+    #[error("{length} tokens long, more than the allowed {limit}")]
+    TooLong {
+        /// Its length.
+        length: usize,
+        /// The longest allowed.
+        limit: usize,
+    },
+    /// Reading or preparing failed otherwise.
+    #[error(transparent)]
+    Failed(#[from] Error),
+}

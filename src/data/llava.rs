@@ -1,0 +1,206 @@
+//! Conversations in LLaVA's JSON, caption pairs, and folders of pictures with texts.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::dataset::out_of_range;
+use super::{
+    BadSample, Conversation, Conversations, Dataset, IMAGE_MARKER, ImageSource, RecordIndex, Role, SampleResult, Turn,
+};
+use crate::{Error, Result};
+
+/// Extensions of picture files, in lower case.
+const IMAGE_EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"];
+
+/// Opens a JSON or JSONL file as [`RecordFile`], a folder as [`ImageFolder`]. `images` is the folder that image names
+/// in a file are relative to; by default the file's own.
+///
+/// # Errors
+/// As [`RecordIndex::open`] and [`ImageFolder::open`].
+pub fn open(path: impl AsRef<Path>, images: Option<&Path>) -> Result<Conversations> {
+    let path = path.as_ref();
+    if path.is_dir() {
+        return Ok(Box::new(ImageFolder::open(path)?));
+    }
+    let beside = path.parent().unwrap_or(Path::new(""));
+    Ok(Box::new(RecordFile::open(path, images.unwrap_or(beside))?))
+}
+
+/// A JSON array or JSONL file of records of one of these forms; further fields are ignored:
+/// - `{"id", "image": "a.jpg" | ["a.jpg", ..] | absent, "conversations": [{"from": "human" | "gpt" | "system",
+///   "value": ".."}, ..]}`, LLaVA's, with one `<image>` for each image, or none at all (then they come first);
+///   the names `images`, `messages`, `role`, `content`, `user` and `assistant` are understood too;
+/// - `{"image", "caption" | "text"}`: the assistant says the text after the bare image;
+/// - `{"text"}`: the assistant says the text.
+#[derive(Debug)]
+pub struct RecordFile {
+    index: RecordIndex,
+    images: PathBuf,
+}
+
+impl RecordFile {
+    /// Opens the file; image names are relative to the folder `images`.
+    ///
+    /// # Errors
+    /// As [`RecordIndex::open`].
+    pub fn open(path: impl AsRef<Path>, images: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self { index: RecordIndex::open(path)?, images: images.as_ref().to_path_buf() })
+    }
+}
+
+impl Dataset for RecordFile {
+    type Item = Conversation;
+
+    fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    fn get(&self, index: usize) -> SampleResult<Conversation> {
+        let bytes = self.index.read(index)?;
+        let record: Record = serde_json::from_slice(&bytes).map_err(|e| BadSample::BrokenRecord(e.to_string()))?;
+        record.into_conversation(&self.images)
+    }
+
+    fn describe(&self, index: usize) -> String {
+        format!("{} record {}", self.index.path().display(), index + 1)
+    }
+}
+
+#[derive(Deserialize)]
+struct Record {
+    #[serde(default)]
+    id: serde_json::Value,
+    #[serde(default, alias = "images")]
+    image: OneOrMany,
+    #[serde(alias = "messages")]
+    conversations: Option<Vec<RecordTurn>>,
+    #[serde(alias = "text")]
+    caption: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+    #[default]
+    None,
+}
+
+#[derive(Deserialize)]
+struct RecordTurn {
+    #[serde(alias = "role")]
+    from: Speaker,
+    #[serde(alias = "content")]
+    value: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Speaker {
+    System,
+    #[serde(alias = "user")]
+    Human,
+    #[serde(alias = "assistant")]
+    Gpt,
+}
+
+impl From<RecordTurn> for Turn {
+    fn from(turn: RecordTurn) -> Self {
+        let role = match turn.from {
+            Speaker::System => Role::System,
+            Speaker::Human => Role::User,
+            Speaker::Gpt => Role::Assistant,
+        };
+        Self { role, text: turn.value }
+    }
+}
+
+impl Record {
+    fn into_conversation(self, folder: &Path) -> SampleResult<Conversation> {
+        let names = match self.image {
+            OneOrMany::None => vec![],
+            OneOrMany::One(name) => vec![name],
+            OneOrMany::Many(names) => names,
+        };
+        let images: Vec<_> = names.into_iter().map(|name| folder.join(name)).collect();
+        if let Some(missing) = images.iter().find(|path| !path.is_file()) {
+            return Err(BadSample::MissingImage(missing.clone()));
+        }
+        let turns = match (self.conversations, self.caption) {
+            (Some(turns), _) => turns.into_iter().map(Turn::from).collect(),
+            (None, Some(caption)) => caption_turns(images.len(), caption),
+            (None, None) => return Err(BadSample::NoTurns),
+        };
+        let id = match self.id {
+            serde_json::Value::Null => String::new(),
+            serde_json::Value::String(id) => id,
+            other => other.to_string(),
+        };
+        Conversation::new(id, images.into_iter().map(ImageSource::File).collect(), turns)
+    }
+}
+
+/// A text after bare images, or all alone.
+fn caption_turns(images: usize, caption: String) -> Vec<Turn> {
+    let asked = (images > 0).then(|| Turn::user(vec![IMAGE_MARKER; images].join("\n")));
+    asked.into_iter().chain([Turn::assistant(caption)]).collect()
+}
+
+/// A folder of pictures, each with a caption in a text file of the same name (`cat.jpg`, `cat.txt`).
+#[derive(Debug)]
+pub struct ImageFolder {
+    images: Vec<PathBuf>,
+}
+
+impl ImageFolder {
+    /// Lists the pictures, in the order of their names. Folders inside are not looked into.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and [`Error::Data`] where there is no picture.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref();
+        let io = |e| Error::io(folder, e);
+        let mut images = Vec::new();
+        for entry in fs::read_dir(folder).map_err(io)? {
+            let path = entry.map_err(io)?.path();
+            let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
+            if extension.is_some_and(|e| IMAGE_EXTENSIONS.contains(&e.as_str())) {
+                images.push(path);
+            }
+        }
+        if images.is_empty() {
+            let known = IMAGE_EXTENSIONS.join(", ");
+            let message = format!("the folder {} holds no picture: expected files of {known}", folder.display());
+            return Err(Error::Data(message));
+        }
+        images.sort();
+        Ok(Self { images })
+    }
+}
+
+impl Dataset for ImageFolder {
+    type Item = Conversation;
+
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn get(&self, index: usize) -> SampleResult<Conversation> {
+        let image = self.images.get(index).ok_or_else(|| out_of_range(index, self.len()))?;
+        let text = image.with_extension("txt");
+        if !text.is_file() {
+            return Err(BadSample::MissingText(text));
+        }
+        let caption = fs::read_to_string(&text).map_err(|e| Error::io(&text, e))?;
+        let id = image.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let turns = caption_turns(1, caption.trim().to_owned());
+        Conversation::new(id, vec![ImageSource::File(image.clone())], turns)
+    }
+
+    fn describe(&self, index: usize) -> String {
+        self.images.get(index).map_or_else(|| format!("sample {index}"), |path| path.display().to_string())
+    }
+}

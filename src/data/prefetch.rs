@@ -1,0 +1,84 @@
+//! Worker threads that do work ahead and hand the results back in order.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use crate::{Error, Result};
+
+/// A piece of work and where its result goes.
+type Job<I, O> = (I, SyncSender<O>);
+
+/// Threads that turn inputs into outputs. What is in flight is bounded by its user, who asks for a result once for each
+/// input.
+pub(super) struct Prefetch<I, O> {
+    jobs: Option<Sender<Job<I, O>>>,
+    results: VecDeque<Receiver<O>>,
+    workers: Vec<JoinHandle<()>>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl<I: Send + 'static, O: Send + 'static> Prefetch<I, O> {
+    /// Starts `workers` threads (at least one) that run `work`.
+    pub(super) fn new(workers: usize, work: impl Fn(I) -> O + Send + Sync + 'static) -> Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Job<I, O>>();
+        let queue = Arc::new(Mutex::new(queue));
+        let work = Arc::new(work);
+        let stopped = Arc::new(AtomicBool::new(false));
+        let worker = |number| {
+            let (queue, work, stopped) = (Arc::clone(&queue), Arc::clone(&work), Arc::clone(&stopped));
+            let run = move || {
+                // The lock is held while waiting for a job, not while working on it.
+                let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                while let Ok((input, result)) = next() {
+                    if stopped.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    // Nobody waits for it any more when the loader was dropped.
+                    let _ = result.send(work(input));
+                }
+            };
+            thread::Builder::new().name(format!("loader-{number}")).spawn(run)
+        };
+        let workers = (0..workers.max(1)).map(worker).collect::<std::io::Result<_>>();
+        let workers = workers.map_err(|e| Error::Data(format!("cannot start a loader thread: {e}")))?;
+        Ok(Self { jobs: Some(jobs), results: VecDeque::new(), workers, stopped })
+    }
+
+    /// Number of inputs whose result was not asked for yet.
+    pub(super) fn in_flight(&self) -> usize {
+        self.results.len()
+    }
+
+    /// Hands in work.
+    pub(super) fn push(&mut self, input: I) {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        if let Some(jobs) = &self.jobs {
+            // Cannot fail while workers live; if they do not, the result's channel tells.
+            let _ = jobs.send((input, sender));
+        }
+        self.results.push_back(receiver);
+    }
+
+    /// The result of the earliest input that is left; waits for it. `None` if there is none.
+    pub(super) fn pop(&mut self) -> Option<Result<O>> {
+        let result = self.results.pop_front()?.recv();
+        Some(
+            result
+                .map_err(|_| Error::Data("a loader thread panicked while preparing a sample: see its message".into())),
+        )
+    }
+}
+
+impl<I, O> Drop for Prefetch<I, O> {
+    fn drop(&mut self) {
+        // Work that has not begun is left undone; a worker that waits for work wakes up when there is no sender.
+        self.stopped.store(true, Ordering::Relaxed);
+        self.jobs = None;
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Where the records of a JSON array or JSONL file begin, found in one pass and bounded memory.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::dataset::out_of_range;
+use super::{BadSample, SampleResult};
+use crate::{Error, Result};
+
+/// The longest record that is read.
+const MAX_RECORD_BYTES: u64 = 16 << 20;
+const BUFFER_BYTES: usize = 1 << 20;
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// A file of many JSON records, of which only the offsets are held: eight bytes a record.
+#[derive(Debug)]
+pub struct RecordIndex {
+    path: PathBuf,
+    file: Mutex<File>,
+    /// Where each record begins, and where the last one ends at the latest.
+    offsets: Vec<u64>,
+}
+
+impl RecordIndex {
+    /// Opens a JSON array, or a JSONL file of one record a line (blank lines do not count), told apart by the first
+    /// character. The file is scanned, not parsed: a broken record shows when it is read.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and [`Error::Format`] for a file without records and for an array that is cut off.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let mut reader = BufReader::with_capacity(BUFFER_BYTES, &file);
+        let start = if peek(&mut reader, path)?.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+        reader.consume(start);
+        let mut scanner = Scanner::Start;
+        let mut offsets = Vec::new();
+        let mut at = start as u64;
+        loop {
+            let bytes = peek(&mut reader, path)?;
+            if bytes.is_empty() {
+                break;
+            }
+            for &byte in bytes {
+                scanner = scanner.step(byte, at, &mut offsets).map_err(|message| Error::format(path, message))?;
+                at += 1;
+            }
+            let read = bytes.len();
+            reader.consume(read);
+        }
+        offsets.push(scanner.end(at, offsets.len()).map_err(|message| Error::format(path, message))?);
+        if offsets.len() == 1 {
+            return Err(Error::format(path, "holds no record: expected a JSON array, or one JSON object a line"));
+        }
+        offsets.shrink_to_fit();
+        Ok(Self { path: path.to_path_buf(), file: Mutex::new(file), offsets })
+    }
+
+    /// Number of records.
+    pub fn len(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// Whether there is none; never so after [`Self::open`].
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The bytes of one record, without what separates it from the next.
+    ///
+    /// # Errors
+    /// [`BadSample::HugeRecord`], and [`BadSample::Failed`] when the file cannot be read (any more).
+    pub fn read(&self, index: usize) -> SampleResult<Vec<u8>> {
+        let (Some(&start), Some(&end)) = (self.offsets.get(index), self.offsets.get(index.saturating_add(1))) else {
+            return Err(out_of_range(index, self.len()));
+        };
+        let length = end - start;
+        if length > MAX_RECORD_BYTES {
+            return Err(BadSample::HugeRecord { bytes: length, limit: MAX_RECORD_BYTES });
+        }
+        let mut bytes = vec![0; length as usize];
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut bytes));
+        read.map_err(|e| Error::io(&self.path, e))?;
+        let record = bytes.trim_ascii_end();
+        let record = record.strip_suffix(b",").unwrap_or(record);
+        bytes.truncate(record.len());
+        Ok(bytes)
+    }
+}
+
+fn peek<'a>(reader: &'a mut impl BufRead, path: &Path) -> Result<&'a [u8]> {
+    reader.fill_buf().map_err(|e| Error::io(path, e))
+}
+
+/// What the scan has come to.
+#[derive(Debug, Clone, Copy)]
+enum Scanner {
+    /// Before the first character.
+    Start,
+    /// In a JSONL file, on a blank line so far.
+    BlankLine,
+    /// In a JSONL file, in a record.
+    Line,
+    /// In an array, between records.
+    Between,
+    /// In an array, in a record, inside so many brackets.
+    Record { depth: u32, string: Text },
+    /// After the array, whose closing bracket is at this offset.
+    End(u64),
+}
+
+/// Whether the scan stands in a JSON string, where brackets do not count.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Text {
+    Outside,
+    Inside,
+    Escaped,
+}
+
+impl Scanner {
+    fn step(self, byte: u8, at: u64, offsets: &mut Vec<u64>) -> std::result::Result<Self, String> {
+        let blank = byte.is_ascii_whitespace();
+        Ok(match self {
+            Self::Start if byte == b'[' => Self::Between,
+            Self::Start | Self::BlankLine if !blank => {
+                offsets.push(at);
+                Self::Line
+            }
+            Self::Line if byte == b'\n' => Self::BlankLine,
+            Self::Between if byte == b']' => Self::End(at),
+            Self::Between if !blank && byte != b',' => {
+                offsets.push(at);
+                Self::Record { depth: 0, string: Text::Outside }.within(byte, at)
+            }
+            Self::Record { .. } => self.within(byte, at),
+            Self::End(_) if !blank => {
+                return Err(format!(
+                    "goes on at byte {at}, after the closing bracket of its array: expected one JSON array, or one \
+                     JSON object a line"
+                ));
+            }
+            unchanged => unchanged,
+        })
+    }
+
+    /// The next state inside a record of an array.
+    fn within(self, byte: u8, at: u64) -> Self {
+        let Self::Record { depth, string } = self else { return self };
+        match (string, byte) {
+            (Text::Inside, b'\\') => Self::Record { depth, string: Text::Escaped },
+            (Text::Inside, b'"') => Self::Record { depth, string: Text::Outside },
+            (Text::Inside | Text::Escaped, _) => Self::Record { depth, string: Text::Inside },
+            (Text::Outside, b'"') => Self::Record { depth, string: Text::Inside },
+            (Text::Outside, b'{' | b'[') => Self::Record { depth: depth.saturating_add(1), string },
+            (Text::Outside, b']') if depth == 0 => Self::End(at),
+            (Text::Outside, b'}' | b']') => Self::Record { depth: depth.saturating_sub(1), string },
+            (Text::Outside, b',') if depth == 0 => Self::Between,
+            _ => self,
+        }
+    }
+
+    /// Where the last record ends at the latest.
+    fn end(self, at: u64, records: usize) -> std::result::Result<u64, String> {
+        match self {
+            Self::Start | Self::BlankLine | Self::Line => Ok(at),
+            Self::End(bracket) => Ok(bracket),
+            Self::Between | Self::Record { .. } => Err(format!(
+                "ends at byte {at}, in or after record {records} of an array without its closing bracket: the file is \
+                 cut off; fetch it again"
+            )),
+        }
+    }
+}

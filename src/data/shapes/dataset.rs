@@ -1,0 +1,105 @@
+//! Shapes world as a data set of conversations.
+
+use std::sync::Arc;
+
+use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
+
+use super::caption::caption_prompt;
+use super::scene::{Scene, ShapesConfig};
+use super::split::Split;
+use crate::data::{BadSample, Conversation, Dataset, IMAGE_MARKER, ImageSource, SampleResult, Turn, random_stream};
+
+/// What the conversations are about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShapesContent {
+    /// A picture and its caption.
+    Captions,
+    /// A picture and a question of every kind that it has.
+    Questions,
+    /// A picture, its caption and its questions, the caption anywhere among them.
+    Mixed,
+    /// No picture: a scene told in words, and a question about it; where it has none, its caption alone.
+    Text,
+}
+
+/// A stretch of a split as conversations; sample `i` is about the split's scene number `first + i`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShapesDataset {
+    /// Which scenes.
+    pub split: Split,
+    /// The first one.
+    #[serde(default)]
+    pub first: u64,
+    /// How many.
+    pub scenes: usize,
+    /// Side of the pictures in pixels.
+    pub side: u32,
+    /// What is said.
+    pub content: ShapesContent,
+    /// How scenes are drawn.
+    #[serde(default)]
+    pub config: ShapesConfig,
+}
+
+impl ShapesDataset {
+    /// The scene of sample `index`.
+    pub fn scene(&self, index: usize) -> Scene {
+        self.split.scene(self.first.wrapping_add(index as u64), &self.config)
+    }
+}
+
+impl Dataset for ShapesDataset {
+    type Item = Conversation;
+
+    fn len(&self) -> usize {
+        self.scenes
+    }
+
+    fn get(&self, index: usize) -> SampleResult<Conversation> {
+        if index >= self.scenes {
+            return Err(crate::data::dataset::out_of_range(index, self.scenes));
+        }
+        let scene = self.scene(index);
+        let mut rng = random_stream(scene.seed, 2);
+        let mut turns = match self.content {
+            ShapesContent::Captions => caption_turns(&scene, &mut rng).into(),
+            ShapesContent::Questions => question_turns(&scene, &mut rng).concat(),
+            ShapesContent::Mixed => {
+                let mut exchanges = question_turns(&scene, &mut rng);
+                exchanges.insert(rng.random_range(0..=exchanges.len()), caption_turns(&scene, &mut rng));
+                exchanges.concat()
+            }
+            ShapesContent::Text => text_turns(&scene, &mut rng),
+        };
+        let mut images = Vec::new();
+        if self.content != ShapesContent::Text {
+            images.push(ImageSource::Pixels(Arc::new(scene.render(self.side))));
+            let first: &mut Turn = turns.first_mut().ok_or(BadSample::NoTurns)?;
+            first.text.insert_str(0, &format!("{IMAGE_MARKER}\n"));
+        }
+        Conversation::new(scene.seed.to_string(), images, turns)
+    }
+
+    fn describe(&self, index: usize) -> String {
+        format!("shapes world scene of seed {}", self.scene(index).seed)
+    }
+}
+
+fn caption_turns(scene: &Scene, rng: &mut impl Rng) -> [Turn; 2] {
+    [Turn::user(caption_prompt(rng)), Turn::assistant(scene.caption(rng))]
+}
+
+fn question_turns(scene: &Scene, rng: &mut impl Rng) -> Vec<[Turn; 2]> {
+    let questions = scene.questions(rng).into_iter();
+    questions.map(|q| [Turn::user(q.question), Turn::assistant(q.answer)]).collect()
+}
+
+fn text_turns(scene: &Scene, rng: &mut impl Rng) -> Vec<Turn> {
+    match scene.text_question(rng) {
+        Some(q) => vec![Turn::user(format!("{} {}", q.description, q.question)), Turn::assistant(q.answer)],
+        None => vec![Turn::assistant(scene.caption(rng))],
+    }
+}

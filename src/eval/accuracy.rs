@@ -1,0 +1,152 @@
+//! Share of right answers by kind of question, and the baseline of always giving the commonest one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::answers::{answers_match, normalise_answer};
+
+/// Right answers out of all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Right answers.
+    pub right: usize,
+    /// All answers.
+    pub total: usize,
+}
+
+impl Tally {
+    /// Counts one more answer.
+    pub fn add(&mut self, right: bool) {
+        self.right += usize::from(right);
+        self.total += 1;
+    }
+
+    /// Share of right ones, 0 to 1; 0 if there is none at all.
+    pub fn accuracy(&self) -> f64 {
+        self.right as f64 / self.total.max(1) as f64
+    }
+}
+
+/// Right answers by kind of question. Prints as a table.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accuracy {
+    kinds: BTreeMap<String, Tally>,
+}
+
+impl Accuracy {
+    /// Judges one answer by [`answers_match`], counts it, and tells whether it is right.
+    pub fn add(&mut self, kind: impl ToString, given: &str, expected: &str) -> bool {
+        let right = answers_match(given, expected);
+        self.kinds.entry(kind.to_string()).or_default().add(right);
+        right
+    }
+
+    /// The count of each kind, in the order of their names.
+    pub fn kinds(&self) -> &BTreeMap<String, Tally> {
+        &self.kinds
+    }
+
+    /// All kinds together; every answer weighs the same.
+    pub fn overall(&self) -> Tally {
+        let sum = |all: Tally, kind: &Tally| Tally { right: all.right + kind.right, total: all.total + kind.total };
+        self.kinds.values().fold(Tally::default(), sum)
+    }
+
+    /// The kind with the lowest share of right answers.
+    pub fn worst(&self) -> Option<(&str, Tally)> {
+        let worst = self.kinds.iter().min_by(|a, b| a.1.accuracy().total_cmp(&b.1.accuracy()));
+        worst.map(|(kind, tally)| (kind.as_str(), *tally))
+    }
+}
+
+impl fmt::Display for Accuracy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.kinds.keys().map(String::len).max().unwrap_or(0).max("overall".len());
+        writeln!(f, "{:width$}  {:>7}  {:>7}  {:>8}", "kind", "right", "of", "accuracy")?;
+        let overall = self.overall();
+        let rows = self.kinds.iter().map(|(kind, tally)| (kind.as_str(), tally)).chain([("overall", &overall)]);
+        for (kind, tally) in rows {
+            let percent = 100.0 * tally.accuracy();
+            writeln!(f, "{kind:width$}  {:>7}  {:>7}  {percent:>6.1} %", tally.right, tally.total)?;
+        }
+        Ok(())
+    }
+}
+
+/// The commonest answer of each kind of question: what one can say without looking.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CommonestAnswers {
+    kinds: BTreeMap<String, String>,
+}
+
+impl CommonestAnswers {
+    /// Counts pairs of kind and answer; of equally common answers the first in alphabetical order counts.
+    pub fn of<K: ToString, A: AsRef<str>>(answers: impl IntoIterator<Item = (K, A)>) -> Self {
+        let mut counts: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
+        for (kind, answer) in answers {
+            let answer = normalise_answer(answer.as_ref());
+            *counts.entry(kind.to_string()).or_default().entry(answer).or_default() += 1;
+        }
+        let commonest = |answers: BTreeMap<String, usize>| {
+            let best = answers.into_iter().rev().max_by_key(|(_, count)| *count);
+            best.map(|(answer, _)| answer).unwrap_or_default()
+        };
+        Self { kinds: counts.into_iter().map(|(kind, answers)| (kind, commonest(answers))).collect() }
+    }
+
+    /// What to answer to a question of this kind; empty for a kind that was never counted.
+    pub fn answer(&self, kind: impl ToString) -> &str {
+        self.kinds.get(&kind.to_string()).map_or("", String::as_str)
+    }
+
+    /// How good these answers are on questions given as pairs of kind and right answer.
+    pub fn accuracy<K: ToString, A: AsRef<str>>(&self, answers: impl IntoIterator<Item = (K, A)>) -> Accuracy {
+        let mut accuracy = Accuracy::default();
+        for (kind, answer) in answers {
+            let given = self.answer(kind.to_string());
+            accuracy.add(kind, given, answer.as_ref());
+        }
+        accuracy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANSWERS: [(&str, &str); 6] =
+        [("colour", "red"), ("colour", "Red."), ("colour", "blue"), ("count", "2"), ("count", "two"), ("count", "1")];
+
+    #[test]
+    fn the_table_adds_up() {
+        let mut accuracy = Accuracy::default();
+        assert!(accuracy.add("colour", "Red", "red"));
+        assert!(!accuracy.add("counting", "3", "two"));
+        assert!(accuracy.add("counting", "two", "2"));
+        assert_eq!(accuracy.overall(), Tally { right: 2, total: 3 });
+        assert_eq!(accuracy.worst(), Some(("counting", Tally { right: 1, total: 2 })));
+        let expected = "\
+kind        right       of  accuracy
+colour          1        1   100.0 %
+counting        1        2    50.0 %
+overall         2        3    66.7 %
+";
+        assert_eq!(accuracy.to_string(), expected);
+    }
+
+    #[test]
+    fn the_commonest_answer_is_right_as_often_as_it_is_common() {
+        let commonest = CommonestAnswers::of(ANSWERS);
+        assert_eq!((commonest.answer("colour"), commonest.answer("count"), commonest.answer("size")), ("red", "2", ""));
+        assert_eq!(commonest.accuracy(ANSWERS).overall(), Tally { right: 4, total: 6 });
+        assert_eq!(commonest.accuracy([("size", "large")]).overall().right, 0);
+    }
+
+    #[test]
+    fn nothing_is_no_division_by_zero() {
+        assert_eq!(Accuracy::default().overall().accuracy(), 0.0);
+        assert!(Accuracy::default().worst().is_none());
+    }
+}

@@ -1,0 +1,57 @@
+//! When two short answers are the same.
+
+/// Words that do not change what a short answer says.
+const ARTICLES: [&str; 3] = ["a", "an", "the"];
+const NUMBERS: [&str; 11] = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"];
+
+/// A short answer without what does not matter: lower case, no punctuation and articles, single spaces, and numbers up
+/// to ten as digits, as the VQA benchmark does it.
+pub fn normalise_answer(answer: &str) -> String {
+    let lower = answer.to_lowercase();
+    let plain: String = lower.char_indices().map(|(at, c)| if is_mark(&lower, at, c) { ' ' } else { c }).collect();
+    let words = plain.split_whitespace().filter(|word| !ARTICLES.contains(word));
+    let digits = words.map(|word| match NUMBERS.iter().position(|&name| name == word) {
+        Some(number) => number.to_string(),
+        None => word.to_owned(),
+    });
+    digits.collect::<Vec<_>>().join(" ")
+}
+
+/// Whether a character only punctuates; the point of 2.5 does not, nor does an apostrophe.
+fn is_mark(text: &str, at: usize, c: char) -> bool {
+    let digit = |neighbour: Option<char>| neighbour.is_some_and(|n| n.is_ascii_digit());
+    let inside_number = || digit(text[..at].chars().next_back()) && digit(text[at + c.len_utf8()..].chars().next());
+    c.is_ascii_punctuation() && c != '\'' && !(matches!(c, '.' | ',' | ':') && inside_number())
+}
+
+/// Whether `given` says the same as `expected`, as [`normalise_answer`] sees them; an empty answer never does.
+pub fn answers_match(given: &str, expected: &str) -> bool {
+    let given = normalise_answer(given);
+    !given.is_empty() && given == normalise_answer(expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_matter_is_dropped() {
+        for (given, expected) in [
+            ("Yes.", "yes"),
+            (" the  Red circle , ", "red circle"),
+            ("Three", "3"),
+            ("a cat's tail", "cat's tail"),
+            ("at 2.5 m.", "at 2.5 m"),
+            ("12:30", "12:30"),
+        ] {
+            assert!(answers_match(given, expected), "{given:?} and {expected:?}");
+        }
+    }
+
+    #[test]
+    fn what_matters_is_kept() {
+        for (given, expected) in [("red", "blue"), ("red circle", "circle"), ("", ""), ("the", "a"), ("25", "2.5")] {
+            assert!(!answers_match(given, expected), "{given:?} and {expected:?}");
+        }
+    }
+}

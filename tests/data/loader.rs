@@ -1,0 +1,256 @@
+//! The loader: order, threads, resuming, grouping, skipping.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use haplovl::data::shapes::{ShapesConfig, ShapesContent, ShapesDataset, Split};
+use haplovl::data::{
+    BadSample, Dataset, Group, Grouping, IMAGE_MARKER, ImageSource, Length, Loader, LoaderConfig, LoaderState,
+    SampleResult,
+};
+
+/// Samples that are their own number; some are bad.
+struct Numbers {
+    len: usize,
+    bad: Vec<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Number(usize);
+
+impl Length for Number {
+    fn length(&self) -> usize {
+        self.0 % 13 + 1
+    }
+}
+
+impl Dataset for Numbers {
+    type Item = usize;
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn get(&self, index: usize) -> SampleResult<usize> {
+        if self.bad.contains(&index) { Err(BadSample::NoTurns) } else { Ok(index) }
+    }
+}
+
+const GROUPINGS: [Grouping; 3] = [
+    Grouping::InOrder { rows: 4 },
+    Grouping::ByLength { rows: 4, window: 3 },
+    Grouping::Packed { rows: 2, row_length: 16, window: 10 },
+];
+
+fn config(grouping: Grouping) -> LoaderConfig {
+    LoaderConfig { seed: 5, epochs: Some(3), prefetch: 7, max_bad_share: 0.3, grouping, ..LoaderConfig::default() }
+}
+
+fn load_from(state: LoaderState, config: LoaderConfig) -> Vec<Group<Number>> {
+    let numbers = Numbers { len: 50, bad: vec![3, 17, 18] };
+    let prepare = |number: usize| {
+        // Uneven work, so that threads overtake each other.
+        std::thread::sleep(std::time::Duration::from_micros(number as u64 % 5 * 100));
+        Ok(Number(number))
+    };
+    Loader::new(numbers, config, state, prepare).unwrap().collect::<Result<_, _>>().unwrap()
+}
+
+fn load(config: LoaderConfig) -> Vec<Group<Number>> {
+    load_from(LoaderState::default(), config)
+}
+
+#[test]
+fn every_good_sample_comes_once_an_epoch_in_ever_new_order() {
+    for grouping in GROUPINGS {
+        let groups = load(config(grouping));
+        let mut epochs: Vec<Vec<usize>> = vec![vec![]; 3];
+        let mut epoch = 0;
+        for group in &groups {
+            assert_eq!(group.rows.iter().flatten().map(|n| n.0).collect::<Vec<_>>(), group.samples);
+            epochs[epoch].extend(&group.samples);
+            epoch = group.state.epoch as usize;
+        }
+        assert_eq!(groups.last().unwrap().state.epoch, 3);
+        assert_ne!(epochs[0], epochs[1]);
+        for epoch in &epochs {
+            let once: BTreeSet<_> = epoch.iter().copied().collect();
+            assert_eq!((epoch.len(), once.len()), (47, 47), "{grouping:?}");
+            assert!(![3, 17, 18].iter().any(|bad| once.contains(bad)));
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_change_what_comes() {
+    for grouping in GROUPINGS {
+        let with = |workers, prefetch| load(LoaderConfig { workers, prefetch, ..config(grouping) });
+        assert_eq!(with(1, 0), with(4, 33), "{grouping:?}");
+    }
+}
+
+#[test]
+fn another_seed_is_another_order_and_no_shuffling_is_none() {
+    let grouping = GROUPINGS[0];
+    assert_ne!(load(config(grouping)), load(LoaderConfig { seed: 6, ..config(grouping) }));
+    let plain = load(LoaderConfig { shuffle: false, ..config(grouping) });
+    assert_eq!(plain[0].samples, [0, 1, 2], "3 is bad");
+    assert_eq!(plain[1].samples, [4, 5, 6, 7]);
+    assert_eq!(plain[13].samples, plain[0].samples, "the next epoch begins with a new window");
+}
+
+#[test]
+fn resuming_after_any_group_goes_on_with_the_next() {
+    for grouping in GROUPINGS {
+        let all = load(config(grouping));
+        for (i, group) in all.iter().enumerate() {
+            let state = serde_json::from_str(&serde_json::to_string(&group.state).unwrap()).unwrap();
+            assert_eq!(load_from(state, config(grouping)), all[i + 1..], "{grouping:?} after group {i}");
+        }
+    }
+}
+
+#[test]
+fn by_length_pads_little_and_packing_fills_rows() {
+    let padding = |grouping| {
+        let groups = load(config(grouping));
+        let waste = |group: &Group<Number>| {
+            let longest = group.rows.iter().map(|row| row[0].length()).max().unwrap();
+            group.rows.iter().map(|row| longest - row[0].length()).sum::<usize>()
+        };
+        groups.iter().map(waste).sum::<usize>()
+    };
+    assert!(padding(GROUPINGS[1]) * 2 < padding(GROUPINGS[0]));
+
+    let packed = load(config(GROUPINGS[2]));
+    let row_length = |row: &Vec<Number>| row.iter().map(Length::length).sum::<usize>();
+    assert!(packed.iter().all(|group| group.rows.len() <= 2 && group.rows.iter().all(|row| row_length(row) <= 16)));
+    let rows: usize = packed.iter().map(|group| group.rows.len()).sum();
+    assert!(rows < 47 * 3 * 2 / 3, "{rows} rows for {} samples", 47 * 3);
+}
+
+#[test]
+fn bad_samples_are_named_and_counted() {
+    let log = Arc::new(Mutex::new(vec![]));
+    let numbers = Numbers { len: 200, bad: vec![9] };
+    let config = LoaderConfig { shuffle: false, epochs: Some(1), max_bad_share: 0.02, ..LoaderConfig::default() };
+    let prepare =
+        |number| if number == 20 { Err(haplovl::Error::Prompt("too odd".into()).into()) } else { Ok(Number(number)) };
+    let keep = Arc::clone(&log);
+    let loader = Loader::new(numbers, config, LoaderState::default(), prepare)
+        .unwrap()
+        .on_bad(move |r| keep.lock().unwrap().push(format!("{}: {} ({} of {})", r.sample, r.reason, r.bad, r.seen)));
+    let last = loader.last().unwrap().unwrap();
+    assert_eq!((last.state.seen, last.state.bad), (200, 2));
+    let log = log.lock().unwrap();
+    assert!(log[0].starts_with("sample 9: no turn of the assistant") && log[0].ends_with("(1 of 10)"), "{log:?}");
+    assert_eq!(log[1..], ["sample 20: prompt: too odd (2 of 21)"]);
+}
+
+#[test]
+fn too_many_bad_samples_stop_the_run() {
+    let numbers = Numbers { len: 1000, bad: (500..1000).collect() };
+    let config = LoaderConfig { shuffle: false, max_bad_share: 0.05, ..LoaderConfig::default() };
+    let mut loader = Loader::new(numbers, config, LoaderState::default(), |n| Ok(Number(n))).unwrap();
+    let error = loader.find_map(Result::err).unwrap().to_string();
+    assert!(error.starts_with("data: 27 of 527 samples are bad, more than the allowed share of 0.05"), "{error}");
+    assert!(error.contains("the last is sample 526") && error.contains("loader.max_bad_share"), "{error}");
+    assert!(loader.next().is_none(), "an error is the end");
+}
+
+#[test]
+fn samples_longer_than_a_row_are_bad() {
+    let config = LoaderConfig {
+        epochs: Some(1),
+        max_bad_share: 0.9,
+        ..config(Grouping::Packed { rows: 1, row_length: 6, window: 50 })
+    };
+    let groups = load(config);
+    assert!(groups.iter().all(|group| group.rows[0].iter().map(Length::length).sum::<usize>() <= 6));
+    assert_eq!(
+        groups.last().unwrap().state.bad,
+        50 - (0..50).filter(|n| n % 13 < 6 && ![3, 17, 18].contains(n)).count() as u64
+    );
+}
+
+#[test]
+fn nothing_but_bad_samples_ends_soon() {
+    let numbers = Numbers { len: 3, bad: vec![0, 1, 2] };
+    let config = LoaderConfig { max_bad_share: 0.99, ..LoaderConfig::default() };
+    let mut loader = Loader::new(numbers, config, LoaderState::default(), |n| Ok(Number(n))).unwrap();
+    assert!(loader.next().unwrap().is_err());
+}
+
+#[test]
+fn a_panic_in_a_worker_is_an_error() {
+    let numbers = Numbers { len: 8, bad: vec![] };
+    let prepare = |n| if n == 2 { panic!("on purpose") } else { Ok(Number(n)) };
+    let mut loader = Loader::new(numbers, LoaderConfig::default(), LoaderState::default(), prepare).unwrap();
+    assert!(loader.next().unwrap().unwrap_err().to_string().contains("panicked"));
+}
+
+#[test]
+fn a_loader_can_be_left_at_any_time() {
+    let numbers = Numbers { len: 1_000_000, bad: vec![] };
+    let slow = |n| {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        Ok(Number(n))
+    };
+    let config = LoaderConfig { prefetch: 2000, ..config(GROUPINGS[0]) };
+    let start = std::time::Instant::now();
+    let mut loader = Loader::new(numbers, config, LoaderState::default(), slow).unwrap();
+    loader.next().unwrap().unwrap();
+    drop(loader);
+    assert!(start.elapsed().as_secs() < 3, "the rest of the queue must not be worked off");
+}
+
+#[test]
+fn unusable_settings_and_states_are_refused() {
+    let error = |len, config, state| {
+        let loader = Loader::new(Numbers { len, bad: vec![] }, config, state, |n| Ok(Number(n)));
+        loader.map(|_| ()).expect_err("must be refused").to_string()
+    };
+    let fresh = LoaderState::default();
+    assert!(error(0, LoaderConfig::default(), fresh).contains("holds no sample"));
+    assert!(error(5, LoaderConfig { workers: 0, ..LoaderConfig::default() }, fresh).contains("loader.workers"));
+    let share = |max_bad_share| LoaderConfig { max_bad_share, ..LoaderConfig::default() };
+    assert!(error(5, share(1.0), fresh).contains("loader.max_bad_share"));
+    assert!(error(5, share(f64::NAN), fresh).contains("loader.max_bad_share"));
+    let rows = LoaderConfig { grouping: Grouping::InOrder { rows: 0 }, ..LoaderConfig::default() };
+    assert!(error(5, rows, fresh).contains("loader.grouping.rows"));
+    let state = LoaderState { samples: 9, position: 4, ..fresh };
+    let message = error(5, LoaderConfig::default(), state);
+    assert!(message.contains("sample 4 of 9, but the data set now holds 5"), "{message}");
+    assert!(
+        error(5, LoaderConfig::default(), LoaderState { samples: 5, position: 5, ..fresh }).contains("cannot go on")
+    );
+}
+
+#[test]
+fn shapes_world_is_a_data_set() {
+    let all = |content| {
+        let dataset = ShapesDataset {
+            split: Split::Train,
+            first: 10,
+            scenes: 40,
+            side: 32,
+            content,
+            config: ShapesConfig::default(),
+        };
+        assert!(dataset.get(40).is_err());
+        (0..40).map(|i| dataset.get(i).unwrap()).collect::<Vec<_>>()
+    };
+    for content in [ShapesContent::Captions, ShapesContent::Questions, ShapesContent::Mixed] {
+        let conversations = all(content);
+        assert_eq!(conversations, all(content), "the same every time");
+        for conversation in conversations {
+            assert!(matches!(&conversation.images[..], [ImageSource::Pixels(picture)] if picture.width() == 32));
+            assert!(conversation.turns[0].text.starts_with(IMAGE_MARKER));
+            assert_eq!(conversation.turns.len() % 2, 0);
+        }
+    }
+    let mixed: usize = all(ShapesContent::Mixed).iter().map(|c| c.turns.len()).sum();
+    let questions: usize = all(ShapesContent::Questions).iter().map(|c| c.turns.len()).sum();
+    assert_eq!(mixed, questions + 80, "a caption more in each");
+    assert!(all(ShapesContent::Text).iter().all(|c| c.images.is_empty() && !c.turns.is_empty()));
+}

@@ -1,0 +1,176 @@
+//! LLaVA records, caption pairs and folders, good and broken.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use haplovl::Error;
+use haplovl::data::{
+    BadSample, Concat, Conversation, Dataset, ImageFolder, ImageSource, RecordFile, RecordIndex, Role, Turn, open,
+};
+use tempfile::TempDir;
+
+/// A folder with `a.png` and `b.png`, and a record file of this content.
+fn file(name: &str, content: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    for image in ["a.png", "b.png"] {
+        image::RgbImage::new(2, 2).save(folder.path().join(image)).unwrap();
+    }
+    let path = folder.path().join(name);
+    fs::write(&path, content).unwrap();
+    (folder, path)
+}
+
+fn get(record: &str) -> Result<Conversation, BadSample> {
+    let (_folder, path) = file("one.jsonl", record);
+    open(&path, None).unwrap().get(0)
+}
+
+fn image_names(conversation: &Conversation) -> Vec<String> {
+    let name = |image: &ImageSource| match image {
+        ImageSource::File(path) => path.file_name().unwrap().to_string_lossy().into_owned(),
+        ImageSource::Pixels(_) => panic!("expected a file"),
+    };
+    conversation.images.iter().map(name).collect()
+}
+
+#[test]
+fn llava_records_of_every_form() {
+    let one = get(r#"{"id": "7", "image": "a.png", "conversations": [
+        {"from": "system", "value": "Be brief."}, {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]}"#
+        .replace('\n', " ").as_str()).unwrap();
+    assert_eq!(one.id, "7");
+    assert_eq!(image_names(&one), ["a.png"]);
+    assert_eq!(one.turns.iter().map(|t| t.role).collect::<Vec<_>>(), [Role::System, Role::User, Role::Assistant]);
+    assert_eq!(one.turns[2], Turn::assistant("A cat."));
+
+    let several = get(r#"{"id": 3, "image": ["a.png", "b.png"], "conversations": [{"from": "human", "value": "<image> or <image>?"}, {"from": "gpt", "value": "Both."}]}"#).unwrap();
+    assert_eq!((several.id.as_str(), image_names(&several).len()), ("3", 2));
+
+    let text = get(r#"{"conversations": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}], "extra": {"a": [1]}}"#).unwrap();
+    assert_eq!(text.turns, [Turn::user("Hi"), Turn::assistant("Hello")]);
+    assert!(text.images.is_empty());
+
+    let bare = get(r#"{"image": ["a.png", "b.png"], "conversations": [{"from": "human", "value": "Compare."}, {"from": "gpt", "value": "Alike."}]}"#).unwrap();
+    assert_eq!(bare.turns[0].text, "<image>\n<image>\nCompare.");
+}
+
+#[test]
+fn caption_pairs_and_plain_text() {
+    for field in ["caption", "text"] {
+        let pair = get(&format!(r#"{{"image": "b.png", "{field}": "a dog"}}"#)).unwrap();
+        assert_eq!(pair.turns, [Turn::user("<image>"), Turn::assistant("a dog")]);
+    }
+    assert_eq!(get(r#"{"text": "once upon a time"}"#).unwrap().turns, [Turn::assistant("once upon a time")]);
+    assert_eq!(get(r#"{"image": null, "text": "x"}"#).unwrap().images, []);
+}
+
+#[test]
+fn bad_records_say_what_is_wrong() {
+    let message = |record: &str| get(record).expect_err(record).to_string();
+    assert!(matches!(get("{\"id\": 1,"), Err(BadSample::BrokenRecord(_))));
+    assert!(matches!(get("not json"), Err(BadSample::BrokenRecord(_))));
+    assert!(matches!(get("{} {}"), Err(BadSample::BrokenRecord(_))));
+    assert!(matches!(get(r#"{"image": 5, "text": "x"}"#), Err(BadSample::BrokenRecord(_))));
+    assert!(matches!(get("{\"text\": \"\u{0}\"}"), Err(BadSample::BrokenRecord(_))));
+    assert!(matches!(get(r#"{"conversations": [{"from": "nobody", "value": ""}]}"#), Err(BadSample::BrokenRecord(_))));
+    assert!(message(r#"{"image": "c.png", "text": "x"}"#).contains("c.png: check the image folder"));
+    assert!(matches!(get(r#"{"image": "a.png"}"#), Err(BadSample::NoTurns)));
+    assert!(matches!(get(r#"{"conversations": []}"#), Err(BadSample::NoTurns)));
+    assert!(matches!(get(r#"{"conversations": [{"from": "human", "value": "Hi"}]}"#), Err(BadSample::NoTurns)));
+    assert!(matches!(get(r#"{"conversations": [{"from": "gpt", "value": "  "}]}"#), Err(BadSample::NoTurns)));
+    let two = r#"{"image": "a.png", "conversations": [{"from": "human", "value": "<image><image>"}, {"from": "gpt", "value": "x"}]}"#;
+    assert_eq!(message(two), "2 `<image>` markers for 1 images: expected one each");
+    // Nothing but the assistant could carry the marker.
+    let mute = r#"{"image": "a.png", "conversations": [{"from": "gpt", "value": "x"}]}"#;
+    assert!(matches!(get(mute), Err(BadSample::ImageMarkers { markers: 0, images: 1 })));
+}
+
+/// Texts of all records, or why not.
+fn texts(name: &str, content: impl AsRef<[u8]>) -> Result<Vec<String>, String> {
+    let (_folder, path) = file(name, content);
+    let records = open(&path, None).map_err(|e| e.to_string())?;
+    let text = |i| match records.get(i) {
+        Ok(conversation) => conversation.turns[0].text.clone(),
+        Err(reason) => format!("bad: {reason}"),
+    };
+    Ok((0..records.len()).map(text).collect())
+}
+
+#[test]
+fn arrays_and_lines_are_told_apart_and_cut_at_the_right_places() {
+    let all = Ok(vec!["a".to_string(), "]},{[ \" \\".into(), "c".into()]);
+    let records = [r#"{"text":"a"}"#, r#"{"text":"]},{[ \" \\","x":[[{}]]}"#, r#"{"text":"c"}"#];
+    assert_eq!(texts("array.json", format!("[{}]", records.join(","))), all);
+    assert_eq!(texts("spread.json", format!("\u{feff} [\n {} \n]\n\n", records.join("\n ,\n "))), all);
+    assert_eq!(texts("lines.jsonl", records.join("\n")), all);
+    assert_eq!(texts("windows.jsonl", format!("\r\n{}\r\n\r\n", records.join("\r\n\n"))), all);
+}
+
+#[test]
+fn one_broken_record_leaves_the_others_alone() {
+    let lines = texts("lines.jsonl", "{\"text\":\"a\"}\n{\"text\":\n{\"text\":\"c\"}\n").unwrap();
+    assert!(lines[0] == "a" && lines[1].starts_with("bad: broken record") && lines[2] == "c", "{lines:?}");
+    let array = texts("array.json", r#"[{"text":"a"}, {"text" "b"}, oops, 5, {"text":"c"}]"#).unwrap();
+    assert!(array.len() == 5 && array[0] == "a" && array[4] == "c", "{array:?}");
+    assert!(array[1..4].iter().all(|text| text.starts_with("bad: broken record")), "{array:?}");
+}
+
+#[test]
+fn files_that_are_no_data_set_are_refused() {
+    for empty in ["", " \n \n", "[]", "[ \n]"] {
+        assert!(texts("empty.json", empty).unwrap_err().contains("holds no record"), "{empty:?}");
+    }
+    for cut in [r#"[{"text":"a"},{"te"#, r#"[{"text":"a"}"#, r#"[{"text":"a"},"#, r#"["#] {
+        let message = texts("cut.json", cut).unwrap_err();
+        assert!(message.contains("without its closing bracket") && message.contains("cut off"), "{message}");
+    }
+    assert!(texts("more.json", r#"[{"text":"a"}] {"text":"b"}"#).unwrap_err().contains("goes on at byte 15"));
+    assert!(matches!(RecordIndex::open("/no/such.json"), Err(Error::Io { .. })));
+}
+
+#[test]
+fn an_absurdly_long_record_is_not_read() {
+    let long = format!("{{\"text\":\"{}\"}}\n{{\"text\":\"b\"}}", "x".repeat(17 << 20));
+    let (_folder, path) = file("long.jsonl", long);
+    let records = RecordFile::open(&path, "").unwrap();
+    assert!(matches!(records.get(0), Err(BadSample::HugeRecord { .. })));
+    assert_eq!(records.get(1).unwrap().turns, [Turn::assistant("b")]);
+    assert!(records.get(2).unwrap_err().to_string().contains("number 2 of a data set of 2"));
+}
+
+#[test]
+fn many_records_are_found_again() {
+    let lines: String = (0..50_000).map(|i| format!("{{\"id\":{i},\"text\":\"{}\"}}\n", "é".repeat(i % 50))).collect();
+    let (_folder, path) = file("many.jsonl", lines);
+    let records = RecordFile::open(&path, "").unwrap();
+    assert_eq!(records.len(), 50_000);
+    for i in [1, 777, 49_999] {
+        assert_eq!(records.get(i).unwrap().id, i.to_string());
+    }
+    assert!(records.describe(776).ends_with("many.jsonl record 777"));
+}
+
+#[test]
+fn a_folder_of_pictures_and_texts() {
+    let (folder, _) = file("a.txt", " a cat \n");
+    let pictures = ImageFolder::open(folder.path()).unwrap();
+    assert_eq!(pictures.len(), 2);
+    let first = pictures.get(0).unwrap();
+    assert_eq!((first.id.as_str(), &first.turns[1]), ("a", &Turn::assistant("a cat")));
+    assert!(matches!(pictures.get(1), Err(BadSample::MissingText(path)) if path.ends_with("b.txt")));
+    assert!(open(folder.path(), None).unwrap().describe(1).ends_with("b.png"));
+
+    let empty = tempfile::tempdir().unwrap();
+    assert!(ImageFolder::open(empty.path()).unwrap_err().to_string().contains("holds no picture"));
+}
+
+#[test]
+fn parts_stand_one_behind_the_other() {
+    let (_one, first) = file("one.jsonl", "{\"text\":\"a\"}\n{\"text\":\"b\"}");
+    let (_two, second) = file("two.jsonl", "{\"text\":\"c\"}");
+    let all = Concat::new(vec![open(&first, None).unwrap(), open(&second, Some(Path::new("."))).unwrap()]);
+    let text = |i| all.get(i).unwrap().turns[0].text.clone();
+    assert_eq!((all.len(), text(0), text(1), text(2)), (3, "a".into(), "b".into(), "c".into()));
+    assert!(all.describe(2).ends_with("two.jsonl record 1"));
+    assert!(all.get(3).is_err());
+}
