@@ -1,0 +1,171 @@
+//! Captioner, question answerer and chat on a small checkpoint folder made here.
+
+#![allow(clippy::unwrap_used, reason = "a failed test helper should panic")]
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+use haplovl::Error;
+use haplovl::config::{GenerationConfig, HaploVlConfig};
+use haplovl::device::{DeviceChoice, DtypeChoice};
+use haplovl::generation::{CancelToken, FinishReason};
+use haplovl::model::HaploVl;
+use haplovl::pipeline::{Captioner, Chat, LoadedModel, VisualQuestionAnswerer};
+use haplovl::processor::{Content, Conversation, Message, RgbImage, Role};
+use haplovl::weights::{Parameters, SaveOptions, save_safetensors};
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+/// Words are tokens: `a` to `z`, then `a2` to `z2` and so on, up to the special tokens at the end.
+fn tokenizer() -> Value {
+    let word = |i: usize| format!("{}{}", char::from(b'a' + (i % 26) as u8), ["", "2", "3", "4"][i / 26]);
+    let special = [(90, "<|im_start|>"), (91, "<|im_end|>"), (94, "<image>"), (95, "<video>")];
+    let mut vocab = Map::from_iter((1..90).map(|i| (word(i - 1), json!(i))));
+    vocab.insert("[UNK]".into(), json!(0));
+    vocab.extend(special.map(|(id, token)| (token.to_string(), json!(id))));
+    let added = special.map(|(id, token)| {
+        json!({ "id": id, "content": token, "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false })
+    });
+    json!({
+        "version": "1.0", "added_tokens": added, "pre_tokenizer": { "type": "Whitespace" },
+        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]" },
+    })
+}
+
+/// A checkpoint whose weights are large enough that answers depend on what is seen.
+fn checkpoint() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let config = HaploVlConfig::tiny();
+    let parameters = Parameters::new();
+    HaploVl::new(&config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap();
+    for (name, var) in parameters.iter() {
+        if name.ends_with("weight") && var.rank() > 1 {
+            var.set(&(var.as_tensor() * 12.0).unwrap()).unwrap();
+        }
+    }
+    save_safetensors(folder.path(), &parameters.tensors(), &SaveOptions::default()).unwrap();
+    write(folder.path(), "config.json", &config.to_official().unwrap());
+    write(folder.path(), "tokenizer.json", &tokenizer());
+    write(folder.path(), "generation_config.json", &json!({ "eos_token_id": 91, "max_new_tokens": 8 }));
+    folder
+}
+
+fn write(folder: &Path, name: &str, value: &Value) {
+    std::fs::write(folder.join(name), value.to_string()).unwrap();
+}
+
+fn load(folder: &Path) -> haplovl::Result<LoadedModel> {
+    LoadedModel::from_folder(folder, DeviceChoice::Cpu, DtypeChoice::Auto)
+}
+
+fn picture(seed: u32) -> RgbImage {
+    RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * seed) as u8, (y * 7 + seed) as u8, (x * y) as u8]))
+}
+
+#[test]
+fn a_folder_loads_and_describes_pictures_alone_and_together() {
+    let folder = checkpoint();
+    let model = load(folder.path()).unwrap();
+    assert_eq!(model.generation().eos_token_id, [91]);
+    let captioner = Captioner::new(&model).with_prompt("a b c");
+    let pictures = [picture(3), picture(90)];
+    let alone = pictures.clone().map(|p| captioner.caption(p).unwrap());
+    assert_ne!(alone[0].text(), alone[1].text(), "the picture makes no difference");
+    let together = captioner.caption_all(pictures.map(Content::from)).unwrap();
+    for (alone, together) in alone.iter().zip(&together.sequences) {
+        assert_eq!(alone.sequence, *together);
+    }
+    let prompt: Vec<String> = captioner.stream(picture(3)).unwrap().map(|piece| piece.unwrap()).collect();
+    assert_eq!(prompt.concat(), alone[0].sequence.text);
+    assert!(matches!(captioner.caption_all([]), Err(Error::Batch(_))));
+}
+
+#[test]
+fn without_generation_config_the_tokenizer_says_what_ends_an_answer() {
+    let folder = checkpoint();
+    std::fs::remove_file(folder.path().join("generation_config.json")).unwrap();
+    assert_eq!(load(folder.path()).unwrap().generation().eos_token_id, [91]);
+}
+
+#[test]
+fn questions_take_several_pictures_or_none() {
+    let folder = checkpoint();
+    let model = load(folder.path()).unwrap();
+    let config = GenerationConfig { max_new_tokens: Some(5), ..model.generation().clone() };
+    let answerer = VisualQuestionAnswerer::new(&model).with_generation(config);
+    let two = || [picture(3).into(), picture(90).into()];
+    let answer = answerer.ask(two(), "what differs").unwrap();
+    assert!(answer.timings.new_tokens <= 5);
+    assert!(answer.timings.prompt_tokens > answerer.ask([], "what differs").unwrap().timings.prompt_tokens);
+    let error = answerer.ask(two(), "what is in <image>").unwrap_err();
+    assert!(matches!(error, Error::Prompt(_)), "{error}");
+    let error = answerer.ask([], &"a ".repeat(300)).unwrap_err();
+    assert!(error.to_string().contains("context of 256"), "{error}");
+}
+
+#[test]
+fn a_chat_remembers_and_reuses_its_cache() {
+    let folder = checkpoint();
+    let model = load(folder.path()).unwrap();
+    let opening = Conversation::from(Message::system("b c"));
+    let mut chat = Chat::new(&model).with_conversation(opening.clone());
+    let first = chat.ask([picture(3).into(), "a b".into()]).unwrap();
+    assert_eq!(first.timings.cached_tokens, 0);
+    let second = chat.ask(["d e".into()]).unwrap();
+    assert!(second.timings.cached_tokens >= first.timings.prompt_tokens, "{:?}", second.timings);
+    // The same as without a cache.
+    let mut whole = opening;
+    whole.push(Message::user([picture(3).into(), "a b".into()]));
+    whole.push(Message::assistant(first.sequence.text));
+    whole.push(Message::user(["d e".into()]));
+    let fresh = model.generator().generate(&model.batch(&[whole]).unwrap(), model.generation()).unwrap();
+    assert_eq!(fresh.sequences[0], second.sequence);
+    let roles = Vec::from_iter(chat.conversation().messages.iter().map(|m| m.role));
+    assert_eq!(roles, [Role::System, Role::User, Role::Assistant, Role::User, Role::Assistant]);
+}
+
+#[test]
+fn a_chat_goes_on_after_what_went_wrong_and_after_an_interrupted_reply() {
+    let folder = checkpoint();
+    let model = load(folder.path()).unwrap();
+    let mut chat = Chat::new(&model);
+    assert!(matches!(chat.ask([picture(3).into(), "<image> <image>".into()]), Err(Error::Prompt(_))));
+    assert!(matches!(chat.ask(["a ".repeat(300).into()]), Err(Error::Prompt(_))));
+    assert!(chat.conversation().messages.is_empty());
+    let mut reply = chat.say(["a b".into()]).unwrap();
+    let piece = reply.next().unwrap().unwrap();
+    drop(reply);
+    let said = Vec::from_iter(chat.conversation().messages[1].texts().map(String::from));
+    assert_eq!(said, [piece]);
+    assert!(chat.ask(["c".into()]).unwrap().timings.cached_tokens > 0);
+    let cancel = CancelToken::default();
+    cancel.cancel();
+    let answer = chat.with_cancel(cancel).ask(["d".into()]).unwrap();
+    assert_eq!((answer.text(), &answer.sequence.finish_reason), ("", &FinishReason::Cancelled));
+}
+
+#[test]
+fn broken_folders_name_the_file() {
+    let message = |spoil: fn(&Path)| {
+        let folder = checkpoint();
+        spoil(folder.path());
+        load(folder.path()).err().unwrap().to_string()
+    };
+    let missing = message(|f| std::fs::remove_file(f.join("config.json")).unwrap());
+    assert!(missing.contains("config.json"), "{missing}");
+    let broken = message(|f| std::fs::write(f.join("generation_config.json"), "{").unwrap());
+    assert!(broken.contains("generation_config.json"), "{broken}");
+    let top_p = message(|f| write(f, "generation_config.json", &json!({ "top_p": 7 })));
+    assert!(top_p.contains("`top_p`"), "{top_p}");
+    let tokenizer = message(|f| std::fs::remove_file(f.join("tokenizer.json")).unwrap());
+    assert!(tokenizer.contains("tokenizer.json"), "{tokenizer}");
+    let weights = message(|f| std::fs::remove_file(f.join("model.safetensors")).unwrap());
+    assert!(weights.contains("model.safetensors"), "{weights}");
+    let shape = message(|f| {
+        let mut config = HaploVlConfig::tiny();
+        config.post_decoder.intermediate_size += 2;
+        write(f, "config.json", &config.to_official().unwrap());
+    });
+    assert!(shape.contains("mlp.gate_proj.weight"), "{shape}");
+}
