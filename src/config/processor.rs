@@ -175,11 +175,14 @@ impl PreprocessorConfig {
                 return Err(Error::config(field("image_mean"), format!("holds {mean}, expected finite numbers")));
             }
         }
-        self.validate_pinpoints(vision)
+        Ok(())
     }
 
-    /// The model counts tokens by its own pinpoints, so others here would make prompts that do not fit the pictures.
-    fn validate_pinpoints(&self, vision: &VisionConfig) -> Result<()> {
+    /// Checks that pictures are laid out in the model's own pinpoints: the model counts tokens by those.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if there are other ones here.
+    pub fn validate_pinpoints(&self, vision: &VisionConfig) -> Result<()> {
         let Some(pinpoints) = &self.image_grid_pinpoints else { return Ok(()) };
         let sorted = |pinpoints: &[[usize; 2]]| {
             let mut sorted = pinpoints.to_vec();

@@ -29,6 +29,7 @@ impl ImageProcessor {
     pub fn new(config: &PreprocessorConfig, vision: &VisionConfig) -> Result<Self> {
         vision.validate()?;
         config.validate(vision)?;
+        config.validate_pinpoints(vision)?;
         Ok(Self { vision: vision.clone(), pixels: PixelPipeline::new(config) })
     }
 

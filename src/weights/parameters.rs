@@ -39,11 +39,6 @@ impl Parameters {
         self.read().get(name).cloned()
     }
 
-    /// The variable of this name, which must exist.
-    pub(super) fn require(&self, name: &str) -> Result<Var> {
-        self.get(name).ok_or_else(|| Error::Weights(format!("the model has no parameter `{name}`")))
-    }
-
     /// Adds or replaces a variable and returns the one that bore the name. Models built before keep the old one.
     pub fn insert(&self, name: impl Into<String>, var: Var) -> Option<Var> {
         self.write().insert(name.into(), var)
@@ -54,7 +49,7 @@ impl Parameters {
     /// # Errors
     /// [`Error::Weights`] if there is no such parameter or the shapes differ.
     pub fn set(&self, name: &str, values: &Tensor) -> Result<()> {
-        let var = self.require(name)?;
+        let var = self.get(name).ok_or_else(|| Error::Weights(format!("the model has no parameter `{name}`")))?;
         if var.dims() != values.dims() {
             return Err(Error::Weights(format!(
                 "parameter `{name}` is {:?}, but the values for it are {:?}",
@@ -130,13 +125,14 @@ struct Source {
 
 impl SimpleBackend for Source {
     fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        if let Some(var) = self.parameters.get(name) {
-            return own_tensor(name, &var, Some(&shape), dtype, device);
+        let mut vars = self.parameters.write();
+        if let Some(var) = vars.get(name) {
+            return own_tensor(name, var, Some(&shape), dtype, device);
         }
-        // Drawn without the lock, because it takes long and uses the thread pool; whoever comes first is kept.
         let var = Var::from_tensor(&initial_tensor(init, &shape, self.seed, name, dtype, device)?)?;
-        let var = self.parameters.write().entry(name.to_string()).or_insert(var).clone();
-        own_tensor(name, &var, Some(&shape), dtype, device)
+        let tensor = var.as_tensor().clone();
+        vars.insert(name.to_string(), var);
+        Ok(tensor)
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {

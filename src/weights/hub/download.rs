@@ -38,8 +38,6 @@ const CHECKPOINT_FILES: [&str; 18] = [
 pub struct Hub {
     /// The cache folder; if `None`, what `HF_HUB_CACHE` or `HF_HOME` say.
     pub cache: Option<PathBuf>,
-    /// Address of the hub; if `None`, what `HF_ENDPOINT` says, else the public one.
-    pub endpoint: Option<String>,
     /// Whether to use the cache only.
     pub offline: bool,
 }
@@ -48,7 +46,7 @@ impl Hub {
     /// What the environment asks for.
     pub fn from_env() -> Self {
         let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|value| is_true(&value));
-        Self { offline, ..Self::default() }
+        Self { cache: None, offline }
     }
 
     /// Downloads the checkpoint `id` at `revision` and returns its folder, see [`download`](super::download).
@@ -67,24 +65,15 @@ impl Hub {
         if let Some(cache) = &self.cache {
             client = client.cache_dir(cache);
         }
-        if let Some(endpoint) = &self.endpoint {
-            client = client.endpoint(endpoint);
-        }
         let repository = client.build_sync().map_err(failed)?.model(organisation, name);
-        let folder = repository
+        repository
             .snapshot_download()
             .revision(revision)
             .allow_patterns(CHECKPOINT_FILES.map(String::from).to_vec())
             .local_files_only(self.offline)
             .progress(Bar::default())
             .send()
-            .map_err(failed)?;
-        if folder.join("config.json").is_file() {
-            return Ok(folder);
-        }
-        Err(Error::Hub(format!(
-            "`{id}` at revision `{revision}` has no config.json: it is not the checkpoint of a model"
-        )))
+            .map_err(failed)
     }
 
     fn advice(&self, error: &HFError) -> &'static str {
@@ -96,7 +85,7 @@ impl Hub {
                 "; accept the model's terms on its page, and set HF_TOKEN to a token that may read it"
             }
             HFError::RepoNotFound { .. } => "; check the id (for a private model, set HF_TOKEN)",
-            HFError::RevisionNotFound { .. } => "; check the id and the revision (for a private model, set HF_TOKEN)",
+            HFError::RevisionNotFound { .. } => "; check the revision",
             HFError::Request { .. } => {
                 "; check the network, or set HF_HUB_OFFLINE=1 if the model was downloaded before"
             }
@@ -135,12 +124,9 @@ impl Default for Bar {
 impl ProgressHandler for Bar {
     fn on_progress(&self, event: &ProgressEvent) {
         let ProgressEvent::Download(event) = event else { return };
-        // Bytes may be told by file, over all files, or both: the larger number is the newer one. Each file starts (and
-        // completes) too, after the whole, so only the largest length is that of the whole.
+        // Bytes may be told by file, over all files, or both: the larger number is the newer one.
         match event {
-            DownloadEvent::Start { total_bytes, .. } => {
-                self.bar.set_length((*total_bytes).max(self.bar.length().unwrap_or(0)));
-            }
+            DownloadEvent::Start { total_bytes, .. } => self.bar.set_length(*total_bytes),
             DownloadEvent::Progress { files } => {
                 let mut known = self.files.lock().unwrap_or_else(PoisonError::into_inner);
                 known.extend(files.iter().map(|file| (file.filename.clone(), file.bytes_completed)));
@@ -149,23 +135,13 @@ impl ProgressHandler for Bar {
             DownloadEvent::AggregateProgress { bytes_completed, .. } => {
                 self.bar.set_position((*bytes_completed).max(self.bar.position()));
             }
-            DownloadEvent::Complete => {}
+            DownloadEvent::Complete => self.bar.finish_and_clear(),
         }
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader, Write};
-    use std::net::TcpListener;
-    use std::sync::Arc;
-
     use super::*;
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -177,91 +153,8 @@ mod tests {
         std::fs::write(model.join("refs/main"), COMMIT).unwrap();
         std::fs::create_dir_all(model.join("snapshots").join(COMMIT)).unwrap();
         std::fs::write(model.join("snapshots").join(COMMIT).join("config.json"), "{}").unwrap();
-        let hub = Hub { cache: Some(cache.path().to_path_buf()), offline: true, ..Hub::default() };
+        let hub = Hub { cache: Some(cache.path().to_path_buf()), offline: true };
         (cache, hub)
-    }
-
-    /// A hub on this machine that knows one model, and what was asked of it.
-    fn local_hub(files: &'static [&'static str]) -> (String, Arc<Mutex<Vec<String>>>) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let log = asked.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut reader = BufReader::new(stream.unwrap());
-                let mut request = String::new();
-                reader.read_line(&mut request).unwrap();
-                let mut header = String::new();
-                while reader.read_line(&mut header).unwrap() > 2 {
-                    header.clear();
-                }
-                log.lock().unwrap().push(request.trim_end().to_string());
-                reader.get_mut().write_all(answer(&request, files).as_bytes()).unwrap();
-            }
-        });
-        (endpoint, asked)
-    }
-
-    fn answer(request: &str, files: &[&str]) -> String {
-        let mut words = request.split(' ');
-        let (method, target) = (words.next().unwrap(), words.next().unwrap());
-        let path = target.split('?').next().unwrap();
-        let model = "/api/models/some-org/a-model";
-        let entry = |name: &&str| format!(r#"{{"type":"file","oid":"0","size":{},"path":"{name}"}}"#, name.len());
-        let body = if path == format!("{model}/revision/main") {
-            Some(format!(r#"{{"id":"some-org/a-model","sha":"{COMMIT}"}}"#))
-        } else if path == format!("{model}/tree/{COMMIT}") {
-            Some(format!("[{}]", files.iter().map(entry).collect::<Vec<_>>().join(",")))
-        } else {
-            // Every file holds its own name.
-            path.strip_prefix(&format!("/some-org/a-model/resolve/{COMMIT}/")).map(String::from)
-        };
-        let status = if body.is_some() { "200 OK" } else { "404 Not Found" };
-        let body = body.unwrap_or_default();
-        let etag = body.len() * 1000 + body.bytes().map(usize::from).sum::<usize>();
-        format!(
-            "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\n\
-             Content-Type: application/json\r\nConnection: close\r\n\r\n{}",
-            body.len(),
-            if method == "HEAD" { "" } else { &body }
-        )
-    }
-
-    #[test]
-    fn fetches_what_a_checkpoint_needs_once() {
-        let (endpoint, asked) = local_hub(&[
-            "config.json",
-            "model-00001-of-00002.safetensors",
-            "video_processor/preprocessor_config.json",
-            "pytorch_model.bin",
-            "README.md",
-        ]);
-        let cache = tempfile::tempdir().unwrap();
-        let hub = Hub { cache: Some(cache.path().into()), endpoint: Some(endpoint), offline: false };
-        let folder = hub.download("some-org/a-model", None).unwrap();
-        for name in ["config.json", "model-00001-of-00002.safetensors", "video_processor/preprocessor_config.json"] {
-            assert_eq!(std::fs::read_to_string(folder.join(name)).unwrap(), name);
-        }
-        assert!(!folder.join("pytorch_model.bin").exists() && !folder.join("README.md").exists());
-
-        let fetched = |log: &[String]| log.iter().filter(|request| request.contains("/resolve/")).count();
-        let before = fetched(&asked.lock().unwrap());
-        assert_eq!(hub.download("some-org/a-model", None).unwrap(), folder);
-        assert_eq!(fetched(&asked.lock().unwrap()), before);
-        let offline = Hub { offline: true, ..hub };
-        assert_eq!(offline.download("some-org/a-model", None).unwrap(), folder);
-    }
-
-    #[test]
-    fn says_what_the_hub_refused() {
-        let (endpoint, _) = local_hub(&["README.md"]);
-        let cache = tempfile::tempdir().unwrap();
-        let hub = Hub { cache: Some(cache.path().into()), endpoint: Some(endpoint), offline: false };
-        let message = hub.download("some-org/other", None).unwrap_err().to_string();
-        assert!(message.contains("some-org/other") && message.contains("check the id"), "{message}");
-        let message = hub.download("some-org/a-model", None).unwrap_err().to_string();
-        assert!(message.contains("has no config.json"), "{message}");
     }
 
     #[test]
