@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value as JinjaValue;
 use minijinja::{Environment, Error as JinjaError, ErrorKind, context};
 use serde_json::{Value, json};
 
@@ -111,23 +112,34 @@ impl ChatTemplate {
     }
 
     /// Renders messages of HF's shape; `special_tokens` holds `bos_token` and the like.
-    pub(super) fn render(&self, messages: &[Value], generation_prompt: bool, special_tokens: &Value) -> Result<String> {
+    pub(super) fn render(
+        &self,
+        messages: &[JinjaValue],
+        generation_prompt: bool,
+        special_tokens: JinjaValue,
+    ) -> Result<String> {
         let template = self.environment.get_template(NAME).map_err(template_error)?;
         let variables = context! {
-            messages => messages,
+            messages => messages.to_vec(),
             add_generation_prompt => generation_prompt,
             tools => (),
-            ..minijinja::Value::from_serialize(special_tokens)
+            ..special_tokens
         };
         template.render(variables).map_err(template_error)
     }
 
-    /// Whether the template walks through lists of parts. One made for text prints the list, or fails on it.
+    /// Tells by trying what the template was made for: one for text prints a list of parts as it stands, or fails.
     fn probe_format(&self) -> ContentFormat {
-        let parts = json!([{ "role": "user", "content": [{ "type": "text", "text": "probe" }] }]);
-        match self.render(&parts.as_array().cloned().unwrap_or_default(), false, &json!({})) {
-            Ok(prompt) if prompt.contains("probe") && !prompt.contains("\"text\"") => ContentFormat::Parts,
-            _ => ContentFormat::Text,
+        let shows_text = |content: JinjaValue| {
+            let message = context! { role => "user", content => content };
+            let prompt = self.render(&[message], false, context! {});
+            prompt.is_ok_and(|prompt| prompt.contains("probe") && !prompt.contains("never shown"))
+        };
+        let part = context! { type => "text", text => "probe", other => "never shown" };
+        if shows_text("probe".into()) && !shows_text(vec![part].into()) {
+            ContentFormat::Text
+        } else {
+            ContentFormat::Parts
         }
     }
 }
@@ -179,13 +191,14 @@ mod tests {
     use super::*;
 
     fn render(source: &str) -> Result<String> {
-        let messages = json!([{ "role": "user", "content": [{ "type": "text", "text": " hi " }] }]);
-        ChatTemplate::new(source)?.render(messages.as_array().unwrap(), true, &json!({ "bos_token": "<s>" }))
+        let message = context! { role => "user", content => vec![context! { type => "text", text => " hi " }] };
+        ChatTemplate::new(source)?.render(&[message], true, context! { bos_token => "<s>" })
     }
 
     #[test]
     fn white_space_and_python_methods_are_as_in_hf() {
-        let source = "{{ bos_token }}\n  {% if true %}\n{{ messages[0].content[0]['text'].strip() }}\n  {% endif %}\nend";
+        let source =
+            "{{ bos_token }}\n  {% if true %}\n{{ messages[0].content[0]['text'].strip() }}\n  {% endif %}\nend";
         assert_eq!(render(source).unwrap(), "<s>\nhi\nend");
         assert_eq!(render("{%- generation -%} a {%- endgeneration %} b").unwrap(), "a b");
     }
@@ -212,7 +225,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let source = || ChatTemplate::from_folder(&folder).unwrap().map(|template| template.source().to_owned());
         assert_eq!(source(), None);
-        let named = json!({ "chat_template": [{ "name": "tools", "template": "t" }, { "name": "default", "template": "d" }] });
+        let named =
+            json!({ "chat_template": [{ "name": "tools", "template": "t" }, { "name": "default", "template": "d" }] });
         std::fs::write(folder.path().join("tokenizer_config.json"), named.to_string()).unwrap();
         assert_eq!(source().unwrap(), "d");
         std::fs::write(folder.path().join("chat_template.json"), r#"{"chat_template": "j"}"#).unwrap();

@@ -3,11 +3,9 @@
 use std::sync::Arc;
 
 use image::RgbImage;
-use serde::{Deserialize, Serialize};
 
 /// Who says a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// The operator, who sets the tone.
     System,
@@ -15,6 +13,17 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+}
+
+impl Role {
+    /// The name that chat templates know it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
 }
 
 /// One piece of a message; cheap to clone.

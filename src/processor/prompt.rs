@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use serde_json::{Value, json};
+use minijinja::{Value, context};
 
 use super::chat_template::{ChatTemplate, ContentFormat};
 use super::conversation::{Conversation, Message, Role};
@@ -40,7 +40,7 @@ impl Prompt {
         conversation: &Conversation,
         generation_prompt: bool,
         tokens: &ProcessorConfig,
-        special_tokens: &Value,
+        special_tokens: Value,
     ) -> Result<Self> {
         if conversation.messages.is_empty() {
             return Err(Error::Prompt("the conversation has no message, expected at least one".into()));
@@ -48,7 +48,7 @@ impl Prompt {
         let messages = conversation.messages.iter().enumerate();
         let messages = messages.map(|(n, message)| {
             let parts = Parts::new(message, n, tokens)?;
-            Ok(json!({ "role": message.role, "content": parts.content(template.format(), tokens) }))
+            Ok(context! { role => message.role.name(), content => parts.content(template.format(), tokens) })
         });
         let messages: Vec<_> = messages.collect::<Result<_>>()?;
         Self::without_marks(&template.render(&messages, generation_prompt, special_tokens)?)
@@ -105,14 +105,14 @@ impl Parts {
     fn content(&self, format: ContentFormat, tokens: &ProcessorConfig) -> Value {
         match format {
             ContentFormat::Parts => {
-                let images = (0..self.images).map(|_| json!({ "type": "image" }));
-                let videos = (0..self.videos).map(|_| json!({ "type": "video" }));
-                let texts = self.texts.iter().map(|text| json!({ "type": "text", "text": text }));
+                let images = (0..self.images).map(|_| context! { type => "image" });
+                let videos = (0..self.videos).map(|_| context! { type => "video" });
+                let texts = self.texts.iter().map(|text| context! { type => "text", text => text });
                 images.chain(videos).chain(texts).collect()
             }
             ContentFormat::Text => {
                 let placeholders = tokens.image_token.repeat(self.images) + &tokens.video_token.repeat(self.videos);
-                json!(placeholders + &self.texts.concat())
+                Value::from(placeholders + &self.texts.concat())
             }
         }
     }
@@ -159,7 +159,7 @@ mod tests {
     fn render(template: &str, messages: &[Message]) -> Result<Prompt> {
         let tokens = ProcessorConfig::new(&HaploVlConfig::tiny().vision);
         let conversation = messages.iter().cloned().collect();
-        Prompt::render(&ChatTemplate::new(template)?, &conversation, false, &tokens, &json!({}))
+        Prompt::render(&ChatTemplate::new(template)?, &conversation, false, &tokens, context! {})
     }
 
     fn picture() -> Content {
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_template_that_cuts_texts_is_refused() {
-        let error = render("{{ messages[0].content[:2] }}", &[Message::user(["abc".into()])]).unwrap_err();
+        let error = render("{{ messages[0].content.split(' ')[0] }}", &[Message::user(["a b".into()])]).unwrap_err();
         assert!(error.to_string().contains("takes the text of a message apart"));
     }
 }

@@ -186,8 +186,8 @@ impl Processor {
     }
 
     fn tokens(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<(Prompt, Vec<Token>)> {
-        let (tokens, special) = (&self.settings.tokens, self.tokenizer.named_tokens());
-        let prompt = Prompt::render(&self.template, conversation, add_generation_prompt, tokens, &special)?;
+        let (tokens, special) = (&self.settings.tokens, minijinja::Value::from_pairs(self.tokenizer.named_tokens()));
+        let prompt = Prompt::render(&self.template, conversation, add_generation_prompt, tokens, special)?;
         let tokens = self.tokenizer.encode_prompt(&prompt)?;
         Ok((prompt, tokens))
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use super::folder::read_json;
@@ -101,10 +101,9 @@ impl TextTokenizer {
     }
 
     /// `bos_token` and the like, for chat templates.
-    pub(super) fn named_tokens(&self) -> Value {
+    pub(super) fn named_tokens(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let names = ["bos_token", "eos_token", "pad_token", "unk_token"];
-        let named = names.iter().filter_map(|&name| Some((name.to_owned(), json!(self.named_token(name)?))));
-        Value::Object(named.collect())
+        names.into_iter().filter_map(|name| Some((name, self.named_token(name)?)))
     }
 
     /// A token that the configuration names, written as a string or as an object with `content`.

@@ -84,7 +84,6 @@ impl SafetensorsFiles {
         Ok(Self { path: path.to_path_buf(), shards: vec![shard], tensors })
     }
 
-    /// A shard may hold more than the index says; the index decides, so that no tensor can be there twice.
     fn open_sharded(folder: &Path, index: &Path) -> Result<Self> {
         let mut by_shard: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (tensor, shard) in read_index(index)?.weight_map {

@@ -6,15 +6,11 @@ mod names;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
-use candle_core::quantized::gguf_file::Content;
-use candle_core::quantized::tokenizer::TokenizerFromGguf;
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
-use tokenizers::Tokenizer;
 
 pub use header::GgufValue;
 use header::{Header, TensorInfo};
@@ -63,17 +59,6 @@ impl GgufFile {
     /// The shape of a tensor, outermost dimension first as in HF, if there is one of this HF name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|info| info.shape.as_slice())
-    }
-
-    /// The tokenizer that the file carries, if it is of the byte-level kind (`gpt2`) of Qwen and Llama 3.
-    ///
-    /// # Errors
-    /// [`Error::Tokenizer`] if there is none, or one of another kind.
-    pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let failed =
-            |e| Error::Tokenizer(format!("{}: {e}; use the tokenizer.json of its HF folder", self.path.display()));
-        let content = Content::read(&mut Cursor::new(&self.map[..])).map_err(failed)?;
-        Tokenizer::from_gguf(&content).map_err(failed)
     }
 
     /// Undoes what the conversion to GGUF does to the rows of a tensor.

@@ -30,19 +30,13 @@ pub fn resolve_model(path_or_id: &str, revision: Option<&str>) -> Result<PathBuf
 /// # Errors
 /// [`Error::Hub`] saying what failed and what to do; always, if this crate was built without the feature `hub`.
 pub fn download(id: &str, revision: Option<&str>) -> Result<PathBuf> {
-    fetch(id, revision)
-}
-
-#[cfg(feature = "hub")]
-fn fetch(id: &str, revision: Option<&str>) -> Result<PathBuf> {
-    Hub::from_env().download(id, revision)
-}
-
-#[cfg(not(feature = "hub"))]
-fn fetch(id: &str, _: Option<&str>) -> Result<PathBuf> {
-    Err(Error::Hub(format!(
-        "cannot fetch `{id}`: support is not compiled in, build with `--features hub` or give a local folder"
-    )))
+    #[cfg(feature = "hub")]
+    return Hub::from_env().download(id, revision);
+    #[cfg(not(feature = "hub"))]
+    return Err(Error::Hub(format!(
+        "cannot fetch `{id}`{}: support is not compiled in, build with `--features hub` or give a local folder",
+        revision.map(|r| format!(" at revision `{r}`")).unwrap_or_default()
+    )));
 }
 
 fn resolve_with(

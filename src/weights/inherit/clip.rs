@@ -147,8 +147,7 @@ impl ClipSource {
 /// position of the class token is dropped, and the grid interpolated bicubically if the tiles differ in size.
 ///
 /// # Errors
-/// [`Error::Weights`] listing every field of `config` that does not fit the CLIP, or naming a missing tensor; in the latter case
-/// some parameters have been set already.
+/// [`Error::Weights`] listing every field of `config` that does not fit the CLIP, or naming a missing tensor.
 pub fn inherit_clip(source: &ClipSource, config: &HaploVlConfig, parameters: &Parameters) -> Result<InheritReport> {
     check(source, config)?;
     let mut transfer = Transfer::new(source.files.as_ref(), parameters);

@@ -91,8 +91,7 @@ impl LlmSource {
 /// unlikely. Biases that it lacks become zero. The connector is set only with [`TextInit::PrincipalComponents`].
 ///
 /// # Errors
-/// [`Error::Weights`] listing every field of `config` that does not fit the LLM, or naming a missing tensor; in the latter case
-/// some parameters have been set already.
+/// [`Error::Weights`] listing every field of `config` that does not fit the LLM, or naming a missing tensor.
 pub fn inherit_llm(
     source: &LlmSource,
     config: &HaploVlConfig,
