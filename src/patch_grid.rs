@@ -110,11 +110,13 @@ fn unpad(full: Size, image: Size) -> (Size, Size) {
     let (image_height, image_width) = (image.height as f64, image.width as f64);
     // Rounded to 7 digits before truncation, so that 11.999999999 is 12.
     let filled = |length: f64, scale: f64| ((length * scale * 1e7).round() / 1e7) as usize;
+    // A picture thinner than a patch still gets the patches in the middle.
+    let border = |full: usize, filled: usize| full.saturating_sub(filled.max(1)) / 2;
     let mut offset = Size::new(0, 0);
     if image_width / image_height > width / height {
-        offset.height = full.height.saturating_sub(filled(image_height, width / image_width)) / 2;
+        offset.height = border(full.height, filled(image_height, width / image_width));
     } else {
-        offset.width = full.width.saturating_sub(filled(image_width, height / image_height)) / 2;
+        offset.width = border(full.width, filled(image_width, height / image_height));
     }
     (offset, Size::new(full.height - 2 * offset.height, full.width - 2 * offset.width))
 }

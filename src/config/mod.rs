@@ -4,8 +4,10 @@ mod checks;
 mod decoder;
 mod model;
 mod official;
+mod processor;
 mod vision;
 
 pub use decoder::{Activation, DecoderConfig, MlpKind, NormKind, Rope, RopeScaling};
 pub use model::{HaploVlConfig, ImageAttention, ModelType, OfficialExtra, TextEmbedding};
+pub use processor::{PreprocessorConfig, ProcessorConfig, Resample};
 pub use vision::{ImageAspectRatio, VisionConfig};

@@ -206,17 +206,17 @@ fn object(value: Value) -> Map<String, Value> {
 }
 
 /// An object of the file, from which understood fields are taken; what remains is carried along.
-struct Fields {
-    name: &'static str,
-    map: Map<String, Value>,
+pub(super) struct Fields {
+    pub(super) name: &'static str,
+    pub(super) map: Map<String, Value>,
 }
 
 impl Fields {
-    fn path(&self, field: &str) -> String {
+    pub(super) fn path(&self, field: &str) -> String {
         if self.name.is_empty() { field.into() } else { format!("{}.{field}", self.name) }
     }
 
-    fn take<T: DeserializeOwned>(&mut self, field: &str) -> Result<Option<T>> {
+    pub(super) fn take<T: DeserializeOwned>(&mut self, field: &str) -> Result<Option<T>> {
         match self.map.remove(field) {
             None => Ok(None),
             Some(value) => {
@@ -228,7 +228,7 @@ impl Fields {
         }
     }
 
-    fn or<T: DeserializeOwned>(&mut self, field: &str, default: T) -> Result<T> {
+    pub(super) fn or<T: DeserializeOwned>(&mut self, field: &str, default: T) -> Result<T> {
         Ok(self.take(field)?.unwrap_or(default))
     }
 

@@ -1,1 +1,26 @@
 //! From pictures, videos and conversations to batches; no model code here.
+//!
+//! [`Processor`] does it all; its parts can be used alone: [`ImageDecoder`] reads files, [`ImageProcessor`] and
+//! [`VideoProcessor`] make tiles, [`ChatTemplate`] and [`TextTokenizer`] make token ids.
+
+mod chat_template;
+mod conversation;
+mod decode;
+mod folder;
+mod image;
+mod pixels;
+mod prompt;
+mod resize;
+mod sequence;
+mod tokenizer;
+mod video;
+
+pub use ::image::RgbImage;
+pub use chat_template::ChatTemplate;
+pub use conversation::{Content, Conversation, Message, Role};
+pub use decode::{Frames, ImageDecoder};
+pub use image::ImageProcessor;
+pub use resize::resize;
+pub use sequence::{Processor, ProcessorSettings};
+pub use tokenizer::TextTokenizer;
+pub use video::VideoProcessor;

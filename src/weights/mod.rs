@@ -1,1 +1,27 @@
 //! Named tensors: safetensors files, parameter stores, names, inheritance, the hub.
+
+mod atomic;
+mod gguf;
+mod hub;
+mod inherit;
+mod init;
+mod parameter_shapes;
+mod parameters;
+mod safetensors;
+mod save;
+mod strict;
+
+pub use atomic::{write_atomically, write_bytes_atomically};
+pub use gguf::{GgufFile, GgufValue};
+#[cfg(feature = "hub")]
+pub use hub::Hub;
+pub use hub::{download, resolve_model};
+pub use inherit::{
+    ClipConfig, ClipSource, InheritReport, LlmConfig, LlmSource, TensorSource, TextInit, inherit_clip, inherit_llm,
+    principal_components,
+};
+pub use parameter_shapes::ParameterShapes;
+pub use parameters::Parameters;
+pub use safetensors::SafetensorsFiles;
+pub use save::{SaveOptions, save_safetensors};
+pub use strict::check_tensors;

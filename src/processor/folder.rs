@@ -1,0 +1,65 @@
+//! The processor's files in a model folder.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::chat_template::ChatTemplate;
+use super::sequence::ProcessorSettings;
+use super::tokenizer::TextTokenizer;
+use crate::config::{HaploVlConfig, PreprocessorConfig, ProcessorConfig};
+use crate::weights::write_bytes_atomically;
+use crate::{Error, Result};
+
+const IMAGE: &str = "preprocessor_config.json";
+const VIDEO: &str = "video_processor/preprocessor_config.json";
+const PROCESSOR: &str = "processor_config.json";
+
+/// A JSON file, or `None` where there is none.
+pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(path, e)),
+    };
+    let value = serde_json::from_slice(&bytes);
+    value.map(Some).map_err(|e| Error::format(path, format!("is not valid JSON ({e}): copy or download it again")))
+}
+
+pub(super) fn read_settings(folder: &Path, model: &HaploVlConfig) -> Result<ProcessorSettings> {
+    let mut settings = ProcessorSettings::new(model);
+    if let Some(json) = read_json(&folder.join(IMAGE))? {
+        settings.image = PreprocessorConfig::from_json(json, &model.vision)?;
+    }
+    if let Some(json) = read_json(&folder.join(VIDEO))? {
+        settings.video = PreprocessorConfig::from_json(json, &model.vision)?;
+    }
+    if let Some(json) = read_json(&folder.join(PROCESSOR))? {
+        settings.tokens = ProcessorConfig::from_json(json, &model.vision)?;
+    }
+    Ok(settings)
+}
+
+pub(super) fn write(
+    folder: &Path,
+    settings: &ProcessorSettings,
+    tokenizer: &TextTokenizer,
+    template: &ChatTemplate,
+) -> Result<()> {
+    let videos = folder.join("video_processor");
+    std::fs::create_dir_all(&videos).map_err(|e| Error::io(&videos, e))?;
+    let mut tokenizer_config = tokenizer.config().clone();
+    tokenizer_config.entry("tokenizer_class").or_insert(json!("PreTrainedTokenizerFast"));
+    tokenizer_config.insert("chat_template".into(), json!(template.source()));
+    for (name, content) in [
+        (IMAGE, settings.image.to_json()),
+        (VIDEO, settings.video.to_json()),
+        (PROCESSOR, settings.tokens.to_json()),
+        ("chat_template.json", json!({ "chat_template": template.source() })),
+        ("tokenizer_config.json", Value::Object(tokenizer_config)),
+    ] {
+        write_bytes_atomically(folder.join(name), format!("{content:#}\n").as_bytes())?;
+    }
+    let tokenizer = tokenizer.inner().to_string(true).map_err(|e| Error::Tokenizer(e.to_string()))?;
+    write_bytes_atomically(folder.join("tokenizer.json"), tokenizer.as_bytes())
+}

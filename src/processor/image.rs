@@ -1,0 +1,109 @@
+//! Pictures: laid out in the best-fitting pinpoint, cut into tiles, normalised.
+
+use candle_core::{Device, Tensor};
+use image::{RgbImage, imageops};
+use rayon::prelude::*;
+
+use super::pixels::PixelPipeline;
+use crate::Result;
+use crate::batch::Visual;
+use crate::config::{PreprocessorConfig, VisionConfig};
+use crate::patch_grid::{PatchGrid, Size};
+
+/// Prepares pictures as LLaVA-NeXT's `anyres` does, without a thumbnail tile.
+///
+/// A picture is resized to fit inside the pinpoint that keeps most of it, centred on black, and cut into square tiles
+/// in reading order. Where an odd number of pixels is left over, both borders take the smaller half, so the last row
+/// or column of tiles comes out one pixel short and is stretched to full size, as in the original.
+#[derive(Debug, Clone)]
+pub struct ImageProcessor {
+    vision: VisionConfig,
+    pixels: PixelPipeline,
+}
+
+impl ImageProcessor {
+    /// A processor for a model of those tiles.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) for a configuration that is wrong or does not fit the tiles.
+    pub fn new(config: &PreprocessorConfig, vision: &VisionConfig) -> Result<Self> {
+        vision.validate()?;
+        config.validate(vision)?;
+        config.validate_pinpoints(vision)?;
+        Ok(Self { vision: vision.clone(), pixels: PixelPipeline::new(config) })
+    }
+
+    /// One picture as [`Visual::Image`], `(tiles, 3, image_size, image_size)`, f32, on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Image`](crate::Error::Image) if the picture has no pixels.
+    pub fn process(&self, image: &RgbImage) -> Result<Visual> {
+        let size = Size::new(image.height() as usize, image.width() as usize);
+        let side = self.vision.image_size;
+        let tiles = PatchGrid::new(&self.vision, size)?.tiles;
+        let canvas = Canvas::new(self, image, Size::new(tiles.height * side, tiles.width * side))?;
+        let mut values = vec![0f32; tiles.area() * 3 * side * side];
+        values.par_chunks_exact_mut(3 * side * side).enumerate().try_for_each(|(n, tile)| {
+            let origin = Size::new(n / tiles.width * side, n % tiles.width * side);
+            canvas.write_tile(&self.pixels, origin, side, tile)
+        })?;
+        let pixel_values = Tensor::from_vec(values, (tiles.area(), 3, side, side), &Device::Cpu)?;
+        Ok(Visual::Image { pixel_values, size })
+    }
+
+    /// Several pictures, in parallel.
+    ///
+    /// # Errors
+    /// As [`Self::process`], of the first picture that fails.
+    pub fn process_all(&self, images: &[&RgbImage]) -> Result<Vec<Visual>> {
+        images.par_iter().map(|image| self.process(image)).collect()
+    }
+}
+
+/// A resized picture with equal black borders left and right, or above and below.
+struct Canvas {
+    picture: RgbImage,
+    top: usize,
+    left: usize,
+}
+
+impl Canvas {
+    fn new(processor: &ImageProcessor, image: &RgbImage, canvas: Size) -> Result<Self> {
+        let fitted = fit(Size::new(image.height() as usize, image.width() as usize), canvas);
+        let picture = processor.pixels.resize(image, fitted.width, fitted.height)?;
+        let (top, left) = ((canvas.height - fitted.height) / 2, (canvas.width - fitted.width) / 2);
+        Ok(Self { picture, top, left })
+    }
+
+    /// Size with borders: a pixel less than the pinpoint where its border cannot be halved.
+    fn size(&self) -> Size {
+        let (width, height) = self.picture.dimensions();
+        Size::new(height as usize + 2 * self.top, width as usize + 2 * self.left)
+    }
+
+    fn write_tile(&self, pixels: &PixelPipeline, origin: Size, side: usize, tile: &mut [f32]) -> Result<()> {
+        let corner = (self.top as i64 - origin.height as i64, self.left as i64 - origin.width as i64);
+        let height = self.size().height.saturating_sub(origin.height).min(side);
+        let width = self.size().width.saturating_sub(origin.width).min(side);
+        if height == side && width == side {
+            pixels.write(&self.picture, corner, side, tile);
+            return Ok(());
+        }
+        let mut short = RgbImage::new(width as u32, height as u32);
+        imageops::overlay(&mut short, &self.picture, corner.1, corner.0);
+        pixels.write(&pixels.resize(&short, side, side)?, (0, 0), side, tile);
+        Ok(())
+    }
+}
+
+/// The largest size of the image's aspect ratio inside `canvas`, the short side rounded up.
+fn fit(image: Size, canvas: Size) -> Size {
+    let scale_height = canvas.height as f64 / image.height as f64;
+    let scale_width = canvas.width as f64 / image.width as f64;
+    let scaled = |length: usize, scale: f64, most: usize| ((length as f64 * scale).ceil() as usize).clamp(1, most);
+    if scale_width < scale_height {
+        Size::new(scaled(image.height, scale_width, canvas.height), canvas.width)
+    } else {
+        Size::new(canvas.height, scaled(image.width, scale_height, canvas.width))
+    }
+}

@@ -1,0 +1,201 @@
+//! From a conversation to one text, remembering which stretches of it are what somebody said.
+//!
+//! Messages pass through the chat template with invisible marks around what was said. The marks tell afterwards where
+//! control tokens must not be read (everything said) and what a model is trained to say (the assistant's part).
+
+use std::ops::Range;
+
+use minijinja::{Value, context};
+
+use super::chat_template::{ChatTemplate, ContentFormat};
+use super::conversation::{Conversation, Message, Role};
+use crate::config::ProcessorConfig;
+use crate::{Error, Result};
+
+// Unicode reserves these for a program's own use: no text has a reason to hold them.
+const START: char = '\u{FDD0}';
+const ASSISTANT_START: char = '\u{FDD1}';
+const END: char = '\u{FDD2}';
+
+/// A rendered prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Prompt {
+    pub(super) text: String,
+    /// What was said, in order.
+    pub(super) spans: Vec<Span>,
+}
+
+/// A stretch of a prompt that somebody said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Span {
+    /// Bytes of the prompt, without white space at either end.
+    pub(super) range: Range<usize>,
+    /// Whether the assistant said it.
+    pub(super) assistant: bool,
+}
+
+impl Prompt {
+    pub(super) fn render(
+        template: &ChatTemplate,
+        conversation: &Conversation,
+        generation_prompt: bool,
+        tokens: &ProcessorConfig,
+        special_tokens: Value,
+    ) -> Result<Self> {
+        if conversation.messages.is_empty() {
+            return Err(Error::Prompt("the conversation has no message, expected at least one".into()));
+        }
+        let messages = conversation.messages.iter().enumerate();
+        let messages = messages.map(|(n, message)| {
+            let parts = Parts::new(message, n, tokens)?;
+            Ok(context! { role => message.role.name(), content => parts.content(template.format(), tokens) })
+        });
+        let messages: Vec<_> = messages.collect::<Result<_>>()?;
+        Self::without_marks(&template.render(&messages, generation_prompt, special_tokens)?)
+    }
+
+    fn without_marks(marked: &str) -> Result<Self> {
+        let (mut text, mut spans, mut open) = (String::with_capacity(marked.len()), Vec::new(), None);
+        for c in marked.chars() {
+            match (c, open) {
+                (START | ASSISTANT_START, None) => open = Some((text.len(), c == ASSISTANT_START)),
+                (END, Some((start, assistant))) => {
+                    spans.push(Span { range: start..text.len(), assistant });
+                    open = None;
+                }
+                (START | ASSISTANT_START | END, _) => return Err(torn()),
+                _ => text.push(c),
+            }
+        }
+        if open.is_some() { Err(torn()) } else { Ok(Self { text, spans }) }
+    }
+}
+
+fn torn() -> Error {
+    Error::ChatTemplate("takes the text of a message apart, so that it cannot be told from control tokens".into())
+}
+
+/// What the template is given of a message.
+struct Parts {
+    images: usize,
+    videos: usize,
+    texts: Vec<String>,
+}
+
+impl Parts {
+    /// The parts of message number `n`, its texts marked.
+    fn new(message: &Message, n: usize, tokens: &ProcessorConfig) -> Result<Self> {
+        let (images, videos) = (message.images().count(), message.videos().count());
+        if message.role != Role::User {
+            return Ok(Self { images, videos, texts: message.texts().map(|text| mark(text, message.role)).collect() });
+        }
+        let images_placed = placed(message, n, &tokens.image_token, images)?;
+        let videos_placed = placed(message, n, &tokens.video_token, videos)?;
+        let placed: Vec<&str> = [(images_placed, &tokens.image_token), (videos_placed, &tokens.video_token)]
+            .into_iter()
+            .filter_map(|(placed, token)| placed.then_some(token.as_str()))
+            .collect();
+        Ok(Self {
+            images: if images_placed { 0 } else { images },
+            videos: if videos_placed { 0 } else { videos },
+            texts: message.texts().map(|text| mark_around(text, &placed)).collect(),
+        })
+    }
+
+    fn content(&self, format: ContentFormat, tokens: &ProcessorConfig) -> Value {
+        match format {
+            ContentFormat::Parts => {
+                let images = (0..self.images).map(|_| context! { type => "image" });
+                let videos = (0..self.videos).map(|_| context! { type => "video" });
+                let texts = self.texts.iter().map(|text| context! { type => "text", text => text });
+                images.chain(videos).chain(texts).collect()
+            }
+            ContentFormat::Text => {
+                let placeholders = tokens.image_token.repeat(self.images) + &tokens.video_token.repeat(self.videos);
+                Value::from(placeholders + &self.texts.concat())
+            }
+        }
+    }
+}
+
+/// Whether the user wrote where the pictures (or videos) of message `n` belong: once for each, or not at all.
+fn placed(message: &Message, n: usize, token: &str, given: usize) -> Result<bool> {
+    let written: usize = message.texts().map(|text| text.matches(token).count()).sum();
+    if written != 0 && written != given {
+        return Err(Error::Prompt(format!(
+            "message {} says `{token}` {written} time(s) but comes with {given}: write it once for each, or leave it \
+             out to have them first",
+            n + 1
+        )));
+    }
+    Ok(written != 0)
+}
+
+/// Marks a text but for the placeholders in it.
+fn mark_around(text: &str, placeholders: &[&str]) -> String {
+    let Some((token, rest)) = placeholders.split_first() else { return mark(text, Role::User) };
+    let pieces: Vec<_> = text.split(token).map(|piece| mark_around(piece, rest)).collect();
+    pieces.join(token)
+}
+
+/// Marks a text, leaving white space at its ends outside so that a template's `trim` still works.
+fn mark(text: &str, role: Role) -> String {
+    let text = text.replace([START, ASSISTANT_START, END], "\u{FFFD}");
+    let core = text.trim();
+    if core.is_empty() && role != Role::Assistant {
+        return text;
+    }
+    let start = if role == Role::Assistant { ASSISTANT_START } else { START };
+    let (before, after) = text.split_at(text.len() - text.trim_start().len());
+    format!("{before}{start}{core}{END}{}", &after[core.len()..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::HaploVlConfig;
+    use crate::processor::Content;
+
+    fn render(template: &str, messages: &[Message]) -> Result<Prompt> {
+        let tokens = ProcessorConfig::new(&HaploVlConfig::tiny().vision);
+        let conversation = messages.iter().cloned().collect();
+        Prompt::render(&ChatTemplate::new(template)?, &conversation, false, &tokens, context! {})
+    }
+
+    fn picture() -> Content {
+        image::RgbImage::new(2, 2).into()
+    }
+
+    #[test]
+    fn marks_survive_a_template_that_trims() {
+        let template = "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}";
+        let prompt = render(template, &[Message::user([" a b\n".into()]), Message::assistant("c ")]).unwrap();
+        assert_eq!(prompt.text, "[a b][c]");
+        let said = |n: usize| (&prompt.text[prompt.spans[n].range.clone()], prompt.spans[n].assistant);
+        assert_eq!([said(0), said(1)], [("a b", false), ("c", true)]);
+    }
+
+    #[test]
+    fn placeholders_stand_first_or_where_the_user_wrote_them() {
+        let chatml = ChatTemplate::chatml("<image>", "<video>").unwrap();
+        let text = |content: Vec<Content>| render(chatml.source(), &[Message::user(content)]).map(|prompt| prompt.text);
+        let first = text(vec!["what?".into(), picture()]).unwrap();
+        assert_eq!(first, "<|im_start|>user\n<image>what?<|im_end|>\n");
+        let amid = text(vec![picture(), picture(), "a <image> b <image> c".into()]).unwrap();
+        assert_eq!(amid, "<|im_start|>user\na <image> b <image> c<|im_end|>\n");
+        let wrong = text(vec![picture(), "<image> or <image>?".into()]).unwrap_err().to_string();
+        assert!(wrong.contains("message 1 says `<image>` 2 time(s) but comes with 1"), "{wrong}");
+    }
+
+    #[test]
+    fn marks_in_the_text_are_not_mistaken_for_ours() {
+        let prompt = render("{{ messages[0].content }}", &[Message::user(["a\u{FDD2}b".into()])]).unwrap();
+        assert_eq!((prompt.text.as_str(), prompt.spans[0].range.clone()), ("a\u{FFFD}b", 0..5));
+    }
+
+    #[test]
+    fn a_template_that_cuts_texts_is_refused() {
+        let error = render("{{ messages[0].content.split(' ')[0] }}", &[Message::user(["a b".into()])]).unwrap_err();
+        assert!(error.to_string().contains("takes the text of a message apart"));
+    }
+}

@@ -1,0 +1,184 @@
+//! Text to token ids and back.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use serde_json::{Map, Value};
+use tokenizers::Tokenizer;
+
+use super::folder::read_json;
+use super::prompt::Prompt;
+use crate::{Error, Result};
+
+/// A token and the bytes of the text that it stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Token {
+    pub(super) id: u32,
+    pub(super) range: Range<usize>,
+}
+
+/// A tokenizer that reads control tokens where a template wrote them, never where a user did.
+#[derive(Debug)]
+pub struct TextTokenizer {
+    tokenizer: Tokenizer,
+    /// The same, but control tokens are plain text. Made when somebody first writes one.
+    plain: OnceLock<Tokenizer>,
+    special: HashSet<u32>,
+    config: Map<String, Value>,
+}
+
+impl TextTokenizer {
+    /// A tokenizer and the content of its `tokenizer_config.json`, which may be empty.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if its padding cannot be switched off.
+    pub fn new(mut tokenizer: Tokenizer, config: Map<String, Value>) -> Result<Self> {
+        tokenizer.with_padding(None).with_truncation(None).map_err(tokenizer_error)?;
+        let added = tokenizer.get_added_tokens_decoder();
+        let special = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
+        Ok(Self { tokenizer, plain: OnceLock::new(), special, config })
+    }
+
+    /// Reads `tokenizer.json` and, where there is one, `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the first is missing or broken, [`Error::Io`] or [`Error::Format`] for the second.
+    pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
+        let path = folder.as_ref().join("tokenizer.json");
+        let advice = "copy the `tokenizer.json` of the language model into the folder";
+        let fail = |e: &dyn std::fmt::Display| Error::Tokenizer(format!("{}: {e}; {advice}", path.display()));
+        let bytes = std::fs::read(&path).map_err(|e| fail(&e))?;
+        let tokenizer = Tokenizer::from_bytes(&bytes).map_err(|e| fail(&e))?;
+        let config = match read_json(&folder.as_ref().join("tokenizer_config.json"))? {
+            Some(Value::Object(config)) => config,
+            _ => Map::new(),
+        };
+        Self::new(tokenizer, config)
+    }
+
+    /// The ids of a text in which control tokens are plain text. Nothing is put before or after.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the tokenizer fails on the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.plain().encode_fast(text, false).map_err(tokenizer_error)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of ids.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the tokenizer fails.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+        self.tokenizer.decode(ids, skip_special_tokens).map_err(tokenizer_error)
+    }
+
+    /// The id of a token.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// Whether an id is a control token.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
+    /// The id of `eos_token` in `tokenizer_config.json`.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.id(self.named_token("eos_token")?)
+    }
+
+    /// The tokenizer itself, for example to decode a stream.
+    pub fn inner(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The content of `tokenizer_config.json`.
+    pub fn config(&self) -> &Map<String, Value> {
+        &self.config
+    }
+
+    /// `bos_token` and the like, for chat templates.
+    pub(super) fn named_tokens(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let names = ["bos_token", "eos_token", "pad_token", "unk_token"];
+        names.into_iter().filter_map(|name| Some((name, self.named_token(name)?)))
+    }
+
+    /// A token that the configuration names, written as a string or as an object with `content`.
+    fn named_token(&self, name: &str) -> Option<&str> {
+        let field = self.config.get(name)?;
+        field.as_str().or_else(|| field.get("content")?.as_str())
+    }
+
+    /// Checks a placeholder of the model, and that every id has a row in its embedding table.
+    pub(super) fn check_placeholder(&self, token: &str, field: &str, id: u32) -> Result<()> {
+        match self.id(token) {
+            Some(found) if found == id => Ok(()),
+            found => Err(Error::Tokenizer(format!(
+                "`{token}` {}, but `{field}` of config.json is {id}: add it as a special token to tokenizer.json, or \
+                 set `{field}` to its id",
+                found.map_or("is missing".into(), |found| format!("has id {found}"))
+            ))),
+        }
+    }
+
+    pub(super) fn check_vocabulary(&self, vocab_size: usize) -> Result<()> {
+        let most = self.tokenizer.get_vocab(true).into_iter().max_by_key(|&(_, id)| id);
+        match most {
+            Some((token, id)) if id as usize >= vocab_size => Err(Error::Tokenizer(format!(
+                "`{token}` has id {id}, outside the model's vocabulary of {vocab_size}: this tokenizer belongs to \
+                 another model"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tokens of a prompt: just those of the whole text, unless control tokens stand in what somebody said. Those
+    /// stretches alone are then cut out and read as plain text.
+    pub(super) fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<Token>> {
+        let whole = encode(&self.tokenizer, &prompt.text, 0..prompt.text.len())?;
+        let said = |token: &Token| {
+            let overlaps = |range: &Range<usize>| token.range.start < range.end && range.start < token.range.end;
+            self.is_special(token.id) && prompt.spans.iter().any(|span| overlaps(&span.range))
+        };
+        let forged: Vec<_> = whole.iter().filter(|token| said(token)).map(|token| token.range.clone()).collect();
+        if forged.is_empty() {
+            return Ok(whole);
+        }
+        let (mut tokens, mut at) = (Vec::with_capacity(whole.len()), 0);
+        for range in forged {
+            tokens.extend(encode(&self.tokenizer, &prompt.text, at..range.start)?);
+            tokens.extend(encode(self.plain(), &prompt.text, range.clone())?);
+            at = range.end;
+        }
+        tokens.extend(encode(&self.tokenizer, &prompt.text, at..prompt.text.len())?);
+        match tokens.iter().find(|token| said(token)) {
+            None => Ok(tokens),
+            Some(token) => Err(Error::Tokenizer(format!(
+                "cannot write {:?} as plain text: leave it out of the messages",
+                &prompt.text[token.range.clone()]
+            ))),
+        }
+    }
+
+    fn plain(&self) -> &Tokenizer {
+        self.plain.get_or_init(|| {
+            let mut plain = self.tokenizer.clone();
+            plain.set_encode_special_tokens(true);
+            plain
+        })
+    }
+}
+
+fn encode(tokenizer: &Tokenizer, text: &str, range: Range<usize>) -> Result<Vec<Token>> {
+    let encoding = tokenizer.encode(&text[range.clone()], false).map_err(tokenizer_error)?;
+    let within = |&(start, end): &(usize, usize)| range.start + start..range.start + end;
+    let ids = encoding.get_ids().iter().zip(encoding.get_offsets());
+    Ok(ids.map(|(&id, offsets)| Token { id, range: within(offsets) }).collect())
+}
+
+fn tokenizer_error(error: tokenizers::Error) -> Error {
+    Error::Tokenizer(error.to_string())
+}

@@ -1,0 +1,168 @@
+//! Videos: evenly sampled frames, each one tile.
+
+use std::cmp::Ordering;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use image::RgbImage;
+use rayon::prelude::*;
+
+use super::decode::ImageDecoder;
+use super::pixels::PixelPipeline;
+use crate::batch::Visual;
+use crate::config::{PreprocessorConfig, VisionConfig};
+use crate::{Error, Result};
+
+/// Frames taken of a video unless told otherwise.
+const DEFAULT_FRAMES: usize = 12;
+/// Most frames that the released model was made for.
+const MAX_FRAMES: usize = 16;
+
+/// Prepares videos: samples frames evenly and resizes each straight to one tile, whatever its aspect ratio.
+#[derive(Debug, Clone)]
+pub struct VideoProcessor {
+    image_size: usize,
+    num_frames: usize,
+    pixels: PixelPipeline,
+}
+
+impl VideoProcessor {
+    /// A processor for a model of those tiles; it samples 12 frames.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a configuration that is wrong or does not fit the tiles.
+    pub fn new(config: &PreprocessorConfig, vision: &VisionConfig) -> Result<Self> {
+        vision.validate()?;
+        config.validate(vision)?;
+        let pixels = PixelPipeline::new(config);
+        Ok(Self { image_size: vision.image_size, num_frames: DEFAULT_FRAMES, pixels })
+    }
+
+    /// The same, sampling another number of frames.
+    ///
+    /// # Errors
+    /// [`Error::Config`] unless `num_frames` is in 1..=16.
+    pub fn with_num_frames(self, num_frames: usize) -> Result<Self> {
+        if !(1..=MAX_FRAMES).contains(&num_frames) {
+            let message = format!("is {num_frames}, expected 1 to {MAX_FRAMES}");
+            return Err(Error::config("video.num_frames", message));
+        }
+        Ok(Self { num_frames, ..self })
+    }
+
+    /// The sampled frames of a video file (an animated GIF, WebP or PNG) or of a folder of pictures, whose names are
+    /// put in order with numbers read as numbers.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if something cannot be read, [`Error::Image`] for a bad picture or a folder without any.
+    pub fn load(&self, path: impl AsRef<Path>, decoder: &ImageDecoder) -> Result<Vec<RgbImage>> {
+        let path = path.as_ref();
+        if path.is_dir() {
+            let files = frame_files(path)?;
+            return self.sample(files.len()).into_par_iter().map(|n| decoder.open(&files[n])).collect();
+        }
+        let (bytes, name) = (decoder.read(path)?, path.display().to_string());
+        // Counting decodes the file once more, but never holds more than the sampled frames in memory.
+        let total = decoder.frames(&bytes, &name)?.try_fold(0, |n, frame| frame.map(|_| n + 1))?;
+        let wanted = self.sample(total);
+        let numbered = decoder.frames(&bytes, &name)?.enumerate();
+        numbered.filter(|(n, _)| wanted.contains(n)).map(|(_, frame)| frame).collect()
+    }
+
+    /// Frames as [`Visual::Video`], `(frames, 3, image_size, image_size)`, f32, on the CPU. More frames than this
+    /// processor takes are sampled evenly.
+    ///
+    /// # Errors
+    /// [`Error::Image`] if there is no frame, or one has no pixels.
+    pub fn process(&self, frames: &[RgbImage]) -> Result<Visual> {
+        let wanted = self.sample(frames.len());
+        let empty = |&n: &usize| frames[n].as_raw().is_empty();
+        if wanted.is_empty() || wanted.iter().any(empty) {
+            let message = "has no frame, or one without pixels: give at least one picture".into();
+            return Err(Error::Image { name: "video".into(), message });
+        }
+        let side = self.image_size;
+        let mut values = vec![0f32; wanted.len() * 3 * side * side];
+        values.par_chunks_exact_mut(3 * side * side).zip(&wanted).try_for_each(|(tile, &n)| {
+            self.pixels.write(&self.pixels.resize(&frames[n], side, side)?, (0, 0), side, tile);
+            Ok::<_, Error>(())
+        })?;
+        let pixel_values = Tensor::from_vec(values, (wanted.len(), 3, side, side), &Device::Cpu)?;
+        Ok(Visual::Video { pixel_values })
+    }
+
+    /// Which of `total` frames are taken: all if they are few, else evenly from the first to the last.
+    fn sample(&self, total: usize) -> Vec<usize> {
+        let count = total.min(self.num_frames);
+        (0..count).map(|n| n * total.saturating_sub(1) / count.saturating_sub(1).max(1)).collect()
+    }
+}
+
+/// The pictures of a folder in natural order; hidden files and folders are passed over.
+fn frame_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+        let path = entry.map_err(|e| Error::io(folder, e))?.path();
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if path.is_file() && !hidden {
+            files.push(path);
+        }
+    }
+    if files.is_empty() {
+        let message = "is a folder without pictures: give a folder that holds the video's frames".into();
+        return Err(Error::Image { name: folder.display().to_string(), message });
+    }
+    files.sort_by(|a, b| natural_order(&a.to_string_lossy(), &b.to_string_lossy()).then_with(|| a.cmp(b)));
+    Ok(files)
+}
+
+/// Compares texts with runs of digits read as numbers, so that `frame2` comes before `frame10`.
+fn natural_order(a: &str, b: &str) -> Ordering {
+    let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
+    while let (Some((&x, rest_a)), Some((&y, rest_b))) = (a.split_first(), b.split_first()) {
+        let order = if x.is_ascii_digit() && y.is_ascii_digit() {
+            let (number_a, after_a) = leading_number(a);
+            let (number_b, after_b) = leading_number(b);
+            (a, b) = (after_a, after_b);
+            number_a.len().cmp(&number_b.len()).then_with(|| number_a.cmp(number_b))
+        } else {
+            (a, b) = (rest_a, rest_b);
+            x.cmp(&y)
+        };
+        if order.is_ne() {
+            return order;
+        }
+    }
+    a.len().cmp(&b.len())
+}
+
+/// The leading digits, zeros in front dropped, and what follows them.
+fn leading_number(text: &[u8]) -> (&[u8], &[u8]) {
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let zeros = text.iter().take(digits).take_while(|&&byte| byte == b'0').count();
+    (&text[zeros..digits], &text[digits..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_sampled_evenly_and_include_both_ends() {
+        let vision = crate::config::HaploVlConfig::tiny().vision;
+        let processor = VideoProcessor::new(&PreprocessorConfig::video(&vision), &vision).unwrap();
+        assert_eq!(processor.sample(3), [0, 1, 2]);
+        assert_eq!(processor.sample(12), Vec::from_iter(0..12));
+        assert_eq!(processor.sample(100), [0, 9, 18, 27, 36, 45, 54, 63, 72, 81, 90, 99]);
+        assert!(processor.sample(0).is_empty());
+        assert_eq!(processor.clone().with_num_frames(1).unwrap().sample(9), [0]);
+        assert!(processor.with_num_frames(17).unwrap_err().to_string().contains("expected 1 to 16"));
+    }
+
+    #[test]
+    fn numbers_in_names_are_compared_as_numbers() {
+        let mut names = ["f10.png", "f9.png", "f009b.png", "g1.png", "f1.png"];
+        names.sort_by(|a, b| natural_order(a, b));
+        assert_eq!(names, ["f1.png", "f9.png", "f009b.png", "f10.png", "g1.png"]);
+    }
+}

@@ -1,0 +1,135 @@
+//! Files that are either complete or not there.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::{NamedTempFile, TempPath};
+
+use crate::{Error, Result};
+
+/// Writes `path` so that, whatever happens, it holds either its old content or all of the new one.
+///
+/// The content goes to a temporary file in the same folder (which must exist), reaches the disk, and only then takes
+/// the name; the folder is flushed too, so that the name outlives a power cut.
+///
+/// # Errors
+/// What `write` returns, and [`Error::Io`] naming `path`; the temporary file is gone in either case.
+pub fn write_atomically<T>(path: impl AsRef<Path>, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
+    let path = path.as_ref();
+    let (staged, value) = StagedFile::write(path, write)?;
+    staged.publish()?;
+    Ok(value)
+}
+
+/// [`write_atomically`] for content that is in memory already.
+///
+/// # Errors
+/// [`Error::Io`] naming `path`.
+pub fn write_bytes_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+    let path = path.as_ref();
+    write_atomically(path, |writer| writer.write_all(bytes).map_err(|e| Error::io(path, e)))
+}
+
+/// A complete file on disk that does not bear its name yet; dropping it removes it.
+pub(super) struct StagedFile {
+    temporary: TempPath,
+    path: PathBuf,
+}
+
+impl StagedFile {
+    /// Writes what shall become `path` next to it, down to the disk.
+    pub(super) fn write<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<(Self, T)> {
+        let io = |e| Error::io(path, e);
+        let (file, temporary) = temporary_file(folder_of(path)).map_err(io)?.into_parts();
+        let mut writer = BufWriter::with_capacity(1 << 20, file);
+        let value = write(&mut writer)?;
+        let file = writer.into_inner().map_err(|e| io(e.into_error()))?;
+        file.sync_all().map_err(io)?;
+        Ok((Self { temporary, path: path.to_path_buf() }, value))
+    }
+
+    /// Gives the file its name, replacing what bore it.
+    pub(super) fn publish(self) -> Result<()> {
+        let Self { temporary, path } = self;
+        temporary.persist(&path).map_err(|e| Error::io(&path, e.error))?;
+        sync_folder(folder_of(&path))
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn temporary_file(folder: &Path) -> std::io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".haplovl-").suffix(".tmp");
+    // Temporary files are private by default; a result is as readable as the user's umask says.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
+}
+
+/// Makes renames and removals in `folder` durable. Only Unix lets a folder be opened and flushed.
+fn sync_folder(folder: &Path) -> Result<()> {
+    if cfg!(unix) {
+        File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io(folder, e))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn replaces_the_content_and_leaves_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        write_bytes_atomically(&path, b"old").unwrap();
+        write_bytes_atomically(&path, b"new").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert_eq!(names(folder.path()), ["a.json"]);
+    }
+
+    #[test]
+    fn a_failed_write_keeps_the_old_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        write_bytes_atomically(&path, b"old").unwrap();
+        let failed: Result<()> = write_atomically(&path, |writer| {
+            writer.write_all(b"half").unwrap();
+            Err(Error::Training("stopped".into()))
+        });
+        assert!(matches!(failed, Err(Error::Training(_))));
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(folder.path()), ["a.json"]);
+    }
+
+    #[test]
+    fn a_missing_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("no/such/a.json");
+        let message = write_bytes_atomically(&path, b"x").unwrap_err().to_string();
+        assert!(message.contains("no/such/a.json"), "{message}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn is_readable_as_the_umask_says() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let [ours, plain] = ["ours", "plain"].map(|n| folder.path().join(n));
+        write_bytes_atomically(&ours, b"x").unwrap();
+        std::fs::write(&plain, b"x").unwrap();
+        let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode();
+        assert_eq!(mode(&ours), mode(&plain));
+    }
+}

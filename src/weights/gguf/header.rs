@@ -1,0 +1,235 @@
+//! The header of a GGUF file: metadata and tensor descriptions, every length checked against the file before use.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use candle_core::quantized::GgmlDType;
+
+const MAGIC: &[u8] = b"GGUF";
+const ALIGNMENT_KEY: &str = "general.alignment";
+const DEFAULT_ALIGNMENT: usize = 32;
+/// As in llama.cpp.
+const MAX_DIMENSIONS: u32 = 4;
+/// The kinds of metadata value that GGUF numbers 8 and 9.
+const STRING: u32 = 8;
+const ARRAY: u32 = 9;
+
+type Parsed<T> = std::result::Result<T, String>;
+
+/// A value of the metadata.
+#[derive(Debug, Clone, PartialEq)]
+pub enum GgufValue {
+    /// Any unsigned integer.
+    Unsigned(u64),
+    /// Any signed integer.
+    Signed(i64),
+    /// Any float; an f32 becomes the f64 with the same shortest decimal form, so that 1e-6 stays 1e-6.
+    Float(f64),
+    /// A truth value.
+    Bool(bool),
+    /// A text.
+    Text(String),
+    /// An array, of which only the length is kept.
+    Array(u64),
+}
+
+#[derive(Debug)]
+pub(super) struct TensorInfo {
+    pub(super) dtype: GgmlDType,
+    /// Outermost dimension first.
+    pub(super) shape: Vec<usize>,
+    /// In the file.
+    pub(super) bytes: Range<usize>,
+}
+
+#[derive(Debug)]
+pub(super) struct Header {
+    pub(super) metadata: BTreeMap<String, GgufValue>,
+    pub(super) tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl Header {
+    pub(super) fn parse(file: &[u8]) -> Parsed<Self> {
+        let mut reader = Reader { file, position: 0 };
+        if reader.bytes(4).ok() != Some(MAGIC) {
+            return Err("is not GGUF: it does not begin with these four letters".into());
+        }
+        let version = reader.u32()?;
+        if ![2, 3].contains(&version) {
+            return Err(format!("is GGUF version {version}, expected 2 or 3 in little-endian order"));
+        }
+        let (num_tensors, num_values) = (reader.u64()?, reader.u64()?);
+        let mut metadata = BTreeMap::new();
+        for _ in 0..num_values {
+            let key = reader.text()?;
+            let kind = reader.u32()?;
+            metadata.insert(key, reader.value(kind)?);
+        }
+        // Offsets count from the end of the header, which is known only after the last description.
+        let mut descriptions = Vec::new();
+        for _ in 0..num_tensors {
+            descriptions.push(Description::read(&mut reader)?);
+        }
+        let alignment = alignment(&metadata)?;
+        let data = reader.position.next_multiple_of(alignment);
+        let tensors = descriptions.into_iter().map(|d| d.locate(data, alignment, file.len()));
+        Ok(Self { metadata, tensors: tensors.collect::<Parsed<_>>()? })
+    }
+}
+
+/// At least 8, so that every block of numbers may be read in place.
+fn alignment(metadata: &BTreeMap<String, GgufValue>) -> Parsed<usize> {
+    match metadata.get(ALIGNMENT_KEY) {
+        None => Ok(DEFAULT_ALIGNMENT),
+        Some(GgufValue::Unsigned(n @ 8..=0x10_0000)) if n.is_power_of_two() => Ok(*n as usize),
+        Some(other) => Err(format!("{ALIGNMENT_KEY} is {other:?}, expected a power of two from 8")),
+    }
+}
+
+struct Description {
+    name: String,
+    shape: Vec<u64>,
+    kind: u32,
+    offset: u64,
+}
+
+impl Description {
+    fn read(reader: &mut Reader<'_>) -> Parsed<Self> {
+        let name = reader.text()?;
+        let dimensions = reader.u32()?;
+        if dimensions > MAX_DIMENSIONS {
+            return Err(format!("tensor `{name}` has {dimensions} dimensions, expected at most {MAX_DIMENSIONS}"));
+        }
+        // GGUF writes the innermost dimension first.
+        let mut shape = (0..dimensions).map(|_| reader.u64()).collect::<Parsed<Vec<_>>>()?;
+        shape.reverse();
+        Ok(Self { name, shape, kind: reader.u32()?, offset: reader.u64()? })
+    }
+
+    fn locate(self, data: usize, alignment: usize, file: usize) -> Parsed<(String, TensorInfo)> {
+        let Self { name, shape, kind, offset } = self;
+        let dtype =
+            dtype(kind).ok_or_else(|| format!("tensor `{name}` holds numbers of the unsupported kind {kind}"))?;
+        let range = byte_range(&shape, dtype, offset, data, alignment).filter(|bytes| bytes.end <= file);
+        let Some(bytes) = range else {
+            return Err(format!(
+                "tensor `{name}`, {shape:?} of {dtype:?} at offset {offset}, does not lie in the file: download it again"
+            ));
+        };
+        let shape = shape.into_iter().map(|d| d as usize).collect();
+        Ok((name, TensorInfo { dtype, shape, bytes }))
+    }
+}
+
+/// Where a tensor lies in the file, if its description makes sense at all.
+fn byte_range(shape: &[u64], dtype: GgmlDType, offset: u64, data: usize, alignment: usize) -> Option<Range<usize>> {
+    let block = dtype.block_size();
+    let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(usize::try_from(*d).ok()?))?;
+    let row = usize::try_from(*shape.last()?).ok()?;
+    let offset = usize::try_from(offset).ok()?;
+    if elements == 0 || !row.is_multiple_of(block) || !offset.is_multiple_of(alignment) {
+        return None;
+    }
+    let start = data.checked_add(offset)?;
+    Some(start..start.checked_add((elements / block).checked_mul(dtype.type_size())?)?)
+}
+
+/// The kinds of number that can be turned into floats.
+fn dtype(kind: u32) -> Option<GgmlDType> {
+    Some(match kind {
+        0 => GgmlDType::F32,
+        1 => GgmlDType::F16,
+        2 => GgmlDType::Q4_0,
+        3 => GgmlDType::Q4_1,
+        6 => GgmlDType::Q5_0,
+        7 => GgmlDType::Q5_1,
+        8 => GgmlDType::Q8_0,
+        10 => GgmlDType::Q2K,
+        11 => GgmlDType::Q3K,
+        12 => GgmlDType::Q4K,
+        13 => GgmlDType::Q5K,
+        14 => GgmlDType::Q6K,
+        30 => GgmlDType::BF16,
+        _ => return None,
+    })
+}
+
+struct Reader<'a> {
+    file: &'a [u8],
+    position: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn bytes(&mut self, count: u64) -> Parsed<&'a [u8]> {
+        let end = usize::try_from(count).ok().and_then(|count| self.position.checked_add(count));
+        let bytes = end.and_then(|end| self.file.get(self.position..end));
+        let bytes = bytes.ok_or_else(|| {
+            format!("the header ends within the file's {} bytes: it is truncated, download it again", self.file.len())
+        })?;
+        self.position += bytes.len();
+        Ok(bytes)
+    }
+
+    fn array<const N: usize>(&mut self) -> Parsed<[u8; N]> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.bytes(N as u64)?);
+        Ok(array)
+    }
+
+    fn u32(&mut self) -> Parsed<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Parsed<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn text(&mut self) -> Parsed<String> {
+        let length = self.u64()?;
+        Ok(String::from_utf8_lossy(self.bytes(length)?).into_owned())
+    }
+
+    fn value(&mut self, kind: u32) -> Parsed<GgufValue> {
+        Ok(match kind {
+            0 => GgufValue::Unsigned(u8::from_le_bytes(self.array()?).into()),
+            1 => GgufValue::Signed(i8::from_le_bytes(self.array()?).into()),
+            2 => GgufValue::Unsigned(u16::from_le_bytes(self.array()?).into()),
+            3 => GgufValue::Signed(i16::from_le_bytes(self.array()?).into()),
+            4 => GgufValue::Unsigned(self.u32()?.into()),
+            5 => GgufValue::Signed(i32::from_le_bytes(self.array()?).into()),
+            6 => GgufValue::Float(as_written(f32::from_le_bytes(self.array()?))),
+            7 => GgufValue::Bool(self.array::<1>()? != [0]),
+            STRING => GgufValue::Text(self.text()?),
+            ARRAY => GgufValue::Array(self.skip_array()?),
+            10 => GgufValue::Unsigned(self.u64()?),
+            11 => GgufValue::Signed(i64::from_le_bytes(self.array()?)),
+            12 => GgufValue::Float(f64::from_le_bytes(self.array()?)),
+            other => return Err(format!("the metadata has a value of the unknown kind {other}")),
+        })
+    }
+
+    /// Steps over an array, for example all tokens, and returns its length.
+    fn skip_array(&mut self) -> Parsed<u64> {
+        let (kind, length) = (self.u32()?, self.u64()?);
+        let size = match kind {
+            0 | 1 | 7 => 1,
+            2 | 3 => 2,
+            4..=6 => 4,
+            10..=12 => 8,
+            STRING => {
+                for _ in 0..length {
+                    let length = self.u64()?;
+                    self.bytes(length)?;
+                }
+                return Ok(length);
+            }
+            other => return Err(format!("the metadata has an array of the unsupported kind {other}")),
+        };
+        self.bytes(length.saturating_mul(size))?;
+        Ok(length)
+    }
+}
+
+fn as_written(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}

@@ -1,0 +1,94 @@
+//! Reading GGUF files, as llama.cpp writes them, under HF's names and as plain floats.
+
+mod header;
+mod llm;
+mod names;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use candle_core::quantized::ggml_file::qtensor_from_ggml;
+use candle_core::{DType, Device, Tensor};
+use memmap2::Mmap;
+
+pub use header::GgufValue;
+use header::{Header, TensorInfo};
+
+use super::inherit::TensorSource;
+use crate::{Error, Result};
+
+/// A language model in a `.gguf` file of architecture `llama` or `qwen2`.
+///
+/// Opening reads and checks the header only. The file must not be changed by anybody while it is mapped.
+#[derive(Debug)]
+pub struct GgufFile {
+    path: PathBuf,
+    map: Mmap,
+    metadata: BTreeMap<String, GgufValue>,
+    /// By HF name.
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl GgufFile {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is truncated, contradicts itself, or holds numbers of
+    /// a kind that is not supported.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        // SAFETY: the map is read-only; that nobody truncates the file meanwhile is a documented condition.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let header = Header::parse(&map).map_err(|message| Error::format(path, message))?;
+        let tensors = header.tensors.into_iter().map(|(name, info)| (names::to_hf(&name), info)).collect();
+        Ok(Self { path: path.to_path_buf(), map, metadata: header.metadata, tensors })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The metadata, by GGUF key. Of arrays only the length is kept.
+    pub fn metadata(&self) -> &BTreeMap<String, GgufValue> {
+        &self.metadata
+    }
+
+    /// The shape of a tensor, outermost dimension first as in HF, if there is one of this HF name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|info| info.shape.as_slice())
+    }
+
+    /// Undoes what the conversion to GGUF does to the rows of a tensor.
+    fn unpermute(&self, name: &str, tensor: Tensor) -> Result<Tensor> {
+        let heads = match name {
+            _ if self.architecture()? != "llama" => return Ok(tensor),
+            _ if name.contains(".q_proj.") => self.integer("attention.head_count")?,
+            _ if name.contains(".k_proj.") => self.key_value_heads()?,
+            _ => return Ok(tensor),
+        };
+        names::split_rotary_pairs(&tensor, heads)
+    }
+}
+
+impl TensorSource for GgufFile {
+    fn tensor_names(&self) -> Vec<String> {
+        // The rotary divisors are part of the configuration.
+        self.tensors.keys().filter(|name| *name != llm::ROPE_DIVISORS).cloned().collect()
+    }
+
+    fn has_tensor(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    fn load_tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let missing = || Error::Weights(format!("{}: there is no tensor `{name}`", self.path.display()));
+        let info = self.tensors.get(name).ok_or_else(missing)?;
+        let bytes = self.map.get(info.bytes.clone()).ok_or_else(missing)?;
+        let quantized = qtensor_from_ggml(info.dtype, bytes, info.shape.clone(), &Device::Cpu)?;
+        let tensor = self.unpermute(name, quantized.dequantize(&Device::Cpu)?)?;
+        Ok(tensor.to_dtype(dtype)?.to_device(device)?)
+    }
+}

@@ -1,0 +1,74 @@
+//! GGUF's names and row order, in terms of HF's.
+
+use candle_core::Tensor;
+
+use crate::{Error, Result};
+
+/// Part of a block's tensor name in GGUF and in HF.
+const LAYER_NAMES: [(&str, &str); 9] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
+/// HF's name of a GGUF tensor; a name that has no counterpart stays as it is.
+pub(super) fn to_hf(name: &str) -> String {
+    match name {
+        "token_embd.weight" => "model.embed_tokens.weight".into(),
+        "output_norm.weight" => "model.norm.weight".into(),
+        "output.weight" => "lm_head.weight".into(),
+        _ => layer_to_hf(name).unwrap_or_else(|| name.into()),
+    }
+}
+
+/// `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
+fn layer_to_hf(name: &str) -> Option<String> {
+    let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
+    let (part, kind) = rest.split_once('.')?;
+    let (_, hf) = LAYER_NAMES.iter().find(|(gguf, _)| *gguf == part)?;
+    Some(format!("model.layers.{}.{hf}.{kind}", layer.parse::<u32>().ok()?))
+}
+
+/// For the `llama` architecture GGUF rotates neighbouring rows of each head together, HF rows half a head apart. This
+/// brings the rows (or the bias) of a query or key projection from the first order to the second.
+pub(super) fn split_rotary_pairs(tensor: &Tensor, heads: usize) -> Result<Tensor> {
+    let rows = tensor.dims().first().copied().unwrap_or(0);
+    if heads == 0 || !rows.is_multiple_of(heads.saturating_mul(2)) {
+        return Err(Error::Weights(format!("a projection with {rows} rows cannot be that of {heads} rotary heads")));
+    }
+    let columns = tensor.elem_count() / rows.max(1);
+    let pairs = tensor.reshape((heads, rows / heads / 2, 2, columns))?;
+    Ok(pairs.transpose(1, 2)?.contiguous()?.reshape(tensor.shape())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn names_are_translated() {
+        assert_eq!(to_hf("token_embd.weight"), "model.embed_tokens.weight");
+        assert_eq!(to_hf("blk.12.attn_output.weight"), "model.layers.12.self_attn.o_proj.weight");
+        assert_eq!(to_hf("blk.0.attn_q.bias"), "model.layers.0.self_attn.q_proj.bias");
+        for other in ["rope_freqs.weight", "blk.x.attn_q.weight", "blk.0.ffn_gate_exps.weight", "blk."] {
+            assert_eq!(to_hf(other), other);
+        }
+    }
+
+    #[test]
+    fn pairs_become_halves() {
+        // Two heads of four rows; a pair of neighbours (0, 1) becomes (0, 2).
+        let rows = Tensor::new(&[0u32, 2, 1, 3, 4, 6, 5, 7], &Device::Cpu).unwrap();
+        let split = split_rotary_pairs(&rows, 2).unwrap();
+        assert_eq!(split.to_vec1::<u32>().unwrap(), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert!(split_rotary_pairs(&rows, 3).is_err() && split_rotary_pairs(&rows, 0).is_err());
+    }
+}

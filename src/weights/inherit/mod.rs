@@ -1,0 +1,22 @@
+//! Starting a HaploVL from a pre-trained CLIP and a pre-trained language model.
+//!
+//! A source is opened ([`LlmSource`], [`ClipSource`]), and its values are copied into the existing parameters of a model
+//! ([`inherit_llm`], [`inherit_clip`]). What cannot be taken over without loss is an error, and the [`InheritReport`]
+//! accounts for every parameter and every tensor of the source.
+
+mod check;
+mod clip;
+mod llm;
+mod llm_config;
+mod principal;
+mod report;
+mod resample;
+mod source;
+mod transfer;
+
+pub use clip::{ClipConfig, ClipSource, inherit_clip};
+pub use llm::{LlmSource, TextInit, inherit_llm};
+pub use llm_config::LlmConfig;
+pub use principal::principal_components;
+pub use report::InheritReport;
+pub use source::TensorSource;

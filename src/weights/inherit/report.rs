@@ -1,0 +1,89 @@
+//! The account of an inheritance.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// Names printed of each kind before the rest is only counted.
+const LISTED: usize = 20;
+
+/// What became of every parameter of the model and every tensor of the source; names are sorted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InheritReport {
+    /// Parameters that took values from the source.
+    pub copied: Vec<String>,
+    /// Parameters that the source lacks, set to what makes them do nothing: zero biases, and the always open gate that
+    /// makes a gated MLP of a plain one.
+    pub zero_filled: Vec<String>,
+    /// Parameters that keep the values they had.
+    pub fresh: Vec<String>,
+    /// Tensors of the source that nothing took.
+    pub unused: Vec<String>,
+}
+
+impl InheritReport {
+    /// The account of this inheritance followed by `later` into the same model.
+    pub fn merge(self, later: Self) -> Self {
+        let union = |a: Vec<String>, b: Vec<String>| -> BTreeSet<String> { a.into_iter().chain(b).collect() };
+        let copied = union(self.copied, later.copied);
+        let zero_filled = union(self.zero_filled, later.zero_filled);
+        let fresh = union(self.fresh, later.fresh);
+        let is_fresh = |name: &String| !copied.contains(name) && !zero_filled.contains(name);
+        Self {
+            fresh: fresh.into_iter().filter(is_fresh).collect(),
+            unused: union(self.unused, later.unused).into_iter().collect(),
+            copied: copied.into_iter().collect(),
+            zero_filled: zero_filled.into_iter().collect(),
+        }
+    }
+}
+
+impl fmt::Display for InheritReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} parameters copied", self.copied.len())?;
+        let kinds = [
+            ("parameters zero-filled", &self.zero_filled),
+            ("parameters fresh", &self.fresh),
+            ("tensors of the source unused", &self.unused),
+        ];
+        for (kind, names) in kinds {
+            write!(f, "\n{} {kind}", names.len())?;
+            for name in names.iter().take(LISTED) {
+                write!(f, "\n  {name}")?;
+            }
+            if names.len() > LISTED {
+                write!(f, "\n  and {} more", names.len() - LISTED)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(|name| name.to_string()).collect()
+    }
+
+    #[test]
+    fn merging_leaves_fresh_what_neither_touched() {
+        let first = InheritReport { copied: names(&["a"]), fresh: names(&["b", "c"]), ..Default::default() };
+        let later = InheritReport {
+            copied: names(&["b"]),
+            fresh: names(&["a", "c"]),
+            unused: names(&["x"]),
+            ..Default::default()
+        };
+        let both = first.merge(later);
+        assert_eq!((both.copied, both.fresh, both.unused), (names(&["a", "b"]), names(&["c"]), names(&["x"])));
+    }
+
+    #[test]
+    fn long_lists_are_cut() {
+        let fresh = (0..30).map(|i| format!("p{i:02}")).collect();
+        let text = InheritReport { fresh, ..Default::default() }.to_string();
+        assert!(text.contains("30 parameters fresh") && text.contains("p19") && text.contains("and 10 more"), "{text}");
+        assert!(!text.contains("p20"));
+    }
+}

@@ -1,0 +1,148 @@
+//! Initial values from a seed: the same whatever the order of creation, the number of threads and the device.
+
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::Init;
+use candle_nn::init::NormalOrUniform;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use rayon::prelude::*;
+
+/// Values drawn by one task. Even, because normal values come in pairs.
+const CHUNK: usize = 1 << 16;
+
+enum Distribution {
+    Constant(f64),
+    Normal { mean: f64, stdev: f64 },
+    Uniform { lo: f64, up: f64 },
+}
+
+/// A tensor initialised as `init` says, drawn from the stream of (`seed`, `name`).
+pub(super) fn initial_tensor(
+    init: Init,
+    shape: &Shape,
+    seed: u64,
+    name: &str,
+    dtype: DType,
+    device: &Device,
+) -> candle_core::Result<Tensor> {
+    match distribution(init, shape) {
+        Distribution::Constant(value) => Tensor::full(value, shape, device)?.to_dtype(dtype),
+        Distribution::Normal { mean, stdev } => {
+            let values = draw(seed, name, shape.elem_count(), |u, v| normal_pair(u, v).map(|z| mean + stdev * z));
+            Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+        }
+        Distribution::Uniform { lo, up } => {
+            let values = draw(seed, name, shape.elem_count(), |u, v| [u, v].map(|u| lo + (up - lo) * u));
+            Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+        }
+    }
+}
+
+fn distribution(init: Init, shape: &Shape) -> Distribution {
+    match init {
+        Init::Const(value) => Distribution::Constant(value),
+        Init::Randn { mean, stdev } => Distribution::Normal { mean, stdev },
+        Init::Uniform { lo, up } => Distribution::Uniform { lo, up },
+        Init::Kaiming { dist, fan, non_linearity } => {
+            let stdev = non_linearity.gain() / (fan.for_shape(shape).max(1) as f64).sqrt();
+            match dist {
+                NormalOrUniform::Normal => Distribution::Normal { mean: 0.0, stdev },
+                // A uniform value of [-b, b] has the standard deviation b / sqrt(3).
+                NormalOrUniform::Uniform => {
+                    let bound = 3f64.sqrt() * stdev;
+                    Distribution::Uniform { lo: -bound, up: bound }
+                }
+            }
+        }
+    }
+}
+
+/// Fills a vector two values at a time from uniform pairs of [0, 1). The generator counts, so every chunk starts at its
+/// own place in the one stream and the result does not depend on who draws it.
+fn draw(seed: u64, name: &str, count: usize, pair: impl Fn(f64, f64) -> [f64; 2] + Sync) -> Vec<f32> {
+    let mut values = vec![0f32; count];
+    values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(fnv1a(name));
+        // A value takes one u64, which is two of the generator's words.
+        rng.set_word_pos(2 * (chunk * CHUNK) as u128);
+        for slot in values.chunks_mut(2) {
+            let drawn = pair(unit(&mut rng), unit(&mut rng));
+            slot.iter_mut().zip(drawn).for_each(|(slot, value)| *slot = value as f32);
+        }
+    });
+    values
+}
+
+/// 53 random bits as a number of [0, 1).
+fn unit(rng: &mut ChaCha8Rng) -> f64 {
+    (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Two independent normal values from two uniform ones (Box and Muller).
+fn normal_pair(u: f64, v: f64) -> [f64; 2] {
+    // 1 - u is of (0, 1], so the logarithm is finite.
+    let radius = (-2.0 * (1.0 - u).ln()).sqrt();
+    let (sin, cos) = (std::f64::consts::TAU * v).sin_cos();
+    [radius * cos, radius * sin]
+}
+
+/// The 64-bit FNV-1a hash: unlike the standard library's, it is the same in every release and process.
+fn fnv1a(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(init: Init, shape: &[usize], seed: u64, name: &str) -> Vec<f32> {
+        let tensor = initial_tensor(init, &shape.into(), seed, name, DType::F32, &Device::Cpu).unwrap();
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn mean_and_stdev(values: &[f32]) -> (f64, f64) {
+        let n = values.len() as f64;
+        let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
+        let variance = values.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / n;
+        (mean, variance.sqrt())
+    }
+
+    #[test]
+    fn hash_has_the_published_values() {
+        assert_eq!(fnv1a(""), 0xcbf29ce484222325);
+        assert_eq!(fnv1a("a"), 0xaf63dc4c8601ec8c);
+        assert_eq!(fnv1a("foobar"), 0x85944171f73967e8);
+    }
+
+    #[test]
+    fn seed_and_name_alone_decide() {
+        let init = Init::Randn { mean: 0.0, stdev: 1.0 };
+        assert_eq!(values(init, &[5, 7], 1, "a"), values(init, &[5, 7], 1, "a"));
+        assert_ne!(values(init, &[5, 7], 1, "a"), values(init, &[5, 7], 1, "b"));
+        assert_ne!(values(init, &[5, 7], 1, "a"), values(init, &[5, 7], 2, "a"));
+    }
+
+    #[test]
+    fn chunks_are_one_stream() {
+        let init = Init::Uniform { lo: -1.0, up: 1.0 };
+        let long = values(init, &[CHUNK + 5], 3, "w");
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        rng.set_stream(fnv1a("w"));
+        let one_by_one: Vec<f32> = (0..CHUNK + 5).map(|_| (2.0 * unit(&mut rng) - 1.0) as f32).collect();
+        assert_eq!(long, one_by_one);
+    }
+
+    #[test]
+    fn moments_are_those_asked_for() {
+        let (mean, stdev) = mean_and_stdev(&values(Init::Randn { mean: 0.5, stdev: 0.02 }, &[200, 500], 0, "n"));
+        assert!((mean - 0.5).abs() < 3e-4 && (stdev - 0.02).abs() < 2e-4, "{mean} {stdev}");
+        let uniform = values(Init::Uniform { lo: 1.0, up: 3.0 }, &[200, 500], 0, "u");
+        assert!(uniform.iter().all(|v| (1.0..=3.0).contains(v)));
+        let (mean, stdev) = mean_and_stdev(&uniform);
+        assert!((mean - 2.0).abs() < 1e-2 && (stdev - 2.0 / 12f64.sqrt()).abs() < 1e-2, "{mean} {stdev}");
+        let (mean, stdev) = mean_and_stdev(&values(candle_nn::init::DEFAULT_KAIMING_UNIFORM, &[500, 200], 0, "k"));
+        assert!(mean.abs() < 1e-3 && (stdev - (2.0f64 / 200.0).sqrt()).abs() < 1e-3, "{mean} {stdev}");
+        assert_eq!(values(Init::Const(1.5), &[3], 0, "c"), [1.5; 3]);
+    }
+}

@@ -1,0 +1,234 @@
+//! The trainable parameters of a model, by name.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use candle_core::{DType, Device, Shape, Tensor, Var};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
+
+use super::SafetensorsFiles;
+use super::init::initial_tensor;
+use super::strict::check_tensors;
+use crate::{Error, Result};
+
+type Vars = BTreeMap<String, Var>;
+
+/// Named variables in sorted order. A clone is another handle to the same parameters.
+#[derive(Debug, Clone, Default)]
+pub struct Parameters {
+    vars: Arc<RwLock<Vars>>,
+}
+
+impl Parameters {
+    /// No parameters yet; building a model over [`Self::var_builder`] creates them.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A builder that hands out the variables of this store and creates those that are missing.
+    ///
+    /// A new value is drawn as the layer's [`Init`] hint says, from a stream of (`seed`, name): it depends neither on
+    /// the order of creation nor on the device. The tensor handed out is the variable's own, so gradients arrive at it.
+    pub fn var_builder(&self, seed: u64, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(Source { parameters: self.clone(), seed }), dtype, device.clone())
+    }
+
+    /// The variable of this name.
+    pub fn get(&self, name: &str) -> Option<Var> {
+        self.read().get(name).cloned()
+    }
+
+    /// Adds or replaces a variable and returns the one that bore the name. Models built before keep the old one.
+    pub fn insert(&self, name: impl Into<String>, var: Var) -> Option<Var> {
+        self.write().insert(name.into(), var)
+    }
+
+    /// Overwrites the values of an existing variable, converted to its type and device.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if there is no such parameter or the shapes differ.
+    pub fn set(&self, name: &str, values: &Tensor) -> Result<()> {
+        let var = self.get(name).ok_or_else(|| Error::Weights(format!("the model has no parameter `{name}`")))?;
+        if var.dims() != values.dims() {
+            return Err(Error::Weights(format!(
+                "parameter `{name}` is {:?}, but the values for it are {:?}",
+                var.dims(),
+                values.dims()
+            )));
+        }
+        let values = values.detach().to_device(var.device())?.to_dtype(var.dtype())?;
+        Ok(var.set(&values)?)
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> Vec<String> {
+        self.read().keys().cloned().collect()
+    }
+
+    /// All names and variables as they are now, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = (String, Var)> {
+        self.read().clone().into_iter()
+    }
+
+    /// The current values, detached from any graph; they change when the variables do.
+    pub fn tensors(&self) -> BTreeMap<String, Tensor> {
+        self.read().iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect()
+    }
+
+    /// The names and shapes of all parameters.
+    pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        self.read().iter().map(|(name, var)| (name.clone(), var.dims().to_vec())).collect()
+    }
+
+    /// Number of parameters (tensors).
+    pub fn len(&self) -> usize {
+        self.read().len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.read().is_empty()
+    }
+
+    /// Number of values in all parameters together.
+    pub fn num_elements(&self) -> usize {
+        self.read().values().map(|var| var.elem_count()).sum()
+    }
+
+    /// Overwrites every parameter with the tensor of the same name in `files`, in the parameter's own type.
+    ///
+    /// # Errors
+    /// One [`Error::Weights`] listing every missing, unexpected and misshapen tensor, before anything is changed.
+    pub fn load_from(&self, files: &SafetensorsFiles) -> Result<()> {
+        check_tensors(&files.path().display().to_string(), &self.shapes(), &files.shapes())?;
+        for (name, var) in self.iter() {
+            var.set(&files.load(&name, var.dtype(), var.device())?)?;
+        }
+        Ok(())
+    }
+
+    // A panic while the lock is held cannot leave the map half-changed, so poison is ignored.
+    fn read(&self) -> RwLockReadGuard<'_, Vars> {
+        self.vars.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Vars> {
+        self.vars.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Source {
+    parameters: Parameters,
+    seed: u64,
+}
+
+impl SimpleBackend for Source {
+    fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        let mut vars = self.parameters.write();
+        if let Some(var) = vars.get(name) {
+            return own_tensor(name, var, Some(&shape), dtype, device);
+        }
+        let var = Var::from_tensor(&initial_tensor(init, &shape, self.seed, name, dtype, device)?)?;
+        let tensor = var.as_tensor().clone();
+        vars.insert(name.to_string(), var);
+        Ok(tensor)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        match self.parameters.get(name) {
+            Some(var) => own_tensor(name, &var, None, dtype, device),
+            None => candle_core::bail!("parameter `{name}` does not exist, and cannot be created without a shape"),
+        }
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.parameters.read().contains_key(name)
+    }
+}
+
+/// The tensor of an existing variable, if it is what is asked for: a converted one would not be the variable.
+fn own_tensor(
+    name: &str,
+    var: &Var,
+    shape: Option<&Shape>,
+    dtype: DType,
+    device: &Device,
+) -> candle_core::Result<Tensor> {
+    if let Some(shape) = shape.filter(|shape| *shape != var.shape()) {
+        candle_core::bail!("parameter `{name}` is {:?}, but is asked for as {:?}", var.dims(), shape.dims());
+    }
+    if var.dtype() != dtype || !var.device().same_device(device) {
+        candle_core::bail!(
+            "parameter `{name}` is {} on {:?}, but is asked for as {} on {:?}: build with the type and device of the parameters",
+            var.dtype().as_str(),
+            var.device().location(),
+            dtype.as_str(),
+            device.location()
+        );
+    }
+    Ok(var.as_tensor().clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_nn::Module;
+
+    use super::*;
+
+    fn store() -> (Parameters, VarBuilder<'static>) {
+        let parameters = Parameters::new();
+        let vb = parameters.var_builder(7, DType::F32, &Device::Cpu);
+        (parameters, vb)
+    }
+
+    fn values(parameters: &Parameters, name: &str) -> Vec<f32> {
+        parameters.get(name).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn order_of_creation_does_not_matter() {
+        let ((one, a), (other, b)) = (store(), store());
+        candle_nn::linear(4, 3, a.pp("x")).unwrap();
+        candle_nn::linear(4, 3, a.pp("y")).unwrap();
+        candle_nn::linear(4, 3, b.pp("y")).unwrap();
+        candle_nn::linear(4, 3, b.pp("x")).unwrap();
+        assert_eq!(one.names(), ["x.bias", "x.weight", "y.bias", "y.weight"]);
+        for name in one.names() {
+            assert_eq!(values(&one, &name), values(&other, &name), "{name}");
+        }
+        assert_ne!(values(&one, "x.weight"), values(&one, "y.weight"));
+        assert_eq!((one.len(), one.num_elements()), (4, 30));
+    }
+
+    #[test]
+    fn gradients_arrive_at_the_variables() {
+        let (parameters, vb) = store();
+        let layer = candle_nn::linear(2, 1, vb.pp("l")).unwrap();
+        let x = Tensor::new(&[[3f32, 5.0]], &Device::Cpu).unwrap();
+        let grads = layer.forward(&x).unwrap().sum_all().unwrap().backward().unwrap();
+        let grad = grads.get(&parameters.get("l.weight").unwrap()).unwrap();
+        assert_eq!(grad.to_vec2::<f32>().unwrap(), [[3.0, 5.0]]);
+    }
+
+    #[test]
+    fn a_name_asked_for_twice_is_one_variable() {
+        let (parameters, vb) = store();
+        let (a, b) = (vb.get((2, 2), "w").unwrap(), vb.get((2, 2), "w").unwrap());
+        assert_eq!(a.id(), b.id());
+        assert_eq!(a.id(), parameters.get("w").unwrap().id());
+        assert!(vb.get((4, 1), "w").unwrap_err().to_string().contains("[4, 1]"));
+        let half = parameters.var_builder(7, DType::BF16, &Device::Cpu);
+        assert!(half.get((2, 2), "w").unwrap_err().to_string().contains("bf16"));
+    }
+
+    #[test]
+    fn setting_converts_and_checks() {
+        let (parameters, vb) = store();
+        let handed_out = vb.get(2, "w").unwrap();
+        parameters.set("w", &Tensor::new(&[1.5f64, 2.5], &Device::Cpu).unwrap()).unwrap();
+        assert_eq!(handed_out.to_vec1::<f32>().unwrap(), [1.5, 2.5]);
+        assert!(parameters.set("w", &Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap()).is_err());
+        assert!(parameters.set("v", &handed_out).is_err());
+    }
+}

@@ -1,0 +1,251 @@
+//! Reading safetensors: one file, or shards with an index, memory-mapped and never trusted.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorInfo;
+use serde::Deserialize;
+
+use super::strict::check_tensors;
+use crate::{Error, Result};
+
+/// The name of a checkpoint's weights when they are one file.
+pub(super) const SINGLE_FILE: &str = "model.safetensors";
+/// The name of the list of shards otherwise.
+pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
+/// An index names some thousand tensors; this many bytes are not one.
+const MAX_INDEX_BYTES: u64 = 100 << 20;
+
+/// The tensors of a `.safetensors` file, or of all shards of a checkpoint folder.
+///
+/// Opening reads and checks the headers only. The files must not be changed by anybody while they are mapped.
+#[derive(Debug)]
+pub struct SafetensorsFiles {
+    path: PathBuf,
+    shards: Vec<Shard>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+    /// Where the tensors' bytes start.
+    data: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    shard: usize,
+    info: TensorInfo,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl SafetensorsFiles {
+    /// Opens a `.safetensors` file, or a folder with `model.safetensors` or `model.safetensors.index.json` (looked for
+    /// in this order, as HF does).
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be read, [`Error::Format`] if one is not what it claims to be: truncated, with a
+    /// header that contradicts the data, or an index that names a shard or tensor that is not there.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if !path.is_dir() {
+            return Self::open_single(path, path);
+        }
+        let (single, index) = (path.join(SINGLE_FILE), path.join(INDEX_FILE));
+        match (single.is_file(), index.is_file()) {
+            (true, _) => Self::open_single(path, &single),
+            (false, true) => Self::open_sharded(path, &index),
+            (false, false) => Err(Error::format(
+                path,
+                format!(
+                    "the folder holds neither {SINGLE_FILE} nor {INDEX_FILE}: \
+                     convert other formats (pytorch_model.bin) to safetensors first"
+                ),
+            )),
+        }
+    }
+
+    fn open_single(path: &Path, file: &Path) -> Result<Self> {
+        let (shard, infos) = Shard::open(file)?;
+        let tensors = infos.into_iter().map(|(name, info)| (name, Entry { shard: 0, info })).collect();
+        Ok(Self { path: path.to_path_buf(), shards: vec![shard], tensors })
+    }
+
+    fn open_sharded(folder: &Path, index: &Path) -> Result<Self> {
+        let mut by_shard: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (tensor, shard) in read_index(index)?.weight_map {
+            by_shard.entry(shard).or_default().push(tensor);
+        }
+        let (mut shards, mut tensors) = (Vec::new(), BTreeMap::new());
+        for (file_name, names) in by_shard {
+            let (shard, mut infos) = Shard::open(&shard_path(folder, index, &file_name)?)?;
+            for name in names {
+                let info = infos.remove(&name).ok_or_else(|| {
+                    Error::format(
+                        index,
+                        format!(
+                            "says that tensor `{name}` is in {file_name}, but it is not: download both files again"
+                        ),
+                    )
+                })?;
+                tensors.insert(name, Entry { shard: shards.len(), info });
+            }
+            shards.push(shard);
+        }
+        Ok(Self { path: folder.to_path_buf(), shards, tensors })
+    }
+
+    /// The file or folder that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The shape of a tensor, if there is one of this name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|entry| entry.info.shape.as_slice())
+    }
+
+    /// The names and shapes of all tensors.
+    pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        self.tensors.iter().map(|(name, entry)| (name.clone(), entry.info.shape.clone())).collect()
+    }
+
+    /// Copies a tensor to `device`, converted from whatever float type it is stored in.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if there is no such tensor, or it holds no floats (and not `dtype` itself).
+    pub fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let missing = || Error::Weights(format!("{}: there is no tensor `{name}`", self.path.display()));
+        let entry = self.tensors.get(name).ok_or_else(missing)?;
+        let shard = self.shards.get(entry.shard).ok_or_else(missing)?;
+        let stored = DType::try_from(entry.info.dtype).ok();
+        let Some(stored) = stored.filter(|s| *s == dtype || is_float(*s) && is_float(dtype)) else {
+            return Err(Error::Weights(format!(
+                "{}: tensor `{name}` holds {}, which cannot become {}: expected f64, f32, f16 or bf16",
+                shard.path.display(),
+                entry.info.dtype,
+                dtype.as_str()
+            )));
+        };
+        let tensor = Tensor::from_raw_buffer(shard.bytes(&entry.info)?, stored, &entry.info.shape, device)?;
+        Ok(tensor.to_dtype(dtype)?)
+    }
+
+    /// Checks that the tensors are exactly those of `expected`, see [`check_tensors`].
+    ///
+    /// # Errors
+    /// One [`Error::Weights`] that lists every missing, unexpected and misshapen tensor.
+    pub fn check(&self, expected: &BTreeMap<String, Vec<usize>>) -> Result<()> {
+        check_tensors(&self.path.display().to_string(), expected, &self.shapes())
+    }
+
+    /// A builder that hands out these tensors as constants, without gradients.
+    ///
+    /// [`Self::check`] first gives one message for all problems; the builder fails on the first one.
+    pub fn var_builder(self: Arc<Self>, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(Files(self)), dtype, device.clone())
+    }
+}
+
+struct Files(Arc<SafetensorsFiles>);
+
+impl SimpleBackend for Files {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        match self.0.shape(name) {
+            Some(found) if found != shape.dims() => candle_core::bail!(
+                "{}: tensor `{name}` is {found:?}, expected {:?}",
+                self.0.path.display(),
+                shape.dims()
+            ),
+            _ => self.get_unchecked(name, dtype, device),
+        }
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        self.0.load(name, dtype, device).map_err(candle_core::Error::wrap)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.0.tensors.contains_key(name)
+    }
+}
+
+fn is_float(dtype: DType) -> bool {
+    matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
+}
+
+impl Shard {
+    fn open(path: &Path) -> Result<(Self, BTreeMap<String, TensorInfo>)> {
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        // SAFETY: the map is read-only; that nobody truncates the file meanwhile is a documented condition.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
+            let hint = "the file is truncated or not safetensors: download it again";
+            Error::format(path, format!("{e} ({} bytes); {hint}", map.len()))
+        })?;
+        let mut infos = BTreeMap::new();
+        for (name, info) in metadata.tensors() {
+            check_shape(path, &name, &info.shape)?;
+            infos.insert(name, info.clone());
+        }
+        Ok((Self { path: path.to_path_buf(), data: size_of::<u64>() + header, map }, infos))
+    }
+
+    fn bytes(&self, info: &TensorInfo) -> Result<&[u8]> {
+        let (start, end) = info.data_offsets;
+        let data = self.map.get(self.data..);
+        data.and_then(|data| data.get(start..end)).ok_or_else(|| Error::format(&self.path, "offsets beyond the file"))
+    }
+}
+
+/// The header's own check lets `[0, 2^63, 2^63]` pass, whose strides overflow.
+fn check_shape(path: &Path, name: &str, shape: &[usize]) -> Result<()> {
+    let strides = shape.iter().filter(|d| **d != 0).try_fold(1usize, |product, d| product.checked_mul(*d));
+    match strides {
+        Some(_) => Ok(()),
+        None => Err(Error::format(path, format!("tensor `{name}` has the impossible shape {shape:?}"))),
+    }
+}
+
+fn read_index(path: &Path) -> Result<Index> {
+    let bytes = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+    if bytes > MAX_INDEX_BYTES {
+        return Err(Error::format(path, format!("is {bytes} bytes, expected an index of at most {MAX_INDEX_BYTES}")));
+    }
+    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    serde_json::from_slice(&text)
+        .map_err(|e| Error::format(path, format!("{e}; expected an object with `weight_map`: {{tensor: file name}}")))
+}
+
+/// Where a shard lies, which must be the folder of its index: a name from a download must not reach other files.
+fn shard_path(folder: &Path, index: &Path, name: &str) -> Result<PathBuf> {
+    let mut components = Path::new(name).components();
+    let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
+    if !plain || name.contains(['/', '\\', '\0']) {
+        return Err(Error::format(index, format!("names the shard `{name}`, expected a file name without folders")));
+    }
+    let path = folder.join(name);
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(Error::format(index, format!("names the shard `{name}`, which is not in the folder: download it too")))
+    }
+}

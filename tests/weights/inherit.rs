@@ -1,0 +1,318 @@
+//! Values of the parity fixtures' CLIP and language models land where they should.
+
+use std::path::PathBuf;
+
+use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_nn::Init;
+use haplovl::config::{DecoderConfig, HaploVlConfig, MlpKind, NormKind, Rope, TextEmbedding};
+use haplovl::weights::{
+    ClipSource, LlmSource, Parameters, TensorSource, TextInit, inherit_clip, inherit_llm, principal_components,
+};
+
+pub fn fixture(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity").join(path)
+}
+
+fn llm(name: &str) -> LlmSource {
+    LlmSource::open(fixture("llm").join(name)).unwrap()
+}
+
+fn clip() -> ClipSource {
+    ClipSource::open(fixture("clip_vit/tiny")).unwrap()
+}
+
+/// A configuration that takes over both sources as they are.
+fn config(llm: &LlmSource, clip: &ClipSource) -> HaploVlConfig {
+    let mut config = HaploVlConfig::tiny();
+    config.text_embedding = TextEmbedding::Projected;
+    config.vocab_size = 164;
+    config.vision.image_size = clip.config().image_size;
+    config.pre_decoder = DecoderConfig { rope: Rope::Own, ..clip.config().decoder.clone() };
+    config.post_decoder = llm.config().decoder.clone();
+    config
+}
+
+/// The released model's form: direct table, gated MLPs, biases everywhere.
+fn pro(llm: &LlmSource, clip: &ClipSource) -> HaploVlConfig {
+    let mut config = config(llm, clip);
+    config.text_embedding = TextEmbedding::Direct;
+    config.pre_decoder.mlp = MlpKind::Gated;
+    let post = &mut config.post_decoder;
+    (post.qkv_bias, post.output_bias, post.mlp_bias) = (true, true, true);
+    config
+}
+
+/// All parameters of a model, with random values.
+fn parameters(config: &HaploVlConfig) -> Parameters {
+    let (pre, post) = (&config.pre_decoder, &config.post_decoder);
+    let (d, p) = (pre.hidden_size, config.vision.patch_size);
+    let mut shapes: Vec<(String, Vec<usize>)> = vec![
+        ("model.embed_tokens.weight".into(), vec![config.vocab_size, config.embedding_size()]),
+        ("model.patch_embed.proj.weight".into(), vec![d, 3, p, p]),
+        ("model.pre_pos_embed".into(), vec![1, config.vision.patches_per_tile(), d]),
+        ("model.image_newline".into(), vec![d]),
+        ("model.pre_norm.weight".into(), vec![d]),
+        ("model.pre_norm.bias".into(), vec![d]),
+        ("model.pre_connector.weight".into(), vec![post.hidden_size, d]),
+        ("model.norm.weight".into(), vec![post.hidden_size]),
+        ("lm_head.weight".into(), vec![config.vocab_size, post.hidden_size]),
+    ];
+    if config.text_embedding == TextEmbedding::Projected {
+        shapes.push(("model.embed_proj.weight".into(), vec![d, post.hidden_size]));
+    }
+    for layer in 0..pre.num_hidden_layers + post.num_hidden_layers {
+        let decoder = if layer < pre.num_hidden_layers { pre } else { post };
+        for (name, shape) in layer_shapes(decoder) {
+            shapes.push((format!("model.layers.{layer}.{name}"), shape));
+        }
+    }
+    let parameters = Parameters::new();
+    let vb = parameters.var_builder(3, DType::F32, &Device::Cpu);
+    for (name, shape) in shapes {
+        vb.get_with_hints(shape, &name, Init::Randn { mean: 0.0, stdev: 0.02 }).unwrap();
+    }
+    parameters
+}
+
+fn layer_shapes(decoder: &DecoderConfig) -> Vec<(String, Vec<usize>)> {
+    let (h, m) = (decoder.hidden_size, decoder.intermediate_size);
+    let kv = decoder.head_dim() * decoder.num_key_value_heads;
+    let mut linear = vec![
+        ("self_attn.q_proj", h, h, decoder.qkv_bias),
+        ("self_attn.k_proj", kv, h, decoder.qkv_bias),
+        ("self_attn.v_proj", kv, h, decoder.qkv_bias),
+        ("self_attn.o_proj", h, h, decoder.output_bias),
+    ];
+    linear.extend(match decoder.mlp {
+        MlpKind::Plain => vec![("mlp.fc1", m, h, decoder.mlp_bias), ("mlp.fc2", h, m, decoder.mlp_bias)],
+        MlpKind::Gated => vec![
+            ("mlp.gate_proj", m, h, decoder.mlp_bias),
+            ("mlp.up_proj", m, h, decoder.mlp_bias),
+            ("mlp.down_proj", h, m, decoder.mlp_bias),
+        ],
+    });
+    let mut shapes = Vec::new();
+    for (name, out, into, biased) in linear {
+        shapes.push((format!("{name}.weight"), vec![out, into]));
+        shapes.extend(biased.then(|| (format!("{name}.bias"), vec![out])));
+    }
+    for name in ["input_layernorm", "post_attention_layernorm"] {
+        shapes.push((format!("{name}.weight"), vec![h]));
+        shapes.extend((decoder.norm_mode == NormKind::LayerNorm).then(|| (format!("{name}.bias"), vec![h])));
+    }
+    shapes
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn ours(parameters: &Parameters, name: &str) -> Tensor {
+    parameters.get(name).unwrap_or_else(|| panic!("{name}")).as_tensor().clone()
+}
+
+fn theirs(source: &dyn TensorSource, name: &str) -> Tensor {
+    source.load_tensor(name, DType::F32, &Device::Cpu).unwrap()
+}
+
+fn close(a: &Tensor, b: &Tensor, tolerance: f32) {
+    assert_eq!(a.dims(), b.dims());
+    for (a, b) in values(a).into_iter().zip(values(b)) {
+        assert!((a - b).abs() <= tolerance, "{a} {b}");
+    }
+}
+
+#[test]
+fn every_layer_of_the_llm_is_copied_after_the_pre_decoder() {
+    for name in ["llama", "qwen2"] {
+        let (llm, clip) = (llm(name), clip());
+        let config = config(&llm, &clip);
+        let parameters = parameters(&config);
+        let report = inherit_llm(&llm, &config, &parameters, TextInit::Random).unwrap();
+        for from in llm.tensors().tensor_names() {
+            let to = match from.strip_prefix("model.layers.") {
+                Some(rest) => {
+                    let (layer, rest) = rest.split_once('.').unwrap();
+                    format!("model.layers.{}.{rest}", layer.parse::<usize>().unwrap() + 3)
+                }
+                None => from.clone(),
+            };
+            let (a, b) = (ours(&parameters, &to), theirs(llm.tensors(), &from));
+            assert_eq!(values(&a.narrow(0, 0, b.dims()[0]).unwrap()), values(&b), "{to}");
+            assert!(report.copied.contains(&to), "{to}");
+        }
+        assert!(report.unused.is_empty() && report.zero_filled.is_empty(), "{report}");
+        for fresh in ["model.embed_proj.weight", "model.pre_connector.weight", "model.layers.2.mlp.fc1.weight"] {
+            assert!(report.fresh.iter().any(|name| name == fresh), "{report}");
+        }
+    }
+}
+
+#[test]
+fn a_tied_table_becomes_the_head_and_new_tokens_its_mean() {
+    let (llm, clip) = (llm("qwen2"), clip());
+    let config = config(&llm, &clip);
+    let parameters = parameters(&config);
+    inherit_llm(&llm, &config, &parameters, TextInit::Random).unwrap();
+    let table = llm.embedding(DType::F32, &Device::Cpu).unwrap();
+    for name in ["lm_head.weight", "model.embed_tokens.weight"] {
+        let rows = ours(&parameters, name);
+        assert_eq!(values(&rows.i(..160).unwrap()), values(&table));
+        for row in 160..164 {
+            close(&rows.i(row).unwrap(), &table.mean(0).unwrap(), 1e-7);
+        }
+    }
+}
+
+#[test]
+fn missing_biases_are_zero_in_the_released_form() {
+    let (llm, clip) = (llm("llama"), clip());
+    let config = pro(&llm, &clip);
+    let parameters = parameters(&config);
+    let report = inherit_llm(&llm, &config, &parameters, TextInit::Random).unwrap();
+    assert_eq!(report.zero_filled.len(), 3 * 7, "{report}");
+    for name in &report.zero_filled {
+        assert!(name.ends_with(".bias") && values(&ours(&parameters, name)).iter().all(|v| *v == 0.0), "{name}");
+    }
+}
+
+#[test]
+fn text_passes_through_the_principal_components() {
+    let (llm, clip) = (llm("llama"), clip());
+    let table = llm.embedding(DType::F32, &Device::Cpu).unwrap();
+    let down = principal_components(&table, 32).unwrap();
+    let narrow = table.matmul(&down.t().unwrap()).unwrap();
+
+    let projected = config(&llm, &clip);
+    let store = parameters(&projected);
+    inherit_llm(&llm, &projected, &store, TextInit::PrincipalComponents).unwrap();
+    close(&ours(&store, "model.embed_proj.weight"), &down, 0.0);
+
+    let direct = pro(&llm, &clip);
+    let store = parameters(&direct);
+    inherit_llm(&llm, &direct, &store, TextInit::PrincipalComponents).unwrap();
+    close(&ours(&store, "model.embed_tokens.weight").i(..160).unwrap(), &narrow, 1e-6);
+    // Normalised as by the pre-decoder, an embedding comes out of the connector with the length it had.
+    let scale = narrow.sqr().unwrap().mean_all().unwrap().sqrt().unwrap();
+    let back = narrow.broadcast_div(&scale).unwrap().matmul(&ours(&store, "model.pre_connector.weight").t().unwrap());
+    close(&back.unwrap(), &narrow.matmul(&down).unwrap(), 1e-5);
+}
+
+#[test]
+fn clip_in_its_own_form() {
+    let (llm, clip) = (llm("llama"), clip());
+    let config = config(&llm, &clip);
+    let parameters = parameters(&config);
+    let report = inherit_clip(&clip, &config, &parameters).unwrap();
+    let files = clip.files().as_ref();
+    for (to, from) in [
+        ("model.patch_embed.proj.weight", "embeddings.patch_embedding.weight"),
+        ("model.pre_norm.weight", "pre_layrnorm.weight"),
+        ("model.pre_norm.bias", "pre_layrnorm.bias"),
+        ("model.layers.2.input_layernorm.bias", "encoder.layers.2.layer_norm1.bias"),
+        ("model.layers.1.post_attention_layernorm.weight", "encoder.layers.1.layer_norm2.weight"),
+        ("model.layers.1.self_attn.o_proj.weight", "encoder.layers.1.self_attn.out_proj.weight"),
+        ("model.layers.0.self_attn.k_proj.bias", "encoder.layers.0.self_attn.k_proj.bias"),
+        ("model.layers.0.mlp.fc1.weight", "encoder.layers.0.mlp.fc1.weight"),
+        ("model.layers.2.mlp.fc2.bias", "encoder.layers.2.mlp.fc2.bias"),
+    ] {
+        let from = theirs(files, &format!("vision_model.{from}"));
+        assert_eq!(values(&ours(&parameters, to)), values(&from), "{to}");
+    }
+    let positions = theirs(files, "vision_model.embeddings.position_embedding.weight");
+    assert_eq!(values(&ours(&parameters, "model.pre_pos_embed")), values(&positions.i(1..).unwrap()));
+    let unused = ["embeddings.class_embedding", "post_layernorm.bias", "post_layernorm.weight"];
+    assert_eq!(report.unused, unused.map(|name| format!("vision_model.{name}")));
+    assert!(report.zero_filled.is_empty(), "{report}");
+}
+
+#[test]
+fn clip_in_the_gated_form_computes_the_same() {
+    let (llm, clip) = (llm("llama"), clip());
+    let config = pro(&llm, &clip);
+    let parameters = parameters(&config);
+    let report = inherit_clip(&clip, &config, &parameters).unwrap();
+    assert_eq!(report.zero_filled.len(), 2 * 3);
+    let layer = |name: &str, x: &Tensor| {
+        let weight = ours(&parameters, &format!("model.layers.1.mlp.{name}.weight"));
+        let bias = ours(&parameters, &format!("model.layers.1.mlp.{name}.bias"));
+        x.matmul(&weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap()
+    };
+    let fc = |name: &str, x: &Tensor| {
+        let part = |kind| theirs(clip.files().as_ref(), &format!("vision_model.encoder.layers.1.mlp.{name}.{kind}"));
+        x.matmul(&part("weight").t().unwrap()).unwrap().broadcast_add(&part("bias")).unwrap()
+    };
+    let act = |x: Tensor| (&x * candle_nn::ops::sigmoid(&(&x * 1.702).unwrap()).unwrap()).unwrap();
+    let x = theirs(clip.files().as_ref(), "vision_model.embeddings.position_embedding.weight");
+    let gated = (act(layer("gate_proj", &x)) * layer("up_proj", &x)).unwrap();
+    assert_eq!(values(&layer("down_proj", &gated)), values(&fc("fc2", &act(fc("fc1", &x)))));
+}
+
+#[test]
+fn another_tile_size_resamples_the_positions() {
+    let (llm, clip) = (llm("llama"), clip());
+    let mut config = config(&llm, &clip);
+    config.vision.image_size = 84;
+    let parameters = parameters(&config);
+    inherit_clip(&clip, &config, &parameters).unwrap();
+    let positions = ours(&parameters, "model.pre_pos_embed").reshape((6, 6, 32)).unwrap();
+    let grid = theirs(clip.files().as_ref(), "vision_model.embeddings.position_embedding.weight");
+    let grid = grid.i(1..).unwrap().reshape((4, 4, 32)).unwrap();
+    // Bicubic keeps what lies near: the corners resemble their own corners more than the others.
+    for (y, x) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        let distance = |v: usize, u: usize| {
+            let difference = (positions.i((5 * y, 5 * x)).unwrap() - grid.i((3 * v, 3 * u)).unwrap()).unwrap();
+            difference.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()
+        };
+        let nearest = [(0, 0), (0, 1), (1, 0), (1, 1)]
+            .into_iter()
+            .min_by(|a, b| distance(a.0, a.1).total_cmp(&distance(b.0, b.1)));
+        assert_eq!(nearest, Some((y, x)));
+    }
+}
+
+#[test]
+fn both_together_leave_only_what_neither_has() {
+    let (llm, clip) = (llm("qwen2"), clip());
+    let config = config(&llm, &clip);
+    let parameters = parameters(&config);
+    let report = inherit_clip(&clip, &config, &parameters).unwrap();
+    let report = report.merge(inherit_llm(&llm, &config, &parameters, TextInit::PrincipalComponents).unwrap());
+    assert_eq!(report.fresh, ["model.image_newline"]);
+    assert_eq!(report.copied.len() + 1, parameters.len());
+}
+
+#[test]
+fn what_does_not_fit_is_listed_at_once() {
+    let (llm, clip) = (llm("qwen2"), clip());
+    let mut config = config(&llm, &clip);
+    config.vocab_size = 100;
+    config.tie_word_embeddings = true;
+    config.post_decoder.num_hidden_layers = 2;
+    config.post_decoder.rope_theta = 1e4;
+    config.post_decoder.qkv_bias = false;
+    let message = inherit_llm(&llm, &config, &Parameters::new(), TextInit::Random).unwrap_err().to_string();
+    for part in ["num_hidden_layers is 2, the source has 3", "rope_theta", "qkv_bias is false", "vocab_size is 100"] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    config.pre_decoder.mlp = MlpKind::Gated;
+    config.pre_decoder.mlp_bias = false;
+    config.vision.patch_size = 7;
+    let message = inherit_clip(&clip, &config, &Parameters::new()).unwrap_err().to_string();
+    for part in ["pre_decoder.mlp_bias is false", "vision.patch_size is 7, the source has 14"] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+}
+
+#[test]
+fn a_broken_source_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || LlmSource::open(folder.path()).map(|_| ()).unwrap_err().to_string();
+    assert!(open().contains("config.json"));
+    std::fs::write(folder.path().join("config.json"), "{").unwrap();
+    assert!(open().contains("not JSON"));
+    std::fs::copy(fixture("llm/llama/config.json"), folder.path().join("config.json")).unwrap();
+    assert!(open().contains("model.safetensors"));
+    let message = ClipSource::open(folder.path()).map(|_| ()).unwrap_err().to_string();
+    assert!(message.contains("`llama`"), "{message}");
+}
