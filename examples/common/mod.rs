@@ -38,7 +38,7 @@ pub struct Options {
     top_p: Option<f64>,
     /// Seed of the draws
     #[arg(long, default_value_t = 0, value_name = "N")]
-    seed: u64,
+    pub seed: u64,
     /// Print one line of JSON: text, token counts, seconds to the first token, tokens per second
     #[arg(long)]
     pub json: bool,
@@ -53,7 +53,7 @@ impl Options {
         let config = loaded.model().config();
         let parameters: usize = HaploVl::parameter_shapes(config)?.values().map(|s| s.iter().product::<usize>()).sum();
         eprintln!(
-            "{:.1} M parameters, {} + {} layers, context {}, on {:?}, loaded in {:.1} s",
+            "{:.2} M parameters, {} + {} layers, context {}, on {:?}, loaded in {:.1} s",
             parameters as f64 / 1e6,
             config.pre_decoder.num_hidden_layers,
             config.post_decoder.num_hidden_layers,
@@ -100,7 +100,7 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<()>) -> ExitCode {
     }
 }
 
-/// Prints an answer while it comes, and returns it whole; with `json` nothing is printed.
+/// Prints an answer while it comes; with `json` nothing is printed.
 pub fn print_pieces<E: Display>(
     pieces: &mut impl Iterator<Item = std::result::Result<String, E>>,
     json: bool,
