@@ -2,8 +2,10 @@
 //!
 //! `cargo run --release --example attention -- --model DIR --image cat.jpg --prompt "Where is the cat?" --word cat`
 
+#[path = "common/cli.rs"]
+mod cli;
 #[path = "common/model.rs"]
-mod common;
+mod model;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,11 +43,11 @@ struct Arguments {
     #[arg(long, default_value = ".", value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
-    options: common::ModelOptions,
+    options: model::ModelOptions,
 }
 
 fn main() -> ExitCode {
-    common::main(|arguments: Arguments| {
+    cli::main(|arguments: Arguments| {
         let Arguments { images, prompt, word, layer, head, out, options } = arguments;
         let pictures = images.iter().map(|path| ImageDecoder::default().open(path));
         let pictures = pictures.collect::<haplovl::Result<Vec<_>>>()?;

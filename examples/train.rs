@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release --example train -- recipes/shapes/quick.toml`
 
-mod common;
+#[path = "common/cli.rs"]
+mod cli;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,7 +45,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    common::main(|arguments: Arguments| {
+    cli::main(|arguments: Arguments| {
         arguments.recipes.iter().try_for_each(|path| -> Result<()> {
             let recipe = Recipe::read(path, &arguments.set)?;
             let export = recipe.output.join("export");

@@ -1,5 +1,6 @@
 //! What the examples that answer share: options, loading with facts on stderr, and output.
 
+mod cli;
 mod model;
 
 use std::fmt::Display;
@@ -12,7 +13,9 @@ use haplovl::generation::Answer;
 use haplovl::pipeline::LoadedModel;
 use serde_json::{Value, json};
 
-pub use model::{ModelOptions, main};
+pub use cli::main;
+
+use model::ModelOptions;
 
 /// Options of every example that answers.
 #[derive(Debug, Args)]

@@ -1,10 +1,9 @@
-//! What all examples share: the choice of a model, and how to fail.
+//! Which model an example uses, and where.
 
-use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use clap::{Args, Parser};
+use clap::Args;
 use haplovl::device::{DeviceChoice, DtypeChoice};
 use haplovl::model::HaploVl;
 use haplovl::pipeline::{LoadedModel, ModelSource};
@@ -41,25 +40,5 @@ impl ModelOptions {
             start.elapsed().as_secs_f64()
         );
         Ok(loaded)
-    }
-}
-
-/// Runs an example: its answer goes to stdout; a failure is one message on stderr and exit code 1.
-pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<()>) -> ExitCode {
-    let arguments = match A::try_parse() {
-        Ok(arguments) => arguments,
-        Err(error) => {
-            let failed = error.use_stderr();
-            // Nothing is left to do where even the message cannot be printed.
-            let _ = error.print();
-            return if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS };
-        }
-    };
-    match run(arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
     }
 }

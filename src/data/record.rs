@@ -77,7 +77,8 @@ impl Record {
     }
 
     /// Reads the pictures: the conversation that a [`Processor`](crate::processor::Processor) takes. Every turn gets
-    /// as many pictures as it has markers.
+    /// as many pictures as it has markers. Where all of a turn's markers stand before its text they are left to the
+    /// chat template, which puts pictures there anyway, so that training meets the same tokens as use.
     ///
     /// # Errors
     /// [`BadSample::Failed`] for a picture that cannot be read.
@@ -87,11 +88,19 @@ impl Record {
             let markers = turn.text.matches(IMAGE_MARKER).count();
             let images = images.by_ref().take(markers).map(|image| image.read(decoder));
             let mut content = images.collect::<SampleResult<Vec<_>>>()?;
-            content.push(Content::Text(turn.text.clone()));
+            content.push(Content::Text(without_leading_markers(&turn.text).to_string()));
             Ok(Message { role: turn.role, content })
         };
         self.turns.iter().map(message).collect()
     }
+}
+
+fn without_leading_markers(text: &str) -> &str {
+    let mut rest = text.trim_start();
+    while let Some(behind) = rest.strip_prefix(IMAGE_MARKER) {
+        rest = behind.trim_start();
+    }
+    if rest.contains(IMAGE_MARKER) { text } else { rest }
 }
 
 impl ImageSource {
@@ -100,5 +109,18 @@ impl ImageSource {
             Self::File(path) => Arc::new(decoder.open(path)?),
             Self::Pixels(picture) => Arc::clone(picture),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_leading_markers;
+
+    #[test]
+    fn markers_before_the_text_go_and_others_stay() {
+        assert_eq!(without_leading_markers("<image>\nwhat?"), "what?");
+        assert_eq!(without_leading_markers("<image> <image>\nwhat?"), "what?");
+        assert_eq!(without_leading_markers("first <image> then"), "first <image> then");
+        assert_eq!(without_leading_markers("what?"), "what?");
     }
 }

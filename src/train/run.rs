@@ -14,18 +14,20 @@ use super::metrics::{
 use super::plot::{Plot, Series};
 use super::progress::Progress;
 use super::recipe::{DataConfig, DataLayout, DataSource, Recipe, Stage};
-use super::samples::{SampleForm, dialogue};
+use super::samples::SampleForm;
 use super::stage::{BuiltStage, build, export};
 use super::tensorboard::TensorBoardWriter;
 use super::{Objective, StepReport, Trainer, UpdateRule};
 use crate::batch::{MultimodalBatch, Sequence};
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::data::shapes::tokenizer;
-use crate::data::{Concat, Conversations, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Role, open};
+use crate::data::{
+    Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Record as Sample, Records, SampleResult, open,
+};
 use crate::generation::Generator;
 use crate::model::HaploVl;
 use crate::optim::AdamW;
-use crate::processor::{ChatTemplate, Conversation, Processor, ProcessorSettings, TextTokenizer};
+use crate::processor::{ChatTemplate, Conversation, Processor, ProcessorSettings, Role, TextTokenizer};
 use crate::weights::{Parameters, write_bytes_atomically};
 use crate::{Error, Result};
 
@@ -212,8 +214,8 @@ impl Session {
         let form = recipe.stage.sample_form();
         let processor = Arc::clone(&run.processor);
         let sources = recipe.data.train.iter().map(DataSource::open).collect::<Result<Vec<_>>>()?;
-        let loader = Loader::new(Concat::new(sources), loader_config(recipe), state.loader, move |conversation| {
-            form.prepare(&processor, conversation)
+        let loader = Loader::new(Concat::new(sources), loader_config(recipe), state.loader, move |sample| {
+            form.prepare(&processor, sample)
         })?;
         Ok(Self {
             checkpoints,
@@ -316,7 +318,7 @@ fn write_plot(run: &Run) -> Result<()> {
 
 impl DataSource {
     /// Opens the source; files are indexed, not read.
-    fn open(&self) -> Result<Conversations> {
+    fn open(&self) -> Result<Records> {
         match self {
             Self::Shapes(dataset) => {
                 dataset.config.validate()?;
@@ -360,11 +362,11 @@ fn validation(
     let (mut sequences, mut shown) = (Vec::new(), Vec::new());
     for index in 0..source.len().min(recipe.data.validation_samples) {
         let bad = |e: crate::data::BadSample| Error::Data(format!("validation: {}: {e}", source.describe(index)));
-        let conversation = source.get(index).map_err(bad)?;
+        let sample = source.get(index).map_err(bad)?;
         if shown.len() < recipe.run.show && form == SampleForm::Dialogue {
-            shown.extend(Shown::of(processor, &conversation).map_err(bad)?);
+            shown.extend(Shown::of(processor, &sample).map_err(bad)?);
         }
-        sequences.push(form.prepare(processor, conversation).map_err(bad)?);
+        sequences.push(form.prepare(processor, sample).map_err(bad)?);
     }
     let rows: Vec<Vec<Sequence>> = sequences.into_iter().map(|sequence| vec![sequence]).collect();
     let batches = rows.chunks(recipe.update.rows).map(|rows| form.collate(rows.to_vec(), config, device));
@@ -373,15 +375,15 @@ fn validation(
 
 impl Shown {
     /// The first question of a conversation and its answer.
-    fn of(processor: &Processor, conversation: &crate::data::Conversation) -> crate::data::SampleResult<Option<Self>> {
-        let Some(at) = conversation.turns.iter().position(|turn| turn.role == Role::Assistant) else { return Ok(None) };
+    fn of(processor: &Processor, sample: &Sample) -> SampleResult<Option<Self>> {
+        let Some(at) = sample.turns.iter().position(|turn| turn.role == Role::Assistant) else { return Ok(None) };
         let Some(asked) = at.checked_sub(1) else { return Ok(None) };
-        let mut prompt = conversation.clone();
+        let mut prompt = sample.clone();
         prompt.turns.truncate(at);
         Ok(Some(Self {
-            question: conversation.turns[asked].text.replace('\n', " "),
-            expected: conversation.turns[at].text.clone(),
-            prompt: dialogue(processor, prompt)?,
+            question: sample.turns[asked].text.replace('\n', " "),
+            expected: sample.turns[at].text.clone(),
+            prompt: prompt.conversation(processor.decoder())?,
         }))
     }
 }
