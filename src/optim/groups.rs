@@ -20,6 +20,16 @@ pub struct ParamGroup {
     pub weight_decay: Option<f64>,
 }
 
+/// Parameters that weight decay would only harm: scales, offsets and positions.
+const UNDECAYED: [&str; 6] = ["*norm*", "*.bias", "*pos*_embed*", "*newline", "*class_embedding", "*logit_scale"];
+
+/// Groups that take weight decay off biases, norms, positions and the newline, as far as `names` has such.
+pub fn undecayed_groups<'a>(names: impl Iterator<Item = &'a String> + Clone) -> Vec<ParamGroup> {
+    let matches = |pattern: &&str| names.clone().any(|name| glob_matches(pattern, name));
+    let group = |pattern: &str| ParamGroup { pattern: pattern.into(), lr_scale: None, weight_decay: Some(0.0) };
+    UNDECAYED.iter().filter(|pattern| matches(pattern)).map(|pattern| group(pattern)).collect()
+}
+
 /// The settings of one parameter, all groups applied.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Settings {

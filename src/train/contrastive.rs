@@ -35,6 +35,8 @@ impl Contrastive {
     /// If the store holds a tensor of another shape.
     pub fn new(vision: &ClipConfig, text: &LlmConfig, projection_dim: usize, vb: VarBuilder) -> Result<Self> {
         let projection = |width, name: &str| Linear::new(width, projection_dim, false, vb.pp(name));
+        // A tower has no use for a language head; tied, it has none.
+        let text = &LlmConfig { tie_word_embeddings: true, ..text.clone() };
         Ok(Self {
             visual_projection: projection(vision.decoder.hidden_size, "visual_projection")?,
             text_projection: projection(text.decoder.hidden_size, "text_projection")?,

@@ -26,7 +26,7 @@ use crate::data::{
 };
 use crate::generation::Generator;
 use crate::model::HaploVl;
-use crate::optim::AdamW;
+use crate::optim::{AdamW, AdamWConfig, undecayed_groups};
 use crate::processor::{ChatTemplate, Conversation, Processor, ProcessorSettings, Role, TextTokenizer};
 use crate::weights::{Parameters, write_bytes_atomically};
 use crate::{Error, Result};
@@ -47,6 +47,7 @@ pub struct Run {
     validation: Vec<MultimodalBatch>,
     shown: Vec<Shown>,
     facts: Facts,
+    stop_after: Option<u64>,
 }
 
 /// What a run is about to do, for people to check before it does.
@@ -91,7 +92,10 @@ impl Run {
         let BuiltStage { objective, parameters, trained, scope, report } = build(&recipe, &config, &device)?;
         let vars: BTreeMap<String, Var> =
             trained.iter().filter_map(|name| Some((name.clone(), parameters.get(name)?))).collect();
-        let optimizer = AdamW::new(&vars, recipe.optimizer.clone())?;
+        // The recipe's own groups come later, and so have the last word.
+        let mut groups = undecayed_groups(vars.keys());
+        groups.extend(recipe.optimizer.groups.iter().cloned());
+        let optimizer = AdamW::new(&vars, AdamWConfig { groups, ..recipe.optimizer.clone() })?;
         let rule = UpdateRule {
             learning_rate: recipe.update.learning_rate,
             schedule: recipe.schedule,
@@ -102,12 +106,18 @@ impl Run {
         let sample = describe_first_sample(&recipe, &processor)?;
         let facts = Facts::new(&parameters, &vars, report.map(|report| report.to_string()), sample);
         let trainer = Trainer::new(objective, vars, optimizer, rule, scope);
-        Ok(Self { recipe, config, device, processor, parameters, trainer, validation, shown, facts })
+        Ok(Self { recipe, config, device, processor, parameters, trainer, validation, shown, facts, stop_after: None })
     }
 
     /// What the run is about to do.
     pub fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    /// Makes [`Self::train`] end with an error once this many steps are done, as if the process had been killed: for a
+    /// time limit of a job scheduler, and for tests.
+    pub fn stop_after(&mut self, steps: u64) {
+        self.stop_after = Some(steps);
     }
 
     /// Trains to the end and returns the folder of the exported model.
@@ -127,6 +137,9 @@ impl Run {
         self.echo()?;
         let mut session = Session::open(self, checkpoints, state)?;
         while self.trainer.optimizer().steps() < self.recipe.update.steps {
+            if self.stop_after.is_some_and(|steps| self.trainer.optimizer().steps() >= steps) {
+                return Err(Error::Training("stopped as asked; go on with `--resume`".into()));
+            }
             if !session.step(self)? {
                 session.progress.println("the validation loss no longer falls: ending early");
                 break;
@@ -243,7 +256,10 @@ impl Session {
             let improved = self.state.best.is_none_or(|best| loss < f64::from_bits(best));
             self.state.best = if improved { Some(loss.to_bits()) } else { self.state.best };
             self.state.stale = if improved { 0 } else { self.state.stale + 1 };
-            self.write_samples(run, step)?;
+            if let Some(answers) = run.show()? {
+                self.write_samples(run, step, &answers)?;
+                self.progress.println(&answers);
+            }
         }
         self.metrics.write(&record)?;
         self.tensorboard.write(&record)?;
@@ -280,11 +296,10 @@ impl Session {
         write_plot(run)
     }
 
-    fn write_samples(&self, run: &Run, step: u64) -> Result<()> {
-        let Some(text) = run.show()? else { return Ok(()) };
+    fn write_samples(&self, run: &Run, step: u64, answers: &str) -> Result<()> {
         let path = run.recipe.output.join("samples.md");
         let before = std::fs::read_to_string(&path).unwrap_or_default();
-        write_bytes_atomically(&path, format!("{before}## Step {step}\n\n{text}\n").as_bytes())
+        write_bytes_atomically(&path, format!("{before}## Step {step}\n\n{answers}\n").as_bytes())
     }
 
     fn finish(self, run: &Run) -> Result<PathBuf> {
@@ -400,10 +415,20 @@ fn describe_first_sample(recipe: &Recipe, processor: &Processor) -> Result<Strin
     let positions: Vec<usize> = (0..sequence.len()).collect();
     for stretch in positions.chunk_by(|a, b| learnt(a) == learnt(b)) {
         let ids: Vec<u32> = stretch.iter().map(|&i| sequence.input_ids[i]).collect();
-        let words = processor.tokenizer().decode(&ids, false)?;
+        let words = without_runs(&processor.tokenizer().decode(&ids, false)?);
         text.push_str(&if learnt(&stretch[0]) { format!("[{words}]") } else { words });
     }
     Ok(text)
+}
+
+/// Repeated words once, with their number: a picture is hundreds of placeholders.
+fn without_runs(text: &str) -> String {
+    let words: Vec<&str> = text.split(' ').collect();
+    let run = |run: &[&str]| match run {
+        [word] => (*word).to_string(),
+        run => format!("{} x {}", run[0], run.len()),
+    };
+    words.chunk_by(|a, b| a == b).map(run).collect::<Vec<_>>().join(" ")
 }
 
 impl Facts {

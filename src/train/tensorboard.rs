@@ -19,7 +19,7 @@ pub struct TensorBoardWriter {
 }
 
 impl TensorBoardWriter {
-    /// Begins a new event file in `folder`, which must exist. On a resume, `resumed` is the last step that counts:
+    /// Begins a new event file in `folder`, which is created. On a resume, `resumed` is the last step that counts:
     /// TensorBoard forgets what earlier files say of later ones.
     ///
     /// # Errors
@@ -28,7 +28,9 @@ impl TensorBoardWriter {
         let now = since_epoch();
         // The name decides the order of the files: nanoseconds keep it even if a run restarts within a second.
         let name = format!("events.out.tfevents.{:010}.{:09}", now.as_secs(), now.subsec_nanos());
-        let path = folder.as_ref().join(name);
+        let folder = folder.as_ref();
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let path = folder.join(name);
         let file = OpenOptions::new().create_new(true).write(true).open(&path).map_err(|e| Error::io(&path, e))?;
         let mut writer = Self { path, file };
         writer.write_event(0, Message::default().bytes(EVENT_FILE_VERSION, b"brain.Event:2"))?;

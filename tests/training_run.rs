@@ -1,0 +1,148 @@
+//! Whole training runs by recipes, on a model of a few thousand parameters.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use haplovl::config::{GenerationConfig, HaploVlConfig, VisionConfig};
+use haplovl::data::shapes::{Scene, ShapesConfig, token_ids};
+use haplovl::device::{DeviceChoice, DtypeChoice};
+use haplovl::pipeline::{Captioner, LoadedModel};
+use haplovl::train::{Recipe, Run, on_large_stack};
+
+/// A model of shapes world's words, tiles of 32 pixels and patches of 8.
+fn write_config(folder: &Path) -> PathBuf {
+    let ids = token_ids();
+    let tiny = HaploVlConfig::tiny();
+    let config = HaploVlConfig {
+        vocab_size: ids.vocab_size,
+        image_token_index: ids.image,
+        video_token_index: ids.video,
+        max_position_embeddings: 512,
+        vision: VisionConfig {
+            patch_size: 8,
+            image_size: 32,
+            image_grid_pinpoints: vec![[32, 32]],
+            ..tiny.vision.clone()
+        },
+        ..tiny
+    };
+    let path = folder.join("config.json");
+    std::fs::write(&path, serde_json::to_string(&config).unwrap()).unwrap();
+    path
+}
+
+/// A recipe of `stage` with `steps` steps of 4 rows, checkpoints every 2 steps.
+fn recipe(folder: &Path, name: &str, stage: &str, content: &str, steps: u64) -> Recipe {
+    let config = write_config(folder);
+    let source =
+        |split| format!(r#"{{ kind = "shapes", split = "{split}", scenes = 50, side = 32, content = "{content}" }}"#);
+    let text = format!(
+        r#"
+        output = "{output}"
+        config = "{config}"
+        tokenizer = "shapes"
+        seed = 5
+        stage = {stage}
+        data = {{ max_length = 512, validation_samples = 4, train = [{train}], validation = {validation} }}
+        update = {{ steps = {steps}, rows = 4, learning_rate = 1e-3 }}
+        run = {{ checkpoint_every = 2, evaluate_every = 2, show = 1 }}
+        "#,
+        output = folder.join(name).display(),
+        config = config.display(),
+        train = source("train"),
+        validation = source("validation"),
+    );
+    let path = folder.join(format!("{name}.toml"));
+    std::fs::write(&path, text).unwrap();
+    Recipe::read(&path, &[]).unwrap()
+}
+
+fn train(recipe: Recipe, resume: bool) -> haplovl::Result<PathBuf> {
+    on_large_stack(|| Run::new(recipe, Device::Cpu)?.train(resume))
+}
+
+fn tensors(export: &Path) -> Vec<(String, Vec<u32>)> {
+    let files = candle_core::safetensors::load(export.join("model.safetensors"), &Device::Cpu).unwrap();
+    let bits = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect();
+    let mut tensors: Vec<(String, Vec<u32>)> = files.into_iter().map(|(name, t)| (name, bits(t))).collect();
+    tensors.sort();
+    tensors
+}
+
+#[test]
+fn a_resumed_run_equals_one_run_through_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let stage = r#"{ kind = "tune" }"#;
+    let whole = train(recipe(folder.path(), "whole", stage, "mixed", 6), false).unwrap();
+    let halves = recipe(folder.path(), "halves", stage, "mixed", 6);
+    // Stopped one step behind its last checkpoint, which that step must not leave a trace in.
+    let stopped = on_large_stack(|| {
+        let mut run = Run::new(halves.clone(), Device::Cpu)?;
+        run.stop_after(3);
+        run.train(false)
+    });
+    assert!(stopped.is_err());
+    let refused = train(halves.clone(), false).unwrap_err().to_string();
+    assert!(refused.contains("--resume"), "{refused}");
+    let halves = train(halves, true).unwrap();
+    assert_eq!(tensors(&whole), tensors(&halves));
+    let metrics = |run: &str| std::fs::read_to_string(folder.path().join(run).join("metrics.jsonl")).unwrap();
+    assert_eq!(metrics("whole").lines().count(), 6);
+    assert_eq!(metrics("halves").lines().count(), 6);
+    for file in ["recipe.toml", "loss.svg", "samples.md"] {
+        assert!(folder.path().join("whole").join(file).exists(), "no {file}");
+    }
+}
+
+#[test]
+fn the_stages_build_on_each_other_and_the_last_one_captions() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, stage: &str, content: &str| {
+        train(recipe(folder.path(), name, stage, content, 2), false).unwrap().display().to_string()
+    };
+    let vision = run("vision", r#"{ kind = "vision", projection_dim = 8 }"#, "captions");
+    let language = run("language", r#"{ kind = "language" }"#, "text");
+    let teachers = format!(
+        r#"{{ kind = "distill", vision_teacher = "{vision}", text_teacher = "{language}",
+             inherit = {{ clip = "{vision}", llm = "{language}" }} }}"#
+    )
+    .replace('\n', " ");
+    let distill = run("distill", &teachers, "mixed");
+    let align = run(
+        "align",
+        &format!(r#"{{ kind = "align", inherit = {{ llm = "{language}", stage = "{distill}" }} }}"#),
+        "captions",
+    );
+    let tune = run("tune", &format!(r#"{{ kind = "tune", inherit = {{ stage = "{align}" }} }}"#), "mixed");
+
+    // Only the connector moved between distillation and alignment.
+    let (before, after) = (tensors(Path::new(&distill)), tensors(Path::new(&align)));
+    for (name, values) in &before {
+        let (_, now) = after.iter().find(|(other, _)| other == name).unwrap();
+        assert!(values == now, "{name} changed while only the connector is trained");
+    }
+    let model = LoadedModel::from_folder(&tune, DeviceChoice::Cpu, DtypeChoice::F32).unwrap();
+    let picture = Scene::generate(1, &ShapesConfig::default()).render(32);
+    let generation = GenerationConfig { max_new_tokens: Some(4), ..model.generation().clone() };
+    let answer = Captioner::new(&model).with_generation(generation).caption(picture).unwrap();
+    assert!(answer.timings.new_tokens >= 1);
+}
+
+#[test]
+fn every_recipe_of_the_project_reads() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    let mut count = 0;
+    for folder in std::fs::read_dir(root).unwrap() {
+        for file in std::fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            if path.extension().is_some_and(|e| e == "toml") {
+                let recipe = Recipe::read(&path, &[]).unwrap_or_else(|e| panic!("{e}"));
+                recipe.model_config().unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 6, "found only {count} recipes");
+}
