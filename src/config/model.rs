@@ -244,7 +244,8 @@ impl HaploVlConfig {
         let layers = |d: &DecoderConfig| {
             (d.num_hidden_layers * d.hidden_size).saturating_mul(4 * d.hidden_size + 3 * d.intermediate_size)
         };
-        let tables = self.vocab_size * (pre.hidden_size + 2 * post.hidden_size);
+        let tables = self.vocab_size * (pre.hidden_size + 2 * post.hidden_size)
+            + self.vision.patches_per_tile() * pre.hidden_size;
         let total = layers(pre).saturating_add(layers(post)).saturating_add(tables);
         at_most("(number of parameters)", total, 1 << 42)
     }

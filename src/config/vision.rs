@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::checks::{at_least_one, at_most, multiple_of};
 use crate::{Error, Result};
 
+/// Every picture is enlarged to a pinpoint, so this bounds the memory of one: 800 MB of f32.
+const MAX_PINPOINT_PIXELS: usize = 1 << 26;
+
 /// How a picture that is not a single tile is handled; LLaVA's `image_aspect_ratio`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageAspectRatio {
@@ -94,6 +97,7 @@ impl VisionConfig {
         multiple_of("vision.image_size", self.image_size, "patch_size", self.patch_size)?;
         if let ImageAspectRatio::AnyResMax(n) = self.image_aspect_ratio {
             at_least_one("vision.image_aspect_ratio", n)?;
+            at_most("vision.image_aspect_ratio", n, 1 << 16)?;
         }
         if self.image_grid_pinpoints.is_empty() {
             return Err(Error::config(
@@ -109,6 +113,7 @@ impl VisionConfig {
                 at_most(&field, side, 1 << 16)?;
                 multiple_of(&field, side, "image_size", self.image_size)?;
             }
+            at_most(&format!("{field} (pixels)"), pinpoint[0] * pinpoint[1], MAX_PINPOINT_PIXELS)?;
         }
         Ok(())
     }

@@ -69,8 +69,11 @@ pub fn checkpoint(
     Ok(x.apply_op1(op)?)
 }
 
+/// What is computed twice.
+type Function = Box<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>;
+
 struct Recompute {
-    f: Box<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>,
+    f: Function,
     /// The result of the first run, on its way into the graph.
     output: Mutex<Option<Tensor>>,
     scope: Arc<CheckpointScope>,

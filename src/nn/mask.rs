@@ -31,11 +31,13 @@ mod tests {
     use super::*;
 
     fn layout() -> SequenceLayout {
-        let sample =
-            |range, visual_blocks: Vec<Range<usize>>| Sample { range, visuals: visual_blocks.clone(), visual_blocks };
+        let sample = |range, image: Option<Range<usize>>| {
+            let visuals = Vec::from_iter(image);
+            Sample { range, visual_blocks: visuals.clone(), visuals }
+        };
         SequenceLayout {
             seq_len: 5,
-            rows: vec![vec![sample(1..5, vec![2..4])], vec![sample(0..2, vec![]), sample(2..4, vec![])]],
+            rows: vec![vec![sample(1..5, Some(2..4))], vec![sample(0..2, None), sample(2..4, None)]],
         }
     }
 

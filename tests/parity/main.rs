@@ -5,13 +5,18 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod clip_vit;
+mod llm;
 mod model;
+mod preprocess;
+mod stage1_losses;
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
 
 /// The tensors of one file, in their own types.
 pub struct Case(BTreeMap<String, Tensor>);
@@ -39,18 +44,48 @@ impl Case {
     }
 }
 
-/// All case folders of one kind.
+/// All case folders of one kind, in the fixtures and in the unseen folder or one level below it.
 pub fn folders(kind: &str) -> Vec<PathBuf> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity");
-    let unseen = std::env::var_os("HAPLOVL_PARITY_DIR").map(PathBuf::from);
-    let mut found = Vec::new();
-    for root in [Some(own), unseen].into_iter().flatten() {
-        let Ok(entries) = std::fs::read_dir(root.join(kind)) else { continue };
-        found.extend(entries.map(|e| e.unwrap().path()).filter(|p| p.is_dir()));
+    let mut roots = vec![own];
+    if let Some(unseen) = std::env::var_os("HAPLOVL_PARITY_DIR").map(PathBuf::from) {
+        assert!(unseen.is_dir(), "$HAPLOVL_PARITY_DIR is {}, which is no folder", unseen.display());
+        roots.extend(subfolders(&unseen));
+        roots.push(unseen);
     }
+    let mut found: Vec<PathBuf> = roots.iter().flat_map(|root| subfolders(&root.join(kind))).collect();
     found.sort();
     assert!(!found.is_empty(), "no parity cases of kind {kind}");
     found
+}
+
+fn subfolders(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return vec![] };
+    entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
+}
+
+/// The files of a folder that end in `suffix`, by the name before it; neither weights nor, for cases, gradients.
+pub fn files(folder: &Path, suffix: &str) -> Vec<(String, Case)> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter_map(|name| name.strip_suffix(suffix).map(String::from))
+        .filter(|name| name != "model" && !name.starts_with("model-0") && !name.ends_with(".grads"))
+        .collect();
+    names.sort();
+    names.into_iter().map(|name| (name.clone(), Case::open(&folder.join(name + suffix)))).collect()
+}
+
+/// The cases of a folder, of which there must be one.
+pub fn cases(folder: &Path) -> Vec<(String, Case)> {
+    let found = files(folder, ".safetensors");
+    assert!(!found.is_empty(), "{} holds no case", folder.display());
+    found
+}
+
+pub fn read_json(path: &Path) -> Value {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// Largest absolute difference; the shapes must be equal.
@@ -89,7 +124,7 @@ impl Summary {
     /// Written past the test harness, so that it is seen without `--nocapture`.
     pub fn print(&self, kind: &str) {
         let worst: Vec<String> = self.worst.iter().map(|(name, e)| format!("{name} {e:.1e}")).collect();
-        let mut stderr = std::io::stderr().lock();
-        writeln!(stderr, "parity {kind}: {} cases, worst errors: {}", self.cases, worst.join(", ")).unwrap();
+        let worst = if worst.is_empty() { "all equal".into() } else { format!("worst errors: {}", worst.join(", ")) };
+        writeln!(std::io::stderr().lock(), "parity {kind}: {} cases, {worst}", self.cases).unwrap();
     }
 }

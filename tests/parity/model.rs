@@ -10,11 +10,10 @@ use haplovl::model::{Cache, HaploVl};
 use haplovl::patch_grid::{PatchGrid, Size};
 use haplovl::weights::{Parameters, SafetensorsFiles};
 
-use crate::{Case, Summary, folders, max_diff, relative_diff};
+use crate::{Case, Summary, cases, files, folders, max_diff, read_json, relative_diff};
 
 fn read_config(folder: &Path) -> HaploVlConfig {
-    let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
-    HaploVlConfig::from_json(serde_json::from_str(&text).unwrap()).unwrap()
+    HaploVlConfig::from_json(read_json(&folder.join("config.json"))).unwrap()
 }
 
 /// The rows of a case without their padding, and the side that the padding is on.
@@ -82,9 +81,25 @@ impl Visuals {
     }
 }
 
-/// Only positions that hold a token count.
-fn masked(x: &Tensor, mask: &Tensor) -> Tensor {
-    x.broadcast_mul(&mask.unsqueeze(2).unwrap()).unwrap()
+/// Our values at the places that they have in the file, and the file's own where it holds padding.
+fn in_file(found: &Tensor, batch: &MultimodalBatch, case: &Case, name: &str) -> Tensor {
+    let expected = case.get(name);
+    let row = |(r, mask): (usize, &Vec<i64>)| {
+        let first = mask.iter().position(|&m| m == 1).unwrap();
+        let range = batch.layout.rows[r][0].range.clone();
+        let last = first + range.len();
+        let parts = [expected.i((r, ..first)), found.i((r, range)), expected.i((r, last..))];
+        Tensor::cat(&parts.map(Result::unwrap), 0).unwrap()
+    };
+    let rows: Vec<Tensor> = case.ints("attention_mask").iter().enumerate().map(row).collect();
+    Tensor::stack(&rows, 0).unwrap()
+}
+
+/// The labels of a case with ours for "none".
+fn labels(case: &Case) -> Tensor {
+    let label = |l: i64| if l < 0 { IGNORE_INDEX } else { l as u32 };
+    let rows = case.ints("labels").into_iter().map(|row| row.into_iter().map(label).collect::<Vec<u32>>());
+    Tensor::new(rows.collect::<Vec<_>>(), &Device::Cpu).unwrap()
 }
 
 /// Mean cross-entropy of the next token, by plain tensor operations.
@@ -106,11 +121,8 @@ fn hidden_states_logits_and_loss() {
             let context = format!("{} {name}", folder.display());
             let (rows, side) = sequences(&case, &config);
             let batch = MultimodalBatch::new(&rows, BatchSpec::new(&config), side, &Device::Cpu).unwrap();
-            let ids: Vec<Vec<i64>> = batch.input_ids.to_dtype(DType::I64).unwrap().to_vec2().unwrap();
-            assert_eq!(ids.len(), case.ints("input_ids").len());
             let states = model.hidden_states(&batch, &[]).unwrap();
             let logits = model.forward(&batch).unwrap();
-            let mask = batch.attention_mask().unwrap();
             summary.case();
             for (tensor, found) in [
                 ("pre_decoder_input", &states.pre_decoder_input),
@@ -118,14 +130,12 @@ fn hidden_states_logits_and_loss() {
                 ("post_decoder_output", &states.post_decoder_output),
                 ("logits", &logits),
             ] {
-                let error = max_diff(&masked(found, &mask), &masked(&case.get(tensor), &mask));
+                let error = max_diff(&in_file(found, &batch, &case, tensor), &case.get(tensor));
                 summary.check(tensor, error, 2e-4, &context);
             }
             // The first token of a left-padded row counts in the expected loss, as predicted from padding. What padding
             // computes is not compared, so those logits are the file's own.
-            let padding = (1.0 - &mask).unwrap();
-            let logits = (masked(&logits, &mask) + masked(&case.get("logits"), &padding)).unwrap();
-            let loss = shifted_loss(&logits, batch.labels.as_ref().unwrap());
+            let loss = shifted_loss(&in_file(&logits, &batch, &case, "logits"), &labels(&case));
             summary.check("loss", max_diff(&loss.reshape(1).unwrap(), &case.get("loss")), 1e-5, &context);
         }
     }
@@ -195,7 +205,7 @@ fn gradients_of_every_parameter() {
             let case = Case::open(&folder.join(format!("{name}.safetensors")));
             let parameters = Parameters::new();
             let model = HaploVl::new(&config, parameters.var_builder(0, DType::F32, &Device::Cpu)).unwrap();
-            parameters.load_from(&SafetensorsFiles::open(folder.join("model.safetensors")).unwrap()).unwrap();
+            parameters.load_from(&SafetensorsFiles::open(&folder).unwrap()).unwrap();
             let (rows, side) = sequences(&case, &config);
             let batch = MultimodalBatch::new(&rows, BatchSpec::new(&config), side, &Device::Cpu).unwrap();
             let loss = shifted_loss(&model.forward(&batch).unwrap(), batch.labels.as_ref().unwrap());
@@ -221,8 +231,8 @@ fn gradients_of_every_parameter() {
 
 #[test]
 fn released_7b_model_has_exactly_the_published_tensors() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity/haplo-7b-pro.tensors.json");
-    let published: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let published =
+        read_json(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity/haplo-7b-pro.tensors.json"));
     let expected: std::collections::BTreeMap<String, Vec<usize>> =
         serde_json::from_value(published["tensors"].clone()).unwrap();
     let from_file = HaploVlConfig::from_json(published["config"].clone()).unwrap();
@@ -235,25 +245,9 @@ fn released_7b_model_has_exactly_the_published_tensors() {
 fn models() -> impl Iterator<Item = (std::path::PathBuf, HaploVlConfig, HaploVl)> {
     folders("model").into_iter().map(|folder| {
         let config = read_config(&folder);
-        let files = SafetensorsFiles::open(folder.join("model.safetensors")).unwrap();
+        let files = SafetensorsFiles::open(&folder).unwrap();
         files.check(&HaploVl::parameter_shapes(&config).unwrap()).unwrap();
         let model = HaploVl::new(&config, Arc::new(files).var_builder(DType::F32, &Device::Cpu)).unwrap();
         (folder, config, model)
     })
-}
-
-/// The files of a folder that end in `suffix`, by the name before it.
-fn files(folder: &Path, suffix: &str) -> Vec<(String, Case)> {
-    let mut names: Vec<String> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter_map(|name| name.strip_suffix(suffix).map(String::from))
-        .filter(|name| name != "model" && !name.ends_with(".grads"))
-        .collect();
-    names.sort();
-    names.into_iter().map(|name| (name.clone(), Case::open(&folder.join(name + suffix)))).collect()
-}
-
-fn cases(folder: &Path) -> Vec<(String, Case)> {
-    files(folder, ".safetensors")
 }

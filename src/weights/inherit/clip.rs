@@ -16,6 +16,9 @@ use crate::config::{Activation, DecoderConfig, HaploVlConfig, MlpKind, NormKind,
 use crate::weights::{Parameters, SafetensorsFiles};
 use crate::{Error, Result};
 
+/// As for the tiles of our own models.
+const MAX_IMAGE_SIZE: usize = 1 << 14;
+
 /// A CLIP vision transformer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClipConfig {
@@ -73,6 +76,10 @@ impl ClipConfig {
         let hf = HfConfig::deserialize(vision).map_err(|e| Error::config("vision_config", e.to_string()))?;
         if hf.num_channels != 3 {
             return Err(Error::config("vision_config.num_channels", format!("is {}, expected 3", hf.num_channels)));
+        }
+        if hf.image_size > MAX_IMAGE_SIZE {
+            let message = format!("is {}, expected at most {MAX_IMAGE_SIZE}", hf.image_size);
+            return Err(Error::config("vision_config.image_size", message));
         }
         if hf.patch_size == 0 || hf.image_size < hf.patch_size {
             let message = format!("is {}, expected between 1 and image_size = {}", hf.patch_size, hf.image_size);

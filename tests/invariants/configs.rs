@@ -1,0 +1,106 @@
+//! Configurations survive every way to write them.
+
+use std::path::{Path, PathBuf};
+
+use haplovl::config::HaploVlConfig;
+use serde_json::{Value, json};
+
+use crate::configs;
+
+fn read(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Every official configuration at hand, by name.
+fn official() -> Vec<(String, Value)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let parity = root.join("tests/fixtures/parity");
+    let models =
+        std::fs::read_dir(parity.join("model")).unwrap().map(|entry| entry.unwrap().path().join("config.json"));
+    let files: Vec<PathBuf> = models.chain([root.join("benches/config.json")]).collect();
+    let mut found: Vec<_> = files.iter().map(|file| (file.display().to_string(), read(file))).collect();
+    found.push(("7b pro".into(), read(&parity.join("haplo-7b-pro.tensors.json"))["config"].clone()));
+    found
+}
+
+/// Equal up to the spelling of numbers: 10000 is 10000.0.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| same(a, b)))
+        }
+        _ => a == b,
+    }
+}
+
+/// Whether all that `a` says stands in `b`, and what `b` says beside it are fields of the three objects.
+fn kept(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) => a.iter().all(|(key, a)| b.get(key).is_some_and(|b| kept(a, b))),
+        _ => same(a, b),
+    }
+}
+
+fn there_and_back(official: &Value) -> Value {
+    let ours = HaploVlConfig::from_json(official.clone()).unwrap();
+    let back = ours.to_official().unwrap();
+    assert_eq!(HaploVlConfig::from_json(back.clone()).unwrap(), ours, "reading what was written");
+    back
+}
+
+#[test]
+fn official_to_ours_to_official_is_identical() {
+    for (name, official) in official() {
+        let back = there_and_back(&official);
+        assert!(kept(&official, &back), "{name}: {back:#}");
+        // What is complete stays exactly as it is, unknown fields included.
+        let mut complete = back;
+        complete["torch_dtype"] = json!("bfloat16");
+        complete["architectures"] = json!(["HaploForConditionalGeneration"]);
+        complete["base_config"]["attention_dropout"] = json!(0.0);
+        complete["pre_config"]["unheard_of"] = json!({ "nested": [1, null, "text"] });
+        complete["post_config"] = json!({ "never": "used" });
+        assert!(same(&there_and_back(&complete), &complete), "{name}");
+    }
+}
+
+#[test]
+fn a_missing_field_takes_its_default_for_good() {
+    for (name, official) in official() {
+        for part in ["base_config", "pre_config"] {
+            for field in official[part].as_object().unwrap().keys() {
+                let mut shorter = official.clone();
+                shorter[part].as_object_mut().unwrap().remove(field);
+                match HaploVlConfig::from_json(shorter.clone()) {
+                    Ok(_) => assert!(kept(&shorter, &there_and_back(&shorter)), "{name}, {part}.{field}"),
+                    // The default may contradict the rest, which then is said.
+                    Err(error) => assert!(error.to_string().starts_with("configuration field `"), "{error}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn our_own_form_says_everything() {
+    let presets = [
+        ("haplovl_7b_pro", HaploVlConfig::haplovl_7b_pro()),
+        ("haplovl_8b", HaploVlConfig::haplovl_8b()),
+        ("haplovl_7b", HaploVlConfig::haplovl_7b()),
+    ];
+    for (name, config) in configs().into_iter().chain(presets) {
+        config.validate().unwrap_or_else(|e| panic!("{name}: {e}"));
+        let json = serde_json::to_value(&config).unwrap();
+        assert_eq!(HaploVlConfig::from_json(json).unwrap(), config, "{name}");
+        if config.is_official() {
+            let official = config.to_official().unwrap();
+            let ours = HaploVlConfig::from_json(official.clone()).unwrap();
+            assert_eq!(HaploVlConfig { official_extra: None, ..ours }, config, "{name}");
+        } else {
+            let error = config.to_official().unwrap_err().to_string();
+            assert!(error.contains("the official config.json cannot say"), "{name}: {error}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Every parameter learns, and the backward pass is that of the forward pass.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor, Var};
+use haplovl::batch::{MultimodalBatch, PaddingSide};
+use haplovl::config::{DecoderConfig, HaploVlConfig, MlpKind, NormKind, Rope};
+use haplovl::model::{ClipTeacher, ClipVision, DistillationHeads, HaploVl, PreDecoderModel};
+use haplovl::nn::CheckpointScope;
+use haplovl::optim::{AdamW, AdamWConfig, Decay, Gradients, Schedule};
+use haplovl::train::{Distillation, DistillationWeights, NextToken, Objective, Trainer, UpdateRule};
+use haplovl::weights::{ClipConfig, Parameters};
+
+use crate::{batch, bits, configs, conversations, max_diff, model_over, parameters, random, stir, vars};
+
+/// A constant learning rate, without warm-up.
+pub fn trainer<O: Objective>(
+    objective: O,
+    parameters: BTreeMap<String, Var>,
+    scope: Option<Arc<CheckpointScope>>,
+) -> Trainer<O> {
+    let optimizer = AdamW::new(&parameters, AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() }).unwrap();
+    let schedule = Schedule { decay: Decay::Constant, warmup_ratio: 0.0, floor_ratio: 1.0 };
+    let rule = UpdateRule { learning_rate: 3e-3, schedule, total_steps: 100, max_grad_norm: 1.0 };
+    Trainer::new(objective, parameters, optimizer, rule, scope)
+}
+
+/// Loss and gradients of one step over these micro-batches.
+pub fn gradients<O: Objective>(trainer: &Trainer<O>, micro_batches: &[MultimodalBatch]) -> (f64, Gradients) {
+    let counts = micro_batches.iter().map(|batch| trainer.objective().counts(batch).unwrap());
+    let counts = counts.reduce(|a, b| a + b).unwrap();
+    let (loss, _, gradients) = trainer.gradients(micro_batches, &counts).unwrap();
+    (loss, gradients)
+}
+
+/// A random CLIP of another width than the student's, reading the same tiles.
+pub fn teacher(config: &HaploVlConfig) -> ClipVision {
+    let decoder = DecoderConfig {
+        hidden_size: 12,
+        intermediate_size: 20,
+        num_attention_heads: 3,
+        num_key_value_heads: 3,
+        mlp: MlpKind::Plain,
+        norm_mode: NormKind::LayerNorm,
+        rope: Rope::None,
+        ..config.pre_decoder.clone()
+    };
+    let clip = ClipConfig { decoder, image_size: config.vision.image_size, patch_size: config.vision.patch_size };
+    let parameters = Parameters::new();
+    ClipVision::new(&clip, parameters.var_builder(0, DType::F32, &Device::Cpu)).unwrap();
+    stir(&parameters);
+    ClipVision::new(&clip, parameters.var_builder(0, DType::F32, &Device::Cpu)).unwrap()
+}
+
+/// Stage 1 of a tiny model.
+pub fn distillation(config: &HaploVlConfig, checkpointing: bool) -> Trainer<Distillation> {
+    let parameters = Parameters::new();
+    let text_width = config.post_decoder.hidden_size;
+    let build = || {
+        let vb = parameters.var_builder(0, DType::F32, &Device::Cpu);
+        let heads = DistillationHeads::new(config.pre_decoder.hidden_size, 12, text_width, vb.clone()).unwrap();
+        (PreDecoderModel::new(config, vb).unwrap(), heads)
+    };
+    build();
+    stir(&parameters);
+    let (mut model, heads) = build();
+    let parameters = vars(&parameters);
+    let scope = checkpointing.then(|| CheckpointScope::new(parameters.values()));
+    if let Some(scope) = &scope {
+        model = model.with_checkpointing(scope.clone());
+    }
+    let vision_teacher = Box::new(ClipTeacher::new(teacher(config), -1).unwrap());
+    let table = random(&[config.vocab_size, text_width], 7);
+    let weights = DistillationWeights::default();
+    let objective = Distillation::new(config, model, heads, vision_teacher, table, weights).unwrap();
+    trainer(objective, parameters, scope)
+}
+
+/// Stage 2 of a tiny model.
+pub fn next_token(config: &HaploVlConfig, checkpointing: bool) -> Trainer<NextToken> {
+    let parameters = parameters(config);
+    let mut model = model_over(config, &parameters);
+    let parameters = vars(&parameters);
+    let scope = checkpointing.then(|| CheckpointScope::new(parameters.values()));
+    if let Some(scope) = &scope {
+        model = model.with_checkpointing(scope.clone());
+    }
+    trainer(NextToken::new(model), parameters, scope)
+}
+
+fn everything(config: &HaploVlConfig) -> MultimodalBatch {
+    batch(config, &conversations(config), PaddingSide::Right)
+}
+
+fn assert_all_learn<O: Objective>(name: &str, config: &HaploVlConfig, trainer: &Trainer<O>) {
+    let (loss, gradients) = gradients(trainer, &[everything(config)]);
+    assert!(loss.is_finite(), "{name}");
+    assert_eq!(gradients.len(), trainer.parameters().len(), "{name}");
+    for (parameter, gradient) in gradients.iter() {
+        // Without positions a key bias shifts all scores of a query alike, and so changes nothing.
+        let first_post = config.pre_decoder.num_hidden_layers;
+        let in_pre = (0..first_post).any(|layer| parameter.starts_with(&format!("model.layers.{layer}.")));
+        let silent = parameter.ends_with("k_proj.bias") && in_pre && config.pre_decoder.rope == Rope::None;
+        let largest = max_diff(gradient, &gradient.zeros_like().unwrap());
+        assert!(silent || (largest > 1e-7 && largest.is_finite()), "{name}: {parameter} has gradient {largest}");
+    }
+}
+
+#[test]
+fn every_parameter_learns_in_both_stages() {
+    for (name, config) in configs() {
+        assert_all_learn(name, &config, &next_token(&config, false));
+        assert_all_learn(name, &config, &distillation(&config, false));
+    }
+}
+
+fn assert_same_bits<O: Objective>(name: &str, config: &HaploVlConfig, trainers: [Trainer<O>; 2]) {
+    let [(plain_loss, plain), (loss, found)] = trainers.map(|trainer| gradients(&trainer, &[everything(config)]));
+    assert_eq!(plain_loss.to_bits(), loss.to_bits(), "{name}");
+    assert_eq!(plain.len(), found.len(), "{name}");
+    for ((parameter, plain), (_, found)) in plain.iter().zip(found.iter()) {
+        assert_eq!(bits(plain), bits(found), "{name}: {parameter}");
+    }
+}
+
+#[test]
+fn recomputed_layers_give_identical_gradients() {
+    for (name, config) in configs() {
+        assert_same_bits(name, &config, [false, true].map(|checkpointing| next_token(&config, checkpointing)));
+        assert_same_bits(name, &config, [false, true].map(|checkpointing| distillation(&config, checkpointing)));
+    }
+}
+
+fn assert_accumulates<O: Objective>(name: &str, config: &HaploVlConfig, trainer: &Trainer<O>) {
+    let mut rows = conversations(config);
+    rows.push(rows[1].clone());
+    rows[3].input_ids.reverse();
+    let micro_batches: Vec<_> = rows.iter().map(|row| crate::alone(config, row)).collect();
+    let (whole_loss, whole) = gradients(trainer, &[batch(config, &rows, PaddingSide::Right)]);
+    let (loss, found) = gradients(trainer, &micro_batches);
+    assert!((loss - whole_loss).abs() <= 1e-6 * whole_loss.abs(), "{name}: {loss} and {whole_loss}");
+    for ((parameter, whole), (_, found)) in whole.iter().zip(found.iter()) {
+        let largest = max_diff(whole, &whole.zeros_like().unwrap());
+        let error = max_diff(found, whole);
+        assert!(error <= 1e-6 + 1e-5 * largest, "{name}: {parameter} is off by {error} of {largest}");
+    }
+}
+
+#[test]
+fn four_micro_batches_of_one_are_one_of_four() {
+    for (name, config) in configs() {
+        assert_accumulates(name, &config, &next_token(&config, false));
+        assert_accumulates(name, &config, &distillation(&config, true));
+    }
+}
+
+/// Change of the loss per step along `direction`, by central differences.
+fn slope<O: Objective>(trainer: &Trainer<O>, batch: &MultimodalBatch, var: &Var, direction: &Tensor) -> f64 {
+    const STEP: f64 = 2e-3;
+    let at = var.as_tensor().copy().unwrap();
+    let loss = |step: f64| {
+        var.set(&(&at + (direction * step).unwrap()).unwrap()).unwrap();
+        trainer.evaluate(std::slice::from_ref(batch)).unwrap()
+    };
+    let slope = (loss(STEP) - loss(-STEP)) / (2.0 * STEP);
+    var.set(&at).unwrap();
+    slope
+}
+
+fn assert_finite_differences<O: Objective>(name: &str, config: &HaploVlConfig, trainer: &Trainer<O>) {
+    let batch = everything(config);
+    let (_, gradients) = gradients(trainer, std::slice::from_ref(&batch));
+    for (seed, (parameter, var)) in (1..).zip(trainer.parameters()) {
+        let noise = random(var.dims(), seed);
+        let norm = noise.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+        let direction = (noise / f64::from(norm)).unwrap();
+        let gradient = gradients.get(parameter).unwrap();
+        let expected = (gradient * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        let found = slope(trainer, &batch, var, &direction);
+        // The loss is known to about 1e-6 of its size, so a slope to about 1e-3.
+        let error = (found - f64::from(expected)).abs();
+        assert!(error < 2e-3 + 2e-2 * found.abs(), "{name}: {parameter}: {expected}, by differences {found}");
+    }
+}
+
+#[test]
+fn gradients_are_those_of_finite_differences() {
+    for (name, config) in configs() {
+        assert_finite_differences(name, &config, &next_token(&config, true));
+        assert_finite_differences(name, &config, &distillation(&config, false));
+    }
+}
+
+#[test]
+fn frozen_parameters_cost_nothing_and_stay() {
+    let config = HaploVlConfig::tiny();
+    let parameters = parameters(&config);
+    let trained = |name: &str| name.starts_with("model.pre_connector.");
+    let vb = parameters.var_builder_where(0, DType::F32, &Device::Cpu, trained);
+    let objective = NextToken::new(HaploVl::new(&config, vb).unwrap());
+    let batch = everything(&config);
+    let counts = objective.counts(&batch).unwrap();
+    let store = objective.loss(&batch, &counts).unwrap().total.backward().unwrap();
+    for (name, var) in parameters.iter() {
+        assert_eq!(store.get(&var).is_some(), trained(&name), "{name}");
+    }
+    let before = parameters.iter().map(|(name, var)| (name, bits(&var))).collect::<BTreeMap<_, _>>();
+    let connector = vars(&parameters).into_iter().filter(|(name, _)| trained(name)).collect();
+    trainer(objective, connector, None).step(&[batch]).unwrap();
+    for (name, var) in parameters.iter() {
+        assert_eq!(bits(&var) != before[&name], trained(&name), "{name}");
+    }
+}
