@@ -10,7 +10,7 @@ mod model;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Context;
 use clap::Parser;
 use haplovl::processor::{AttentionMap, Content, Conversation, ImageDecoder, Message, RgbImage};
 use image::Rgb;

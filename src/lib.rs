@@ -1,4 +1,4 @@
-//! HaploVL on candle.
+#![doc = include_str!("../README.md")]
 
 pub mod batch;
 pub mod config;

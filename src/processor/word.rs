@@ -52,7 +52,7 @@ mod tests {
     #[test]
     fn parts_of_longer_words_do_not_count() {
         assert_eq!(whole_words("a cat, a catkin, a wildcat and cat", "cat"), [2..5, 31..34]);
-        assert_eq!(whole_words("the red cat", "red cat"), [4..11]);
+        assert_eq!(whole_words("the red cat and a red cat", "red cat"), [4..11, 18..25]);
         assert!(whole_words("über", "ber").is_empty());
         assert!(whole_words("any", "").is_empty());
     }
