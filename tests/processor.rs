@@ -1,4 +1,5 @@
 //! Pictures, prompts and batches through the public API.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

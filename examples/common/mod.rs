@@ -1,12 +1,15 @@
-//! What the examples share: options, loading with facts on stderr, and output.
+//! What the examples that answer share: options, loading with facts on stderr, and output.
+
+mod cli;
+
+pub use cli::main;
 
 use std::fmt::Display;
 use std::io::Write;
-use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use clap::{Args, Parser};
+use clap::Args;
 use haplovl::config::GenerationConfig;
 use haplovl::device::{DeviceChoice, DtypeChoice};
 use haplovl::generation::Answer;
@@ -77,26 +80,6 @@ impl Options {
         };
         config.validate()?;
         Ok(config)
-    }
-}
-
-/// Runs an example: its answer goes to stdout; a failure is one message on stderr and exit code 1.
-pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<()>) -> ExitCode {
-    let arguments = match A::try_parse() {
-        Ok(arguments) => arguments,
-        Err(error) => {
-            let failed = error.use_stderr();
-            // Nothing is left to do where even the message cannot be printed.
-            let _ = error.print();
-            return if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS };
-        }
-    };
-    match run(arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a data set is to the loader, and several of them as one.
 
-use super::{BadSample, Conversation, SampleResult};
+use super::{BadSample, Record, SampleResult};
 
 /// Samples that can be had in any order and from any thread.
 pub trait Dataset: Send + Sync {
@@ -28,7 +28,7 @@ pub trait Dataset: Send + Sync {
 }
 
 /// A data set of any kind that yields conversations.
-pub type Conversations = Box<dyn Dataset<Item = Conversation>>;
+pub type Records = Box<dyn Dataset<Item = Record>>;
 
 impl<D: Dataset + ?Sized> Dataset for Box<D> {
     type Item = D::Item;

@@ -1,4 +1,4 @@
-//! Conversations in LLaVA's JSON, caption pairs, and folders of pictures with texts.
+//! Records in LLaVA's JSON, caption pairs, and folders of pictures with texts.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::dataset::out_of_range;
-use super::{
-    BadSample, Conversation, Conversations, Dataset, IMAGE_MARKER, ImageSource, RecordIndex, Role, SampleResult, Turn,
-};
+use super::{BadSample, Dataset, IMAGE_MARKER, ImageSource, Record, RecordIndex, Records, SampleResult, Turn};
+use crate::processor::Role;
 use crate::{Error, Result};
 
 /// Extensions of picture files, in lower case.
@@ -19,7 +18,7 @@ const IMAGE_EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "gif",
 ///
 /// # Errors
 /// As [`RecordIndex::open`] and [`ImageFolder::open`].
-pub fn open(path: impl AsRef<Path>, images: Option<&Path>) -> Result<Conversations> {
+pub fn open(path: impl AsRef<Path>, images: Option<&Path>) -> Result<Records> {
     let path = path.as_ref();
     if path.is_dir() {
         return Ok(Box::new(ImageFolder::open(path)?));
@@ -51,16 +50,16 @@ impl RecordFile {
 }
 
 impl Dataset for RecordFile {
-    type Item = Conversation;
+    type Item = Record;
 
     fn len(&self) -> usize {
         self.index.len()
     }
 
-    fn get(&self, index: usize) -> SampleResult<Conversation> {
+    fn get(&self, index: usize) -> SampleResult<Record> {
         let bytes = self.index.read(index)?;
-        let record: Record = serde_json::from_slice(&bytes).map_err(|e| BadSample::BrokenRecord(e.to_string()))?;
-        record.into_conversation(&self.images)
+        let record: JsonRecord = serde_json::from_slice(&bytes).map_err(|e| BadSample::BrokenRecord(e.to_string()))?;
+        record.into_record(&self.images)
     }
 
     fn describe(&self, index: usize) -> String {
@@ -69,13 +68,13 @@ impl Dataset for RecordFile {
 }
 
 #[derive(Deserialize)]
-struct Record {
+struct JsonRecord {
     #[serde(default)]
     id: serde_json::Value,
     #[serde(default, alias = "images")]
     image: OneOrMany,
     #[serde(alias = "messages")]
-    conversations: Option<Vec<RecordTurn>>,
+    conversations: Option<Vec<JsonTurn>>,
     #[serde(alias = "text")]
     caption: Option<String>,
 }
@@ -90,7 +89,7 @@ enum OneOrMany {
 }
 
 #[derive(Deserialize)]
-struct RecordTurn {
+struct JsonTurn {
     #[serde(alias = "role")]
     from: Speaker,
     #[serde(alias = "content")]
@@ -107,8 +106,8 @@ enum Speaker {
     Gpt,
 }
 
-impl From<RecordTurn> for Turn {
-    fn from(turn: RecordTurn) -> Self {
+impl From<JsonTurn> for Turn {
+    fn from(turn: JsonTurn) -> Self {
         let role = match turn.from {
             Speaker::System => Role::System,
             Speaker::Human => Role::User,
@@ -118,8 +117,8 @@ impl From<RecordTurn> for Turn {
     }
 }
 
-impl Record {
-    fn into_conversation(self, folder: &Path) -> SampleResult<Conversation> {
+impl JsonRecord {
+    fn into_record(self, folder: &Path) -> SampleResult<Record> {
         let names = match self.image {
             OneOrMany::None => vec![],
             OneOrMany::One(name) => vec![name],
@@ -139,7 +138,7 @@ impl Record {
             serde_json::Value::String(id) => id,
             other => other.to_string(),
         };
-        Conversation::new(id, images.into_iter().map(ImageSource::File).collect(), turns)
+        Record::new(id, images.into_iter().map(ImageSource::File).collect(), turns)
     }
 }
 
@@ -182,13 +181,13 @@ impl ImageFolder {
 }
 
 impl Dataset for ImageFolder {
-    type Item = Conversation;
+    type Item = Record;
 
     fn len(&self) -> usize {
         self.images.len()
     }
 
-    fn get(&self, index: usize) -> SampleResult<Conversation> {
+    fn get(&self, index: usize) -> SampleResult<Record> {
         let image = self.images.get(index).ok_or_else(|| out_of_range(index, self.len()))?;
         let text = image.with_extension("txt");
         if !text.is_file() {
@@ -197,7 +196,7 @@ impl Dataset for ImageFolder {
         let caption = fs::read_to_string(&text).map_err(|e| Error::io(&text, e))?;
         let id = image.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let turns = caption_turns(1, caption.trim().to_owned());
-        Conversation::new(id, vec![ImageSource::File(image.clone())], turns)
+        Record::new(id, vec![ImageSource::File(image.clone())], turns)
     }
 
     fn describe(&self, index: usize) -> String {

@@ -1,21 +1,21 @@
 //! Data sets: LLaVA records, shapes world, loading and collating.
 
 mod bad_sample;
-mod conversation;
 mod dataset;
 mod grouping;
 mod llava;
 mod loader;
 mod prefetch;
+mod record;
 mod record_index;
 pub mod shapes;
 
 pub use bad_sample::{BadSample, SampleResult};
-pub use conversation::{Conversation, IMAGE_MARKER, ImageSource, Role, Turn};
-pub use dataset::{Concat, Conversations, Dataset};
+pub use dataset::{Concat, Dataset, Records};
 pub use grouping::{Grouping, Length};
 pub use llava::{ImageFolder, RecordFile, open};
 pub use loader::{BadReport, Group, Loader, LoaderConfig, LoaderState};
+pub use record::{IMAGE_MARKER, ImageSource, Record, Turn};
 pub use record_index::RecordIndex;
 
 use rand::SeedableRng;

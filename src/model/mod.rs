@@ -10,6 +10,7 @@ mod packing;
 mod post_decoder;
 mod pre_decoder;
 mod pre_decoder_model;
+mod pretrained;
 mod stack;
 mod teacher;
 
@@ -23,5 +24,6 @@ pub use packing::patches_in_order;
 pub use post_decoder::{LanguageHead, PostDecoder};
 pub use pre_decoder::{Connector, PreDecoder, PreDecoderOutput};
 pub use pre_decoder_model::PreDecoderModel;
+pub use pretrained::save_pretrained;
 pub use stack::{DecoderStack, Pass};
 pub use teacher::{ClipTeacher, VisionTeacher};

@@ -71,6 +71,24 @@ pub trait Objective {
     fn may_lack_gradient(&self, parameter: &str, step: &Counts) -> bool;
 }
 
+impl<O: Objective + ?Sized> Objective for Box<O> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+
+    fn counts(&self, batch: &MultimodalBatch) -> Result<Counts> {
+        (**self).counts(batch)
+    }
+
+    fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {
+        (**self).loss(batch, step)
+    }
+
+    fn may_lack_gradient(&self, parameter: &str, step: &Counts) -> bool {
+        (**self).may_lack_gradient(parameter, step)
+    }
+}
+
 /// Counts that do not depend on the objective.
 pub(super) fn common_counts(batch: &MultimodalBatch) -> Counts {
     let samples = batch.layout.rows.iter().flatten();

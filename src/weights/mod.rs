@@ -19,7 +19,7 @@ pub use hub::Hub;
 pub use hub::{download, resolve_model};
 pub use inherit::{
     ClipConfig, ClipSource, InheritReport, LlmConfig, LlmSource, TensorSource, TextInit, inherit_clip, inherit_llm,
-    principal_components,
+    inherit_text_embedding, principal_components,
 };
 pub use parameter_shapes::ParameterShapes;
 pub use parameters::Parameters;

@@ -1,6 +1,6 @@
 //! Small things that several test files are made of.
-// Each test file compiles this module for itself and uses its own share of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test file compiles this module for itself and uses its own share")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use haplovl::config::HaploVlConfig;
 use haplovl::processor::{Processor, ProcessorSettings, TextTokenizer};

@@ -1,4 +1,6 @@
 //! Data sets through the public API.
+// Helpers outside of `#[test]` functions fail a test by panicking, too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod loader;
 mod records;

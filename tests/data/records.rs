@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use haplovl::Error;
 use haplovl::data::{
-    BadSample, Concat, Conversation, Dataset, ImageFolder, ImageSource, RecordFile, RecordIndex, Role, Turn, open,
+    BadSample, Concat, Dataset, ImageFolder, ImageSource, Record, RecordFile, RecordIndex, Turn, open,
 };
+use haplovl::processor::{ImageDecoder, Role};
 use tempfile::TempDir;
 
 /// A folder with `a.png` and `b.png`, and a record file of this content.
@@ -20,12 +21,12 @@ fn file(name: &str, content: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-fn get(record: &str) -> Result<Conversation, BadSample> {
+fn get(record: &str) -> Result<Record, BadSample> {
     let (_folder, path) = file("one.jsonl", record);
     open(&path, None).unwrap().get(0)
 }
 
-fn image_names(conversation: &Conversation) -> Vec<String> {
+fn image_names(conversation: &Record) -> Vec<String> {
     let name = |image: &ImageSource| match image {
         ImageSource::File(path) => path.file_name().unwrap().to_string_lossy().into_owned(),
         ImageSource::Pixels(_) => panic!("expected a file"),
@@ -173,4 +174,20 @@ fn parts_stand_one_behind_the_other() {
     assert_eq!((all.len(), text(0), text(1), text(2)), (3, "a".into(), "b".into(), "c".into()));
     assert!(all.describe(2).ends_with("two.jsonl record 1"));
     assert!(all.get(3).is_err());
+}
+
+#[test]
+fn pictures_are_read_into_the_turns_that_mark_them() {
+    let record = r#"{"image": ["a.png", "b.png"], "conversations": [{"from": "human", "value": "<image> What?"}, {"from": "gpt", "value": "Black."}, {"from": "human", "value": "And <image>?"}, {"from": "gpt", "value": "Too."}]}"#;
+    let (folder, path) = file("two.jsonl", record);
+    let record = open(&path, None).unwrap().get(0).unwrap();
+    let conversation = record.conversation(&ImageDecoder::default()).unwrap();
+    let images: Vec<_> = conversation.messages.iter().map(|message| message.images().count()).collect();
+    assert_eq!(images, [1, 0, 1, 0]);
+    assert_eq!(conversation.messages[2].texts().collect::<Vec<_>>(), ["And <image>?"]);
+
+    fs::write(folder.path().join("b.png"), b"no picture").unwrap();
+    let reason = record.conversation(&ImageDecoder::default()).unwrap_err();
+    assert!(matches!(&reason, BadSample::Failed(Error::Image { .. })), "{reason}");
+    assert!(reason.to_string().contains("b.png"), "{reason}");
 }

@@ -154,7 +154,7 @@ fn a_tied_table_becomes_the_head_and_new_tokens_its_mean() {
     let config = config(&llm, &clip);
     let parameters = parameters(&config);
     inherit_llm(&llm, &config, &parameters, TextInit::Random).unwrap();
-    let table = llm.embedding(DType::F32, &Device::Cpu).unwrap();
+    let table = llm.embedding(llm.config().vocab_size, DType::F32, &Device::Cpu).unwrap();
     for name in ["lm_head.weight", "model.embed_tokens.weight"] {
         let rows = ours(&parameters, name);
         assert_eq!(values(&rows.i(..160).unwrap()), values(&table));
@@ -179,7 +179,7 @@ fn missing_biases_are_zero_in_the_released_form() {
 #[test]
 fn text_passes_through_the_principal_components() {
     let (llm, clip) = (llm("llama"), clip());
-    let table = llm.embedding(DType::F32, &Device::Cpu).unwrap();
+    let table = llm.embedding(llm.config().vocab_size, DType::F32, &Device::Cpu).unwrap();
     let down = principal_components(&table, 32).unwrap();
     let narrow = table.matmul(&down.t().unwrap()).unwrap();
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::caption::caption_prompt;
 use super::scene::{Scene, ShapesConfig};
 use super::split::Split;
-use crate::data::{BadSample, Conversation, Dataset, IMAGE_MARKER, ImageSource, SampleResult, Turn, random_stream};
+use crate::data::{BadSample, Dataset, IMAGE_MARKER, ImageSource, Record, SampleResult, Turn, random_stream};
 
 /// What the conversations are about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,13 +52,13 @@ impl ShapesDataset {
 }
 
 impl Dataset for ShapesDataset {
-    type Item = Conversation;
+    type Item = Record;
 
     fn len(&self) -> usize {
         self.scenes
     }
 
-    fn get(&self, index: usize) -> SampleResult<Conversation> {
+    fn get(&self, index: usize) -> SampleResult<Record> {
         if index >= self.scenes {
             return Err(crate::data::dataset::out_of_range(index, self.scenes));
         }
@@ -80,7 +80,7 @@ impl Dataset for ShapesDataset {
             let first: &mut Turn = turns.first_mut().ok_or(BadSample::NoTurns)?;
             first.text.insert_str(0, &format!("{IMAGE_MARKER}\n"));
         }
-        Conversation::new(scene.seed.to_string(), images, turns)
+        Record::new(scene.seed.to_string(), images, turns)
     }
 
     fn describe(&self, index: usize) -> String {

@@ -3,7 +3,7 @@
 use super::attributes::Shape;
 
 /// No outline leaves this many half widths around its centre.
-pub(super) const REACH: f32 = 1.25;
+pub(super) const REACH: f32 = 1.3;
 
 const RING_HOLE: f32 = 0.52;
 const SQUARE: [[f32; 2]; 4] = [[-0.88, -0.88], [0.88, -0.88], [0.88, 0.88], [-0.88, 0.88]];

@@ -15,6 +15,7 @@ mod scene;
 mod spatial;
 mod split;
 mod text;
+mod tokenizer;
 mod words;
 
 pub use attributes::{Colour, Description, Shape, Size};
@@ -25,4 +26,5 @@ pub use questions::{Question, QuestionKind};
 pub use scene::{MAX_OBJECTS, Object, Scene, ShapesConfig};
 pub use split::Split;
 pub use text::TextQuestion;
+pub use tokenizer::{ShapesTokens, token_ids, tokenizer};
 pub use words::{vocabulary, words};

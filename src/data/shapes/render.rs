@@ -47,7 +47,8 @@ impl Object {
         for y in range(self.y) {
             for x in range(self.x) {
                 let coverage = self.coverage(x, y, side);
-                let Some(pixel) = pixels.get_mut((y * side + x) as usize) else { continue };
+                let at = y as usize * side as usize + x as usize;
+                let Some(pixel) = pixels.get_mut(at) else { continue };
                 for (channel, colour) in pixel.iter_mut().zip(self.rgb) {
                     *channel += coverage * (f32::from(colour) - *channel);
                 }

@@ -63,12 +63,21 @@ impl LlmSource {
         self.tensors.as_ref()
     }
 
-    /// The embedding table, `[vocab_size, hidden_size]`.
+    /// The embedding table, `[vocab_size, hidden_size]`, lengthened to `rows` by the mean of its rows.
     ///
     /// # Errors
-    /// [`Error::Weights`] if it is missing or of another shape.
-    pub fn embedding(&self, dtype: DType, device: &Device) -> Result<Tensor> {
-        self.table(EMBEDDING, self.tensors.load_tensor(EMBEDDING, dtype, device)?)
+    /// [`Error::Weights`] if it is missing or of another shape, or longer than `rows`.
+    pub fn embedding(&self, rows: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+        let table = self.table(EMBEDDING, self.tensors.load_tensor(EMBEDDING, dtype, device)?)?;
+        if rows < table.dim(0)? {
+            let message = format!(
+                "{}: the vocabulary has {} entries, expected at most {rows}",
+                self.path.display(),
+                table.dim(0)?
+            );
+            return Err(Error::Weights(message));
+        }
+        with_rows(&table, rows)
     }
 
     fn table(&self, name: &str, table: Tensor) -> Result<Tensor> {
@@ -154,20 +163,56 @@ fn copy_text(transfer: &mut Transfer<'_>, source: &LlmSource, config: &HaploVlCo
         };
         transfer.put(HEAD, &with_rows(&head, config.vocab_size)?)?;
     }
-    // A tied table is the head too, so it has the LLM's width even if it is direct.
-    if config.text_embedding == TextEmbedding::Projected || config.tie_word_embeddings {
-        transfer.put(EMBEDDING, &with_rows(&table, config.vocab_size)?)?;
-    }
-    if text == TextInit::PrincipalComponents {
-        let down = principal_components(&table, config.pre_decoder.hidden_size)?;
-        let narrow = table.matmul(&down.t()?)?;
-        match config.text_embedding {
-            TextEmbedding::Direct => transfer.put(EMBEDDING, &with_rows(&narrow, config.vocab_size)?)?,
-            TextEmbedding::Projected => transfer.put("model.embed_proj.weight", &down)?,
-        }
+    if let Some((down, narrow)) = copy_embedding(transfer, &table, config, text)? {
         transfer.put("model.pre_connector.weight", &(down.t()? * root_mean_square(&narrow)?)?)?;
     }
     Ok(())
+}
+
+/// Sets the text embedding; returns the map to the pre-decoder's width and the narrow table, if they were used.
+fn copy_embedding(
+    transfer: &mut Transfer<'_>,
+    table: &Tensor,
+    config: &HaploVlConfig,
+    text: TextInit,
+) -> Result<Option<(Tensor, Tensor)>> {
+    // A tied table is the head too, so it has the LLM's width even if it is direct.
+    if config.text_embedding == TextEmbedding::Projected || config.tie_word_embeddings {
+        transfer.put(EMBEDDING, &with_rows(table, config.vocab_size)?)?;
+    }
+    if text == TextInit::Random {
+        return Ok(None);
+    }
+    let down = principal_components(table, config.pre_decoder.hidden_size)?;
+    let narrow = table.matmul(&down.t()?)?;
+    match config.text_embedding {
+        TextEmbedding::Direct => transfer.put(EMBEDDING, &with_rows(&narrow, config.vocab_size)?)?,
+        TextEmbedding::Projected => transfer.put("model.embed_proj.weight", &down)?,
+    }
+    Ok(Some((down, narrow)))
+}
+
+/// Copies the embedding table of a language model alone, for a stage 1 that has no post-decoder.
+///
+/// # Errors
+/// [`Error::Weights`] if the vocabulary does not fit or the table is missing.
+pub fn inherit_text_embedding(
+    source: &LlmSource,
+    config: &HaploVlConfig,
+    parameters: &Parameters,
+    text: TextInit,
+) -> Result<InheritReport> {
+    let mut transfer = Transfer::new(source.tensors(), parameters);
+    let table = source.table(EMBEDDING, transfer.take(EMBEDDING)?)?;
+    if table.dim(0)? > config.vocab_size {
+        return Err(Error::Weights(format!(
+            "vocab_size is {}, the source has {} entries",
+            config.vocab_size,
+            table.dim(0)?
+        )));
+    }
+    copy_embedding(&mut transfer, &table, config, text)?;
+    Ok(transfer.finish())
 }
 
 /// The scale of the narrow embeddings. The pre-decoder begins by normalising them to one, so the connector, their way

@@ -15,7 +15,7 @@ mod source;
 mod transfer;
 
 pub use clip::{ClipConfig, ClipSource, inherit_clip};
-pub use llm::{LlmSource, TextInit, inherit_llm};
+pub use llm::{LlmSource, TextInit, inherit_llm, inherit_text_embedding};
 pub use llm_config::LlmConfig;
 pub use principal::principal_components;
 pub use report::InheritReport;

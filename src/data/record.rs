@@ -1,4 +1,4 @@
-//! A conversation about pictures: what every data set of samples yields.
+//! A conversation as a data set holds it: its pictures not read yet.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,25 +6,15 @@ use std::sync::Arc;
 use image::RgbImage;
 
 use super::{BadSample, SampleResult};
+use crate::processor::{Content, Conversation, ImageDecoder, Message, Role};
 
 /// Stands in a turn's text where a picture belongs.
 pub const IMAGE_MARKER: &str = "<image>";
 
-/// Who speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Instructions before everything.
-    System,
-    /// Who asks; `human` in LLaVA's files.
-    User,
-    /// Who answers, and whose words are learnt; `gpt` in LLaVA's files.
-    Assistant,
-}
-
 /// What one side says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Turn {
-    /// Who speaks.
+    /// Who speaks: `human` (user) or `gpt` (assistant, whose words are learnt) in LLaVA's files.
     pub role: Role,
     /// What, with an [`IMAGE_MARKER`] for each picture.
     pub text: String,
@@ -53,7 +43,7 @@ pub enum ImageSource {
 
 /// One sample: pictures, and turns that speak of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Conversation {
+pub struct Record {
     /// The data set's own name for it, for logs; may be empty.
     pub id: String,
     /// Pictures in the order of their markers; none for text only.
@@ -62,7 +52,7 @@ pub struct Conversation {
     pub turns: Vec<Turn>,
 }
 
-impl Conversation {
+impl Record {
     /// A conversation that can be learnt from: with a turn of the assistant, and one marker for each picture. If there
     /// are pictures and no marker at all, the markers are put before the user's first turn.
     ///
@@ -84,5 +74,53 @@ impl Conversation {
             return Err(BadSample::ImageMarkers { markers, images: images.len() });
         }
         Ok(Self { id, images, turns })
+    }
+
+    /// Reads the pictures: the conversation that a [`Processor`](crate::processor::Processor) takes. Every turn gets
+    /// as many pictures as it has markers. Where all of a turn's markers stand before its text they are left to the
+    /// chat template, which puts pictures there anyway, so that training meets the same tokens as use.
+    ///
+    /// # Errors
+    /// [`BadSample::Failed`] for a picture that cannot be read.
+    pub fn conversation(&self, decoder: &ImageDecoder) -> SampleResult<Conversation> {
+        let mut images = self.images.iter();
+        let message = |turn: &Turn| {
+            let markers = turn.text.matches(IMAGE_MARKER).count();
+            let images = images.by_ref().take(markers).map(|image| image.read(decoder));
+            let mut content = images.collect::<SampleResult<Vec<_>>>()?;
+            content.push(Content::Text(without_leading_markers(&turn.text).to_string()));
+            Ok(Message { role: turn.role, content })
+        };
+        self.turns.iter().map(message).collect()
+    }
+}
+
+fn without_leading_markers(text: &str) -> &str {
+    let mut rest = text.trim_start();
+    while let Some(behind) = rest.strip_prefix(IMAGE_MARKER) {
+        rest = behind.trim_start();
+    }
+    if rest.contains(IMAGE_MARKER) { text } else { rest }
+}
+
+impl ImageSource {
+    fn read(&self, decoder: &ImageDecoder) -> SampleResult<Content> {
+        Ok(Content::Image(match self {
+            Self::File(path) => Arc::new(decoder.open(path)?),
+            Self::Pixels(picture) => Arc::clone(picture),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_leading_markers;
+
+    #[test]
+    fn markers_before_the_text_go_and_others_stay() {
+        assert_eq!(without_leading_markers("<image>\nwhat?"), "what?");
+        assert_eq!(without_leading_markers("<image> <image>\nwhat?"), "what?");
+        assert_eq!(without_leading_markers("first <image> then"), "first <image> then");
+        assert_eq!(without_leading_markers("what?"), "what?");
     }
 }

@@ -1,0 +1,69 @@
+//! Trains by a recipe.
+//!
+//! `cargo run --release --example train -- recipes/shapes/quick.toml`
+
+#[path = "common/cli.rs"]
+mod cli;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use haplovl::device::DeviceChoice;
+use haplovl::train::{Recipe, Run, on_large_stack};
+
+// Training allocates and frees large buffers all the time; glibc gives each back to the kernel and faults it in again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Trains by recipes, one after the other: each is one stage, and the next may build on its export.
+///
+/// A run's folder holds recipe.toml (the recipe as run), metrics.jsonl, tensorboard/, loss.svg, samples.md, checkpoints/
+/// and, at the end, export/. A finished run is left as it is, so a list of recipes can be started again after a stop.
+#[derive(Debug, Parser)]
+#[command(after_help = "Examples:\n  \
+    train recipes/shapes/quick.toml\n  \
+    train recipes/shapes/vision.toml recipes/shapes/language.toml recipes/shapes/distill.toml --resume\n  \
+    train recipes/haplovl-7b/tune.toml --dry-run --set update.steps=100 --set output=runs/try")]
+struct Arguments {
+    /// Recipes, run in this order
+    #[arg(required = true, value_name = "RECIPE")]
+    recipes: Vec<PathBuf>,
+    /// Go on from the newest whole checkpoint
+    #[arg(long)]
+    resume: bool,
+    /// Change a field of the recipes, such as update.steps=100; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Say what would be done, and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Where to compute: auto, cpu, cuda, cuda:N or metal
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+}
+
+fn main() -> ExitCode {
+    cli::main(|arguments: Arguments| {
+        arguments.recipes.iter().try_for_each(|path| -> Result<()> {
+            let recipe = Recipe::read(path, &arguments.set)?;
+            let export = recipe.output.join("export");
+            if arguments.resume && export.join("config.json").exists() {
+                eprintln!("{}: finished, see {}", path.display(), export.display());
+                return Ok(());
+            }
+            let device = arguments.device.open()?;
+            on_large_stack(|| {
+                let mut run = Run::new(recipe, device)?;
+                eprintln!("{}", run.facts());
+                if !arguments.dry_run {
+                    let folder = run.train(arguments.resume)?;
+                    println!("{}", folder.display());
+                }
+                Ok(())
+            })?;
+            Ok(())
+        })
+    })
+}

@@ -1,0 +1,119 @@
+//! What a finished run leaves behind, for the next stage or for users.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::Tensor;
+use serde_json::{Value, json};
+
+use crate::config::{DecoderConfig, GenerationConfig, HaploVlConfig, MlpKind, Rope};
+use crate::model::{DistillationHeads, save_pretrained};
+use crate::processor::Processor;
+use crate::weights::{ClipConfig, LlmConfig, Parameters, SaveOptions, save_safetensors, write_bytes_atomically};
+use crate::{Error, Result};
+
+/// The vision transformer of the pre-decoder's shape: CLIP's plain MLP, biases and no rotary positions.
+pub(super) fn clip_of(config: &HaploVlConfig) -> ClipConfig {
+    let decoder = DecoderConfig {
+        mlp: MlpKind::Plain,
+        qkv_bias: true,
+        output_bias: true,
+        mlp_bias: true,
+        rope: Rope::None,
+        rope_scaling: None,
+        num_key_value_heads: config.pre_decoder.num_attention_heads,
+        ..config.pre_decoder.clone()
+    };
+    ClipConfig { decoder, image_size: config.vision.image_size, patch_size: config.vision.patch_size }
+}
+
+/// The language model of the post-decoder's shape, in Qwen2's form: biases on q, k and v only.
+pub(super) fn llm_of(config: &HaploVlConfig) -> LlmConfig {
+    let decoder = DecoderConfig {
+        qkv_bias: true,
+        output_bias: false,
+        mlp_bias: false,
+        rope: Rope::Own,
+        ..config.post_decoder.clone()
+    };
+    LlmConfig {
+        decoder,
+        vocab_size: config.vocab_size,
+        max_position_embeddings: config.max_position_embeddings,
+        tie_word_embeddings: config.tie_word_embeddings,
+    }
+}
+
+/// An HF folder of a CLIP vision transformer.
+pub(super) fn save_clip(folder: &Path, clip: &ClipConfig, parameters: &Parameters) -> Result<()> {
+    let decoder = &clip.decoder;
+    write_config(
+        folder,
+        &json!({
+            "model_type": "clip_vision_model",
+            "hidden_size": decoder.hidden_size,
+            "intermediate_size": decoder.intermediate_size,
+            "num_hidden_layers": decoder.num_hidden_layers,
+            "num_attention_heads": decoder.num_attention_heads,
+            "hidden_act": decoder.hidden_act,
+            "layer_norm_eps": decoder.norm_eps,
+            "image_size": clip.image_size,
+            "patch_size": clip.patch_size,
+        }),
+    )?;
+    save_safetensors(folder, &select(parameters, |name| name.starts_with("vision_model.")), &SaveOptions::default())
+}
+
+/// An HF folder of a language model of the Qwen2 family, with its tokenizer.
+pub(super) fn save_llm(folder: &Path, llm: &LlmConfig, parameters: &Parameters, processor: &Processor) -> Result<()> {
+    let decoder = &llm.decoder;
+    processor.save(folder)?;
+    write_config(
+        folder,
+        &json!({
+            "model_type": "qwen2",
+            "hidden_size": decoder.hidden_size,
+            "intermediate_size": decoder.intermediate_size,
+            "num_hidden_layers": decoder.num_hidden_layers,
+            "num_attention_heads": decoder.num_attention_heads,
+            "num_key_value_heads": decoder.num_key_value_heads,
+            "hidden_act": decoder.hidden_act,
+            "rms_norm_eps": decoder.norm_eps,
+            "rope_theta": decoder.rope_theta,
+            "vocab_size": llm.vocab_size,
+            "max_position_embeddings": llm.max_position_embeddings,
+            "tie_word_embeddings": llm.tie_word_embeddings,
+        }),
+    )?;
+    save_safetensors(folder, &select(parameters, |_| true), &SaveOptions::default())
+}
+
+/// The distilled half without its heads, for `inherit.stage` of the next one.
+pub(super) fn save_distilled(folder: &Path, config: &HaploVlConfig, parameters: &Parameters) -> Result<()> {
+    let value = serde_json::to_value(config).map_err(|e| Error::format(folder, e.to_string()))?;
+    write_config(folder, &value)?;
+    let tensors = select(parameters, |name| !name.starts_with(DistillationHeads::PREFIX));
+    save_safetensors(folder, &tensors, &SaveOptions::default())
+}
+
+/// A whole model folder.
+pub(super) fn save_model(
+    folder: &Path,
+    config: &HaploVlConfig,
+    parameters: &Parameters,
+    processor: &Processor,
+) -> Result<()> {
+    let generation = GenerationConfig { eos_token_id: processor.eos_ids(), ..GenerationConfig::default() };
+    save_pretrained(folder, config, &parameters.tensors(), processor, &generation, &SaveOptions::default())
+}
+
+fn select(parameters: &Parameters, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, Tensor> {
+    parameters.tensors().into_iter().filter(|(name, _)| wanted(name)).collect()
+}
+
+fn write_config(folder: &Path, config: &Value) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let path = folder.join("config.json");
+    let bytes = serde_json::to_vec_pretty(config).map_err(|e| Error::format(&path, e.to_string()))?;
+    write_bytes_atomically(path, &bytes)
+}

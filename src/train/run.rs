@@ -1,0 +1,444 @@
+//! A whole training run: loader, steps, evaluation, checkpoints, and everything that people look at.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Var};
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::{Checkpoint, CheckpointFolder, Contents};
+use super::metrics::{
+    GRAD_NORM, LEARNING_RATE, LOSS, MetricsLog, Record, SAMPLES_PER_SECOND, TOKENS_PER_SECOND, read_metrics,
+};
+use super::plot::{Plot, Series};
+use super::progress::Progress;
+use super::recipe::{DataConfig, DataLayout, DataSource, Recipe, Stage};
+use super::samples::SampleForm;
+use super::stage::{BuiltStage, build, export};
+use super::tensorboard::TensorBoardWriter;
+use super::{Objective, StepReport, Trainer, UpdateRule};
+use crate::batch::{MultimodalBatch, Sequence};
+use crate::config::{GenerationConfig, HaploVlConfig};
+use crate::data::shapes::tokenizer;
+use crate::data::{
+    Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Record as Sample, Records, SampleResult, open,
+};
+use crate::generation::Generator;
+use crate::model::HaploVl;
+use crate::optim::AdamW;
+use crate::processor::{ChatTemplate, Conversation, Processor, ProcessorSettings, Role, TextTokenizer};
+use crate::weights::{Parameters, write_bytes_atomically};
+use crate::{Error, Result};
+
+/// Key of the validation loss in metrics.
+const VALIDATION_LOSS: &str = "validation/loss";
+/// Most tokens of an answer that is shown during training.
+const SHOWN_TOKENS: usize = 48;
+
+/// A training run, built and ready to go.
+pub struct Run {
+    recipe: Recipe,
+    config: HaploVlConfig,
+    device: Device,
+    processor: Arc<Processor>,
+    parameters: Parameters,
+    trainer: Trainer<Box<dyn Objective + Send>>,
+    validation: Vec<MultimodalBatch>,
+    shown: Vec<Shown>,
+    facts: Facts,
+}
+
+/// What a run is about to do, for people to check before it does.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    /// Parameters of each part of the model: all, and trained.
+    pub parts: BTreeMap<String, (usize, usize)>,
+    /// What was inherited, in words.
+    pub inheritance: Option<String>,
+    /// Bytes of parameters, gradients and optimizer moments; activations come on top.
+    pub static_bytes: usize,
+    /// One sample as the model sees it, learnt words in brackets.
+    pub sample: String,
+}
+
+/// A validation question with its right answer.
+struct Shown {
+    prompt: Conversation,
+    question: String,
+    expected: String,
+}
+
+/// What a resumed run needs beside parameters and moments.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+struct RunState {
+    loader: LoaderState,
+    /// Bits of the lowest validation loss so far; exact, unlike a decimal.
+    best: Option<u64>,
+    /// Evaluations since then.
+    stale: u64,
+}
+
+impl Run {
+    /// Builds everything that a recipe names: model, teachers, data.
+    ///
+    /// # Errors
+    /// Whatever is missing or does not fit, by name.
+    pub fn new(recipe: Recipe, device: Device) -> Result<Self> {
+        recipe.validate()?;
+        let config = recipe.model_config()?;
+        let processor = Arc::new(open_processor(&recipe, &config)?);
+        let BuiltStage { objective, parameters, trained, scope, report } = build(&recipe, &config, &device)?;
+        let vars: BTreeMap<String, Var> =
+            trained.iter().filter_map(|name| Some((name.clone(), parameters.get(name)?))).collect();
+        let optimizer = AdamW::new(&vars, recipe.optimizer.clone())?;
+        let rule = UpdateRule {
+            learning_rate: recipe.update.learning_rate,
+            schedule: recipe.schedule,
+            total_steps: recipe.update.steps,
+            max_grad_norm: recipe.update.max_grad_norm,
+        };
+        let (validation, shown) = validation(&recipe, &config, &processor, &device)?;
+        let sample = describe_first_sample(&recipe, &processor)?;
+        let facts = Facts::new(&parameters, &vars, report.map(|report| report.to_string()), sample);
+        let trainer = Trainer::new(objective, vars, optimizer, rule, scope);
+        Ok(Self { recipe, config, device, processor, parameters, trainer, validation, shown, facts })
+    }
+
+    /// What the run is about to do.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Trains to the end and returns the folder of the exported model.
+    ///
+    /// With `resume` it goes on from the newest whole checkpoint of the same run; otherwise a folder that holds
+    /// checkpoints already is refused.
+    ///
+    /// # Errors
+    /// [`Error::Training`] for a step that had to be refused, [`Error::Data`] for too many bad samples, and what
+    /// checkpoints and files may give.
+    pub fn train(&mut self, resume: bool) -> Result<PathBuf> {
+        let folder = self.recipe.output.clone();
+        std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        let checkpoints =
+            CheckpointFolder::open(folder.join("checkpoints"), self.recipe.identity(), self.recipe.run.keep_last)?;
+        let state = self.start(&checkpoints, resume)?;
+        self.echo()?;
+        let mut session = Session::open(self, checkpoints, state)?;
+        while self.trainer.optimizer().steps() < self.recipe.update.steps {
+            if !session.step(self)? {
+                session.progress.println("the validation loss no longer falls: ending early");
+                break;
+            }
+        }
+        session.finish(self)
+    }
+
+    fn start(&mut self, checkpoints: &CheckpointFolder, resume: bool) -> Result<RunState> {
+        if !resume {
+            return match checkpoints.steps()?.last() {
+                None => Ok(RunState::default()),
+                Some(step) => Err(Error::Checkpoint {
+                    path: checkpoints.path(*step),
+                    message: "this run was begun already: go on with `--resume`, or choose another `output`".into(),
+                }),
+            };
+        }
+        let latest = checkpoints.latest_valid()?;
+        latest.refused.iter().for_each(|why| eprintln!("passed over: {why}"));
+        match latest.checkpoint {
+            Some(checkpoint) => self.load(&checkpoint),
+            None if latest.refused.is_empty() => Ok(RunState::default()),
+            None => Err(Error::Checkpoint {
+                path: self.recipe.output.clone(),
+                message: "none of its checkpoints can be resumed from; begin anew with another `output`".into(),
+            }),
+        }
+    }
+
+    fn load(&mut self, checkpoint: &Checkpoint) -> Result<RunState> {
+        eprintln!("going on from {}", checkpoint.path().display());
+        for (name, values) in checkpoint.parameters(&self.device)? {
+            self.parameters.set(&name, &values)?;
+        }
+        self.trainer.optimizer_mut().load_state(&checkpoint.optimizer(&self.device)?)?;
+        checkpoint.state()
+    }
+
+    /// The recipe as it is run, defaults and overrides included.
+    fn echo(&self) -> Result<()> {
+        let text = toml::to_string(&self.recipe).map_err(|e| Error::Training(format!("recipe: {e}")))?;
+        write_bytes_atomically(self.recipe.output.join("recipe.toml"), text.as_bytes())
+    }
+
+    /// Answers some validation questions as users would see them; only a whole model can.
+    fn show(&self) -> Result<Option<String>> {
+        if !matches!(self.recipe.stage, Stage::Align { .. } | Stage::Tune { .. }) || self.shown.is_empty() {
+            return Ok(None);
+        }
+        // Detached parameters share memory with the trained ones, and build no graph.
+        let vb = self.parameters.var_builder_where(self.recipe.seed, DType::F32, &self.device, |_| false);
+        let model = HaploVl::new(&self.config, vb)?;
+        let generator = Generator::new(&model, |ids| self.processor.tokenizer().decode(ids, true));
+        let generation = GenerationConfig {
+            eos_token_id: self.processor.eos_ids(),
+            max_new_tokens: Some(SHOWN_TOKENS),
+            ..GenerationConfig::default()
+        };
+        let mut text = String::new();
+        for shown in &self.shown {
+            let batch = self.processor.batch(std::slice::from_ref(&shown.prompt), &self.device)?;
+            let answer = generator.generate(&batch, &generation)?;
+            let given = answer.sequences.first().map_or("", |sequence| sequence.text.trim());
+            text.push_str(&format!("- {}\n  - answer: {given}\n  - right:  {}\n", shown.question, shown.expected));
+        }
+        Ok(Some(text))
+    }
+}
+
+/// Where a running loop keeps its things.
+struct Session {
+    checkpoints: CheckpointFolder,
+    loader: Loader<Sequence>,
+    metrics: MetricsLog,
+    tensorboard: TensorBoardWriter,
+    progress: Progress,
+    state: RunState,
+}
+
+impl Session {
+    fn open(run: &Run, checkpoints: CheckpointFolder, state: RunState) -> Result<Self> {
+        let (recipe, done) = (&run.recipe, run.trainer.optimizer().steps());
+        let resumed = (done > 0).then_some(done);
+        let form = recipe.stage.sample_form();
+        let processor = Arc::clone(&run.processor);
+        let sources = recipe.data.train.iter().map(DataSource::open).collect::<Result<Vec<_>>>()?;
+        let loader = Loader::new(Concat::new(sources), loader_config(recipe), state.loader, move |sample| {
+            form.prepare(&processor, sample)
+        })?;
+        Ok(Self {
+            checkpoints,
+            loader: loader.on_bad(|bad| eprintln!("skipped {}: {}", bad.sample, bad.reason)),
+            metrics: MetricsLog::open(recipe.output.join("metrics.jsonl"), resumed)?,
+            tensorboard: TensorBoardWriter::create(recipe.output.join("tensorboard"), resumed)?,
+            progress: Progress::new(recipe.stage.name(), recipe.update.steps, done, recipe.run.log_every),
+            state,
+        })
+    }
+
+    /// One step and what is due after it; `false` if the run should end early.
+    fn step(&mut self, run: &mut Run) -> Result<bool> {
+        let batches = self.next_batches(run)?;
+        let report = run.trainer.step(&batches)?;
+        let step = report.step;
+        let (settings, last) = (&run.recipe.run, step == run.recipe.update.steps);
+        let evaluate = !run.validation.is_empty() && (step.is_multiple_of(settings.evaluate_every) || last);
+        let mut record = record(&report);
+        let mut score = None;
+        if evaluate {
+            let loss = run.trainer.evaluate(&run.validation)?;
+            score = Some(loss);
+            record = record.with(VALIDATION_LOSS, loss);
+            let improved = self.state.best.is_none_or(|best| loss < f64::from_bits(best));
+            self.state.best = if improved { Some(loss.to_bits()) } else { self.state.best };
+            self.state.stale = if improved { 0 } else { self.state.stale + 1 };
+            self.write_samples(run, step)?;
+        }
+        self.metrics.write(&record)?;
+        self.tensorboard.write(&record)?;
+        self.progress.update(step, &record);
+        if let Some(loss) = score {
+            self.progress.println(&format!("step {step}: validation loss {loss:.4}"));
+        }
+        let give_up = settings.patience.is_some_and(|patience| self.state.stale >= patience);
+        if step.is_multiple_of(settings.checkpoint_every) || last || give_up {
+            self.save(run, score)?;
+        }
+        Ok(!give_up)
+    }
+
+    fn next_batches(&mut self, run: &Run) -> Result<Vec<MultimodalBatch>> {
+        let form = run.recipe.stage.sample_form();
+        let mut batches = Vec::with_capacity(run.recipe.update.accumulation);
+        for _ in 0..run.recipe.update.accumulation {
+            let group = self.loader.next().ok_or_else(|| Error::Data("there are no samples left".into()))??;
+            self.state.loader = group.state;
+            batches.push(form.collate(group.rows, &run.config, &run.device)?);
+        }
+        Ok(batches)
+    }
+
+    fn save(&self, run: &Run, score: Option<f64>) -> Result<()> {
+        self.checkpoints.save(&Contents {
+            step: run.trainer.optimizer().steps(),
+            parameters: &run.parameters.tensors(),
+            optimizer: &run.trainer.optimizer().state()?,
+            state: &self.state,
+            score,
+        })?;
+        write_plot(run)
+    }
+
+    fn write_samples(&self, run: &Run, step: u64) -> Result<()> {
+        let Some(text) = run.show()? else { return Ok(()) };
+        let path = run.recipe.output.join("samples.md");
+        let before = std::fs::read_to_string(&path).unwrap_or_default();
+        write_bytes_atomically(&path, format!("{before}## Step {step}\n\n{text}\n").as_bytes())
+    }
+
+    fn finish(self, run: &Run) -> Result<PathBuf> {
+        self.progress.finish();
+        let folder = run.recipe.output.join("export");
+        export(&run.recipe.stage, &folder, &run.config, &run.parameters, &run.processor)?;
+        Ok(folder)
+    }
+}
+
+fn record(report: &StepReport) -> Record {
+    let record = Record::new(report.step)
+        .with(LOSS, report.loss)
+        .with(LEARNING_RATE, report.learning_rate)
+        .with(GRAD_NORM, report.grad_norm)
+        .with(SAMPLES_PER_SECOND, report.counts.samples as f64 / report.seconds)
+        .with(TOKENS_PER_SECOND, report.counts.tokens as f64 / report.seconds);
+    report.parts.iter().fold(record, |record, (name, value)| record.with(format!("{LOSS}/{name}"), *value))
+}
+
+fn write_plot(run: &Run) -> Result<()> {
+    let records = read_metrics(run.recipe.output.join("metrics.jsonl"))?;
+    let validation: Vec<Record> = records.iter().filter(|r| r.get(VALIDATION_LOSS).is_some()).cloned().collect();
+    let mut series = vec![Series::of_records("training", &records, LOSS)];
+    if !validation.is_empty() {
+        series.push(Series::of_records("validation", &validation, VALIDATION_LOSS));
+    }
+    let name = run.recipe.stage.name();
+    Plot::losses(format!("{name}: loss"), series).write_svg(run.recipe.output.join("loss.svg"))
+}
+
+impl DataSource {
+    /// Opens the source; files are indexed, not read.
+    fn open(&self) -> Result<Records> {
+        match self {
+            Self::Shapes(dataset) => {
+                dataset.config.validate()?;
+                Ok(Box::new(dataset.clone()))
+            }
+            Self::Files { path, images } => open(path, images.as_deref()),
+        }
+    }
+}
+
+fn loader_config(recipe: &Recipe) -> LoaderConfig {
+    let DataConfig { layout, max_length, workers, max_bad_share, .. } = recipe.data;
+    let rows = recipe.update.rows;
+    let grouping = match layout {
+        DataLayout::InOrder => Grouping::InOrder { rows },
+        DataLayout::ByLength => Grouping::ByLength { rows, window: 16 },
+        DataLayout::Packed => Grouping::Packed { rows, row_length: max_length, window: 16 * rows },
+    };
+    LoaderConfig { seed: recipe.seed, workers, max_bad_share, grouping, ..LoaderConfig::default() }
+}
+
+fn open_processor(recipe: &Recipe, config: &HaploVlConfig) -> Result<Processor> {
+    if recipe.tokenizer == "shapes" {
+        return Processor::new(config, ProcessorSettings::new(config), tokenizer()?, None);
+    }
+    let folder = crate::weights::resolve_model(&recipe.tokenizer, None)?;
+    let template = ChatTemplate::from_folder(&folder)?;
+    Processor::new(config, ProcessorSettings::new(config), TextTokenizer::from_folder(&folder)?, template)
+}
+
+/// The validation samples in batches, and some of them as questions to show.
+fn validation(
+    recipe: &Recipe,
+    config: &HaploVlConfig,
+    processor: &Processor,
+    device: &Device,
+) -> Result<(Vec<MultimodalBatch>, Vec<Shown>)> {
+    let Some(source) = &recipe.data.validation else { return Ok((vec![], vec![])) };
+    let source = source.open()?;
+    let form = recipe.stage.sample_form();
+    let (mut sequences, mut shown) = (Vec::new(), Vec::new());
+    for index in 0..source.len().min(recipe.data.validation_samples) {
+        let bad = |e: crate::data::BadSample| Error::Data(format!("validation: {}: {e}", source.describe(index)));
+        let sample = source.get(index).map_err(bad)?;
+        if shown.len() < recipe.run.show && form == SampleForm::Dialogue {
+            shown.extend(Shown::of(processor, &sample).map_err(bad)?);
+        }
+        sequences.push(form.prepare(processor, sample).map_err(bad)?);
+    }
+    let rows: Vec<Vec<Sequence>> = sequences.into_iter().map(|sequence| vec![sequence]).collect();
+    let batches = rows.chunks(recipe.update.rows).map(|rows| form.collate(rows.to_vec(), config, device));
+    Ok((batches.collect::<Result<_>>()?, shown))
+}
+
+impl Shown {
+    /// The first question of a conversation and its answer.
+    fn of(processor: &Processor, sample: &Sample) -> SampleResult<Option<Self>> {
+        let Some(at) = sample.turns.iter().position(|turn| turn.role == Role::Assistant) else { return Ok(None) };
+        let Some(asked) = at.checked_sub(1) else { return Ok(None) };
+        let mut prompt = sample.clone();
+        prompt.turns.truncate(at);
+        Ok(Some(Self {
+            question: sample.turns[asked].text.replace('\n', " "),
+            expected: sample.turns[at].text.clone(),
+            prompt: prompt.conversation(processor.decoder())?,
+        }))
+    }
+}
+
+/// The first sample that can be used, decoded again, with learnt stretches in brackets.
+fn describe_first_sample(recipe: &Recipe, processor: &Processor) -> Result<String> {
+    let form = recipe.stage.sample_form();
+    let source = Concat::new(recipe.data.train.iter().map(DataSource::open).collect::<Result<Vec<_>>>()?);
+    let first = (0..source.len().min(100)).find_map(|i| form.prepare(processor, source.get(i).ok()?).ok());
+    let sequence = first.ok_or_else(|| Error::Data("none of the first 100 samples can be used".into()))?;
+    let labels = sequence.labels.clone().unwrap_or_else(|| vec![crate::batch::IGNORE_INDEX; sequence.len()]);
+    let learnt = |i: &usize| labels[*i] != crate::batch::IGNORE_INDEX;
+    let mut text = String::new();
+    let positions: Vec<usize> = (0..sequence.len()).collect();
+    for stretch in positions.chunk_by(|a, b| learnt(a) == learnt(b)) {
+        let ids: Vec<u32> = stretch.iter().map(|&i| sequence.input_ids[i]).collect();
+        let words = processor.tokenizer().decode(&ids, false)?;
+        text.push_str(&if learnt(&stretch[0]) { format!("[{words}]") } else { words });
+    }
+    Ok(text)
+}
+
+impl Facts {
+    fn new(
+        parameters: &Parameters,
+        trained: &BTreeMap<String, Var>,
+        inheritance: Option<String>,
+        sample: String,
+    ) -> Self {
+        let mut parts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+        for (name, var) in parameters.iter() {
+            let part = name.split('.').take(2).collect::<Vec<_>>().join(".");
+            let (all, learnt) = parts.entry(part).or_default();
+            *all += var.elem_count();
+            *learnt += if trained.contains_key(&name) { var.elem_count() } else { 0 };
+        }
+        let (all, learnt) = parts.values().fold((0, 0), |(a, t), (all, learnt)| (a + all, t + learnt));
+        // f32 parameters; for the trained ones also a gradient and two moments.
+        Self { parts, inheritance, static_bytes: 4 * all + 12 * learnt, sample }
+    }
+}
+
+impl std::fmt::Display for Facts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{:<32} {:>14} {:>14}", "part", "parameters", "trained")?;
+        for (part, (all, trained)) in &self.parts {
+            writeln!(f, "{part:<32} {all:>14} {trained:>14}")?;
+        }
+        let (all, trained) = self.parts.values().fold((0, 0), |(a, t), (all, trained)| (a + all, t + trained));
+        writeln!(f, "{:<32} {all:>14} {trained:>14}", "in all")?;
+        let megabytes = self.static_bytes as f64 / 1e6;
+        writeln!(f, "parameters, gradients and moments: {megabytes:.0} MB; activations come on top")?;
+        if let Some(inheritance) = &self.inheritance {
+            writeln!(f, "{inheritance}")?;
+        }
+        write!(f, "first sample, learnt words in brackets:\n{}", self.sample)
+    }
+}

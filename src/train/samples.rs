@@ -1,0 +1,83 @@
+//! From conversations of a data set to sequences, and from sequences to batches.
+
+use candle_core::Device;
+
+use crate::Result;
+use crate::batch::{BatchSpec, MultimodalBatch, Sequence};
+use crate::config::HaploVlConfig;
+use crate::data::{BadSample, IMAGE_MARKER, Record, SampleResult};
+use crate::processor::{Message, Processor, Role};
+
+/// What a stage makes of a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SampleForm {
+    /// The whole conversation; the assistant's words are learnt.
+    Dialogue,
+    /// The whole conversation, without its pictures; every word is learnt.
+    Words,
+    /// The assistant's words, and the picture beside them.
+    CaptionPair,
+}
+
+impl SampleForm {
+    /// One sample, ready for batching; runs on worker threads.
+    pub(super) fn prepare(self, processor: &Processor, record: Record) -> SampleResult<Sequence> {
+        match self {
+            Self::Dialogue => Ok(processor.training_sequence(&record.conversation(processor.decoder())?)?),
+            Self::Words => {
+                let record = without_pictures(record);
+                let sequence = processor.training_sequence(&record.conversation(processor.decoder())?)?;
+                Ok(Sequence { labels: Some(sequence.input_ids.clone()), ..sequence })
+            }
+            Self::CaptionPair => caption_pair(processor, &record),
+        }
+    }
+
+    /// Rows of one or several samples as a batch.
+    pub(super) fn collate(
+        self,
+        rows: Vec<Vec<Sequence>>,
+        config: &HaploVlConfig,
+        device: &Device,
+    ) -> Result<MultimodalBatch> {
+        let spec = BatchSpec::new(config);
+        if self != Self::CaptionPair {
+            return MultimodalBatch::packed(&rows, spec, device);
+        }
+        // Pictures stand beside their captions, not in them.
+        let mut visuals = Vec::new();
+        let strip = |row: Vec<Sequence>| -> Vec<Sequence> {
+            row.into_iter()
+                .map(|mut s| {
+                    visuals.append(&mut s.visuals);
+                    s
+                })
+                .collect()
+        };
+        let rows: Vec<Vec<Sequence>> = rows.into_iter().map(strip).collect();
+        let batch = MultimodalBatch::packed(&rows, spec, device)?;
+        Ok(MultimodalBatch { visuals, ..batch })
+    }
+}
+
+fn without_pictures(mut record: Record) -> Record {
+    record.images.clear();
+    record.turns.iter_mut().for_each(|turn| turn.text = turn.text.replace(IMAGE_MARKER, "").trim().to_string());
+    record
+}
+
+/// The assistant's words, ended, with the one picture beside them.
+fn caption_pair(processor: &Processor, record: &Record) -> SampleResult<Sequence> {
+    let conversation = record.conversation(processor.decoder())?;
+    let pictures: Vec<_> = conversation.messages.iter().flat_map(Message::images).collect();
+    let [picture] = pictures.as_slice() else {
+        let message = format!("{} pictures, expected one with its caption", pictures.len());
+        return Err(BadSample::BrokenRecord(message));
+    };
+    let visual = processor.images().process(picture)?;
+    let words = record.turns.iter().filter(|turn| turn.role == Role::Assistant);
+    let text = words.map(|turn| turn.text.as_str()).collect::<Vec<_>>().join(" ");
+    let mut input_ids = processor.tokenizer().encode(&text)?;
+    input_ids.extend(processor.eos_ids().first());
+    Ok(Sequence { input_ids, labels: None, visuals: vec![visual] })
+}
