@@ -11,12 +11,13 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use haplovl::pipeline::{Chat, LoadedModel};
-use haplovl::processor::{Content, Conversation, Message};
+use haplovl::processor::{Content, Conversation, ImageDecoder, Message};
 use serde_json::json;
 
 /// Talks about pictures: each line of stdin is a turn, each reply goes to stdout.
 ///
-/// Later turns compute only what is new. A turn that fails is reported, and the chat goes on without it.
+/// Later turns compute only what is new. Where somebody types, a turn that fails is reported and the chat goes on
+/// without it; where the input comes from a file or another program, it ends.
 #[derive(Debug, Parser)]
 #[command(after_help = "In the chat:\n  \
     /image FILE  shows one more picture with the next turn\n  \
@@ -35,29 +36,25 @@ struct Arguments {
 
 fn main() -> ExitCode {
     common::main(|arguments: Arguments| {
+        let first_pictures = arguments.images.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
         let model = arguments.options.load()?;
-        let mut pictures = open_all(&model, &arguments.images)?;
+        let mut pictures = first_pictures.clone();
         let mut chat = new_chat(&arguments, &model)?;
         let mut lines = std::io::stdin().lock().lines();
-        while let Some(line) = prompt(&mut lines)? {
-            match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
-                ("", _) => {}
+        while let Some(line) = next_line(&mut lines)? {
+            let done = match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
+                ("", _) => Ok(()),
                 ("/quit", _) => break,
                 ("/reset", _) => {
-                    chat = new_chat(&arguments, &model)?;
-                    pictures = open_all(&model, &arguments.images)?;
+                    pictures.clone_from(&first_pictures);
+                    new_chat(&arguments, &model).map(|new| chat = new)
                 }
-                ("/image", path) => match open(&model, Path::new(path.trim())) {
-                    Ok(picture) => pictures.push(picture),
-                    Err(error) => eprintln!("error: {error}"),
-                },
-                _ => {
-                    let content = pictures.iter().cloned().chain([line.as_str().into()]);
-                    match turn(&mut chat, content, &line, arguments.options.json) {
-                        Ok(()) => pictures.clear(),
-                        Err(error) => eprintln!("error: {error}"),
-                    }
-                }
+                ("/image", path) => open(Path::new(path.trim())).map(|picture| pictures.push(picture)),
+                _ => turn(&mut chat, &pictures, &line, arguments.options.json).map(|()| pictures.clear()),
+            };
+            match done {
+                Err(error) if std::io::stdin().is_terminal() => eprintln!("error: {error}"),
+                done => done?,
             }
         }
         Ok(())
@@ -69,16 +66,12 @@ fn new_chat<'m>(arguments: &Arguments, model: &'m LoadedModel) -> Result<Chat<'m
     Ok(Chat::new(model).with_conversation(conversation).with_generation(arguments.options.generation(model)?))
 }
 
-fn open(model: &LoadedModel, path: &Path) -> Result<Content> {
-    Ok(model.processor().decoder().open(path)?.into())
-}
-
-fn open_all(model: &LoadedModel, paths: &[PathBuf]) -> Result<Vec<Content>> {
-    paths.iter().map(|path| open(model, path)).collect()
+fn open(path: &Path) -> Result<Content> {
+    Ok(ImageDecoder::default().open(path)?.into())
 }
 
 /// The next line of the input, asked for if somebody types it.
-fn prompt(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> Result<Option<String>> {
+fn next_line(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> Result<Option<String>> {
     if std::io::stdin().is_terminal() {
         eprint!("> ");
         std::io::stderr().flush()?;
@@ -86,8 +79,8 @@ fn prompt(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> Result<O
     Ok(lines.next().transpose()?)
 }
 
-fn turn(chat: &mut Chat<'_>, content: impl Iterator<Item = Content>, said: &str, json: bool) -> Result<()> {
-    let mut reply = chat.say(content)?;
+fn turn(chat: &mut Chat<'_>, pictures: &[Content], said: &str, json: bool) -> Result<()> {
+    let mut reply = chat.say(pictures.iter().cloned().chain([said.into()]))?;
     common::print_pieces(&mut reply, json)?;
     common::print_facts(&reply.finish()?, json, json!({ "said": said }))
 }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use haplovl::pipeline::VisualQuestionAnswerer;
-use haplovl::processor::Content;
+use haplovl::processor::{Content, ImageDecoder};
 use serde_json::json;
 
 /// Answers a question about one or several pictures: the answer on stdout, everything else on stderr.
@@ -33,10 +33,10 @@ struct Arguments {
 fn main() -> ExitCode {
     common::main(|arguments: Arguments| {
         let Arguments { images, question, options } = arguments;
-        let model = options.load()?;
-        let decoder = model.processor().decoder();
-        let pictures = images.iter().map(|path| decoder.open(path).map(Content::from));
+        // Opened before the model, which takes longer, so that a wrong name is told at once.
+        let pictures = images.iter().map(|path| ImageDecoder::default().open(path).map(Content::from));
         let pictures = pictures.collect::<haplovl::Result<Vec<_>>>()?;
+        let model = options.load()?;
         let answerer = VisualQuestionAnswerer::new(&model).with_generation(options.generation(&model)?);
         let mut stream = answerer.stream(pictures, &question)?;
         common::print_pieces(&mut stream, options.json)?;

@@ -1,34 +1,27 @@
 //! What the examples that answer share: options, loading with facts on stderr, and output.
 
 mod cli;
-
-pub use cli::main;
+mod model;
 
 use std::fmt::Display;
 use std::io::Write;
-use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
 use haplovl::config::GenerationConfig;
-use haplovl::device::{DeviceChoice, DtypeChoice};
 use haplovl::generation::Answer;
-use haplovl::model::HaploVl;
-use haplovl::pipeline::{LoadedModel, ModelSource};
+use haplovl::pipeline::LoadedModel;
 use serde_json::{Value, json};
 
-/// Options of every example.
+pub use cli::main;
+
+use model::ModelOptions;
+
+/// Options of every example that answers.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// `builtin`, a folder, or a hub id such as ORGANISATION/NAME or ORGANISATION/NAME@REVISION
-    #[arg(long, default_value = "builtin", value_name = "MODEL")]
-    model: ModelSource,
-    /// Where to compute: auto, cpu, cuda, cuda:N or metal
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
-    /// Number type: auto (bf16 on a GPU, f32 on the CPU), f32, f16 or bf16
-    #[arg(long, default_value = "auto")]
-    dtype: DtypeChoice,
+    #[command(flatten)]
+    model: ModelOptions,
     /// Most tokens of an answer
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
@@ -41,7 +34,7 @@ pub struct Options {
     top_p: Option<f64>,
     /// Seed of the draws
     #[arg(long, default_value_t = 0, value_name = "N")]
-    seed: u64,
+    pub seed: u64,
     /// Print one line of JSON: text, token counts, seconds to the first token, tokens per second
     #[arg(long)]
     pub json: bool,
@@ -50,21 +43,7 @@ pub struct Options {
 impl Options {
     /// Loads the model, and tells on stderr what it is.
     pub fn load(&self) -> Result<LoadedModel> {
-        let start = Instant::now();
-        eprintln!("loading {} ...", self.model);
-        let loaded = LoadedModel::load(&self.model, self.device, self.dtype)?;
-        let config = loaded.model().config();
-        let parameters: usize = HaploVl::parameter_shapes(config)?.values().map(|s| s.iter().product::<usize>()).sum();
-        eprintln!(
-            "{:.1} M parameters, {} + {} layers, context {}, on {:?}, loaded in {:.1} s",
-            parameters as f64 / 1e6,
-            config.pre_decoder.num_hidden_layers,
-            config.post_decoder.num_hidden_layers,
-            config.max_position_embeddings,
-            loaded.model().device().location(),
-            start.elapsed().as_secs_f64()
-        );
-        Ok(loaded)
+        self.model.load()
     }
 
     /// The model's own way of generating, changed by what was asked for.
@@ -83,7 +62,7 @@ impl Options {
     }
 }
 
-/// Prints an answer while it comes, and returns it whole; with `json` nothing is printed.
+/// Prints an answer while it comes; with `json` nothing is printed.
 pub fn print_pieces<E: Display>(
     pieces: &mut impl Iterator<Item = std::result::Result<String, E>>,
     json: bool,

@@ -5,6 +5,7 @@ mod detokenizer;
 mod generator;
 mod prefix_cache;
 mod result;
+mod row;
 mod sampler;
 mod session;
 mod stop;

@@ -5,16 +5,14 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 use super::result::Clock;
-use super::{Answer, CancelToken, CausalModel, FinishReason, GeneratedSequence, Generation, Sampler, TextStream};
+use super::row::Row;
+use super::{Answer, CancelToken, CausalModel, FinishReason, GeneratedSequence, Generation, Sampler};
 use crate::batch::MultimodalBatch;
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::{Error, Result};
 
 /// Turns ids into text, leaving out special tokens.
 pub type Decode<'a> = Arc<dyn Fn(&[u32]) -> Result<String> + 'a>;
-
-/// A row's own handle on the decoder.
-type RowDecode<'a> = Box<dyn Fn(&[u32]) -> Result<String> + 'a>;
 
 /// What the model takes in next.
 enum Input {
@@ -185,62 +183,6 @@ impl<'a> Session<'a> {
                 on_text(i, new);
             }
         }
-        Ok(())
-    }
-}
-
-/// One sequence of the batch.
-struct Row<'a> {
-    sampler: Sampler,
-    stream: TextStream<RowDecode<'a>>,
-    eos: Vec<u32>,
-    pad: u32,
-    budget: usize,
-    tokens: Vec<u32>,
-    text: String,
-    finish_reason: Option<FinishReason>,
-}
-
-impl<'a> Row<'a> {
-    fn new(sampler: Sampler, config: &GenerationConfig, budget: usize, pad: u32, decode: Decode<'a>) -> Self {
-        Self {
-            sampler,
-            stream: TextStream::new(Box::new(move |ids| decode(ids)), &config.stop_strings),
-            eos: config.eos_token_id.clone(),
-            pad,
-            budget,
-            tokens: vec![],
-            text: String::new(),
-            finish_reason: None,
-        }
-    }
-
-    /// Picks a token and returns what to feed next, which for a finished row is padding that nobody looks at.
-    fn step(&mut self, logits: &mut [f32]) -> Result<u32> {
-        if self.finish_reason.is_some() {
-            return Ok(self.pad);
-        }
-        let id = self.sampler.sample(logits)?;
-        self.tokens.push(id);
-        if self.eos.contains(&id) {
-            self.finish(FinishReason::EndOfSequence(id))?;
-            return Ok(id);
-        }
-        let piece = self.stream.push(id)?;
-        self.text.push_str(&piece.text);
-        if let Some(stop) = piece.stop {
-            self.finish_reason = Some(FinishReason::StopString(stop));
-        } else if self.tokens.len() >= self.budget {
-            self.finish(FinishReason::Length)?;
-        }
-        Ok(id)
-    }
-
-    /// Shows what was held back; if it holds a stop string after all, that is the reason.
-    fn finish(&mut self, reason: FinishReason) -> Result<()> {
-        let piece = self.stream.finish()?;
-        self.text.push_str(&piece.text);
-        self.finish_reason = Some(piece.stop.map_or(reason, FinishReason::StopString));
         Ok(())
     }
 }

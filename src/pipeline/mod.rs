@@ -18,6 +18,7 @@ mod chat;
 mod loaded_model;
 mod question_answerer;
 mod source;
+mod word_attention;
 
 pub use captioner::Captioner;
 pub use chat::{Chat, Reply};

@@ -60,29 +60,46 @@ impl ImageProcessor {
     }
 }
 
-/// A resized picture with equal black borders left and right, or above and below.
+/// Where a picture lies on its canvas: resized, with equal borders left and right, or above and below.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Placement {
+    /// Size after resizing.
+    pub(super) fitted: Size,
+    /// Border above, and below.
+    pub(super) top: usize,
+    /// Border on the left, and on the right.
+    pub(super) left: usize,
+}
+
+impl Placement {
+    pub(super) fn new(image: Size, canvas: Size) -> Self {
+        let fitted = fit(image, canvas);
+        Self { fitted, top: (canvas.height - fitted.height) / 2, left: (canvas.width - fitted.width) / 2 }
+    }
+}
+
+/// A resized picture with black borders.
 struct Canvas {
     picture: RgbImage,
-    top: usize,
-    left: usize,
+    placement: Placement,
 }
 
 impl Canvas {
     fn new(processor: &ImageProcessor, image: &RgbImage, canvas: Size) -> Result<Self> {
-        let fitted = fit(Size::new(image.height() as usize, image.width() as usize), canvas);
-        let picture = processor.pixels.resize(image, fitted.width, fitted.height)?;
-        let (top, left) = ((canvas.height - fitted.height) / 2, (canvas.width - fitted.width) / 2);
-        Ok(Self { picture, top, left })
+        let placement = Placement::new(Size::new(image.height() as usize, image.width() as usize), canvas);
+        let Size { width, height } = placement.fitted;
+        Ok(Self { picture: processor.pixels.resize(image, width, height)?, placement })
     }
 
     /// Size with borders: a pixel less than the pinpoint where its border cannot be halved.
     fn size(&self) -> Size {
-        let (width, height) = self.picture.dimensions();
-        Size::new(height as usize + 2 * self.top, width as usize + 2 * self.left)
+        let Placement { fitted, top, left } = self.placement;
+        Size::new(fitted.height + 2 * top, fitted.width + 2 * left)
     }
 
     fn write_tile(&self, pixels: &PixelPipeline, origin: Size, side: usize, tile: &mut [f32]) -> Result<()> {
-        let corner = (self.top as i64 - origin.height as i64, self.left as i64 - origin.width as i64);
+        let Placement { top, left, .. } = self.placement;
+        let corner = (top as i64 - origin.height as i64, left as i64 - origin.width as i64);
         let height = self.size().height.saturating_sub(origin.height).min(side);
         let width = self.size().width.saturating_sub(origin.width).min(side);
         if height == side && width == side {

@@ -3,6 +3,7 @@
 //! [`Processor`] does it all; its parts can be used alone: [`ImageDecoder`] reads files, [`ImageProcessor`] and
 //! [`VideoProcessor`] make tiles, [`ChatTemplate`] and [`TextTokenizer`] make token ids.
 
+mod attention_map;
 mod chat_template;
 mod conversation;
 mod decode;
@@ -14,8 +15,10 @@ mod resize;
 mod sequence;
 mod tokenizer;
 mod video;
+mod word;
 
 pub use ::image::RgbImage;
+pub use attention_map::{AttentionCell, AttentionMap};
 pub use chat_template::ChatTemplate;
 pub use conversation::{Content, Conversation, Message, Role};
 pub use decode::{Frames, ImageDecoder};

@@ -185,7 +185,11 @@ impl Processor {
         ids
     }
 
-    fn tokens(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<(Prompt, Vec<Token>)> {
+    pub(super) fn tokens(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<(Prompt, Vec<Token>)> {
         let (tokens, special) = (&self.settings.tokens, minijinja::Value::from_pairs(self.tokenizer.named_tokens()));
         let prompt = Prompt::render(&self.template, conversation, add_generation_prompt, tokens, special)?;
         let tokens = self.tokenizer.encode_prompt(&prompt)?;
@@ -275,7 +279,7 @@ impl Processor {
         )))
     }
 
-    fn is_placeholder(&self, id: u32) -> bool {
+    pub(super) fn is_placeholder(&self, id: u32) -> bool {
         id == self.model.image_token_index || id == self.model.video_token_index
     }
 }

@@ -1,0 +1,130 @@
+//! Shows which parts of a picture a word of the prompt looks at, as a heat map (Figure 5 of the paper).
+//!
+//! `cargo run --release --example attention -- --model DIR --image cat.jpg --prompt "Where is the cat?" --word cat`
+
+#[path = "common/cli.rs"]
+mod cli;
+#[path = "common/model.rs"]
+mod model;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use haplovl::processor::{AttentionMap, Content, Conversation, ImageDecoder, Message, RgbImage};
+use image::Rgb;
+
+/// Shows which parts of a picture a word of the prompt looks at.
+///
+/// One PNG for each picture: the picture under a heat map, and the colour scale on the right, from no attention (below)
+/// to the most that any cell gets (above). The same as text on stdout.
+#[derive(Debug, Parser)]
+#[command(after_help = "Examples:\n  \
+    attention --model ./haplovl-7b --image cat.jpg --prompt \"Where is the cat?\" --word cat\n  \
+    attention --model ./haplovl-7b --image cat.jpg --prompt \"Where is the cat?\" --word cat --layer 12 --head 3")]
+struct Arguments {
+    /// A picture; may be given several times
+    #[arg(long = "image", value_name = "FILE", required = true)]
+    images: Vec<PathBuf>,
+    /// What is asked about the pictures
+    #[arg(long, value_name = "TEXT")]
+    prompt: String,
+    /// A word of the prompt, or several in a row
+    #[arg(long)]
+    word: String,
+    /// The layer, counted from 0 over both decoders [default: the last of the pre-decoder]
+    #[arg(long, value_name = "N")]
+    layer: Option<usize>,
+    /// One attention head, counted from 0 [default: the mean over all]
+    #[arg(long, value_name = "N")]
+    head: Option<usize>,
+    /// Folder to write to; made if need be
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    options: model::ModelOptions,
+}
+
+fn main() -> ExitCode {
+    cli::main(|arguments: Arguments| {
+        let Arguments { images, prompt, word, layer, head, out, options } = arguments;
+        let pictures = images.iter().map(|path| ImageDecoder::default().open(path));
+        let pictures = pictures.collect::<haplovl::Result<Vec<_>>>()?;
+        let model = options.load()?;
+        let content = pictures.iter().cloned().map(Content::from).chain([prompt.into()]);
+        let conversation = Conversation::from(Message::user(content));
+        let layer = layer.unwrap_or(model.model().config().pre_decoder.num_hidden_layers.saturating_sub(1));
+        let maps = model.word_attention(&conversation, &word, layer, head)?;
+        std::fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
+        for ((path, picture), (n, map)) in images.iter().zip(&pictures).zip(maps.iter().enumerate()) {
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            let file = out.join(format!("attention-{}-{stem}-{}.png", n + 1, file_name(&word)));
+            overlay(picture, map).save(&file).with_context(|| format!("writing {}", file.display()))?;
+            println!("{}: `{word}` in layer {layer} -> {}", path.display(), file.display());
+            describe(map);
+        }
+        Ok(())
+    })
+}
+
+/// Only what every file system takes in a name.
+fn file_name(word: &str) -> String {
+    word.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect()
+}
+
+/// Tells where most attention goes.
+fn describe(map: &AttentionMap) {
+    let cells = map.cells().len();
+    println!("  {:.1} % of the attention goes to the {cells} patches of {}", 100.0 * map.total(), map.size());
+    for cell in map.hottest(5) {
+        println!(
+            "  row {:>2}, column {:>2}: {:>5.2} % ({:.1} times the mean), pixels x {}..{}, y {}..{}",
+            cell.row,
+            cell.column,
+            100.0 * cell.weight,
+            cell.weight * cells as f32 / map.total().max(f32::MIN_POSITIVE),
+            cell.pixel_columns.start,
+            cell.pixel_columns.end,
+            cell.pixel_rows.start,
+            cell.pixel_rows.end
+        );
+    }
+}
+
+/// The picture under its heat map, with the colour scale on its right.
+fn overlay(picture: &RgbImage, map: &AttentionMap) -> RgbImage {
+    let (width, height) = picture.dimensions();
+    let scale = (width / 24).max(8);
+    let mut result = RgbImage::from_pixel(width + scale + scale / 2, height, Rgb([255; 3]));
+    image::imageops::replace(&mut result, picture, 0, 0);
+    let most = map.hottest(1).first().map_or(0.0, |cell| cell.weight).max(f32::MIN_POSITIVE);
+    for cell in map.cells() {
+        let colour = heat(cell.weight / most);
+        for y in cell.pixel_rows.clone() {
+            for x in cell.pixel_columns.clone() {
+                let pixel = result.get_pixel_mut(x, y);
+                *pixel = mix(*pixel, colour, 0.6);
+            }
+        }
+    }
+    for y in 0..height {
+        let colour = heat(1.0 - y as f32 / height.saturating_sub(1).max(1) as f32);
+        (width + scale / 2..result.width()).for_each(|x| result.put_pixel(x, y, colour));
+    }
+    result
+}
+
+/// Colours that grow steadily brighter: black, violet, red, orange, pale yellow.
+fn heat(share: f32) -> Rgb<u8> {
+    const STOPS: [[u8; 3]; 5] = [[0, 0, 8], [85, 15, 110], [190, 55, 80], [250, 140, 10], [252, 255, 165]];
+    let at = share.clamp(0.0, 1.0) * (STOPS.len() - 1) as f32;
+    let low = (at as usize).min(STOPS.len() - 2);
+    mix(Rgb(STOPS[low]), Rgb(STOPS[low + 1]), at - low as f32)
+}
+
+/// `share` of `b`, and the rest of `a`.
+fn mix(a: Rgb<u8>, b: Rgb<u8>, share: f32) -> Rgb<u8> {
+    let channel = |c: usize| (f32::from(a[c]) * (1.0 - share) + f32::from(b[c]) * share).round() as u8;
+    Rgb([channel(0), channel(1), channel(2)])
+}

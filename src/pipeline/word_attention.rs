@@ -1,0 +1,79 @@
+//! What a word looks at: attention weights as maps over pictures.
+
+use candle_core::Tensor;
+
+use super::LoadedModel;
+use crate::batch::{MultimodalBatch, Visual};
+use crate::processor::{AttentionMap, Conversation};
+use crate::{Error, Result};
+
+impl LoadedModel {
+    /// How much attention a word of the conversation pays to each part of each picture, in the order of pictures.
+    ///
+    /// `layer` is numbered as in the checkpoint, the pre-decoder's layers first. Weights are those of one `head`, or
+    /// the mean over all; of a word of several tokens, or said several times, the mean over its tokens. Videos are
+    /// passed over. Memory is quadratic in the length of the prompt.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a layer or head that the model does not have, [`Error::Prompt`] if nobody says the word,
+    /// and if the conversation does not fit the model.
+    pub fn word_attention(
+        &self,
+        conversation: &Conversation,
+        word: &str,
+        layer: usize,
+        head: Option<usize>,
+    ) -> Result<Vec<AttentionMap>> {
+        self.check_layer_and_head(layer, head)?;
+        let words = self.processor().find_word(conversation, word)?;
+        let batch = self.batch(std::slice::from_ref(conversation))?;
+        let text = batch.text_positions();
+        let positions: Vec<u32> = words.into_iter().flatten().filter_map(|token| text.get(token).copied()).collect();
+        let weights = self.attention(&batch, positions, layer, head)?;
+        let spans = batch.layout.rows.iter().flatten().flat_map(|sample| &sample.visuals);
+        let mut maps = Vec::new();
+        for (visual, span) in batch.visuals.iter().zip(spans) {
+            if let Visual::Image { size, .. } = visual {
+                let weights = weights.get(span.clone()).unwrap_or_default();
+                maps.push(AttentionMap::new(&self.model().config().vision, *size, weights)?);
+            }
+        }
+        Ok(maps)
+    }
+
+    /// The attention of some positions of a batch of one to each of its positions, the mean over them.
+    fn attention(
+        &self,
+        batch: &MultimodalBatch,
+        positions: Vec<u32>,
+        layer: usize,
+        head: Option<usize>,
+    ) -> Result<Vec<f32>> {
+        let weights = Tensor::cat(&self.model().hidden_states(batch, &[layer])?.attentions, 0)?.squeeze(0)?;
+        let count = positions.len();
+        let positions = Tensor::from_vec(positions, count, weights.device())?;
+        let by_head = weights.index_select(&positions, 1)?.mean(1)?;
+        let weights = match head {
+            Some(head) => by_head.get(head)?,
+            None => by_head.mean(0)?,
+        };
+        Ok(weights.to_vec1()?)
+    }
+
+    fn check_layer_and_head(&self, layer: usize, head: Option<usize>) -> Result<()> {
+        let (pre, post) = (&self.model().config().pre_decoder, &self.model().config().post_decoder);
+        let (first_post, layers) = (pre.num_hidden_layers, pre.num_hidden_layers + post.num_hidden_layers);
+        if layer >= layers {
+            let message = format!("is {layer}, but the model has {layers} layers, {first_post} of them pre-decoder");
+            return Err(Error::config("layer", message + ": count from 0"));
+        }
+        let heads = if layer < first_post { pre.num_attention_heads } else { post.num_attention_heads };
+        match head {
+            Some(head) if head >= heads => {
+                let message = format!("is {head}, but layer {layer} has {heads} heads: count from 0");
+                Err(Error::config("head", message))
+            }
+            _ => Ok(()),
+        }
+    }
+}
