@@ -20,7 +20,7 @@ use haplovl::patch_grid::{PatchGrid, Size};
 use haplovl::processor::{Conversation, ImageDecoder, RgbImage};
 use haplovl::weights::{ClipConfig, LlmConfig, LlmSource, ParameterShapes, Parameters, SafetensorsFiles};
 use image::ImageFormat;
-use rand::{Rng, RngExt, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
@@ -140,27 +140,42 @@ fn many_large_sizes_together_are_refused() {
 }
 
 #[test]
-fn unknown_names_and_wrong_types_are_named() {
-    for (pointer, value, parts) in [
-        ("/pre_decoder/hidden_act", json!("swishy"), ["unknown variant `swishy`", "quick_gelu"]),
-        ("/pre_decoder/norm_mode", json!("batchnorm"), ["unknown variant `batchnorm`", "layernorm"]),
-        ("/pre_decoder/mlp", json!("moe"), ["unknown variant `moe`", "gated"]),
-        ("/image_attention", json!("sideways"), ["unknown variant `sideways`", "bidirectional"]),
-        ("/vision/image_aspect_ratio", json!("square"), ["unknown image_aspect_ratio `square`", "anyres_max_N"]),
-        ("/model_type", json!("llava"), ["unknown variant `llava`", "haplovl"]),
-        ("/vocab_size", json!("many"), ["string \"many\"", "usize"]),
-        ("/vocab_size", json!(-3), ["integer `-3`", "usize"]),
-        ("/vocab_size", json!(1.5), ["floating point `1.5`", "usize"]),
-        ("/pre_decoder", json!([1, 2]), ["expected struct DecoderConfig", "sequence"]),
-        ("/vision/image_grid_pinpoints", json!([[28]]), ["an array of size 2", "length 1"]),
+fn unknown_names_and_wrong_types_name_the_field() {
+    for (pointer, value, field, what) in [
+        (
+            "/pre_decoder/hidden_act",
+            json!("swishy"),
+            "pre_decoder.hidden_act",
+            "unknown variant `swishy`, expected one",
+        ),
+        ("/pre_decoder/norm_mode", json!("batchnorm"), "pre_decoder.norm_mode", "expected `layernorm` or `rmsnorm`"),
+        ("/pre_decoder/mlp", json!("moe"), "pre_decoder.mlp", "expected `gated` or `plain`"),
+        ("/image_attention", json!("sideways"), "image_attention", "expected `bidirectional` or `causal`"),
+        (
+            "/vision/image_aspect_ratio",
+            json!("square"),
+            "vision.image_aspect_ratio",
+            "expected `anyres` or `anyres_max_N`",
+        ),
+        ("/model_type", json!("llava"), "model_type", "unknown variant `llava`, expected `haplovl`"),
+        ("/vocab_size", json!("many"), "vocab_size", "string \"many\", expected usize"),
+        ("/vocab_size", json!(-3), "vocab_size", "integer `-3`, expected usize"),
+        ("/vocab_size", json!(1.5), "vocab_size", "floating point `1.5`, expected usize"),
+        ("/pre_decoder", json!([1, 2]), "pre_decoder", "expected struct DecoderConfig"),
+        ("/vision/image_grid_pinpoints", json!([[28, 28], [28]]), "vision.image_grid_pinpoints[1]", "invalid length 1"),
     ] {
         let message = config_error(own(), pointer, value.clone());
-        assert!(parts.iter().all(|part| message.contains(part)), "{pointer} = {value}: {message}");
+        assert!(message.starts_with(&format!("configuration field `{field}`")), "{pointer} = {value}: {message}");
+        assert!(message.contains(what), "{pointer} = {value}: {message}");
     }
     let mut unknown = own();
     unknown["pre_decoder"]["hiden_size"] = json!(16);
     let message = HaploVlConfig::from_json(unknown).unwrap_err().to_string();
-    assert!(message.contains("unknown field `hiden_size`"), "{message}");
+    assert!(message.contains("`pre_decoder.hiden_size`: unknown field"), "{message}");
+    let mut missing = own();
+    missing["pre_decoder"].as_object_mut().unwrap().remove("mlp");
+    let message = HaploVlConfig::from_json(missing).unwrap_err().to_string();
+    assert!(message.contains("`pre_decoder`: missing field `mlp`"), "{message}");
 }
 
 #[test]
@@ -340,6 +355,7 @@ fn mutated_gguf_never_panics() {
         ("llama.embedding_length", number(8)),
         ("llama.feed_forward_length", number(16)),
         ("llama.block_count", number(1)),
+        ("llama.context_length", number(64)),
         ("llama.attention.head_count", number(2)),
         ("llama.attention.layer_norm_rms_epsilon", gguf_file::Value::F32(1e-5)),
         ("llama.vocab_size", number(4)),
@@ -352,11 +368,11 @@ fn mutated_gguf_never_panics() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     std::fs::write(&path, valid.get_ref()).unwrap();
-    LlmSource::open(&path).unwrap().embedding(DType::F32, &Device::Cpu).unwrap();
-    survives("GGUF", valid.get_ref(), 600, |bytes| {
+    LlmSource::open(&path).unwrap().embedding(4, DType::F32, &Device::Cpu).unwrap();
+    survives("GGUF", valid.get_ref(), 300, |bytes| {
         std::fs::write(&path, bytes).unwrap();
         if let Ok(source) = LlmSource::open(&path) {
-            let _ = source.embedding(DType::F32, &Device::Cpu);
+            let _ = source.embedding(1 << 20, DType::F32, &Device::Cpu);
             let shapes = ParameterShapes::default();
             let _ = LanguageModel::new(source.config(), shapes.var_builder());
         }
@@ -425,11 +441,12 @@ fn meddle(value: &mut Value, rng: &mut ChaCha8Rng) {
         *value = hostile(rng);
         return;
     };
-    if map.is_empty() {
-        return;
+    let chosen = rng.random_range(0..map.len().max(1));
+    match map.values_mut().nth(chosen) {
+        Some(field) if field.is_object() => meddle(field, rng),
+        Some(field) => *field = hostile(rng),
+        None => {}
     }
-    let field = map.values_mut().nth(rng.random_range(0..map.len().max(1))).unwrap();
-    if field.is_object() { meddle(field, rng) } else { *field = hostile(rng) }
 }
 
 /// Everything that a program does with a configuration before it has weights.
@@ -481,12 +498,12 @@ fn configurations_with_any_values_never_panic() {
 fn sources_with_any_values_never_panic() {
     let read = |path: &str| serde_json::from_slice::<Value>(&std::fs::read(fixture(path)).unwrap()).unwrap();
     let shapes = || ParameterShapes::default().var_builder();
-    survives_meddling("CLIP", &read("clip_vit/tiny/config.json"), 600, |value| {
+    survives_meddling("CLIP", &read("clip_vit/tiny/config.json"), 300, |value| {
         if let Ok(config) = ClipConfig::from_hf(&value) {
             ClipVision::new(&config, shapes()).unwrap();
         }
     });
-    survives_meddling("LLM", &read("llm/qwen2/config.json"), 600, |value| {
+    survives_meddling("LLM", &read("llm/qwen2/config.json"), 300, |value| {
         if let Ok(config) = LlmConfig::from_hf(&value) {
             LanguageModel::new(&config, shapes()).unwrap();
         }

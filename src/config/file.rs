@@ -25,6 +25,15 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     })
 }
 
+/// Reads a value of which every wrong field is named by its path; `whole` stands for a value that is wrong altogether,
+/// and `expected` says what it should be.
+pub(crate) fn from_value<T: DeserializeOwned>(whole: &str, expected: &str, value: &Value) -> Result<T> {
+    serde_path_to_error::deserialize(value).map_err(|e| match e.path().iter().next() {
+        Some(_) => Error::config(e.path().to_string(), e.inner().to_string()),
+        None => Error::config(whole, format!("{}; expected {expected}", e.inner())),
+    })
+}
+
 impl HaploVlConfig {
     /// Reads and checks a `config.json` of either form, see [`Self::from_json`].
     ///

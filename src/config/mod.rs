@@ -9,6 +9,8 @@ mod official;
 mod processor;
 mod vision;
 
+pub(crate) use file::from_value;
+
 pub use decoder::{Activation, DecoderConfig, MlpKind, NormKind, Rope, RopeScaling};
 pub use generation::GenerationConfig;
 pub use model::{HaploVlConfig, ImageAttention, ModelType, OfficialExtra, TextEmbedding};

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     DecoderConfig, HaploVlConfig, ImageAspectRatio, ImageAttention, MlpKind, ModelType, OfficialExtra, Rope,
-    TextEmbedding, VisionConfig,
+    TextEmbedding, VisionConfig, from_value,
 };
 use crate::{Error, Result};
 
@@ -22,12 +22,7 @@ impl HaploVlConfig {
     pub fn from_json(value: Value) -> Result<Self> {
         let config = match value {
             Value::Object(root) if root.contains_key("base_config") => from_official(root)?,
-            value => serde_json::from_value(value).map_err(|e| {
-                Error::config(
-                    "config.json",
-                    format!("{e}; expected an official `base_config` or this crate's own form"),
-                )
-            })?,
+            value => from_value("config.json", "an official `base_config` or this crate's own form", &value)?,
         };
         config.validate()?;
         Ok(config)

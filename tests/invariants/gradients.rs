@@ -143,7 +143,7 @@ fn assert_accumulates<O: Objective>(name: &str, config: &HaploVlConfig, trainer:
     for ((parameter, whole), (_, found)) in whole.iter().zip(found.iter()) {
         let largest = max_diff(whole, &whole.zeros_like().unwrap());
         let error = max_diff(found, whole);
-        assert!(error <= 1e-6 + 1e-5 * largest, "{name}: {parameter} is off by {error} of {largest}");
+        assert!(error <= 2e-6 * (1.0 + largest), "{name}: {parameter} is off by {error} of {largest}");
     }
 }
 
@@ -157,7 +157,7 @@ fn four_micro_batches_of_one_are_one_of_four() {
 
 /// Change of the loss per step along `direction`, by central differences.
 fn slope<O: Objective>(trainer: &Trainer<O>, batch: &MultimodalBatch, var: &Var, direction: &Tensor) -> f64 {
-    const STEP: f64 = 2e-3;
+    const STEP: f64 = 4e-3;
     let at = var.as_tensor().copy().unwrap();
     let loss = |step: f64| {
         var.set(&(&at + (direction * step).unwrap()).unwrap()).unwrap();
@@ -168,19 +168,24 @@ fn slope<O: Objective>(trainer: &Trainer<O>, batch: &MultimodalBatch, var: &Var,
     slope
 }
 
+fn dot(a: &Tensor, b: &Tensor) -> f64 {
+    f64::from((a * b).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap())
+}
+
+/// Along a direction half that of the gradient, so that there is a slope to see, and half random, so that a gradient
+/// that points elsewhere is seen.
 fn assert_finite_differences<O: Objective>(name: &str, config: &HaploVlConfig, trainer: &Trainer<O>) {
     let batch = everything(config);
     let (_, gradients) = gradients(trainer, std::slice::from_ref(&batch));
     for (seed, (parameter, var)) in (1..).zip(trainer.parameters()) {
-        let noise = random(var.dims(), seed);
-        let norm = noise.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
-        let direction = (noise / f64::from(norm)).unwrap();
+        let unit = |x: &Tensor| (x / dot(x, x).sqrt().max(1e-12)).unwrap();
         let gradient = gradients.get(parameter).unwrap();
-        let expected = (gradient * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        let direction = unit(&(unit(gradient) + unit(&random(var.dims(), seed))).unwrap());
+        let expected = dot(gradient, &direction);
         let found = slope(trainer, &batch, var, &direction);
-        // The loss is known to about 1e-6 of its size, so a slope to about 1e-3.
-        let error = (found - f64::from(expected)).abs();
-        assert!(error < 2e-3 + 2e-2 * found.abs(), "{name}: {parameter}: {expected}, by differences {found}");
+        // The loss is known to about 1e-6, so a slope to some 1e-4; the rest is curvature.
+        let error = (found - expected).abs();
+        assert!(error < 1e-3 + 1e-2 * found.abs(), "{name}: {parameter}: {expected}, by differences {found}");
     }
 }
 

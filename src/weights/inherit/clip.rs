@@ -12,7 +12,7 @@ use super::check::Compatibility;
 use super::resample::resample_grid;
 use super::source::read_config;
 use super::transfer::Transfer;
-use crate::config::{Activation, DecoderConfig, HaploVlConfig, MlpKind, NormKind, Rope};
+use crate::config::{Activation, DecoderConfig, HaploVlConfig, MlpKind, NormKind, Rope, from_value};
 use crate::weights::{Parameters, SafetensorsFiles};
 use crate::{Error, Result};
 
@@ -73,7 +73,7 @@ impl ClipConfig {
             return Err(Error::config("model_type", message));
         }
         let vision = config.get("vision_config").unwrap_or(config);
-        let hf = HfConfig::deserialize(vision).map_err(|e| Error::config("vision_config", e.to_string()))?;
+        let hf: HfConfig = from_value("vision_config", "that of a CLIP vision model", vision)?;
         if hf.num_channels != 3 {
             return Err(Error::config("vision_config.num_channels", format!("is {}, expected 3", hf.num_channels)));
         }

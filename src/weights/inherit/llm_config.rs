@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::config::{Activation, DecoderConfig, MlpKind, NormKind, Rope, RopeScaling};
+use crate::config::{Activation, DecoderConfig, MlpKind, NormKind, Rope, RopeScaling, from_value};
 use crate::{Error, Result};
 
 /// A language model of the Llama family, as far as it can be inherited from.
@@ -58,8 +58,7 @@ impl LlmConfig {
     /// # Errors
     /// [`Error::Config`] naming the field that is missing, of another type, or means something that HaploVL cannot do.
     pub fn from_hf(config: &Value) -> Result<Self> {
-        let hf = HfConfig::deserialize(config)
-            .map_err(|e| Error::config("config.json", format!("{e}; expected a qwen2, llama or mistral model")))?;
+        let hf: HfConfig = from_value("config.json", "a qwen2, llama or mistral model", config)?;
         let llm = Self {
             decoder: hf.decoder()?,
             vocab_size: hf.vocab_size,
