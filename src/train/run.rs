@@ -22,7 +22,8 @@ use crate::batch::{MultimodalBatch, Sequence};
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::data::shapes::tokenizer;
 use crate::data::{
-    Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Record as Sample, Records, SampleResult, open,
+    Concat, Dataset, Grouping, IMAGE_MARKER, Loader, LoaderConfig, LoaderState, Record as Sample, Records,
+    SampleResult, open,
 };
 use crate::generation::Generator;
 use crate::model::HaploVl;
@@ -396,7 +397,7 @@ impl Shown {
         let mut prompt = sample.clone();
         prompt.turns.truncate(at);
         Ok(Some(Self {
-            question: sample.turns[asked].text.replace('\n', " "),
+            question: sample.turns[asked].text.replace(IMAGE_MARKER, "").trim().to_string(),
             expected: sample.turns[at].text.clone(),
             prompt: prompt.conversation(processor.decoder())?,
         }))

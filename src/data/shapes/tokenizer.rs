@@ -49,8 +49,11 @@ pub fn tokenizer() -> Result<TextTokenizer> {
         "version": "1.0", "truncation": null, "padding": null, "normalizer": { "type": "Lowercase" },
         "added_tokens": control.collect::<Vec<_>>(),
         "pre_tokenizer": { "type": "Whitespace" }, "post_processor": null,
-        // Joins words by spaces and takes those before punctuation away.
-        "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
+        // Joins words by spaces and takes those before punctuation away; the first decoder knows of no colon.
+        "decoder": { "type": "Sequence", "decoders": [
+            { "type": "WordPiece", "prefix": "##", "cleanup": true },
+            { "type": "Replace", "pattern": { "String": " :" }, "content": ":" },
+        ] },
         "model": { "type": "WordLevel", "vocab": vocab, "unk_token": UNKNOWN },
     });
     let tokenizer = Tokenizer::from_bytes(file.to_string()).map_err(|e| Error::Tokenizer(e.to_string()))?;
