@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         for ((path, picture), (n, map)) in images.iter().zip(&pictures).zip(maps.iter().enumerate()) {
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
             let file = out.join(format!("attention-{}-{stem}-{}.png", n + 1, file_name(&word)));
-            overlay(picture, map).save(&file).with_context(|| format!("writing {}", file.display()))?;
+            enlarged(overlay(picture, map)).save(&file).with_context(|| format!("writing {}", file.display()))?;
             println!("{}: `{word}` in layer {layer} -> {}", path.display(), file.display());
             describe(map);
         }
@@ -113,6 +113,16 @@ fn overlay(picture: &RgbImage, map: &AttentionMap) -> RgbImage {
         (width + scale / 2..result.width()).for_each(|x| result.put_pixel(x, y, colour));
     }
     result
+}
+
+/// A small picture several times as large, pixels kept sharp: cells of eight pixels are hard to see.
+fn enlarged(picture: RgbImage) -> RgbImage {
+    const SIDE: u32 = 384;
+    let (width, height) = picture.dimensions();
+    match SIDE / width.max(height).max(1) {
+        0 | 1 => picture,
+        times => image::imageops::resize(&picture, times * width, times * height, image::imageops::Nearest),
+    }
 }
 
 /// Colours that grow steadily brighter: black, violet, red, orange, pale yellow.
