@@ -111,7 +111,41 @@ impl SequenceLayout {
         Self { seq_len, rows: vec![vec![sample]; batch] }
     }
 
-    /// Position of every token inside its own sample, row by row; 0 for padding.
+    /// Checks that samples follow each other inside their rows, and pictures and blocks inside their samples.
+    ///
+    /// Layouts that [`MultimodalBatch::new`] makes always do; models check those made by hand.
+    ///
+    /// # Errors
+    /// [`Error::Batch`] naming the row and the range.
+    pub fn validate(&self) -> Result<()> {
+        for (row, samples) in self.rows.iter().enumerate() {
+            let wrong = |what: &str, range: &Range<usize>, within: Range<usize>| {
+                Err(Error::Batch(format!(
+                    "row {row}: {what} at {range:?}, expected a range that is not empty, behind the one before it, and \
+                     inside {within:?}"
+                )))
+            };
+            let mut free = 0;
+            for Sample { range, visual_blocks, visuals } in samples {
+                if range.is_empty() || range.start < free || range.end > self.seq_len {
+                    return wrong("a sample", range, free..self.seq_len);
+                }
+                free = range.end;
+                for (what, parts) in [("an attention block", visual_blocks), ("a picture", visuals)] {
+                    let mut from = range.start;
+                    for part in parts {
+                        if part.is_empty() || part.start < from || part.end > range.end {
+                            return wrong(what, part, from..range.end);
+                        }
+                        from = part.end;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Position of every token inside its own sample, row by row; 0 for padding. The layout must be valid.
     pub fn positions(&self) -> Vec<Vec<u32>> {
         let row_positions = |row: &Vec<Sample>| {
             let mut positions = vec![0; self.seq_len];
@@ -272,6 +306,22 @@ impl MultimodalBatch {
         Ok(Self { input_ids, labels, layout, visuals })
     }
 
+    /// Checks that the layout is valid and describes `input_ids` and `labels`.
+    ///
+    /// # Errors
+    /// [`Error::Batch`] naming what does not fit.
+    pub fn validate(&self) -> Result<()> {
+        let expected = [self.layout.rows.len(), self.layout.seq_len];
+        let labels = self.labels.as_ref().map_or(expected.as_slice(), |labels| labels.dims());
+        if self.input_ids.dims() != expected || labels != expected {
+            return Err(Error::Batch(format!(
+                "has ids of shape {:?} and labels of shape {labels:?}, its layout says {expected:?} (rows, positions)",
+                self.input_ids.dims()
+            )));
+        }
+        self.layout.validate()
+    }
+
     /// Number of rows.
     pub fn batch_size(&self) -> usize {
         self.layout.rows.len()
@@ -281,8 +331,9 @@ impl MultimodalBatch {
     /// of the same sample, or [`IGNORE_INDEX`]. `(batch * seq_len)`.
     ///
     /// # Errors
-    /// [`Error::Batch`] if there are no labels.
+    /// [`Error::Batch`] if there are no labels, and as [`Self::validate`].
     pub fn next_token_labels(&self) -> Result<Vec<u32>> {
+        self.validate()?;
         let labels = self.labels.as_ref().ok_or_else(|| Error::Batch("has no labels".into()))?.to_vec2::<u32>()?;
         let mut next = vec![IGNORE_INDEX; self.batch_size() * self.layout.seq_len];
         for ((row, samples), labels) in self.layout.rows.iter().enumerate().zip(&labels) {
@@ -294,7 +345,7 @@ impl MultimodalBatch {
         Ok(next)
     }
 
-    /// Positions, counted over all rows, that hold text: neither padding nor pictures.
+    /// Positions, counted over all rows, that hold text: neither padding nor pictures. The batch must be valid.
     pub fn text_positions(&self) -> Vec<u32> {
         let mut text = Vec::new();
         for (row, samples) in self.layout.rows.iter().enumerate() {
@@ -319,8 +370,9 @@ impl MultimodalBatch {
     /// `(batch, seq_len)` of ones where a token stands and zeros for padding, f32.
     ///
     /// # Errors
-    /// From candle only.
+    /// As [`Self::validate`].
     pub fn attention_mask(&self) -> Result<Tensor> {
+        self.validate()?;
         let mut mask = vec![0f32; self.batch_size() * self.layout.seq_len];
         for (r, row) in self.layout.rows.iter().enumerate() {
             for sample in row {

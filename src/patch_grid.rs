@@ -57,6 +57,9 @@ impl PatchGrid {
         if image.area() == 0 {
             return Err(Error::Image { name: image.to_string(), message: "has no pixels".into() });
         }
+        if config.image_size == 0 || config.patch_size == 0 {
+            return Err(Error::config("vision.image_size", "or vision.patch_size is 0, expected at least 1"));
+        }
         let pinpoints = config.image_grid_pinpoints.iter().map(|&[h, w]| Size::new(h, w));
         let canvas = best_resolution(image, pinpoints)
             .ok_or_else(|| Error::config("vision.image_grid_pinpoints", "is empty"))?;

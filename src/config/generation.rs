@@ -10,39 +10,47 @@ use crate::{Error, Result};
 
 /// How to pick the next token, and when to stop.
 ///
-/// Reads HF's `generation_config.json`; fields that mean nothing here are ignored, and `null` is the same as absent.
+/// Reads HF's `generation_config.json`; fields that mean nothing here are ignored, and `null` is the same as absent,
+/// except for `max_new_tokens`, where it takes the limit away.
 /// The default is greedy: the likeliest token each time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GenerationConfig {
     /// Ids that end an answer; one id or a list in the file.
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub eos_token_id: Vec<u32>,
     /// Id that begins a text.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub bos_token_id: Option<u32>,
     /// Id fed to the rows of a batch that are already finished; an end id if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pad_token_id: Option<u32>,
     /// Draw from the distribution (true), or take the likeliest token (false) whatever the five fields below say,
     /// except `repetition_penalty`.
     #[serde(deserialize_with = "null_as_default")]
     pub do_sample: bool,
     /// Divisor of the logits: below 1 bolder, above 1 more varied. 0 is greedy; absent is 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
     /// Keep only this many likeliest tokens. Absent or 0: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
     /// Keep the smallest set of likeliest tokens that has at least this probability. Absent or 1: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub top_p: Option<f64>,
     /// Keep only tokens at least this fraction as likely as the likeliest one. Absent or 0: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub min_p: Option<f64>,
     /// Makes tokens that already stand in the text less likely: positive logits are divided, negative ones multiplied
     /// by it. Absent or 1: no change.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub repetition_penalty: Option<f64>,
     /// Most tokens to generate. `None`: as many as the model's context holds.
     pub max_new_tokens: Option<usize>,
     /// Seed of the draws: the same seed gives the same text.
     pub seed: u64,
     /// Texts that end an answer; they are not part of it.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub stop_strings: Vec<String>,
 }
 

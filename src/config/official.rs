@@ -36,7 +36,9 @@ impl HaploVlConfig {
     pub fn to_official(&self) -> Result<Value> {
         self.check_official()?;
         let extra = self.official_extra.clone().unwrap_or_default();
-        let mut base = decoder_to_official(&self.post_decoder);
+        // What is understood has the last word over what is only carried along.
+        let mut base = extra.base_config;
+        base.extend(decoder_to_official(&self.post_decoder));
         base.extend(object(json!({
             "vocab_size": self.vocab_size,
             "max_position_embeddings": self.max_position_embeddings,
@@ -49,9 +51,8 @@ impl HaploVlConfig {
             "image_grid_pinpoints": self.vision.image_grid_pinpoints,
             "image_newline": self.vision.image_newline,
         })));
-        base.extend(extra.base_config);
-        let mut pre = decoder_to_official(&self.pre_decoder);
-        pre.extend(extra.pre_config);
+        let mut pre = extra.pre_config;
+        pre.extend(decoder_to_official(&self.pre_decoder));
         let mut root = extra.root;
         root.insert("model_type".into(), json!("haplo"));
         root.insert("base_config".into(), Value::Object(base));

@@ -100,6 +100,7 @@ impl PrefixCache {
 }
 
 fn only_row(batch: &MultimodalBatch) -> Result<(Vec<u32>, &Sample)> {
+    batch.validate()?;
     match batch.layout.rows.as_slice() {
         [row] if matches!(row.as_slice(), [one] if one.range == (0..batch.layout.seq_len) && !one.range.is_empty()) => {
             Ok((batch.input_ids.flatten_all()?.to_vec1()?, &row[0]))

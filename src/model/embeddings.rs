@@ -87,6 +87,7 @@ impl MultimodalEmbeddings {
     /// # Errors
     /// [`Error::Batch`] for an id outside the table, or pictures that do not fit their places.
     pub fn forward(&self, batch: &MultimodalBatch) -> Result<Tensor> {
+        batch.validate()?;
         let text = self.text(&batch.input_ids)?;
         if batch.visuals.is_empty() {
             return Ok(text);

@@ -8,12 +8,12 @@ use candle_nn::VarBuilder;
 
 use super::pre_decoder_model::angles_at;
 use super::{Cache, Connector, LanguageHead, Pass, PostDecoder, PreDecoderModel};
-use crate::Result;
 use crate::batch::{MultimodalBatch, SequenceLayout};
 use crate::config::HaploVlConfig;
 use crate::nn::ops::KeyRanges;
 use crate::nn::{CheckpointScope, RotaryEmbedding, key_ranges};
 use crate::weights::ParameterShapes;
+use crate::{Error, Result};
 
 /// HaploVL: embeddings, pre-decoder, connector, post-decoder and language head.
 #[derive(Debug, Clone)]
@@ -101,6 +101,16 @@ impl HaploVl {
         &self.front
     }
 
+    /// The connector, usable alone.
+    pub fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    /// The post-decoder, usable alone.
+    pub fn post_decoder(&self) -> &PostDecoder {
+        &self.post_decoder
+    }
+
     /// The language head, usable alone.
     pub fn lm_head(&self) -> &LanguageHead {
         &self.lm_head
@@ -120,6 +130,14 @@ impl HaploVl {
     /// # Errors
     /// If the batch does not fit the model.
     pub fn hidden_states(&self, batch: &MultimodalBatch, attention_layers: &[usize]) -> Result<HiddenStates> {
+        batch.validate()?;
+        let layers = self.config.pre_decoder.num_hidden_layers + self.config.post_decoder.num_hidden_layers;
+        if let Some(layer) = attention_layers.iter().find(|layer| **layer >= layers) {
+            return Err(Error::config(
+                "attention layer",
+                format!("is {layer}, the model has layers 0 to {}", layers - 1),
+            ));
+        }
         let ranges = key_ranges(&batch.layout, self.config.image_attention);
         self.run(batch, &ranges, &batch.layout.positions(), attention_layers, None)
     }
@@ -139,6 +157,7 @@ impl HaploVl {
     /// # Errors
     /// If the batch does not fit the model or the cache.
     pub fn prefill(&self, batch: &MultimodalBatch, cache: &mut Cache) -> Result<Tensor> {
+        batch.validate()?;
         let (ranges, positions) = cache.place(&batch.layout, self.config.image_attention)?;
         let hidden = self.run(batch, &ranges, &positions, &[], Some(cache))?.post_decoder_output;
         let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?;

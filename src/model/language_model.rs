@@ -5,11 +5,11 @@ use candle_nn::{Init, VarBuilder};
 
 use super::pre_decoder_model::angles_at;
 use super::{LanguageHead, Pass, PostDecoder};
-use crate::Result;
 use crate::batch::SequenceLayout;
 use crate::config::ImageAttention;
 use crate::nn::{INIT_STD, RotaryEmbedding, key_ranges};
 use crate::weights::LlmConfig;
+use crate::{Error, Result};
 
 /// Embedding table, layers, final norm and head, under HF's names.
 #[derive(Debug, Clone)]
@@ -66,6 +66,15 @@ impl LanguageModel {
     /// # Errors
     /// If the layout does not fit.
     pub fn hidden_states(&self, embeddings: &Tensor, layout: &SequenceLayout) -> Result<Tensor> {
+        let (rows, seq_len, _) = embeddings.dims3()?;
+        if (rows, seq_len) != (layout.rows.len(), layout.seq_len) {
+            return Err(Error::Batch(format!(
+                "has {rows} rows of {seq_len} embeddings, its layout {} of {}",
+                layout.rows.len(),
+                layout.seq_len
+            )));
+        }
+        layout.validate()?;
         let ranges = key_ranges(layout, ImageAttention::Causal);
         let angles = angles_at(&self.rotary, &layout.positions(), self.device())?;
         Ok(self.decoder.forward(embeddings, &mut Pass::new(&ranges, angles))?.0)

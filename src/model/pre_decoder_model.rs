@@ -68,6 +68,11 @@ impl PreDecoderModel {
         &self.embeddings
     }
 
+    /// The pre-decoder, usable alone.
+    pub fn pre_decoder(&self) -> &PreDecoder {
+        &self.pre_decoder
+    }
+
     /// Rotary angles of `positions`; `None` without rotary positions.
     ///
     /// # Errors
@@ -90,6 +95,7 @@ impl PreDecoderModel {
     /// # Errors
     /// If the batch does not fit the model.
     pub fn hidden_states(&self, batch: &MultimodalBatch) -> Result<Tensor> {
+        batch.validate()?;
         let ranges = key_ranges(&batch.layout, self.image_attention);
         let angles = self.angles(&batch.layout.positions())?;
         let mut pass = Pass { checkpoint: self.checkpoint(), ..Pass::new(&ranges, angles) };

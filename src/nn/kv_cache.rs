@@ -4,21 +4,30 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::{Error, Result};
 
-/// The cache of one layer: keys and values, each (batch, capacity, kv_heads, head_dim).
+/// Positions that room is made for at first.
+const FIRST_ROOM: usize = 1024;
+
+/// The cache of one layer: keys and values, each (batch, room, kv_heads, head_dim).
+///
+/// Room is made for many positions at once and doubled when it is full, up to the capacity: a long answer that is
+/// allowed but never given costs nothing.
 #[derive(Debug)]
 pub struct LayerCache {
     keys: Tensor,
     values: Tensor,
     len: usize,
+    capacity: usize,
 }
 
 impl LayerCache {
-    /// An empty cache for `capacity` positions.
+    /// An empty cache for (batch, capacity, kv_heads, head_dim).
     ///
     /// # Errors
     /// From candle, if there is not enough memory on the device.
     pub fn new(shape: (usize, usize, usize, usize), dtype: DType, device: &Device) -> Result<Self> {
-        Ok(Self { keys: Tensor::zeros(shape, dtype, device)?, values: Tensor::zeros(shape, dtype, device)?, len: 0 })
+        let (batch, capacity, heads, head_dim) = shape;
+        let empty = || Tensor::zeros((batch, capacity.min(FIRST_ROOM), heads, head_dim), dtype, device);
+        Ok(Self { keys: empty()?, values: empty()?, len: 0, capacity })
     }
 
     /// Number of positions held.
@@ -36,13 +45,19 @@ impl LayerCache {
     /// # Errors
     /// [`Error::Generation`] if the capacity does not suffice.
     pub fn append(&mut self, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (new, capacity) = (keys.dim(1)?, self.keys.dim(1)?);
+        let (new, capacity) = (keys.dim(1)?, self.capacity);
         if self.len + new > capacity {
             return Err(Error::Generation(format!(
                 "the cache holds {} of at most {capacity} positions and cannot take {new} more: make it with a larger \
                  capacity",
                 self.len
             )));
+        }
+        let room = self.keys.dim(1)?;
+        if self.len + new > room {
+            let room = (self.len + new).max(2 * room).min(capacity);
+            self.keys = enlarged(&self.keys, self.len, room)?;
+            self.values = enlarged(&self.values, self.len, room)?;
         }
         self.keys.slice_set(&keys.contiguous()?, 1, self.len)?;
         self.values.slice_set(&values.contiguous()?, 1, self.len)?;
@@ -60,6 +75,36 @@ impl LayerCache {
     /// # Errors
     /// From candle, if there is not enough memory on the device.
     pub fn deep_clone(&self) -> Result<Self> {
-        Ok(Self { keys: self.keys.copy()?, values: self.values.copy()?, len: self.len })
+        Ok(Self { keys: self.keys.copy()?, values: self.values.copy()?, ..*self })
+    }
+}
+
+/// A buffer with `room` positions, the first `len` of them copied.
+fn enlarged(buffer: &Tensor, len: usize, room: usize) -> Result<Tensor> {
+    let (batch, _, heads, head_dim) = buffer.dims4()?;
+    let larger = Tensor::zeros((batch, room, heads, head_dim), buffer.dtype(), buffer.device())?;
+    if len > 0 {
+        larger.slice_set(&buffer.narrow(1, 0, len)?.contiguous()?, 1, 0)?;
+    }
+    Ok(larger)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ops::testing::{max_diff, values};
+    use super::*;
+
+    #[test]
+    fn growing_keeps_what_is_held_and_ends_at_the_capacity() {
+        let capacity = FIRST_ROOM + 100;
+        let mut cache = LayerCache::new((2, capacity, 1, 4), DType::F32, &Device::Cpu).unwrap();
+        let all = values(&[2, capacity, 1, 4], 0.3);
+        for (start, len) in [(0, FIRST_ROOM - 1), (FIRST_ROOM - 1, 90), (FIRST_ROOM + 89, 11)] {
+            let piece = all.narrow(1, start, len).unwrap();
+            let (keys, _) = cache.append(&piece, &piece).unwrap();
+            assert_eq!(max_diff(&keys, &all.narrow(1, 0, start + len).unwrap()), 0.0);
+        }
+        let one = all.narrow(1, 0, 1).unwrap();
+        assert!(cache.append(&one, &one).unwrap_err().to_string().contains("capacity"));
     }
 }

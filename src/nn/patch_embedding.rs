@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
 use super::{INIT_STD, ops};
-use crate::Result;
+use crate::{Error, Result};
 
 /// One linear map over square patches, without bias; the convolution of the ViT, as a matrix product.
 #[derive(Debug, Clone)]
@@ -18,8 +18,11 @@ impl PatchEmbedding {
     /// Reads `weight` (hidden_size, 3, patch_size, patch_size).
     ///
     /// # Errors
-    /// If the store has no such tensor, or of another shape.
+    /// [`Error::Config`] for patches of 0 pixels, or if the store has no such tensor, or of another shape.
     pub fn new(hidden_size: usize, patch_size: usize, vb: VarBuilder) -> Result<Self> {
+        if patch_size == 0 {
+            return Err(Error::config("patch_size", "is 0, expected at least 1"));
+        }
         let init = Init::Randn { mean: 0.0, stdev: INIT_STD };
         let weight = vb.get_with_hints((hidden_size, 3, patch_size, patch_size), "weight", init)?;
         Ok(Self { weight, patch_size })

@@ -26,6 +26,8 @@ impl LoadedModel {
     /// # Errors
     /// As [`ModelSource::folder`] and [`Self::from_folder`].
     pub fn load(source: &ModelSource, device: DeviceChoice, dtype: DtypeChoice) -> Result<Self> {
+        // Before a download of gigabytes: what is not there will not be there after it.
+        dtype.resolve(&device.open()?)?;
         Self::from_folder(source.folder()?, device, dtype)
     }
 

@@ -53,7 +53,7 @@ impl ImageDecoder {
         let io = |e| Error::io(path, e);
         let most = self.max_bytes();
         let mut bytes = Vec::new();
-        File::open(path).map_err(io)?.take(most + 1).read_to_end(&mut bytes).map_err(io)?;
+        File::open(path).map_err(io)?.take(most.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
         if bytes.len() as u64 > most {
             let message = format!("is larger than {most} bytes: shrink it, or raise `max_pixels`");
             return Err(Error::Image { name: path.display().to_string(), message });

@@ -50,7 +50,7 @@ impl TextTokenizer {
         let advice = "copy the `tokenizer.json` of the language model into the folder";
         let fail = |e: &dyn std::fmt::Display| Error::Tokenizer(format!("{}: {e}; {advice}", path.display()));
         let bytes = std::fs::read(&path).map_err(|e| fail(&e))?;
-        let tokenizer = Tokenizer::from_bytes(&bytes).map_err(|e| fail(&e))?;
+        let tokenizer = guarded(|| Tokenizer::from_bytes(&bytes)).map_err(|e| fail(&e))?;
         let config = match read_json(&folder.as_ref().join("tokenizer_config.json"))? {
             Some(Value::Object(config)) => config,
             _ => Map::new(),
@@ -63,7 +63,7 @@ impl TextTokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if the tokenizer fails on the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.plain().encode_fast(text, false).map_err(tokenizer_error)?;
+        let encoding = guarded(|| self.plain().encode_fast(text, false)).map_err(tokenizer_error)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -72,7 +72,7 @@ impl TextTokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if the tokenizer fails.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
-        self.tokenizer.decode(ids, skip_special_tokens).map_err(tokenizer_error)
+        guarded(|| self.tokenizer.decode(ids, skip_special_tokens)).map_err(tokenizer_error)
     }
 
     /// The id of a token.
@@ -173,10 +173,17 @@ impl TextTokenizer {
 }
 
 fn encode(tokenizer: &Tokenizer, text: &str, range: Range<usize>) -> Result<Vec<Token>> {
-    let encoding = tokenizer.encode(&text[range.clone()], false).map_err(tokenizer_error)?;
+    let encoding = guarded(|| tokenizer.encode(&text[range.clone()], false)).map_err(tokenizer_error)?;
     let within = |&(start, end): &(usize, usize)| range.start + start..range.start + end;
     let ids = encoding.get_ids().iter().zip(encoding.get_offsets());
     Ok(ids.map(|(&id, offsets)| Token { id, range: within(offsets) }).collect())
+}
+
+/// Runs a call of the tokenizers crate, which panics on some hostile `tokenizer.json`: a regular expression that runs into
+/// its limit, a broken character map.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err("its tokenizer.json makes the tokenizers library fail".into()))
 }
 
 fn tokenizer_error(error: tokenizers::Error) -> Error {

@@ -16,8 +16,8 @@ const MAX_LOGIT_SCALE: f64 = 100.0;
 
 /// A vision and a text tower with projections into one space.
 ///
-/// A batch holds one caption a row and as many pictures as rows, which stand beside the text and not inside it. All
-/// pairs of a step must be in one micro-batch: every caption is a wrong answer for every other picture.
+/// A batch holds one caption a row and as many pictures as rows, which stand beside the text and not inside it. Every
+/// caption is a wrong answer for every other picture of the same micro-batch, and for none of another.
 #[derive(Debug)]
 pub struct Contrastive {
     vision: ClipVision,
@@ -76,23 +76,23 @@ impl Objective for Contrastive {
     }
 
     fn counts(&self, batch: &MultimodalBatch) -> Result<Counts> {
-        Ok(common_counts(batch))
+        common_counts(batch)
     }
 
     fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {
         let images = unit(&self.visual_projection.forward(&self.vision.pooled(&batch.pixel_values()?)?)?)?;
-        if images.dim(0)? != step.samples {
+        let captions = self.captions(batch)?;
+        let (tiles, rows) = (images.dim(0)?, captions.dim(0)?);
+        if tiles != rows {
             return Err(Error::Batch(format!(
-                "holds {} tiles for {} captions in the step: contrast needs one tile a caption, all in one micro-batch",
-                images.dim(0)?,
-                step.samples
+                "holds {tiles} tiles for {rows} captions: contrast needs one tile a caption"
             )));
         }
-        let captions = self.captions(batch)?;
         let scale = self.logit_scale.exp()?.minimum(MAX_LOGIT_SCALE)?;
         let to_text = self.similarities(&images, &captions, &scale)?;
         let to_image = self.similarities(&captions, &images, &scale)?;
-        Ok(Loss { total: ((to_text + to_image)? * 0.5)?, parts: vec![] })
+        let share = 0.5 * rows as f64 / step.samples.max(1) as f64;
+        Ok(Loss { total: ((to_text + to_image)? * share)?, parts: vec![] })
     }
 
     fn may_lack_gradient(&self, _parameter: &str, _step: &Counts) -> bool {

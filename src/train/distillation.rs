@@ -107,7 +107,7 @@ impl Objective for Distillation {
         for visual in &batch.visuals {
             patches += visual.patches(&self.vision)?;
         }
-        Ok(Counts { patches, ..common_counts(batch) })
+        Ok(Counts { patches, ..common_counts(batch)? })
     }
 
     fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {

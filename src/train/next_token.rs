@@ -32,7 +32,7 @@ impl Objective for NextToken {
 
     fn counts(&self, batch: &MultimodalBatch) -> Result<Counts> {
         let label_tokens = batch.next_token_labels()?.into_iter().filter(|&label| label != IGNORE_INDEX).count();
-        Ok(Counts { label_tokens, ..common_counts(batch) })
+        Ok(Counts { label_tokens, ..common_counts(batch)? })
     }
 
     fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {

@@ -90,15 +90,16 @@ impl<O: Objective + ?Sized> Objective for Box<O> {
 }
 
 /// Counts that do not depend on the objective.
-pub(super) fn common_counts(batch: &MultimodalBatch) -> Counts {
+pub(super) fn common_counts(batch: &MultimodalBatch) -> Result<Counts> {
+    batch.validate()?;
     let samples = batch.layout.rows.iter().flatten();
-    Counts {
+    Ok(Counts {
         samples: samples.clone().count(),
         tokens: samples.map(|sample| sample.range.len()).sum(),
         text_tokens: batch.text_positions().len(),
         visuals: batch.visuals.len(),
         ..Counts::default()
-    }
+    })
 }
 
 /// Whether the parameter is one that only pictures reach.

@@ -14,7 +14,8 @@ const QUERIES: usize = 64;
 
 /// The keys that every query sees: `rows[b][i]` is the range for query `i` of batch row `b`.
 ///
-/// This is the whole attention mask, in O(sequence) memory. An empty range is padding, whose output is zero.
+/// This is the whole attention mask, in O(sequence) memory. An empty range is padding, whose output means nothing (zero
+/// in the CPU kernel).
 #[derive(Debug, Clone)]
 pub struct KeyRanges {
     rows: Arc<Vec<Vec<Range<usize>>>>,
@@ -65,7 +66,9 @@ impl KeyRanges {
             line[range.clone()].fill(0.0);
         }
         let mask = Tensor::from_vec(mask, (self.rows.len(), 1, queries, keys), device)?.to_dtype(dtype)?;
-        Ok(self.dense.get_or_init(|| mask.clone()).clone())
+        // Kept for the other layers of this pass; one of another device or type is made anew each time.
+        let _ = self.dense.set(mask.clone());
+        Ok(mask)
     }
 }
 

@@ -25,9 +25,10 @@ impl GgufFile {
             max_position_embeddings: self.integer("context_length")?,
             tie_word_embeddings: !self.has_tensor("lm_head.weight"),
         };
+        llm.decoder.validate("llm")?;
+        llm.decoder.rope_scaling = self.rope_scaling(&llm.decoder)?;
         llm.validate(self.optional_integer("attention.key_length")?)?;
         llm.validate(self.optional_integer("rope.dimension_count")?)?;
-        llm.decoder.rope_scaling = self.rope_scaling(&llm.decoder)?;
         Ok(llm)
     }
 
