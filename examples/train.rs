@@ -12,6 +12,7 @@ use anyhow::Result;
 use clap::Parser;
 use haplovl::device::DeviceChoice;
 use haplovl::train::{Recipe, Run, on_large_stack};
+use haplovl::weights::SafetensorsFiles;
 
 // Training allocates and frees large buffers all the time; glibc gives each back to the kernel and faults it in again.
 #[global_allocator]
@@ -46,10 +47,14 @@ struct Arguments {
 
 fn main() -> ExitCode {
     cli::main(|arguments: Arguments| {
+        if arguments.recipes.len() > 1 && arguments.set.iter().any(|setting| setting.starts_with("output=")) {
+            anyhow::bail!("--set output=.. would give all recipes one folder: set it for one recipe at a time");
+        }
         arguments.recipes.iter().try_for_each(|path| -> Result<()> {
             let recipe = Recipe::read(path, &arguments.set)?;
             let export = recipe.output.join("export");
-            if arguments.resume && export.join("config.json").exists() {
+            // Its weights are the last thing that an export writes.
+            if arguments.resume && SafetensorsFiles::open(&export).is_ok() {
                 eprintln!("{}: finished, see {}", path.display(), export.display());
                 return Ok(());
             }

@@ -45,7 +45,7 @@ fn recipe(folder: &Path, name: &str, stage: &str, content: &str, steps: u64) -> 
         tokenizer = "shapes"
         seed = 5
         stage = {stage}
-        data = {{ max_length = 512, validation_samples = 4, train = [{train}], validation = {validation} }}
+        data = {{ max_length = 512, validation_samples = 6, train = [{train}], validation = {validation} }}
         update = {{ steps = {steps}, rows = 4, learning_rate = 1e-3 }}
         run = {{ checkpoint_every = 2, evaluate_every = 2, show = 1 }}
         "#,

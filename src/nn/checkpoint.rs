@@ -62,9 +62,14 @@ pub fn checkpoint(
     x: &Tensor,
     f: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
 ) -> Result<Tensor> {
+    let output = f(&x.detach())?;
+    if !x.track_op() && !output.track_op() {
+        // Nothing in here is trained: there is nothing to compute again.
+        return Ok(output);
+    }
     // Without a tracked input the op would be no part of the graph, and its parameters would get no gradient.
     let x = if x.track_op() { x.clone() } else { Var::from_tensor(x)?.into_inner() };
-    let output = f(&x.detach())?.detach();
+    let output = output.detach();
     let op = Recompute { f: Box::new(f), output: Mutex::new(Some(output)), scope: Arc::clone(scope) };
     Ok(x.apply_op1(op)?)
 }

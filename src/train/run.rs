@@ -13,7 +13,7 @@ use super::metrics::{
 };
 use super::plot::{Plot, Series};
 use super::progress::Progress;
-use super::recipe::{DataConfig, DataLayout, DataSource, Recipe, Stage};
+use super::recipe::{DataConfig, DataLayout, DataSource, Recipe, RunConfig, Stage};
 use super::samples::SampleForm;
 use super::stage::{BuiltStage, build, export};
 use super::tensorboard::TensorBoardWriter;
@@ -137,14 +137,11 @@ impl Run {
         let state = self.start(&checkpoints, resume)?;
         self.echo()?;
         let mut session = Session::open(self, checkpoints, state)?;
-        while self.trainer.optimizer().steps() < self.recipe.update.steps {
+        while self.trainer.optimizer().steps() < self.recipe.update.steps && !session.gave_up(&self.recipe.run) {
             if self.stop_after.is_some_and(|steps| self.trainer.optimizer().steps() >= steps) {
                 return Err(Error::Training("stopped as asked; go on with `--resume`".into()));
             }
-            if !session.step(self)? {
-                session.progress.println("the validation loss no longer falls: ending early");
-                break;
-            }
+            session.step(self)?;
         }
         session.finish(self)
     }
@@ -227,9 +224,10 @@ impl Session {
         let resumed = (done > 0).then_some(done);
         let form = recipe.stage.sample_form();
         let processor = Arc::clone(&run.processor);
+        let longest = longest(recipe, &run.config);
         let sources = recipe.data.train.iter().map(DataSource::open).collect::<Result<Vec<_>>>()?;
         let loader = Loader::new(Concat::new(sources), loader_config(recipe), state.loader, move |sample| {
-            form.prepare(&processor, sample)
+            form.prepare(&processor, sample, longest)
         })?;
         Ok(Self {
             checkpoints,
@@ -241,20 +239,29 @@ impl Session {
         })
     }
 
-    /// One step and what is due after it; `false` if the run should end early.
-    fn step(&mut self, run: &mut Run) -> Result<bool> {
+    /// Whether the validation loss has not fallen for as long as the recipe has patience.
+    fn gave_up(&self, settings: &RunConfig) -> bool {
+        let gave_up = settings.patience.is_some_and(|patience| self.state.stale >= patience);
+        if gave_up {
+            self.progress.println("the validation loss no longer falls: ending early");
+        }
+        gave_up
+    }
+
+    /// One step and what is due after it.
+    fn step(&mut self, run: &mut Run) -> Result<()> {
         let batches = self.next_batches(run)?;
         let report = run.trainer.step(&batches)?;
         let step = report.step;
         let (settings, last) = (&run.recipe.run, step == run.recipe.update.steps);
         let evaluate = !run.validation.is_empty() && (step.is_multiple_of(settings.evaluate_every) || last);
         let mut record = record(&report);
-        let mut score = None;
+        let (mut score, mut improved) = (None, false);
         if evaluate {
             let loss = run.trainer.evaluate(&run.validation)?;
             score = Some(loss);
             record = record.with(VALIDATION_LOSS, loss);
-            let improved = self.state.best.is_none_or(|best| loss < f64::from_bits(best));
+            improved = loss.is_finite() && self.state.best.is_none_or(|best| loss < f64::from_bits(best));
             self.state.best = if improved { Some(loss.to_bits()) } else { self.state.best };
             self.state.stale = if improved { 0 } else { self.state.stale + 1 };
             if let Some(answers) = run.show()? {
@@ -269,10 +276,10 @@ impl Session {
             self.progress.println(&format!("step {step}: validation loss {loss:.4}"));
         }
         let give_up = settings.patience.is_some_and(|patience| self.state.stale >= patience);
-        if step.is_multiple_of(settings.checkpoint_every) || last || give_up {
+        if step.is_multiple_of(settings.checkpoint_every) || improved || last || give_up {
             self.save(run, score)?;
         }
-        Ok(!give_up)
+        Ok(())
     }
 
     fn next_batches(&mut self, run: &Run) -> Result<Vec<MultimodalBatch>> {
@@ -345,6 +352,11 @@ impl DataSource {
     }
 }
 
+/// The longest sample that the recipe allows and the model can take.
+fn longest(recipe: &Recipe, config: &HaploVlConfig) -> usize {
+    recipe.data.max_length.min(config.max_position_embeddings)
+}
+
 fn loader_config(recipe: &Recipe) -> LoaderConfig {
     let DataConfig { layout, max_length, workers, max_bad_share, .. } = recipe.data;
     let rows = recipe.update.rows;
@@ -375,6 +387,7 @@ fn validation(
     let Some(source) = &recipe.data.validation else { return Ok((vec![], vec![])) };
     let source = source.open()?;
     let form = recipe.stage.sample_form();
+    let longest = longest(recipe, config);
     let (mut sequences, mut shown) = (Vec::new(), Vec::new());
     for index in 0..source.len().min(recipe.data.validation_samples) {
         let bad = |e: crate::data::BadSample| Error::Data(format!("validation: {}: {e}", source.describe(index)));
@@ -382,7 +395,7 @@ fn validation(
         if shown.len() < recipe.run.show && form == SampleForm::Dialogue {
             shown.extend(Shown::of(processor, &sample).map_err(bad)?);
         }
-        sequences.push(form.prepare(processor, sample).map_err(bad)?);
+        sequences.push(form.prepare(processor, sample, longest).map_err(bad)?);
     }
     let rows: Vec<Vec<Sequence>> = sequences.into_iter().map(|sequence| vec![sequence]).collect();
     let batches = rows.chunks(recipe.update.rows).map(|rows| form.collate(rows.to_vec(), config, device));
@@ -408,7 +421,8 @@ impl Shown {
 fn describe_first_sample(recipe: &Recipe, processor: &Processor) -> Result<String> {
     let form = recipe.stage.sample_form();
     let source = Concat::new(recipe.data.train.iter().map(DataSource::open).collect::<Result<Vec<_>>>()?);
-    let first = (0..source.len().min(100)).find_map(|i| form.prepare(processor, source.get(i).ok()?).ok());
+    let first = (0..source.len().min(100))
+        .find_map(|i| form.prepare(processor, source.get(i).ok()?, recipe.data.max_length).ok());
     let sequence = first.ok_or_else(|| Error::Data("none of the first 100 samples can be used".into()))?;
     let labels = sequence.labels.clone().unwrap_or_else(|| vec![crate::batch::IGNORE_INDEX; sequence.len()]);
     let learnt = |i: &usize| labels[*i] != crate::batch::IGNORE_INDEX;

@@ -21,7 +21,18 @@ pub(super) enum SampleForm {
 
 impl SampleForm {
     /// One sample, ready for batching; runs on worker threads.
-    pub(super) fn prepare(self, processor: &Processor, record: Record) -> SampleResult<Sequence> {
+    ///
+    /// # Errors
+    /// [`BadSample::TooLong`] above `longest` tokens, and why else a sample cannot be used.
+    pub(super) fn prepare(self, processor: &Processor, record: Record, longest: usize) -> SampleResult<Sequence> {
+        let sequence = self.sequence(processor, record)?;
+        match sequence.len() {
+            length if length > longest => Err(BadSample::TooLong { length, limit: longest }),
+            _ => Ok(sequence),
+        }
+    }
+
+    fn sequence(self, processor: &Processor, record: Record) -> SampleResult<Sequence> {
         match self {
             Self::Dialogue => Ok(processor.training_sequence(&record.conversation(processor.decoder())?)?),
             Self::Words => {
