@@ -169,3 +169,18 @@ fn broken_folders_name_the_file() {
     });
     assert!(shape.contains("mlp.gate_proj.weight"), "{shape}");
 }
+
+#[test]
+fn the_processor_of_a_loaded_model_can_be_changed() {
+    let folder = checkpoint();
+    let frames: Vec<RgbImage> = (0..5).map(|i| RgbImage::from_pixel(28, 28, image::Rgb([i * 40; 3]))).collect();
+    let tokens = |model: &LoadedModel| {
+        let conversation = Conversation::from(Message::user([frames.clone().into(), "a".into()]));
+        model.batch(&[conversation]).unwrap().visuals[0].pixel_values().dim(0).unwrap()
+    };
+    let model = load(folder.path()).unwrap();
+    assert_eq!(tokens(&model), 5);
+    let model = model.with_processor(|processor| processor.with_num_frames(2)).unwrap();
+    assert_eq!(tokens(&model), 2);
+    assert!(model.with_processor(|processor| processor.with_num_frames(0)).is_err());
+}

@@ -167,8 +167,12 @@ impl HaploVl {
     /// Appends one text token to each row and returns the logits (batch, vocab_size) behind it.
     ///
     /// # Errors
-    /// If there is not one id for each row, or the cache is full.
+    /// If there is not one id of the vocabulary for each row, or the cache is full.
     pub fn decode(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
+        // Here on the host it costs nothing, also for a model on a GPU.
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.config.vocab_size) {
+            return Err(Error::Batch(format!("token id {id} is outside the vocabulary of {}", self.config.vocab_size)));
+        }
         let batch = MultimodalBatch {
             input_ids: Tensor::from_slice(ids, (ids.len(), 1), self.device())?,
             labels: None,

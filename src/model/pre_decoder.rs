@@ -8,6 +8,9 @@ use crate::Result;
 use crate::config::{HaploVlConfig, NormKind};
 use crate::nn::{Linear, Norm};
 
+/// Of `pre_norm`, whatever the layers' own: a known constant of the released model, and CLIP's.
+const PRE_NORM_EPS: f64 = 1e-5;
+
 /// A normalisation over all tokens, then layers shaped like CLIP-ViT's.
 #[derive(Debug, Clone)]
 pub struct PreDecoder {
@@ -34,7 +37,7 @@ impl PreDecoder {
     pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
         let (vb, decoder) = (vb.pp("model"), &config.pre_decoder);
         Ok(Self {
-            pre_norm: Norm::new(NormKind::LayerNorm, decoder.hidden_size, decoder.norm_eps, vb.pp("pre_norm"))?,
+            pre_norm: Norm::new(NormKind::LayerNorm, decoder.hidden_size, PRE_NORM_EPS, vb.pp("pre_norm"))?,
             stack: DecoderStack::new(decoder, 0, vb.pp("layers"))?,
         })
     }

@@ -55,6 +55,14 @@ impl LoadedModel {
         Self { model, processor, generation }
     }
 
+    /// The same with its processor changed: another number of video frames, or another pixel limit for pictures.
+    ///
+    /// # Errors
+    /// Those of `change`.
+    pub fn with_processor(self, change: impl FnOnce(Processor) -> Result<Processor>) -> Result<Self> {
+        Ok(Self { processor: change(self.processor)?, ..self })
+    }
+
     /// The model alone.
     pub fn model(&self) -> &HaploVl {
         &self.model

@@ -16,6 +16,7 @@ use super::tokenizer::{TextTokenizer, Token};
 use super::video::VideoProcessor;
 use crate::batch::{BatchSpec, IGNORE_INDEX, MultimodalBatch, PaddingSide, Sequence, Visual};
 use crate::config::{HaploVlConfig, PreprocessorConfig, ProcessorConfig};
+use crate::patch_grid::{PatchGrid, Size};
 use crate::{Error, Result};
 
 /// How pictures, videos and placeholders are treated: the content of the three processor files.
@@ -148,6 +149,14 @@ impl Processor {
         MultimodalBatch::new(&sequences, BatchSpec::new(&self.model), PaddingSide::Left, device)
     }
 
+    /// The same, sampling another number of frames from each video; 12 otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Config`] unless `num_frames` is in 1..=16.
+    pub fn with_num_frames(self, num_frames: usize) -> Result<Self> {
+        Ok(Self { videos: self.videos.with_num_frames(num_frames)?, ..self })
+    }
+
     /// Sets what [`Self::decoder`] returns, for example with another pixel limit.
     pub fn with_decoder(self, decoder: ImageDecoder) -> Self {
         Self { decoder, ..self }
@@ -224,8 +233,28 @@ impl Processor {
         self.tokenizer.is_special(last).then_some(last)
     }
 
+    /// Refuses what cannot fit the context before any pixel is touched.
+    fn check_length(&self, tokens: &[Token], conversation: &Conversation) -> Result<()> {
+        let mut length = tokens.len();
+        for image in conversation.messages.iter().flat_map(Message::images) {
+            let size = Size::new(image.height() as usize, image.width() as usize);
+            length = length.saturating_add(PatchGrid::new(&self.model.vision, size)?.tokens());
+        }
+        let pictures = conversation.messages.iter().flat_map(Message::images).count();
+        let length = length.saturating_sub(pictures);
+        if length > self.model.max_position_embeddings {
+            return Err(Error::Prompt(format!(
+                "is {length} tokens long (text and image patches together), more than the model's context of {}: \
+                 shorten it, or use fewer or smaller pictures",
+                self.model.max_position_embeddings
+            )));
+        }
+        Ok(())
+    }
+
     /// Replaces each placeholder by as many as its picture has tokens.
     fn expand(&self, tokens: &[Token], labels: Option<&[u32]>, conversation: &Conversation) -> Result<Sequence> {
+        self.check_length(tokens, conversation)?;
         let mut visuals = self.visuals(tokens, conversation)?.into_iter();
         let mut sequence = Sequence { input_ids: Vec::new(), labels: labels.map(|_| Vec::new()), visuals: Vec::new() };
         for (n, token) in tokens.iter().enumerate() {
