@@ -291,6 +291,16 @@ impl Recipe {
                 return Err(Error::config(field, format!("is {value}, expected a finite number above 0")));
             }
         }
+        let from_scratch = matches!(self.stage, Stage::Vision { .. } | Stage::Language);
+        if from_scratch && (self.update.gradient_checkpointing || self.update.compute != ComputeDtype::F32) {
+            return Err(Error::config(
+                "update",
+                format!(
+                    "the stage `{}` keeps all activations, in f32: leave out compute and gradient_checkpointing",
+                    self.stage.name()
+                ),
+            ));
+        }
         self.schedule.validate()?;
         self.optimizer.validate()
     }
@@ -378,6 +388,8 @@ mod tests {
         assert!(message(&["stage.inherit.lmm=x"]).contains("lmm"));
         assert!(message(&["update.rows=0"]).contains("update.rows"));
         assert!(message(&["update.learning_rate=-1.0"]).contains("learning_rate"));
+        let vision = ["stage={ kind = 'vision', projection_dim = 8 }", "update.compute=bf16"];
+        assert!(message(&vision).contains("in f32"));
         assert!(message(&["steps"]).contains("KEY=VALUE"));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::{DType, Device, Var};
 use serde::{Deserialize, Serialize};
@@ -250,8 +251,11 @@ impl Session {
 
     /// One step and what is due after it.
     fn step(&mut self, run: &mut Run) -> Result<()> {
+        let began = Instant::now();
         let batches = self.next_batches(run)?;
         let report = run.trainer.step(&batches)?;
+        // With the time that was spent waiting for samples.
+        let report = StepReport { seconds: began.elapsed().as_secs_f64(), ..report };
         let step = report.step;
         let (settings, last) = (&run.recipe.run, step == run.recipe.update.steps);
         let evaluate = !run.validation.is_empty() && (step.is_multiple_of(settings.evaluate_every) || last);

@@ -126,7 +126,8 @@ impl CustomOp2 for RmsNorm {
             };
             gradient_rows(x, g, w.len(), 1, rows)
         })?;
-        Ok((Some(Tensor::from_vec(dx, x.shape(), x.device())?), Some(Tensor::from_vec(dw, w.shape(), w.device())?)))
+        let dw = w.track_op().then(|| Tensor::from_vec(dw, w.shape(), w.device())).transpose()?;
+        Ok((Some(Tensor::from_vec(dx, x.shape(), x.device())?), dw))
     }
 }
 
@@ -171,7 +172,7 @@ impl CustomOp3 for LayerNorm {
         &self,
         x: &Tensor,
         w: &Tensor,
-        _b: &Tensor,
+        b: &Tensor,
         _y: &Tensor,
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
@@ -193,7 +194,8 @@ impl CustomOp3 for LayerNorm {
             gradient_rows(x, g, width, 2, rows)
         })?;
         let dwb = Tensor::from_vec(dwb, (2, w.dims1()?), w.device())?;
-        Ok((Some(Tensor::from_vec(dx, x.shape(), x.device())?), Some(dwb.get(0)?), Some(dwb.get(1)?)))
+        let (dw, db) = (w.track_op().then(|| dwb.get(0)).transpose()?, b.track_op().then(|| dwb.get(1)).transpose()?);
+        Ok((Some(Tensor::from_vec(dx, x.shape(), x.device())?), dw, db))
     }
 }
 
