@@ -266,11 +266,7 @@ impl MultimodalBatch {
             return Err(Error::Batch("is empty, expected at least one sequence of one token".into()));
         }
         if seq_len > spec.max_len {
-            return Err(Error::Prompt(format!(
-                "is {seq_len} tokens long (text and image patches together), more than the model's context of {}: \
-                 shorten it, or use fewer or smaller pictures",
-                spec.max_len
-            )));
+            return Err(too_long(seq_len, spec.max_len));
         }
         let batch = rows.len();
         let mut input_ids = vec![0u32; batch * seq_len];
@@ -382,6 +378,14 @@ impl MultimodalBatch {
         }
         Ok(Tensor::from_vec(mask, (self.batch_size(), self.layout.seq_len), self.input_ids.device())?)
     }
+}
+
+/// The error of a prompt that does not fit the model's context.
+pub(crate) fn too_long(length: usize, context: usize) -> Error {
+    Error::Prompt(format!(
+        "is {length} tokens long (text and image patches together), more than the model's context of {context}: shorten \
+         it, or use fewer or smaller pictures"
+    ))
 }
 
 impl Visual {

@@ -1,5 +1,7 @@
 //! What a data set is to the loader, and several of them as one.
 
+use std::sync::Arc;
+
 use super::{BadSample, Record, SampleResult};
 
 /// Samples that can be had in any order and from any thread.
@@ -31,6 +33,22 @@ pub trait Dataset: Send + Sync {
 pub type Records = Box<dyn Dataset<Item = Record>>;
 
 impl<D: Dataset + ?Sized> Dataset for Box<D> {
+    type Item = D::Item;
+
+    fn len(&self) -> usize {
+        (**self).len()
+    }
+
+    fn get(&self, index: usize) -> SampleResult<Self::Item> {
+        (**self).get(index)
+    }
+
+    fn describe(&self, index: usize) -> String {
+        (**self).describe(index)
+    }
+}
+
+impl<D: Dataset + ?Sized> Dataset for Arc<D> {
     type Item = D::Item;
 
     fn len(&self) -> usize {

@@ -1,22 +1,19 @@
 //! The two heads that stage 1 compares with its teachers, dropped afterwards.
 
-use candle_core::{DType, Tensor};
-use candle_nn::{Init, VarBuilder};
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
 
 use crate::Result;
 use crate::config::NormKind;
-use crate::nn::{Linear, Norm};
-
-/// exp(s) may not exceed this; CLIP's bound.
-const MAX_LOGIT_SCALE: f64 = 100.0;
+use crate::nn::{Linear, LogitScale, Norm};
 
 /// From the pre-decoder's width to the vision teacher's and to the language model's.
 #[derive(Debug, Clone)]
 pub struct DistillationHeads {
     vision: Head,
     text: Head,
-    /// Logarithm of the scale of the token logits, one element.
-    logit_scale: Tensor,
+    /// Of the token logits.
+    logit_scale: LogitScale,
 }
 
 /// Layer norm and a linear map.
@@ -47,11 +44,10 @@ impl DistillationHeads {
     /// If the store lacks a tensor, or one has another shape.
     pub fn new(hidden_size: usize, vision_width: usize, text_width: usize, vb: VarBuilder) -> Result<Self> {
         let vb = vb.pp(Self::PREFIX);
-        let initial_scale = (1.0f64 / 0.07).ln();
         Ok(Self {
             vision: Head::new(hidden_size, vision_width, vb.pp("vision"))?,
             text: Head::new(hidden_size, text_width, vb.pp("text"))?,
-            logit_scale: vb.get_with_hints(1, "logit_scale", Init::Const(initial_scale))?,
+            logit_scale: LogitScale::new(vb)?,
         })
     }
 
@@ -76,6 +72,6 @@ impl DistillationHeads {
     /// # Errors
     /// From candle only.
     pub fn logit_scale(&self) -> Result<Tensor> {
-        Ok(self.logit_scale.to_dtype(DType::F32)?.exp()?.minimum(MAX_LOGIT_SCALE)?)
+        self.logit_scale.value()
     }
 }

@@ -81,8 +81,8 @@ impl HaploVl {
     }
 
     /// Computes every layer again in the backward pass instead of keeping its activations; gradients of parameters
-    /// inside the layers arrive in `scope`.
-    pub fn with_checkpointing(self, scope: Arc<CheckpointScope>) -> Self {
+    /// inside the layers arrive in `scope`; `None` keeps them.
+    pub fn with_checkpointing(self, scope: impl Into<Option<Arc<CheckpointScope>>>) -> Self {
         Self { front: self.front.with_checkpointing(scope), ..self }
     }
 

@@ -53,9 +53,10 @@ impl PreDecoderModel {
         self.compute_dtype
     }
 
-    /// Computes every layer again in the backward pass; gradients of parameters inside arrive in `scope`.
-    pub fn with_checkpointing(self, scope: Arc<CheckpointScope>) -> Self {
-        Self { checkpoint: Some(scope), ..self }
+    /// Computes every layer again in the backward pass; gradients of parameters inside arrive in `scope`; `None` keeps the
+    /// activations instead.
+    pub fn with_checkpointing(self, scope: impl Into<Option<Arc<CheckpointScope>>>) -> Self {
+        Self { checkpoint: scope.into(), ..self }
     }
 
     /// Where gradients of recomputed layers go, if layers are recomputed.

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use candle_core::{DType, Device};
+
 use super::ModelSource;
 use crate::Result;
 use crate::batch::MultimodalBatch;
@@ -27,8 +29,9 @@ impl LoadedModel {
     /// As [`ModelSource::folder`] and [`Self::from_folder`].
     pub fn load(source: &ModelSource, device: DeviceChoice, dtype: DtypeChoice) -> Result<Self> {
         // Before a download of gigabytes: what is not there will not be there after it.
-        dtype.resolve(&device.open()?)?;
-        Self::from_folder(source.folder()?, device, dtype)
+        let device = device.open()?;
+        let dtype = dtype.resolve(&device)?;
+        Self::open(&source.folder()?, &device, dtype)
     }
 
     /// Loads a checkpoint folder: `config.json`, safetensors, tokenizer and processor files, and
@@ -38,15 +41,18 @@ impl LoadedModel {
     /// [`Error::Device`](crate::Error::Device) for a device that is not available, and for broken, missing or
     /// contradictory files the error that names them.
     pub fn from_folder(folder: impl AsRef<Path>, device: DeviceChoice, dtype: DtypeChoice) -> Result<Self> {
-        let folder = folder.as_ref();
         let device = device.open()?;
         let dtype = dtype.resolve(&device)?;
+        Self::open(folder.as_ref(), &device, dtype)
+    }
+
+    fn open(folder: &Path, device: &Device, dtype: DType) -> Result<Self> {
         let config = HaploVlConfig::from_file(folder.join("config.json"))?;
         let processor = Processor::from_folder(folder, &config)?;
         let generation = generation_defaults(folder, &processor)?;
         let files = SafetensorsFiles::open(folder)?;
         files.check(&HaploVl::parameter_shapes(&config)?)?;
-        let model = HaploVl::new(&config, Arc::new(files).var_builder(dtype, &device))?;
+        let model = HaploVl::new(&config, Arc::new(files).var_builder(dtype, device))?;
         Ok(Self::new(model, processor, generation))
     }
 

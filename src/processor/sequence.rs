@@ -14,7 +14,7 @@ use super::image::ImageProcessor;
 use super::prompt::Prompt;
 use super::tokenizer::{TextTokenizer, Token};
 use super::video::VideoProcessor;
-use crate::batch::{BatchSpec, IGNORE_INDEX, MultimodalBatch, PaddingSide, Sequence, Visual};
+use crate::batch::{BatchSpec, IGNORE_INDEX, MultimodalBatch, PaddingSide, Sequence, Visual, too_long};
 use crate::config::{HaploVlConfig, PreprocessorConfig, ProcessorConfig};
 use crate::patch_grid::{PatchGrid, Size};
 use crate::{Error, Result};
@@ -238,18 +238,11 @@ impl Processor {
         let mut length = tokens.len();
         for image in conversation.messages.iter().flat_map(Message::images) {
             let size = Size::new(image.height() as usize, image.width() as usize);
-            length = length.saturating_add(PatchGrid::new(&self.model.vision, size)?.tokens());
+            // The template wrote one placeholder for it already.
+            length = length.saturating_add(PatchGrid::new(&self.model.vision, size)?.tokens().saturating_sub(1));
         }
-        let pictures = conversation.messages.iter().flat_map(Message::images).count();
-        let length = length.saturating_sub(pictures);
-        if length > self.model.max_position_embeddings {
-            return Err(Error::Prompt(format!(
-                "is {length} tokens long (text and image patches together), more than the model's context of {}: \
-                 shorten it, or use fewer or smaller pictures",
-                self.model.max_position_embeddings
-            )));
-        }
-        Ok(())
+        let context = self.model.max_position_embeddings;
+        if length > context { Err(too_long(length, context)) } else { Ok(()) }
     }
 
     /// Replaces each placeholder by as many as its picture has tokens.

@@ -1,18 +1,15 @@
 //! CLIP's own objective, for making a small vision teacher: pictures and their captions find each other.
 
 use candle_core::{D, Tensor};
-use candle_nn::{Init, VarBuilder};
+use candle_nn::VarBuilder;
 
 use super::objective::{Counts, Loss, Objective, common_counts};
 use crate::batch::MultimodalBatch;
 use crate::loss::linear_cross_entropy;
 use crate::model::{ClipVision, LanguageModel};
-use crate::nn::Linear;
+use crate::nn::{Linear, LogitScale};
 use crate::weights::{ClipConfig, LlmConfig};
 use crate::{Error, Result};
-
-/// Bound of the scale of similarities, CLIP's.
-const MAX_LOGIT_SCALE: f64 = 100.0;
 
 /// A vision and a text tower with projections into one space.
 ///
@@ -24,8 +21,7 @@ pub struct Contrastive {
     text: LanguageModel,
     visual_projection: Linear,
     text_projection: Linear,
-    /// Logarithm of the scale, one element.
-    logit_scale: Tensor,
+    logit_scale: LogitScale,
 }
 
 impl Contrastive {
@@ -40,7 +36,7 @@ impl Contrastive {
         Ok(Self {
             visual_projection: projection(vision.decoder.hidden_size, "visual_projection")?,
             text_projection: projection(text.decoder.hidden_size, "text_projection")?,
-            logit_scale: vb.get_with_hints(1, "logit_scale", Init::Const((1.0f64 / 0.07).ln()))?,
+            logit_scale: LogitScale::new(vb.clone())?,
             vision: ClipVision::new(vision, vb.clone())?,
             text: LanguageModel::new(text, vb.pp("text_model"))?,
         })
@@ -88,7 +84,7 @@ impl Objective for Contrastive {
                 "holds {tiles} tiles for {rows} captions: contrast needs one tile a caption"
             )));
         }
-        let scale = self.logit_scale.exp()?.minimum(MAX_LOGIT_SCALE)?;
+        let scale = self.logit_scale.value()?;
         let to_text = self.similarities(&images, &captions, &scale)?;
         let to_image = self.similarities(&captions, &images, &scale)?;
         let share = 0.5 * rows as f64 / step.samples.max(1) as f64;

@@ -1,9 +1,9 @@
 //! Next-token prediction of a language model alone, for making one to inherit from.
 
-use super::next_token::next_token_loss;
-use super::objective::{Counts, Loss, Objective, common_counts};
+use super::next_token::{next_token_counts, next_token_loss};
+use super::objective::{Counts, Loss, Objective};
 use crate::Result;
-use crate::batch::{IGNORE_INDEX, MultimodalBatch};
+use crate::batch::MultimodalBatch;
 use crate::model::LanguageModel;
 
 /// Cross-entropy of the next token over labelled positions of text.
@@ -25,8 +25,7 @@ impl Objective for Language {
     }
 
     fn counts(&self, batch: &MultimodalBatch) -> Result<Counts> {
-        let label_tokens = batch.next_token_labels()?.into_iter().filter(|&label| label != IGNORE_INDEX).count();
-        Ok(Counts { label_tokens, ..common_counts(batch)? })
+        next_token_counts(batch)
     }
 
     fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {

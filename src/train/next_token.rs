@@ -31,8 +31,7 @@ impl Objective for NextToken {
     }
 
     fn counts(&self, batch: &MultimodalBatch) -> Result<Counts> {
-        let label_tokens = batch.next_token_labels()?.into_iter().filter(|&label| label != IGNORE_INDEX).count();
-        Ok(Counts { label_tokens, ..common_counts(batch)? })
+        next_token_counts(batch)
     }
 
     fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {
@@ -44,6 +43,12 @@ impl Objective for NextToken {
     fn may_lack_gradient(&self, parameter: &str, step: &Counts) -> bool {
         step.visuals == 0 && only_for_pictures(parameter)
     }
+}
+
+/// What a batch holds for a next-token loss.
+pub(super) fn next_token_counts(batch: &MultimodalBatch) -> Result<Counts> {
+    let label_tokens = batch.next_token_labels()?.into_iter().filter(|&label| label != IGNORE_INDEX).count();
+    Ok(Counts { label_tokens, ..common_counts(batch)? })
 }
 
 /// The share of a batch in the mean next-token loss of a step; `hidden` is (batch * seq, width).

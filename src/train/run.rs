@@ -44,6 +44,7 @@ pub struct Run {
     config: HaploVlConfig,
     device: Device,
     processor: Arc<Processor>,
+    samples: Arc<Concat<Records>>,
     parameters: Parameters,
     trainer: Trainer<Box<dyn Objective + Send>>,
     validation: Vec<MultimodalBatch>,
@@ -105,10 +106,25 @@ impl Run {
             max_grad_norm: recipe.update.max_grad_norm,
         };
         let (validation, shown) = validation(&recipe, &config, &processor, &device)?;
-        let sample = describe_first_sample(&recipe, &processor)?;
+        // Opened once: the index of a large file takes a while.
+        let sources = recipe.data.train.iter().map(DataSource::open).collect::<Result<_>>()?;
+        let samples = Arc::new(Concat::new(sources));
+        let sample = describe_first_sample(&recipe, &processor, &samples)?;
         let facts = Facts::new(&parameters, &vars, report.map(|report| report.to_string()), sample);
         let trainer = Trainer::new(objective, vars, optimizer, rule, scope);
-        Ok(Self { recipe, config, device, processor, parameters, trainer, validation, shown, facts, stop_after: None })
+        Ok(Self {
+            recipe,
+            config,
+            device,
+            processor,
+            samples,
+            parameters,
+            trainer,
+            validation,
+            shown,
+            facts,
+            stop_after: None,
+        })
     }
 
     /// What the run is about to do.
@@ -143,6 +159,9 @@ impl Run {
                 return Err(Error::Training("stopped as asked; go on with `--resume`".into()));
             }
             session.step(self)?;
+        }
+        if session.gave_up(&self.recipe.run) {
+            session.progress.println("the validation loss no longer falls: ending early");
         }
         session.finish(self)
     }
@@ -226,8 +245,8 @@ impl Session {
         let form = recipe.stage.sample_form();
         let processor = Arc::clone(&run.processor);
         let longest = longest(recipe, &run.config);
-        let sources = recipe.data.train.iter().map(DataSource::open).collect::<Result<Vec<_>>>()?;
-        let loader = Loader::new(Concat::new(sources), loader_config(recipe), state.loader, move |sample| {
+        let samples = Arc::clone(&run.samples);
+        let loader = Loader::new(samples, loader_config(recipe), state.loader, move |sample| {
             form.prepare(&processor, sample, longest)
         })?;
         Ok(Self {
@@ -242,11 +261,7 @@ impl Session {
 
     /// Whether the validation loss has not fallen for as long as the recipe has patience.
     fn gave_up(&self, settings: &RunConfig) -> bool {
-        let gave_up = settings.patience.is_some_and(|patience| self.state.stale >= patience);
-        if gave_up {
-            self.progress.println("the validation loss no longer falls: ending early");
-        }
-        gave_up
+        settings.patience.is_some_and(|patience| self.state.stale >= patience)
     }
 
     /// One step and what is due after it.
@@ -279,8 +294,7 @@ impl Session {
         if let Some(loss) = score {
             self.progress.println(&format!("step {step}: validation loss {loss:.4}"));
         }
-        let give_up = settings.patience.is_some_and(|patience| self.state.stale >= patience);
-        if step.is_multiple_of(settings.checkpoint_every) || improved || last || give_up {
+        if step.is_multiple_of(settings.checkpoint_every) || improved || last || self.gave_up(settings) {
             self.save(run, score)?;
         }
         Ok(())
@@ -422,9 +436,8 @@ impl Shown {
 }
 
 /// The first sample that can be used, decoded again, with learnt stretches in brackets.
-fn describe_first_sample(recipe: &Recipe, processor: &Processor) -> Result<String> {
+fn describe_first_sample(recipe: &Recipe, processor: &Processor, source: &Concat<Records>) -> Result<String> {
     let form = recipe.stage.sample_form();
-    let source = Concat::new(recipe.data.train.iter().map(DataSource::open).collect::<Result<Vec<_>>>()?);
     let first = (0..source.len().min(100))
         .find_map(|i| form.prepare(processor, source.get(i).ok()?, recipe.data.max_length).ok());
     let sequence = first.ok_or_else(|| Error::Data("none of the first 100 samples can be used".into()))?;

@@ -48,6 +48,12 @@ impl Stage {
             _ => true,
         }
     }
+
+    /// Where the gradients of recomputed layers go.
+    fn checkpoint_scope(&self, parameters: &Parameters) -> Arc<CheckpointScope> {
+        let trained = parameters.iter().filter(|(name, _)| self.trains(name)).map(|(_, var)| var);
+        CheckpointScope::new(&trained.collect::<Vec<_>>())
+    }
 }
 
 /// Builds the stage of a recipe; what it inherits is loaded here.
@@ -58,15 +64,8 @@ pub(super) fn build(recipe: &Recipe, config: &HaploVlConfig, device: &Device) ->
         ComputeDtype::F32 => DType::F32,
         ComputeDtype::Bf16 => DType::BF16,
     };
-    let mut report = None;
-    let mut scope = None;
-    let mut make_scope = |parameters: &Parameters| {
-        let vars: Vec<_> =
-            parameters.iter().filter(|(name, _)| recipe.stage.trains(name)).map(|(_, var)| var).collect();
-        scope = Some(CheckpointScope::new(&vars));
-        scope.clone()
-    };
-    let checkpointing = recipe.update.gradient_checkpointing;
+    let (mut report, mut scope) = (None, None);
+    let checkpointing = || recipe.update.gradient_checkpointing.then(|| recipe.stage.checkpoint_scope(&parameters));
     let objective: Box<dyn Objective + Send> = match &recipe.stage {
         Stage::Vision { projection_dim } => {
             Box::new(Contrastive::new(&clip_of(config), &llm_of(config), *projection_dim, vb())?)
@@ -78,10 +77,8 @@ pub(super) fn build(recipe: &Recipe, config: &HaploVlConfig, device: &Device) ->
             let heads = DistillationHeads::new(config.pre_decoder.hidden_size, teacher.width(), text.dim(1)?, vb())?;
             let model = PreDecoderModel::new(config, vb())?.with_compute_dtype(compute);
             report = inherit_into(inherit, config, &parameters)?;
-            let model = match checkpointing.then(|| make_scope(&parameters)).flatten() {
-                Some(scope) => model.with_checkpointing(scope),
-                None => model,
-            };
+            scope = checkpointing();
+            let model = model.with_checkpointing(scope.clone());
             Box::new(Distillation::new(config, model, heads, Box::new(teacher), text, *weights)?)
         }
         Stage::Align { inherit } | Stage::Tune { inherit } => {
@@ -92,10 +89,8 @@ pub(super) fn build(recipe: &Recipe, config: &HaploVlConfig, device: &Device) ->
             let trainable = move |name: &str| stage.trains(name);
             let vb = parameters.var_builder_where(recipe.seed, DType::F32, device, trainable);
             let model = HaploVl::new(config, vb)?.with_compute_dtype(compute);
-            let model = match checkpointing.then(|| make_scope(&parameters)).flatten() {
-                Some(scope) => model.with_checkpointing(scope),
-                None => model,
-            };
+            scope = checkpointing();
+            let model = model.with_checkpointing(scope.clone());
             Box::new(NextToken::new(model))
         }
     };
