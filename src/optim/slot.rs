@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::groups::Settings;
 use super::slices::{CHUNK, is_host_f32, with_slice, with_slice_mut};
 use super::{AdamWConfig, Gradients};
+use crate::nn::ops::vectorised;
 use crate::{Error, Result};
 
 /// One parameter with its settings and moments.
@@ -114,12 +115,17 @@ impl Coefficients {
         let [step_size, root_correction] = [self.step_size, self.root_correction].map(|x| x as f32);
         let chunks = theta.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
         chunks.zip(gradient.par_chunks(CHUNK)).for_each(|(((theta, m), v), gradient)| {
-            for (((theta, m), v), gradient) in theta.iter_mut().zip(m).zip(v).zip(gradient) {
-                let g = gradient * grad_scale;
-                *m = beta1 * *m + rest1 * g;
-                *v = beta2 * *v + rest2 * g * g;
-                *theta -= decay * *theta + step_size * *m / (v.sqrt() * root_correction + eps);
-            }
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (((theta, m), v), gradient) in theta.iter_mut().zip(m).zip(v).zip(gradient) {
+                        let g = gradient * grad_scale;
+                        *m = beta1 * *m + rest1 * g;
+                        *v = beta2 * *v + rest2 * g * g;
+                        *theta -= decay * *theta + step_size * *m / (v.sqrt() * root_correction + eps);
+                    }
+                },
+            );
         });
     }
 }

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::math::sigmoid;
+use super::math::{sigmoid, vectorised};
 use super::{contiguous_slice, is_cpu_f32, with_slices};
 use crate::config::Activation;
 
@@ -81,7 +81,10 @@ impl CustomOp1 for Swish {
         let x = contiguous_slice(x, lx)?;
         let mut y = vec![0f32; x.len()];
         y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
-            y.iter_mut().zip(x).for_each(|(y, &x)| *y = self.value(x));
+            vectorised(
+                #[inline(always)]
+                || y.iter_mut().zip(x).for_each(|(y, &x)| *y = self.value(x)),
+            );
         });
         Ok((CpuStorage::F32(y), lx.shape().clone()))
     }
@@ -91,9 +94,14 @@ impl CustomOp1 for Swish {
         let dx = with_slices([x, &g], |[x, g]| {
             let mut dx = vec![0f32; x.len()];
             dx.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(g.par_chunks(CHUNK)).for_each(|((dx, x), g)| {
-                for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
-                    *dx = g * self.value_and_slope(x).1;
-                }
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
+                            *dx = g * self.value_and_slope(x).1;
+                        }
+                    },
+                );
             });
             dx
         })?;
@@ -110,9 +118,14 @@ impl CustomOp2 for Swish {
         let (gate, up) = (contiguous_slice(gate, lg)?, contiguous_slice(up, lu)?);
         let mut y = vec![0f32; gate.len()];
         y.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(|((y, gate), up)| {
-            for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-                *y = self.value(gate) * up;
-            }
+            vectorised(
+                #[inline(always)]
+                || {
+                    for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+                        *y = self.value(gate) * up;
+                    }
+                },
+            );
         });
         Ok((CpuStorage::F32(y), lg.shape().clone()))
     }
@@ -124,11 +137,17 @@ impl CustomOp2 for Swish {
             let outputs = d_gate.par_chunks_mut(CHUNK).zip(d_up.par_chunks_mut(CHUNK));
             let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(g.par_chunks(CHUNK));
             outputs.zip(inputs).for_each(|((d_gate, d_up), ((gate, up), g))| {
-                for i in 0..gate.len() {
-                    let (value, slope) = self.value_and_slope(gate[i]);
-                    d_gate[i] = g[i] * up[i] * slope;
-                    d_up[i] = g[i] * value;
-                }
+                let inputs = gate.iter().zip(up).zip(g);
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for ((d_gate, d_up), ((&gate, &up), &g)) in d_gate.iter_mut().zip(d_up).zip(inputs) {
+                            let (value, slope) = self.value_and_slope(gate);
+                            *d_gate = g * up * slope;
+                            *d_up = g * value;
+                        }
+                    },
+                );
             });
             (d_gate, d_up)
         })?;

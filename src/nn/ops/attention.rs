@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::math::{Matrix, exp, matmul};
+use super::math::{Matrix, exp, matmul, vectorised};
 use super::{is_cpu_f32, is_tracked, with_slices};
 
 /// Queries that are handled together; their scores, `QUERIES x keys`, are all that is ever kept of the score matrix.
@@ -244,13 +244,15 @@ impl Attention {
         unsafe {
             matmul((rows, keys, self.shape.head_dim), (p.as_mut_ptr(), keys), false, q, k.transposed(), self.scale);
         }
-        for (line, range) in p.chunks_mut(keys).zip(ranges.iter().cycle()) {
-            softmax_within(
-                line,
-                range.start.saturating_sub(block.keys.start),
-                range.end.saturating_sub(block.keys.start),
-            );
-        }
+        let within = |at: usize| at.saturating_sub(block.keys.start);
+        vectorised(
+            #[inline(always)]
+            || {
+                for (line, range) in p.chunks_mut(keys).zip(ranges.iter().cycle()) {
+                    softmax_within(line, within(range.start), within(range.end));
+                }
+            },
+        );
     }
 
     fn forward(&self, q: Heads, k: Heads, v: Heads) -> Vec<f32> {
@@ -331,7 +333,10 @@ impl Attention {
                             matmul((rows, width, head_dim), (ds.as_mut_ptr(), width), false, g, v.transposed(), 1.0);
                             let weights = Matrix::rows(p.as_ptr(), width).transposed();
                             matmul((width, head_dim, rows), (dv_at.at(key_at), key_stride), true, weights, g, 1.0);
-                            softmax_backward(p, ds, width);
+                            vectorised(
+                                #[inline(always)]
+                                || softmax_backward(p, ds, width),
+                            );
                             let ds = Matrix::rows(ds.as_ptr(), width);
                             let dq = (dq_at.at(query_at), heads * head_dim);
                             matmul((rows, head_dim, width), dq, false, ds, k, self.scale);
@@ -347,34 +352,41 @@ impl Attention {
 }
 
 /// Softmax of `line[from..to]` in place, zero elsewhere.
+#[inline(always)]
 fn softmax_within(line: &mut [f32], from: usize, to: usize) {
     let to = to.min(line.len());
     let from = from.min(to);
     line[..from].fill(0.0);
     line[to..].fill(0.0);
     let seen = &mut line[from..to];
+    let (eights, rest) = seen.as_chunks_mut::<8>();
     let mut lanes = [f32::NEG_INFINITY; 8];
-    for chunk in seen.chunks(8) {
-        lanes.iter_mut().zip(chunk).for_each(|(m, &s)| *m = if s > *m { s } else { *m });
+    for eight in &*eights {
+        lanes.iter_mut().zip(eight).for_each(|(m, &s)| *m = if s > *m { s } else { *m });
     }
-    let max = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    seen.iter_mut().for_each(|s| *s = exp(*s - max));
+    let max = lanes.iter().chain(&*rest).copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sums = [0f32; 8];
-    for chunk in seen.chunks(8) {
-        sums.iter_mut().zip(chunk).for_each(|(sum, s)| *sum += s);
+    for eight in eights {
+        for (s, sum) in eight.iter_mut().zip(&mut sums) {
+            *s = exp(*s - max);
+            *sum += *s;
+        }
     }
-    let inverse = 1.0 / sums.iter().sum::<f32>();
+    rest.iter_mut().for_each(|s| *s = exp(*s - max));
+    let inverse = 1.0 / (sums.iter().sum::<f32>() + rest.iter().sum::<f32>());
     seen.iter_mut().for_each(|s| *s *= inverse);
 }
 
 /// `ds = p * (ds - rowsum(p * ds))`, row by row; where a key is not seen `p` is 0, and so is the result.
+#[inline(always)]
 fn softmax_backward(p: &[f32], ds: &mut [f32], width: usize) {
     for (p, ds) in p.chunks(width).zip(ds.chunks_mut(width)) {
+        let ((p8, p_rest), (ds8, ds_rest)) = (p.as_chunks::<8>(), ds.as_chunks::<8>());
         let mut sums = [0f32; 8];
-        for (p, ds) in p.chunks(8).zip(ds.chunks(8)) {
+        for (p, ds) in p8.iter().zip(ds8) {
             sums.iter_mut().zip(p.iter().zip(ds)).for_each(|(sum, (p, ds))| *sum += p * ds);
         }
-        let dot: f32 = sums.iter().sum();
+        let dot = sums.iter().sum::<f32>() + p_rest.iter().zip(ds_rest).map(|(p, ds)| p * ds).sum::<f32>();
         ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - dot));
     }
 }

@@ -16,6 +16,7 @@ mod rope;
 pub use activation::{activation, gated_activation};
 pub use attention::{KeyRanges, attention, attention_weights};
 pub use linear::linear;
+pub(crate) use math::vectorised;
 pub use norm::{layer_norm, rms_norm};
 pub use rope::rope;
 

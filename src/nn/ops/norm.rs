@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::math::vectorised;
 use super::{contiguous_slice, is_cpu_f32, is_tracked, with_slices};
 
 /// Rows below this many elements in all are not worth a second thread.
@@ -58,14 +59,14 @@ fn check_width(x: &Tensor, weight: &Tensor) -> Result<()> {
 /// Runs `f(row of x, row of out)` over all rows, on several threads if there is enough to do.
 fn map_rows(x: &[f32], width: usize, f: impl Fn(&[f32], &mut [f32]) + Sync + Send) -> Vec<f32> {
     let mut out = vec![0f32; x.len()];
-    if x.len() >= PARALLEL_FROM {
-        let rows = PARALLEL_FROM.div_ceil(2 * width);
-        out.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).for_each(|(out, x)| {
-            out.chunks_mut(width).zip(x.chunks(width)).for_each(|(out, x)| f(x, out));
-        });
-    } else {
-        out.chunks_mut(width).zip(x.chunks(width)).for_each(|(out, x)| f(x, out));
-    }
+    let rows = if x.len() >= PARALLEL_FROM { PARALLEL_FROM.div_ceil(2 * width) } else { x.len() / width };
+    let rows_at_once = |(out, x): (&mut [f32], &[f32])| {
+        vectorised(
+            #[inline(always)]
+            || out.chunks_mut(width).zip(x.chunks(width)).for_each(|(out, x)| f(x, out)),
+        );
+    };
+    out.par_chunks_mut(rows.max(1) * width).zip(x.par_chunks(rows.max(1) * width)).for_each(rows_at_once);
     out
 }
 
@@ -90,6 +91,7 @@ struct RmsNorm {
 }
 
 impl RmsNorm {
+    #[inline(always)]
     fn inverse(&self, row: &[f32]) -> f32 {
         (sum_by(row, |_, v| v * v) / row.len() as f32 + self.eps).sqrt().recip()
     }
@@ -136,6 +138,7 @@ struct LayerNorm {
 }
 
 impl LayerNorm {
+    #[inline(always)]
     fn mean_and_inverse(&self, row: &[f32]) -> (f32, f32) {
         let mean = sum_by(row, |_, v| v) / row.len() as f32;
         let variance = sum_by(row, |_, v| (v - mean) * (v - mean)) / row.len() as f32;
@@ -214,9 +217,14 @@ fn gradient_rows(
     let group = (x.len() / width).div_ceil(GROUPS).max(1) * width;
     let one_group = |((dx, x), g): ((&mut [f32], &[f32]), &[f32])| {
         let mut sums = vec![0f32; vectors * width];
-        for ((dx, x), g) in dx.chunks_mut(width).zip(x.chunks(width)).zip(g.chunks(width)) {
-            f(x, g, dx, &mut sums);
-        }
+        vectorised(
+            #[inline(always)]
+            || {
+                for ((dx, x), g) in dx.chunks_mut(width).zip(x.chunks(width)).zip(g.chunks(width)) {
+                    f(x, g, dx, &mut sums);
+                }
+            },
+        );
         sums
     };
     let partial: Vec<Vec<f32>> =

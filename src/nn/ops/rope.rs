@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::math::vectorised;
 use super::{contiguous_slice, is_cpu_f32};
 
 /// Rotates each head of `x` (batch, seq, heads, head_dim) by its position's angles.
@@ -54,14 +55,19 @@ impl CustomOp3 for RotaryOp {
         let one_token = |(token, (y, x)): (usize, (&mut [f32], &[f32]))| {
             let at = if rows == 1 { token % seq } else { token } * half;
             let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
-            for (y, x) in y.chunks_mut(head_dim).zip(x.chunks(head_dim)) {
-                let (a, b) = x.split_at(half);
-                let (left, right) = y.split_at_mut(half);
-                for i in 0..half {
-                    left[i] = a[i] * cos[i] - b[i] * sign * sin[i];
-                    right[i] = b[i] * cos[i] + a[i] * sign * sin[i];
-                }
-            }
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.chunks_mut(head_dim).zip(x.chunks(head_dim)) {
+                        let (a, b) = x.split_at(half);
+                        let (left, right) = y.split_at_mut(half);
+                        for i in 0..half {
+                            left[i] = a[i] * cos[i] - b[i] * sign * sin[i];
+                            right[i] = b[i] * cos[i] + a[i] * sign * sin[i];
+                        }
+                    }
+                },
+            );
         };
         let width = heads * head_dim;
         y.par_chunks_mut(width).zip(x.par_chunks(width)).enumerate().with_min_len(32).for_each(one_token);
