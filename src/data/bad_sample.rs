@@ -48,6 +48,9 @@ pub enum BadSample {
         /// The longest allowed.
         limit: usize,
     },
+    /// Something panicked on it, most likely the decoder of its image.
+    #[error("preparing it panicked, see the message above: its image may be damaged; please report it")]
+    Panicked,
     /// Reading or preparing failed otherwise.
     #[error(transparent)]
     Failed(#[from] Error),

@@ -1,6 +1,7 @@
 //! The loader: shuffles, prepares samples ahead on worker threads, groups them, and can be stopped and resumed anywhere.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use rand::seq::SliceRandom;
@@ -168,6 +169,8 @@ impl<T: Length + Send + 'static> Loader<T> {
                 None => Ok(item),
             }
         };
+        // A decoder that panics on a hostile file costs that sample, not the run.
+        let get = move |number| catch_unwind(AssertUnwindSafe(|| get(number))).unwrap_or(Err(BadSample::Panicked));
         let prefetch = Prefetch::new(config.workers, move |number| (number, get(number)))?;
         Ok(Self {
             prefetch,

@@ -182,11 +182,16 @@ fn nothing_but_bad_samples_ends_soon() {
 }
 
 #[test]
-fn a_panic_in_a_worker_is_an_error() {
-    let numbers = Numbers { len: 8, bad: vec![] };
+fn a_panic_in_a_worker_costs_that_sample_only() {
     let prepare = |n| if n == 2 { panic!("on purpose") } else { Ok(Number(n)) };
-    let mut loader = Loader::new(numbers, LoaderConfig::default(), LoaderState::default(), prepare).unwrap();
-    assert!(loader.next().unwrap().unwrap_err().to_string().contains("panicked"));
+    let load = |max_bad_share| {
+        let numbers = Numbers { len: 8, bad: vec![] };
+        let config = LoaderConfig { epochs: Some(1), max_bad_share, ..config(Grouping::InOrder { rows: 1 }) };
+        Loader::new(numbers, config, LoaderState::default(), prepare).unwrap()
+    };
+    let groups: Vec<_> = load(0.5).map(|group| group.unwrap()).collect();
+    assert_eq!((groups.len(), groups.last().unwrap().state.bad), (7, 1));
+    assert!(load(0.0).find_map(Result::err).unwrap().to_string().contains("panicked"));
 }
 
 #[test]
@@ -235,12 +240,13 @@ fn shapes_world_is_a_data_set() {
             scenes: 40,
             side: 32,
             content,
+            rounds: 1,
             config: ShapesConfig::default(),
         };
         assert!(dataset.get(40).is_err());
         (0..40).map(|i| dataset.get(i).unwrap()).collect::<Vec<_>>()
     };
-    for content in [ShapesContent::Captions, ShapesContent::Questions, ShapesContent::Mixed] {
+    for content in [ShapesContent::Captions, ShapesContent::Questions, ShapesContent::Places, ShapesContent::Mixed] {
         let conversations = all(content);
         assert_eq!(conversations, all(content), "the same every time");
         for conversation in conversations {

@@ -6,6 +6,7 @@ use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
 use super::caption::caption_prompt;
+use super::questions::QuestionKind;
 use super::scene::{Scene, ShapesConfig};
 use super::split::Split;
 use crate::data::{BadSample, Dataset, IMAGE_MARKER, ImageSource, Record, SampleResult, Turn, random_stream};
@@ -16,11 +17,13 @@ use crate::data::{BadSample, Dataset, IMAGE_MARKER, ImageSource, Record, SampleR
 pub enum ShapesContent {
     /// A picture and its caption.
     Captions,
-    /// A picture and a question of every kind that it has.
+    /// A picture and questions of every kind that it has.
     Questions,
+    /// A picture and what is at each of some places, see [`Scene::places`].
+    Places,
     /// A picture, its caption and its questions, the caption anywhere among them.
     Mixed,
-    /// No picture: a scene told in words, and a question about it; where it has none, its caption alone.
+    /// No picture: a scene told in words, and questions that these words answer; where it has none, its caption alone.
     Text,
 }
 
@@ -39,9 +42,16 @@ pub struct ShapesDataset {
     pub side: u32,
     /// What is said.
     pub content: ShapesContent,
+    /// How many questions of each kind are asked, one at a time.
+    #[serde(default = "one")]
+    pub rounds: usize,
     /// How scenes are drawn.
     #[serde(default)]
     pub config: ShapesConfig,
+}
+
+fn one() -> usize {
+    1
 }
 
 impl ShapesDataset {
@@ -66,13 +76,17 @@ impl Dataset for ShapesDataset {
         let mut rng = random_stream(scene.seed, 2);
         let mut turns = match self.content {
             ShapesContent::Captions => caption_turns(&scene, &mut rng).into(),
-            ShapesContent::Questions => question_turns(&scene, &mut rng).concat(),
+            ShapesContent::Questions => question_turns(&scene, self.rounds, &mut rng).concat(),
+            ShapesContent::Places => {
+                let places = scene.places(&mut rng).into_iter();
+                places.flat_map(|(question, answer)| [Turn::user(question), Turn::assistant(answer)]).collect()
+            }
             ShapesContent::Mixed => {
-                let mut exchanges = question_turns(&scene, &mut rng);
+                let mut exchanges = question_turns(&scene, self.rounds, &mut rng);
                 exchanges.insert(rng.random_range(0..=exchanges.len()), caption_turns(&scene, &mut rng));
                 exchanges.concat()
             }
-            ShapesContent::Text => text_turns(&scene, &mut rng),
+            ShapesContent::Text => text_turns(&scene, self.rounds, &mut rng),
         };
         let mut images = Vec::new();
         if self.content != ShapesContent::Text {
@@ -92,14 +106,18 @@ fn caption_turns(scene: &Scene, rng: &mut impl Rng) -> [Turn; 2] {
     [Turn::user(caption_prompt(rng)), Turn::assistant(scene.caption(rng))]
 }
 
-fn question_turns(scene: &Scene, rng: &mut impl Rng) -> Vec<[Turn; 2]> {
-    let questions = scene.questions(rng).into_iter();
+fn question_turns(scene: &Scene, rounds: usize, rng: &mut impl Rng) -> Vec<[Turn; 2]> {
+    let questions = scene.questions_of(&QuestionKind::ALL, rounds, rng).into_iter();
     questions.map(|q| [Turn::user(q.question), Turn::assistant(q.answer)]).collect()
 }
 
-fn text_turns(scene: &Scene, rng: &mut impl Rng) -> Vec<Turn> {
-    match scene.text_question(rng) {
-        Some(q) => vec![Turn::user(format!("{} {}", q.description, q.question)), Turn::assistant(q.answer)],
-        None => vec![Turn::assistant(scene.caption(rng))],
+/// The scene's caption before the first question.
+fn text_turns(scene: &Scene, rounds: usize, rng: &mut impl Rng) -> Vec<Turn> {
+    let told = scene.caption(rng);
+    let mut questions = scene.questions_of(&QuestionKind::TOLD, rounds, rng);
+    match questions.first_mut() {
+        Some(first) => first.question.insert_str(0, &format!("{told} ")),
+        None => return vec![Turn::assistant(told)],
     }
+    questions.into_iter().flat_map(|q| [Turn::user(q.question), Turn::assistant(q.answer)]).collect()
 }

@@ -78,6 +78,10 @@ impl QuestionKind {
         Self::FineGrained,
     ];
 
+    /// Those that a caption answers, since it names every object by every attribute.
+    pub const TOLD: [Self; 6] =
+        [Self::Existence, Self::Colour, Self::Shape, Self::Size, Self::Counting, Self::Comparison];
+
     /// The kind's name, as in JSON.
     pub const fn name(self) -> &'static str {
         match self {
@@ -116,7 +120,21 @@ pub(super) type Draft = Option<(String, String)>;
 impl Scene {
     /// One question of every kind that the scene has an unambiguous one of, in random order.
     pub fn questions(&self, rng: &mut impl Rng) -> Vec<Question> {
-        shuffled(&QuestionKind::ALL, rng).into_iter().filter_map(|kind| self.question(kind, rng)).collect()
+        self.questions_of(&QuestionKind::ALL, 1, rng)
+    }
+
+    /// In each of so many rounds one question of each of these kinds, in random order; none of a kind is
+    /// asked twice.
+    pub fn questions_of(&self, kinds: &[QuestionKind], rounds: usize, rng: &mut impl Rng) -> Vec<Question> {
+        let mut questions: Vec<Question> = Vec::new();
+        for _ in 0..rounds {
+            for kind in shuffled(kinds, rng) {
+                let new = self.question(kind, rng);
+                let same = |asked: &Question, new: &Question| asked.kind == new.kind && asked.question == new.question;
+                questions.extend(new.filter(|new| !questions.iter().any(|asked| same(asked, new))));
+            }
+        }
+        questions
     }
 
     /// A question of one kind, or `None` where the scene has no unambiguous one. What is asked is drawn so that no

@@ -11,16 +11,6 @@ use super::words::{Templates, phrase};
 const EXCHANGE: Templates = &["{said} question: {question} answer: {answer}."];
 pub(super) const TEMPLATES: &[Templates] = &[EXCHANGE];
 
-/// Kinds of question that a caption answers, since it names every object by every attribute.
-const FROM_CAPTION: [QuestionKind; 6] = [
-    QuestionKind::Existence,
-    QuestionKind::Colour,
-    QuestionKind::Shape,
-    QuestionKind::Size,
-    QuestionKind::Counting,
-    QuestionKind::Comparison,
-];
-
 /// A scene told in words, with a question that these words answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextQuestion {
@@ -35,7 +25,7 @@ pub struct TextQuestion {
 impl Scene {
     /// A question about this scene as told in words instead of shown.
     pub fn text_question(&self, rng: &mut impl Rng) -> Option<TextQuestion> {
-        let kind = FROM_CAPTION.choose(rng).copied()?;
+        let kind = QuestionKind::TOLD.choose(rng).copied()?;
         let question = self.question(kind, rng)?;
         Some(TextQuestion { description: self.caption(rng), question: question.question, answer: question.answer })
     }
