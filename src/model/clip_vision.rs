@@ -1,12 +1,12 @@
 //! The CLIP vision transformer, teacher of stage 1, from the same layers as everything else.
 
 use candle_core::{D, Device, Tensor};
-use candle_nn::{Init, VarBuilder};
+use candle_nn::VarBuilder;
 
 use super::DecoderStack;
 use crate::config::NormKind;
 use crate::nn::ops::KeyRanges;
-use crate::nn::{INIT_STD, Norm, PatchEmbedding};
+use crate::nn::{Norm, PatchEmbedding, init};
 use crate::weights::ClipConfig;
 use crate::{Error, Result};
 
@@ -30,7 +30,7 @@ impl ClipVision {
     /// If the store lacks a tensor, or one has another shape.
     pub fn new(config: &ClipConfig, vb: VarBuilder) -> Result<Self> {
         let vb = vb.rename_f(hf_name).pp("vision_model");
-        let (hidden, init) = (config.decoder.hidden_size, Init::Randn { mean: 0.0, stdev: INIT_STD });
+        let (hidden, init) = (config.decoder.hidden_size, init(config.decoder.hidden_size));
         let embeddings = vb.pp("embeddings");
         let positions = (1 + config.patches_per_side().pow(2), hidden);
         let norm = |name: &str| Norm::new(NormKind::LayerNorm, hidden, config.decoder.norm_eps, vb.pp(name));

@@ -1,12 +1,12 @@
 //! One sequence of embeddings from token ids and raw pixels.
 
 use candle_core::{Device, Tensor};
-use candle_nn::{Init, VarBuilder};
+use candle_nn::VarBuilder;
 
 use super::packing::Packing;
 use crate::batch::MultimodalBatch;
 use crate::config::{HaploVlConfig, TextEmbedding, VisionConfig};
-use crate::nn::{INIT_STD, Linear, PatchEmbedding};
+use crate::nn::{Linear, PatchEmbedding, init};
 use crate::{Error, Result};
 
 /// Text table, patch projection, patch positions and the newline token.
@@ -30,19 +30,26 @@ impl MultimodalEmbeddings {
     /// If the store lacks a tensor, or one has another shape.
     pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
         let vb = vb.pp("model");
-        let init = Init::Randn { mean: 0.0, stdev: INIT_STD };
         let hidden = config.pre_decoder.hidden_size;
         let embedding_size = config.embedding_size();
         let embed_proj = match config.text_embedding {
             TextEmbedding::Direct => None,
             TextEmbedding::Projected => Some(Linear::new(embedding_size, hidden, false, vb.pp("embed_proj"))?),
         };
-        let newline = || vb.get_with_hints(hidden, "image_newline", init);
+        let newline = || vb.get_with_hints(hidden, "image_newline", init(hidden));
         Ok(Self {
-            embed_tokens: vb.get_with_hints((config.vocab_size, embedding_size), "embed_tokens.weight", init)?,
+            embed_tokens: vb.get_with_hints(
+                (config.vocab_size, embedding_size),
+                "embed_tokens.weight",
+                init(embedding_size),
+            )?,
             embed_proj,
             patch_embed: PatchEmbedding::new(hidden, config.vision.patch_size, vb.pp("patch_embed.proj"))?,
-            pre_pos_embed: vb.get_with_hints((1, config.vision.patches_per_tile(), hidden), "pre_pos_embed", init)?,
+            pre_pos_embed: vb.get_with_hints(
+                (1, config.vision.patches_per_tile(), hidden),
+                "pre_pos_embed",
+                init(hidden),
+            )?,
             image_newline: config.vision.image_newline.then(newline).transpose()?,
             config: config.vision.clone(),
         })

@@ -1,13 +1,13 @@
 //! A language model of the Llama family on its own: a source to inherit from, and the text teacher's home.
 
 use candle_core::{Device, Tensor};
-use candle_nn::{Init, VarBuilder};
+use candle_nn::VarBuilder;
 
 use super::pre_decoder_model::angles_at;
 use super::{LanguageHead, Pass, PostDecoder};
 use crate::batch::SequenceLayout;
 use crate::config::ImageAttention;
-use crate::nn::{INIT_STD, RotaryEmbedding, key_ranges};
+use crate::nn::{RotaryEmbedding, init, key_ranges};
 use crate::weights::LlmConfig;
 use crate::{Error, Result};
 
@@ -27,8 +27,7 @@ impl LanguageModel {
     /// If the store lacks a tensor, or one has another shape.
     pub fn new(config: &LlmConfig, vb: VarBuilder) -> Result<Self> {
         let hidden = config.decoder.hidden_size;
-        let init = Init::Randn { mean: 0.0, stdev: INIT_STD };
-        let embed_tokens = vb.get_with_hints((config.vocab_size, hidden), "model.embed_tokens.weight", init)?;
+        let embed_tokens = vb.get_with_hints((config.vocab_size, hidden), "model.embed_tokens.weight", init(hidden))?;
         let lm_head = match config.tie_word_embeddings {
             true => LanguageHead::tied(&embed_tokens),
             false => LanguageHead::new(hidden, config.vocab_size, vb.clone())?,

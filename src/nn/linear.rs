@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use super::{INIT_STD, ops};
+use super::{init, ops};
 use crate::Result;
 
 /// `x W^T + b`.
@@ -19,8 +19,7 @@ impl Linear {
     /// # Errors
     /// If the store has no such tensors, or of another shape.
     pub fn new(in_size: usize, out_size: usize, bias: bool, vb: VarBuilder) -> Result<Self> {
-        let init = candle_nn::Init::Randn { mean: 0.0, stdev: INIT_STD };
-        let weight = vb.get_with_hints((out_size, in_size), "weight", init)?;
+        let weight = vb.get_with_hints((out_size, in_size), "weight", init(in_size))?;
         let bias = bias.then(|| vb.get_with_hints(out_size, "bias", candle_nn::Init::Const(0.0))).transpose()?;
         Ok(Self { weight, bias })
     }

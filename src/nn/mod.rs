@@ -25,5 +25,10 @@ pub use norm::Norm;
 pub use patch_embedding::PatchEmbedding;
 pub use rotary::{RotaryAngles, RotaryEmbedding};
 
-/// Standard deviation of freshly drawn weights, HF's `initializer_range`.
-pub const INIT_STD: f64 = 0.02;
+/// How weights of `fan_in` inputs start, and embeddings of this width: at random with a deviation of `1 / sqrt(fan_in)`.
+///
+/// At the widths of large models this is near the usual 0.02. With a fixed 0.02 a layer of a hundred inputs would shrink
+/// its signal to a fifth, and a gated MLP, which multiplies two such signals, would hardly begin to learn.
+pub(crate) fn init(fan_in: usize) -> candle_nn::Init {
+    candle_nn::Init::Randn { mean: 0.0, stdev: 1.0 / (fan_in.max(1) as f64).sqrt() }
+}

@@ -1,9 +1,9 @@
 //! Pixels to patches.
 
 use candle_core::Tensor;
-use candle_nn::{Init, VarBuilder};
+use candle_nn::VarBuilder;
 
-use super::{INIT_STD, ops};
+use super::{init, ops};
 use crate::{Error, Result};
 
 /// One linear map over square patches, without bias; the convolution of the ViT, as a matrix product.
@@ -23,7 +23,7 @@ impl PatchEmbedding {
         if patch_size == 0 {
             return Err(Error::config("patch_size", "is 0, expected at least 1"));
         }
-        let init = Init::Randn { mean: 0.0, stdev: INIT_STD };
+        let init = init(patch_size.saturating_mul(patch_size).saturating_mul(3));
         let weight = vb.get_with_hints((hidden_size, 3, patch_size, patch_size), "weight", init)?;
         Ok(Self { weight, patch_size })
     }
