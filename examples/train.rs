@@ -4,6 +4,8 @@
 
 #[path = "common/cli.rs"]
 mod cli;
+#[path = "common/memory.rs"]
+mod memory;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,10 +15,6 @@ use clap::Parser;
 use haplovl::device::DeviceChoice;
 use haplovl::train::{Recipe, Run, on_large_stack};
 use haplovl::weights::SafetensorsFiles;
-
-// Training allocates and frees large buffers all the time; glibc gives each back to the kernel and faults it in again.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Trains by recipes, one after the other: each is one stage, and the next may build on its export.
 ///
@@ -50,8 +48,14 @@ fn main() -> ExitCode {
         if arguments.recipes.len() > 1 && arguments.set.iter().any(|setting| setting.starts_with("output=")) {
             anyhow::bail!("--set output=.. would give all recipes one folder: set it for one recipe at a time");
         }
-        arguments.recipes.iter().try_for_each(|path| -> Result<()> {
-            let recipe = Recipe::read(path, &arguments.set)?;
+        memory::keep();
+        // All are read before the first is run: hours later is no time to hear of a slip in the last one.
+        let recipes = arguments.recipes.iter().map(|path| Ok((path, Recipe::read(path, &arguments.set)?)));
+        let recipes = recipes.collect::<Result<Vec<_>>>()?;
+        if recipes.iter().any(|(_, recipe)| recipe.update.parallel > 1) {
+            leave_threads_to_batches();
+        }
+        recipes.into_iter().try_for_each(|(path, recipe)| -> Result<()> {
             let export = recipe.output.join("export");
             // Its weights are the last thing that an export writes.
             if arguments.resume && SafetensorsFiles::open(&export).is_ok() {
@@ -71,4 +75,14 @@ fn main() -> ExitCode {
             Ok(())
         })
     })
+}
+
+/// Keeps candle from splitting element-wise operations: its pool serves one caller at a time, so micro-batches that are
+/// computed in parallel would wait for each other.
+fn leave_threads_to_batches() {
+    const THREADS: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(THREADS).is_none() {
+        // SAFETY: this is still the only thread.
+        unsafe { std::env::set_var(THREADS, "1") };
+    }
 }

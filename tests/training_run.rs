@@ -3,13 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use haplovl::config::{GenerationConfig, HaploVlConfig, VisionConfig};
 use haplovl::data::shapes::{Scene, ShapesConfig, token_ids};
 use haplovl::device::{DeviceChoice, DtypeChoice};
+use haplovl::model::HaploVl;
+use haplovl::optim::ParamGroup;
 use haplovl::pipeline::{Captioner, LoadedModel};
 use haplovl::train::{Recipe, Run, on_large_stack};
+use haplovl::weights::Parameters;
 
 /// A model of shapes world's words, tiles of 32 pixels and patches of 8.
 fn write_config(folder: &Path) -> PathBuf {
@@ -77,13 +81,23 @@ fn a_resumed_run_equals_one_run_through_to_the_bit() {
     let stage = r#"{ kind = "tune" }"#;
     let whole = train(recipe(folder.path(), "whole", stage, "mixed", 6), false).unwrap();
     let halves = recipe(folder.path(), "halves", stage, "mixed", 6);
+    let measured = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&measured);
     // Stopped one step behind its last checkpoint, which that step must not leave a trace in.
     let stopped = on_large_stack(|| {
         let mut run = Run::new(halves.clone(), Device::Cpu)?;
         run.stop_after(3);
+        run.on_evaluation(move |evaluation| {
+            let names = evaluation.parameters.names();
+            seen.lock().unwrap().push((evaluation.step, evaluation.loss.is_finite(), names.len()));
+            Ok(vec![("validation/answer".into(), 42.0)])
+        });
         run.train(false)
     });
     assert!(stopped.is_err());
+    assert!(matches!(measured.lock().unwrap()[..], [(2, true, 1..)]));
+    let lines = std::fs::read_to_string(folder.path().join("halves/metrics.jsonl")).unwrap();
+    assert!(lines.lines().nth(1).unwrap().contains(r#""validation/answer":42"#), "{lines}");
     let refused = train(halves.clone(), false).unwrap_err().to_string();
     assert!(refused.contains("--resume"), "{refused}");
     let halves = train(halves, true).unwrap();
@@ -93,6 +107,68 @@ fn a_resumed_run_equals_one_run_through_to_the_bit() {
     assert_eq!(metrics("halves").lines().count(), 6);
     for file in ["recipe.toml", "loss.svg", "samples.md"] {
         assert!(folder.path().join("whole").join(file).exists(), "no {file}");
+    }
+}
+
+/// Names the folder in which [`trains_until_killed`] works; it does nothing without.
+const VICTIM: &str = "HAPLOVL_TEST_RUN_FOLDER";
+
+#[test]
+fn trains_until_killed() {
+    let Some(folder) = std::env::var_os(VICTIM) else { return };
+    train(recipe(Path::new(&folder), "killed", r#"{ kind = "tune" }"#, "mixed", 40), true).unwrap();
+}
+
+#[test]
+fn a_run_that_is_killed_by_signal_9_goes_on_in_another_process_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = train(recipe(folder.path(), "whole", r#"{ kind = "tune" }"#, "mixed", 40), false).unwrap();
+    let start = || {
+        let mut process = std::process::Command::new(std::env::current_exe().unwrap());
+        process.args(["--exact", "trains_until_killed"]).env(VICTIM, folder.path());
+        process.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap()
+    };
+    let killed = folder.path().join("killed");
+    let newest = || {
+        let entries = std::fs::read_dir(killed.join("checkpoints")).ok()?;
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.filter(|name| name.starts_with("step-")).max()
+    };
+    let mut kills = 0;
+    for wanted in ["step-00000004", "step-00000012"] {
+        let mut victim = start();
+        while newest().is_none_or(|name| name.as_str() < wanted) && victim.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        kills += usize::from(victim.try_wait().unwrap().is_none());
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+    }
+    assert!(kills > 0, "every process was done before it could be killed");
+    assert!(start().wait().unwrap().success());
+    assert_eq!(tensors(&whole), tensors(&killed.join("export")));
+    let metrics = std::fs::read_to_string(killed.join("metrics.jsonl")).unwrap();
+    assert_eq!(metrics.lines().count(), 40);
+}
+
+#[test]
+fn frozen_groups_do_not_move_and_leave_no_moments() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = recipe(folder.path(), "frozen", r#"{ kind = "tune" }"#, "mixed", 2);
+    let frozen = ParamGroup { pattern: "model.layers.0.*".into(), lr_scale: Some(0.0), weight_decay: None };
+    recipe.optimizer.groups.push(frozen);
+    let run = Run::new(recipe.clone(), Device::Cpu).unwrap();
+    let trained: usize = run.facts().parts.values().map(|(_, trained)| trained).sum();
+    let all: usize = run.facts().parts.values().map(|(all, _)| all).sum();
+    assert!(trained < all, "{trained} of {all}");
+    drop(run);
+    let export = train(recipe.clone(), false).unwrap();
+    let fresh = Parameters::new();
+    HaploVl::new(&recipe.model_config().unwrap(), fresh.var_builder(recipe.seed, DType::F32, &Device::Cpu)).unwrap();
+    for (name, values) in tensors(&export) {
+        let start = fresh.get(&name).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let still = start.into_iter().map(f32::to_bits).collect::<Vec<_>>() == values;
+        assert_eq!(still, name.starts_with("model.layers.0."), "{name}");
     }
 }
 

@@ -72,6 +72,16 @@ pub(super) fn resolve<'a>(
     Ok(names.map(settings).collect())
 }
 
+/// Those of `names` that no group freezes.
+///
+/// # Errors
+/// [`Error::Config`] for a setting out of range, and for a pattern that matches no name.
+pub fn trainable(groups: &[ParamGroup], names: &[String]) -> Result<Vec<String>> {
+    let settings = resolve(groups, 0.0, names.iter())?;
+    let moving = names.iter().zip(settings).filter(|(_, settings)| settings.lr_scale > 0.0);
+    Ok(moving.map(|(name, _)| name.clone()).collect())
+}
+
 fn check(field: &str, value: Option<f64>) -> Result<()> {
     match value {
         Some(value) if !(value.is_finite() && value >= 0.0) => {

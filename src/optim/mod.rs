@@ -16,5 +16,5 @@ pub use adamw::AdamW;
 pub use clip::{clip_scale, global_norm};
 pub use config::AdamWConfig;
 pub use gradients::Gradients;
-pub use groups::{ParamGroup, glob_matches, undecayed_groups};
+pub use groups::{ParamGroup, glob_matches, trainable, undecayed_groups};
 pub use schedule::{Decay, Schedule};

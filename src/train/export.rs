@@ -45,7 +45,12 @@ pub(super) fn llm_of(config: &HaploVlConfig) -> LlmConfig {
 }
 
 /// An HF folder of a CLIP vision transformer.
-pub(super) fn save_clip(folder: &Path, clip: &ClipConfig, parameters: &Parameters) -> Result<()> {
+pub(super) fn save_clip(
+    folder: &Path,
+    clip: &ClipConfig,
+    parameters: &Parameters,
+    options: &SaveOptions,
+) -> Result<()> {
     let decoder = &clip.decoder;
     write_config(
         folder,
@@ -61,11 +66,17 @@ pub(super) fn save_clip(folder: &Path, clip: &ClipConfig, parameters: &Parameter
             "patch_size": clip.patch_size,
         }),
     )?;
-    save_safetensors(folder, &select(parameters, |name| name.starts_with("vision_model.")), &SaveOptions::default())
+    save_safetensors(folder, &select(parameters, |name| name.starts_with("vision_model.")), options)
 }
 
 /// An HF folder of a language model of the Qwen2 family, with its tokenizer.
-pub(super) fn save_llm(folder: &Path, llm: &LlmConfig, parameters: &Parameters, processor: &Processor) -> Result<()> {
+pub(super) fn save_llm(
+    folder: &Path,
+    llm: &LlmConfig,
+    parameters: &Parameters,
+    processor: &Processor,
+    options: &SaveOptions,
+) -> Result<()> {
     let decoder = &llm.decoder;
     processor.save(folder)?;
     write_config(
@@ -85,15 +96,20 @@ pub(super) fn save_llm(folder: &Path, llm: &LlmConfig, parameters: &Parameters, 
             "tie_word_embeddings": llm.tie_word_embeddings,
         }),
     )?;
-    save_safetensors(folder, &select(parameters, |_| true), &SaveOptions::default())
+    save_safetensors(folder, &select(parameters, |_| true), options)
 }
 
 /// The distilled half without its heads, for `inherit.stage` of the next one.
-pub(super) fn save_distilled(folder: &Path, config: &HaploVlConfig, parameters: &Parameters) -> Result<()> {
+pub(super) fn save_distilled(
+    folder: &Path,
+    config: &HaploVlConfig,
+    parameters: &Parameters,
+    options: &SaveOptions,
+) -> Result<()> {
     let value = serde_json::to_value(config).map_err(|e| Error::format(folder, e.to_string()))?;
     write_config(folder, &value)?;
     let tensors = select(parameters, |name| !name.starts_with(DistillationHeads::PREFIX));
-    save_safetensors(folder, &tensors, &SaveOptions::default())
+    save_safetensors(folder, &tensors, options)
 }
 
 /// A whole model folder.
@@ -102,9 +118,10 @@ pub(super) fn save_model(
     config: &HaploVlConfig,
     parameters: &Parameters,
     processor: &Processor,
+    options: &SaveOptions,
 ) -> Result<()> {
     let generation = GenerationConfig { eos_token_id: processor.eos_ids(), ..GenerationConfig::default() };
-    save_pretrained(folder, config, &parameters.tensors(), processor, &generation, &SaveOptions::default())
+    save_pretrained(folder, config, &parameters.tensors(), processor, &generation, options)
 }
 
 fn select(parameters: &Parameters, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, Tensor> {

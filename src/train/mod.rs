@@ -13,7 +13,9 @@ pub mod progress;
 mod recipe;
 mod run;
 mod samples;
+mod shown;
 mod stage;
+mod start;
 pub mod tensorboard;
 mod trainer;
 
@@ -22,6 +24,6 @@ pub use distillation::{Distillation, DistillationWeights};
 pub use language::Language;
 pub use next_token::NextToken;
 pub use objective::{Counts, Loss, Objective};
-pub use recipe::{ComputeDtype, DataConfig, DataLayout, DataSource, Inherit, Recipe, RunConfig, Stage, UpdateConfig};
-pub use run::{Facts, Run};
+pub use recipe::{DataConfig, DataLayout, DataSource, FloatType, Inherit, Recipe, RunConfig, Stage, UpdateConfig};
+pub use run::{Evaluation, Facts, Run};
 pub use trainer::{GradientReducer, SingleProcess, StepReport, Trainer, UpdateRule, on_large_stack};

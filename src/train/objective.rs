@@ -49,8 +49,8 @@ pub struct Loss {
     pub parts: Vec<(&'static str, f64)>,
 }
 
-/// A loss over batches, with its model and teachers inside.
-pub trait Objective {
+/// A loss over batches, with its model and teachers inside; several threads may ask for it at a time.
+pub trait Objective: Send + Sync {
     /// What it is called in logs.
     fn name(&self) -> &'static str;
 

@@ -51,10 +51,11 @@ pub struct Plot {
 }
 
 impl Plot {
-    /// Loss curves over steps, logarithmic and smoothed.
+    /// Loss curves over steps, smoothed, and logarithmic unless some are negative, as those of stage 1 become.
     pub fn losses(title: impl Into<String>, series: Vec<Series>) -> Self {
         let [x_label, y_label] = ["step", "loss"].map(String::from);
-        Self { title: title.into(), x_label, y_label, log_y: true, smoothing: 0.9, series }
+        let negative = series.iter().flat_map(|series| &series.points).any(|&(_, loss)| loss < 0.0);
+        Self { title: title.into(), x_label, y_label, log_y: !negative, smoothing: 0.9, series }
     }
 
     /// Draws into the file `path`, which changes at once or not at all.
@@ -198,7 +199,8 @@ mod tests {
             Plot::losses("t", vec![series]).write_svg(&path)
         };
         plot(&[(1.0, f64::NAN), (2.0, 0.5), (3.0, 0.0)]).unwrap();
-        let error = plot(&[(1.0, f64::NAN), (2.0, -1.0)]).unwrap_err().to_string();
+        plot(&[(1.0, 0.5), (2.0, -1.0)]).unwrap();
+        let error = plot(&[(1.0, f64::NAN)]).unwrap_err().to_string();
         assert!(error.contains("no series holds a finite value"), "{error}");
         assert!(plot(&[]).is_err());
     }

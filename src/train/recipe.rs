@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
 use super::DistillationWeights;
@@ -97,6 +98,14 @@ impl Stage {
             Self::Tune { .. } => "tune",
         }
     }
+
+    /// What its model starts from; nothing is inherited by the stages that make small models to inherit from.
+    pub fn inherit(&self) -> Option<&Inherit> {
+        match self {
+            Self::Vision { .. } | Self::Language => None,
+            Self::Distill { inherit, .. } | Self::Align { inherit } | Self::Tune { inherit } => Some(inherit),
+        }
+    }
 }
 
 /// What a model starts from; later entries overwrite earlier ones. What none of them sets starts at random.
@@ -179,15 +188,27 @@ pub enum DataLayout {
     Packed,
 }
 
-/// Number type of activations.
+/// A floating-point type.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ComputeDtype {
+pub enum FloatType {
     /// 32-bit floats.
     #[default]
     F32,
-    /// bfloat16 over f32 parameters; for GPUs.
+    /// 16-bit floats; to export in only, since gradients leave their range.
+    F16,
+    /// bfloat16; on a GPU also to compute in, over f32 parameters.
     Bf16,
+}
+
+impl FloatType {
+    pub(super) fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
 }
 
 /// Steps and their size.
@@ -201,6 +222,9 @@ pub struct UpdateConfig {
     /// Passes whose gradients make one step.
     #[serde(default = "one")]
     pub accumulation: usize,
+    /// Of these, how many are computed at a time, each on one thread: fastest for small models on a CPU.
+    #[serde(default = "one")]
+    pub parallel: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Gradients with a larger global norm are scaled down to it.
@@ -211,7 +235,7 @@ pub struct UpdateConfig {
     pub gradient_checkpointing: bool,
     /// Number type of activations.
     #[serde(default)]
-    pub compute: ComputeDtype,
+    pub compute: FloatType,
 }
 
 fn one() -> usize {
@@ -238,11 +262,21 @@ pub struct RunConfig {
     pub show: usize,
     /// Steps between lines of progress where there is no terminal.
     pub log_every: u64,
+    /// Number type of the exported weights.
+    pub export: FloatType,
 }
 
 impl Default for RunConfig {
     fn default() -> Self {
-        Self { checkpoint_every: 500, keep_last: 2, evaluate_every: 500, patience: None, show: 4, log_every: 20 }
+        Self {
+            checkpoint_every: 500,
+            keep_last: 2,
+            evaluate_every: 500,
+            patience: None,
+            show: 4,
+            log_every: 20,
+            export: FloatType::F32,
+        }
     }
 }
 
@@ -273,6 +307,7 @@ impl Recipe {
             ("update.steps", self.update.steps as usize),
             ("update.rows", self.update.rows),
             ("update.accumulation", self.update.accumulation),
+            ("update.parallel", self.update.parallel),
             ("data.max_length", self.data.max_length),
             ("data.workers", self.data.workers),
             ("run.checkpoint_every", self.run.checkpoint_every as usize),
@@ -292,7 +327,7 @@ impl Recipe {
             }
         }
         let from_scratch = matches!(self.stage, Stage::Vision { .. } | Stage::Language);
-        if from_scratch && (self.update.gradient_checkpointing || self.update.compute != ComputeDtype::F32) {
+        if from_scratch && (self.update.gradient_checkpointing || self.update.compute != FloatType::F32) {
             return Err(Error::config(
                 "update",
                 format!(
@@ -300,6 +335,14 @@ impl Recipe {
                     self.stage.name()
                 ),
             ));
+        }
+        if self.update.compute == FloatType::F16 {
+            return Err(Error::config("update.compute", "is f16, in which gradients overflow: use bf16 or f32"));
+        }
+        if self.update.gradient_checkpointing && self.update.parallel > 1 {
+            let message =
+                format!("is {}, but gradient checkpointing works on one at a time: set 1", self.update.parallel);
+            return Err(Error::config("update.parallel", message));
         }
         self.schedule.validate()?;
         self.optimizer.validate()
@@ -319,9 +362,22 @@ impl Recipe {
         }
     }
 
-    /// What a checkpoint must be of to be resumed from.
-    pub(super) fn identity(&self) -> String {
-        format!("{} of {} with seed {}", self.stage.name(), self.config, self.seed)
+    /// What a checkpoint must be of to be resumed from: with other samples, or in other batches, its position among
+    /// them would mean nothing.
+    ///
+    /// # Errors
+    /// [`Error::Training`] if the recipe cannot be written down.
+    pub(super) fn identity(&self) -> Result<String> {
+        let UpdateConfig { rows, accumulation, .. } = self.update;
+        let data = DataConfig { workers: 1, ..self.data.clone() };
+        let data = toml::to_string(&data).map_err(|e| Error::Training(format!("recipe: {e}")))?;
+        let samples = crc32fast::hash(data.as_bytes());
+        Ok(format!(
+            "{} of {} with seed {}, {accumulation} x {rows} rows a step, samples {samples:08x}",
+            self.stage.name(),
+            self.config,
+            self.seed
+        ))
     }
 }
 
@@ -390,6 +446,8 @@ mod tests {
         assert!(message(&["update.learning_rate=-1.0"]).contains("learning_rate"));
         let vision = ["stage={ kind = 'vision', projection_dim = 8 }", "update.compute=bf16"];
         assert!(message(&vision).contains("in f32"));
+        assert!(message(&["update.compute=f16"]).contains("use bf16"));
+        assert!(message(&["update.gradient_checkpointing=true", "update.parallel=2"]).contains("update.parallel"));
         assert!(message(&["steps"]).contains("KEY=VALUE"));
     }
 }

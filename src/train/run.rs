@@ -16,27 +16,27 @@ use super::plot::{Plot, Series};
 use super::progress::Progress;
 use super::recipe::{DataConfig, DataLayout, DataSource, Recipe, RunConfig, Stage};
 use super::samples::SampleForm;
+use super::shown::{Shown, ShownAnswers, listing};
 use super::stage::{BuiltStage, build, export};
 use super::tensorboard::TensorBoardWriter;
 use super::{Objective, StepReport, Trainer, UpdateRule};
-use crate::batch::{MultimodalBatch, Sequence};
+use crate::batch::{MultimodalBatch, Sequence, Visual};
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::data::shapes::tokenizer;
-use crate::data::{
-    Concat, Dataset, Grouping, IMAGE_MARKER, Loader, LoaderConfig, LoaderState, Record as Sample, Records,
-    SampleResult, open,
-};
+use crate::data::{Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Records, open};
 use crate::generation::Generator;
 use crate::model::HaploVl;
-use crate::optim::{AdamW, AdamWConfig, undecayed_groups};
-use crate::processor::{ChatTemplate, Conversation, Processor, ProcessorSettings, Role, TextTokenizer};
-use crate::weights::{Parameters, write_bytes_atomically};
+use crate::optim::{AdamW, AdamWConfig, ParamGroup, glob_matches, undecayed_groups};
+use crate::processor::{ChatTemplate, Processor, ProcessorSettings, TextTokenizer};
+use crate::weights::{Parameters, check_tensors, write_bytes_atomically};
 use crate::{Error, Result};
 
 /// Key of the validation loss in metrics.
 const VALIDATION_LOSS: &str = "validation/loss";
 /// Most tokens of an answer that is shown during training.
 const SHOWN_TOKENS: usize = 48;
+/// Samples whose pictures tell how pictures are, to a model that starts from nothing.
+const FIRST_PICTURES: usize = 128;
 
 /// A training run, built and ready to go.
 pub struct Run {
@@ -46,11 +46,29 @@ pub struct Run {
     processor: Arc<Processor>,
     samples: Arc<Concat<Records>>,
     parameters: Parameters,
-    trainer: Trainer<Box<dyn Objective + Send>>,
+    trainer: Trainer<Box<dyn Objective>>,
     validation: Vec<MultimodalBatch>,
     shown: Vec<Shown>,
     facts: Facts,
     stop_after: Option<u64>,
+    hook: Option<Hook>,
+}
+
+/// What [`Run::on_evaluation`] was given.
+type Hook = Box<dyn FnMut(&Evaluation<'_>) -> Result<Vec<(String, f64)>> + Send>;
+
+/// A run at the moment of an evaluation on its validation samples.
+pub struct Evaluation<'a> {
+    /// Steps done.
+    pub step: u64,
+    /// Mean loss over the validation samples.
+    pub loss: f64,
+    /// The model's configuration.
+    pub config: &'a HaploVlConfig,
+    /// All parameters, trained or not; models built over `var_builder_where(.., |_| false)` track no gradients.
+    pub parameters: &'a Parameters,
+    /// The processor of the run.
+    pub processor: &'a Processor,
 }
 
 /// What a run is about to do, for people to check before it does.
@@ -64,13 +82,6 @@ pub struct Facts {
     pub static_bytes: usize,
     /// One sample as the model sees it, learnt words in brackets.
     pub sample: String,
-}
-
-/// A validation question with its right answer.
-struct Shown {
-    prompt: Conversation,
-    question: String,
-    expected: String,
 }
 
 /// What a resumed run needs beside parameters and moments.
@@ -92,12 +103,17 @@ impl Run {
         recipe.validate()?;
         let config = recipe.model_config()?;
         let processor = Arc::new(open_processor(&recipe, &config)?);
-        let BuiltStage { objective, parameters, trained, scope, report } = build(&recipe, &config, &device)?;
+        // Opened once: the index of a large file takes a while.
+        let sources = recipe.data.train.iter().map(DataSource::open).collect::<Result<_>>()?;
+        let samples = Arc::new(Concat::new(sources));
+        let pictures = || first_pictures(&recipe, &processor, &samples);
+        let BuiltStage { objective, parameters, trained, scope, report } = build(&recipe, &config, &device, pictures)?;
         let vars: BTreeMap<String, Var> =
             trained.iter().filter_map(|name| Some((name.clone(), parameters.get(name)?))).collect();
-        // The recipe's own groups come later, and so have the last word.
+        // The recipe's own groups come later, and so have the last word; those that only freeze have had it.
         let mut groups = undecayed_groups(vars.keys());
-        groups.extend(recipe.optimizer.groups.iter().cloned());
+        let matters = |group: &&ParamGroup| vars.keys().any(|name| glob_matches(&group.pattern, name));
+        groups.extend(recipe.optimizer.groups.iter().filter(matters).cloned());
         let optimizer = AdamW::new(&vars, AdamWConfig { groups, ..recipe.optimizer.clone() })?;
         let rule = UpdateRule {
             learning_rate: recipe.update.learning_rate,
@@ -106,12 +122,9 @@ impl Run {
             max_grad_norm: recipe.update.max_grad_norm,
         };
         let (validation, shown) = validation(&recipe, &config, &processor, &device)?;
-        // Opened once: the index of a large file takes a while.
-        let sources = recipe.data.train.iter().map(DataSource::open).collect::<Result<_>>()?;
-        let samples = Arc::new(Concat::new(sources));
         let sample = describe_first_sample(&recipe, &processor, &samples)?;
         let facts = Facts::new(&parameters, &vars, report.map(|report| report.to_string()), sample);
-        let trainer = Trainer::new(objective, vars, optimizer, rule, scope);
+        let trainer = Trainer::new(objective, vars, optimizer, rule, scope).with_parallel(recipe.update.parallel)?;
         Ok(Self {
             recipe,
             config,
@@ -124,6 +137,7 @@ impl Run {
             shown,
             facts,
             stop_after: None,
+            hook: None,
         })
     }
 
@@ -138,6 +152,19 @@ impl Run {
         self.stop_after = Some(steps);
     }
 
+    /// Calls `hook` at every evaluation, to measure what else matters to you. The values it returns go into the metrics
+    /// of the step under their names; an error of it ends the run.
+    pub fn on_evaluation(&mut self, hook: impl FnMut(&Evaluation<'_>) -> Result<Vec<(String, f64)>> + Send + 'static) {
+        self.hook = Some(Box::new(hook));
+    }
+
+    /// The hook's measures at this moment.
+    fn measures(&mut self, step: u64, loss: f64) -> Result<Vec<(String, f64)>> {
+        let Self { config, parameters, processor, hook, .. } = self;
+        let evaluation = Evaluation { step, loss, config, parameters, processor };
+        hook.as_mut().map_or(Ok(Vec::new()), |hook| hook(&evaluation))
+    }
+
     /// Trains to the end and returns the folder of the exported model.
     ///
     /// With `resume` it goes on from the newest whole checkpoint of the same run; otherwise a folder that holds
@@ -150,7 +177,7 @@ impl Run {
         let folder = self.recipe.output.clone();
         std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
         let checkpoints =
-            CheckpointFolder::open(folder.join("checkpoints"), self.recipe.identity(), self.recipe.run.keep_last)?;
+            CheckpointFolder::open(folder.join("checkpoints"), self.recipe.identity()?, self.recipe.run.keep_last)?;
         let state = self.start(&checkpoints, resume)?;
         self.echo()?;
         let mut session = Session::open(self, checkpoints, state)?;
@@ -161,7 +188,10 @@ impl Run {
             session.step(self)?;
         }
         if session.gave_up(&self.recipe.run) {
-            session.progress.println("the validation loss no longer falls: ending early");
+            session.progress.println("the validation loss no longer falls: ending early, with the best parameters");
+            if let Some(best) = session.checkpoints.best()? {
+                self.set_parameters(&session.checkpoints.load(best)?)?;
+            }
         }
         session.finish(self)
     }
@@ -190,11 +220,17 @@ impl Run {
 
     fn load(&mut self, checkpoint: &Checkpoint) -> Result<RunState> {
         eprintln!("going on from {}", checkpoint.path().display());
-        for (name, values) in checkpoint.parameters(&self.device)? {
-            self.parameters.set(&name, &values)?;
-        }
+        self.set_parameters(checkpoint)?;
         self.trainer.optimizer_mut().load_state(&checkpoint.optimizer(&self.device)?)?;
         checkpoint.state()
+    }
+
+    /// Takes over all parameters of a checkpoint.
+    fn set_parameters(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let saved = checkpoint.parameters(&self.device)?;
+        let found = saved.iter().map(|(name, values)| (name.clone(), values.dims().to_vec())).collect();
+        check_tensors(&checkpoint.path().display().to_string(), &self.parameters.shapes(), &found)?;
+        saved.iter().try_for_each(|(name, values)| self.parameters.set(name, values))
     }
 
     /// The recipe as it is run, defaults and overrides included.
@@ -204,9 +240,9 @@ impl Run {
     }
 
     /// Answers some validation questions as users would see them; only a whole model can.
-    fn show(&self) -> Result<Option<String>> {
+    fn answers(&self) -> Result<Vec<String>> {
         if !matches!(self.recipe.stage, Stage::Align { .. } | Stage::Tune { .. }) || self.shown.is_empty() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         // Detached parameters share memory with the trained ones, and build no graph.
         let vb = self.parameters.var_builder_where(self.recipe.seed, DType::F32, &self.device, |_| false);
@@ -217,14 +253,12 @@ impl Run {
             max_new_tokens: Some(SHOWN_TOKENS),
             ..GenerationConfig::default()
         };
-        let mut text = String::new();
-        for shown in &self.shown {
+        let answer = |shown: &Shown| {
             let batch = self.processor.batch(std::slice::from_ref(&shown.prompt), &self.device)?;
             let answer = generator.generate(&batch, &generation)?;
-            let given = answer.sequences.first().map_or("", |sequence| sequence.text.trim());
-            text.push_str(&format!("- {}\n  - answer: {given}\n  - right:  {}\n", shown.question, shown.expected));
-        }
-        Ok(Some(text))
+            Ok(answer.sequences.first().map_or_else(String::new, |sequence| sequence.text.trim().to_string()))
+        };
+        self.shown.iter().map(answer).collect()
     }
 }
 
@@ -235,6 +269,7 @@ struct Session {
     metrics: MetricsLog,
     tensorboard: TensorBoardWriter,
     progress: Progress,
+    samples: ShownAnswers,
     state: RunState,
 }
 
@@ -254,6 +289,7 @@ impl Session {
             loader: loader.on_bad(|bad| eprintln!("skipped {}: {}", bad.sample, bad.reason)),
             metrics: MetricsLog::open(recipe.output.join("metrics.jsonl"), resumed)?,
             tensorboard: TensorBoardWriter::create(recipe.output.join("tensorboard"), resumed)?,
+            samples: ShownAnswers::open(&recipe.output, resumed, &run.shown)?,
             progress: Progress::new(recipe.stage.name(), recipe.update.steps, done, recipe.run.log_every),
             state,
         })
@@ -272,7 +308,7 @@ impl Session {
         // With the time that was spent waiting for samples.
         let report = StepReport { seconds: began.elapsed().as_secs_f64(), ..report };
         let step = report.step;
-        let (settings, last) = (&run.recipe.run, step == run.recipe.update.steps);
+        let (settings, last) = (&run.recipe.run.clone(), step == run.recipe.update.steps);
         let evaluate = !run.validation.is_empty() && (step.is_multiple_of(settings.evaluate_every) || last);
         let mut record = record(&report);
         let (mut score, mut improved) = (None, false);
@@ -280,12 +316,19 @@ impl Session {
             let loss = run.trainer.evaluate(&run.validation)?;
             score = Some(loss);
             record = record.with(VALIDATION_LOSS, loss);
+            record =
+                run.measures(step, loss)?.into_iter().fold(record, |record, (name, value)| record.with(name, value));
             improved = loss.is_finite() && self.state.best.is_none_or(|best| loss < f64::from_bits(best));
             self.state.best = if improved { Some(loss.to_bits()) } else { self.state.best };
             self.state.stale = if improved { 0 } else { self.state.stale + 1 };
-            if let Some(answers) = run.show()? {
-                self.write_samples(run, step, &answers)?;
-                self.progress.println(&answers);
+            match run.answers() {
+                Ok(answers) if answers.is_empty() => {}
+                Ok(answers) => {
+                    self.samples.write(step, &run.shown, &answers)?;
+                    self.progress.println(&listing(&run.shown, &answers, false));
+                }
+                // A prompt that does not fit is no reason to lose a run.
+                Err(error) => self.progress.println(&format!("no answers are shown: {error}")),
             }
         }
         self.metrics.write(&record)?;
@@ -322,16 +365,10 @@ impl Session {
         write_plot(run)
     }
 
-    fn write_samples(&self, run: &Run, step: u64, answers: &str) -> Result<()> {
-        let path = run.recipe.output.join("samples.md");
-        let before = std::fs::read_to_string(&path).unwrap_or_default();
-        write_bytes_atomically(&path, format!("{before}## Step {step}\n\n{answers}\n").as_bytes())
-    }
-
     fn finish(self, run: &Run) -> Result<PathBuf> {
         self.progress.finish();
         let folder = run.recipe.output.join("export");
-        export(&run.recipe.stage, &folder, &run.config, &run.parameters, &run.processor)?;
+        export(&run.recipe, &folder, &run.config, &run.parameters, &run.processor)?;
         Ok(folder)
     }
 }
@@ -420,19 +457,11 @@ fn validation(
     Ok((batches.collect::<Result<_>>()?, shown))
 }
 
-impl Shown {
-    /// The first question of a conversation and its answer.
-    fn of(processor: &Processor, sample: &Sample) -> SampleResult<Option<Self>> {
-        let Some(at) = sample.turns.iter().position(|turn| turn.role == Role::Assistant) else { return Ok(None) };
-        let Some(asked) = at.checked_sub(1) else { return Ok(None) };
-        let mut prompt = sample.clone();
-        prompt.turns.truncate(at);
-        Ok(Some(Self {
-            question: sample.turns[asked].text.replace(IMAGE_MARKER, "").trim().to_string(),
-            expected: sample.turns[at].text.clone(),
-            prompt: prompt.conversation(processor.decoder())?,
-        }))
-    }
+/// Pictures of the first samples.
+fn first_pictures(recipe: &Recipe, processor: &Processor, source: &Concat<Records>) -> Vec<Visual> {
+    let form = recipe.stage.sample_form();
+    let prepare = |i| form.prepare(processor, source.get(i).ok()?, recipe.data.max_length).ok();
+    (0..source.len().min(FIRST_PICTURES)).filter_map(prepare).flat_map(|sequence| sequence.visuals).collect()
 }
 
 /// The first sample that can be used, decoded again, with learnt stretches in brackets.

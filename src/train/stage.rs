@@ -3,27 +3,31 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Var};
+use candle_nn::VarBuilder;
 
 use super::export::{clip_of, llm_of, save_clip, save_distilled, save_llm, save_model};
-use super::recipe::{ComputeDtype, Inherit, Recipe, Stage};
+use super::recipe::{Inherit, Recipe, Stage};
 use super::samples::SampleForm;
+use super::start::{lay_out_positions, whiten_patches};
 use super::{Contrastive, Distillation, Language, NextToken, Objective};
-use crate::Result;
+use crate::batch::Visual;
 use crate::config::HaploVlConfig;
 use crate::model::{
     ClipTeacher, ClipVision, DistillationHeads, HaploVl, LanguageModel, PreDecoderModel, VisionTeacher,
 };
 use crate::nn::CheckpointScope;
+use crate::optim::trainable;
 use crate::processor::Processor;
 use crate::weights::{
-    ClipSource, InheritReport, LlmSource, Parameters, SafetensorsFiles, inherit_clip, inherit_llm,
+    ClipSource, InheritReport, LlmSource, Parameters, SafetensorsFiles, SaveOptions, inherit_clip, inherit_llm,
     inherit_text_embedding, resolve_model,
 };
+use crate::{Error, Result};
 
 /// A stage, ready to be trained.
 pub(super) struct BuiltStage {
-    pub objective: Box<dyn Objective + Send>,
+    pub objective: Box<dyn Objective>,
     /// All parameters of the model, trained or not.
     pub parameters: Parameters,
     /// Names of those that are trained, sorted.
@@ -41,61 +45,84 @@ impl Stage {
         }
     }
 
-    /// Whether a parameter of the model is trained.
+    /// Whether pictures are read by parameters that nothing sets but chance.
+    fn sees_from_scratch(&self) -> bool {
+        match self {
+            Self::Vision { .. } => true,
+            Self::Language => false,
+            Self::Distill { inherit, .. } | Self::Align { inherit } | Self::Tune { inherit } => {
+                inherit.clip.is_none() && inherit.stage.is_none()
+            }
+        }
+    }
+
+    /// Whether the stage trains a parameter of the model.
     fn trains(&self, name: &str) -> bool {
         match self {
             Self::Align { .. } => name.starts_with("model.pre_connector."),
             _ => true,
         }
     }
-
-    /// Where the gradients of recomputed layers go.
-    fn checkpoint_scope(&self, parameters: &Parameters) -> Arc<CheckpointScope> {
-        let trained = parameters.iter().filter(|(name, _)| self.trains(name)).map(|(_, var)| var);
-        CheckpointScope::new(&trained.collect::<Vec<_>>())
-    }
 }
 
+/// Builds an objective over the parameters of a builder.
+type Blueprint<'a> = Box<dyn Fn(VarBuilder, Option<Arc<CheckpointScope>>) -> Result<Box<dyn Objective>> + 'a>;
+
 /// Builds the stage of a recipe; what it inherits is loaded here.
-pub(super) fn build(recipe: &Recipe, config: &HaploVlConfig, device: &Device) -> Result<BuiltStage> {
+///
+/// `pictures` gives some of the training data, for parameters that start from it.
+pub(super) fn build(
+    recipe: &Recipe,
+    config: &HaploVlConfig,
+    device: &Device,
+    pictures: impl FnOnce() -> Vec<Visual>,
+) -> Result<BuiltStage> {
     let parameters = Parameters::new();
-    let vb = || parameters.var_builder(recipe.seed, DType::F32, device);
-    let compute = match recipe.update.compute {
-        ComputeDtype::F32 => DType::F32,
-        ComputeDtype::Bf16 => DType::BF16,
-    };
-    let (mut report, mut scope) = (None, None);
-    let checkpointing = || recipe.update.gradient_checkpointing.then(|| recipe.stage.checkpoint_scope(&parameters));
-    let objective: Box<dyn Objective + Send> = match &recipe.stage {
-        Stage::Vision { projection_dim } => {
-            Box::new(Contrastive::new(&clip_of(config), &llm_of(config), *projection_dim, vb())?)
-        }
-        Stage::Language => Box::new(Language::new(LanguageModel::new(&llm_of(config), vb())?)),
-        Stage::Distill { inherit, vision_teacher, teacher_layer, text_teacher, weights } => {
+    let objective = blueprint(recipe, config, device)?;
+    // Once to create every parameter, and once more with the frozen ones detached, which then cost nothing.
+    objective(parameters.var_builder(recipe.seed, DType::F32, device), None)?;
+    if recipe.stage.sees_from_scratch() {
+        lay_out_positions(config, &parameters)?;
+        whiten_patches(config, &parameters, &pictures())?;
+    }
+    let report = recipe.stage.inherit().map(|inherit| inherit_into(inherit, config, &parameters)).transpose()?;
+    let names: Vec<String> = parameters.names().into_iter().filter(|name| recipe.stage.trains(name)).collect();
+    let trained = trainable(&recipe.optimizer.groups, &names)?;
+    if trained.is_empty() {
+        return Err(Error::config("optimizer.groups", "freeze every parameter: leave some to be trained"));
+    }
+    let vars: Vec<Var> = trained.iter().filter_map(|name| parameters.get(name)).collect();
+    let scope = recipe.update.gradient_checkpointing.then(|| CheckpointScope::new(&vars));
+    let learns = trained.clone();
+    let learns = move |name: &str| learns.binary_search_by(|trained| trained.as_str().cmp(name)).is_ok();
+    let objective = objective(parameters.var_builder_where(recipe.seed, DType::F32, device, learns), scope.clone())?;
+    Ok(BuiltStage { objective, parameters, trained, scope, report: report.flatten() })
+}
+
+/// How to build the objective of a stage; teachers are opened here, once.
+fn blueprint<'a>(recipe: &'a Recipe, config: &'a HaploVlConfig, device: &Device) -> Result<Blueprint<'a>> {
+    let compute = recipe.update.compute.dtype();
+    Ok(match &recipe.stage {
+        Stage::Vision { projection_dim } => Box::new(move |vb, _| {
+            Ok(Box::new(Contrastive::new(&clip_of(config), &llm_of(config), *projection_dim, vb)?))
+        }),
+        Stage::Language => Box::new(|vb, _| Ok(Box::new(Language::new(LanguageModel::new(&llm_of(config), vb)?)))),
+        Stage::Distill { vision_teacher, teacher_layer, text_teacher, weights, .. } => {
             let teacher = open_teacher(vision_teacher, *teacher_layer, device)?;
             let text = LlmSource::open(resolve_llm(text_teacher)?)?.embedding(config.vocab_size, DType::F32, device)?;
-            let heads = DistillationHeads::new(config.pre_decoder.hidden_size, teacher.width(), text.dim(1)?, vb())?;
-            let model = PreDecoderModel::new(config, vb())?.with_compute_dtype(compute);
-            report = inherit_into(inherit, config, &parameters)?;
-            scope = checkpointing();
-            let model = model.with_checkpointing(scope.clone());
-            Box::new(Distillation::new(config, model, heads, Box::new(teacher), text, *weights)?)
+            Box::new(move |vb, scope| {
+                let (teacher, text) = (Box::new(teacher.clone()), text.clone());
+                let (width, words) = (config.pre_decoder.hidden_size, text.dim(1)?);
+                let heads = DistillationHeads::new(width, teacher.width(), words, vb.clone())?;
+                let model = PreDecoderModel::new(config, vb)?.with_compute_dtype(compute).with_checkpointing(scope);
+                Ok(Box::new(Distillation::new(config, model, heads, teacher, text, *weights)?))
+            })
         }
-        Stage::Align { inherit } | Stage::Tune { inherit } => {
-            // Once to create and fill every parameter, and once more with the frozen ones detached.
-            HaploVl::new(config, vb())?;
-            report = inherit_into(inherit, config, &parameters)?;
-            let stage = recipe.stage.clone();
-            let trainable = move |name: &str| stage.trains(name);
-            let vb = parameters.var_builder_where(recipe.seed, DType::F32, device, trainable);
-            let model = HaploVl::new(config, vb)?.with_compute_dtype(compute);
-            scope = checkpointing();
-            let model = model.with_checkpointing(scope.clone());
-            Box::new(NextToken::new(model))
-        }
-    };
-    let trained = parameters.names().into_iter().filter(|name| recipe.stage.trains(name)).collect();
-    Ok(BuiltStage { objective, parameters, trained, scope, report })
+        Stage::Align { .. } | Stage::Tune { .. } => Box::new(move |vb, scope| {
+            let model = HaploVl::new(config, vb)?.with_compute_dtype(compute).with_checkpointing(scope);
+            Ok(Box::new(NextToken::new(model)))
+        }),
+    })
 }
 
 fn open_teacher(source: &str, layer: isize, device: &Device) -> Result<ClipTeacher> {
@@ -147,16 +174,17 @@ fn inherit_stage(folder: &Path, parameters: &Parameters) -> Result<InheritReport
 
 /// Writes what the stage has made.
 pub(super) fn export(
-    stage: &Stage,
+    recipe: &Recipe,
     folder: &Path,
     config: &HaploVlConfig,
     parameters: &Parameters,
     processor: &Processor,
 ) -> Result<()> {
-    match stage {
-        Stage::Vision { .. } => save_clip(folder, &clip_of(config), parameters),
-        Stage::Language => save_llm(folder, &llm_of(config), parameters, processor),
-        Stage::Distill { .. } => save_distilled(folder, config, parameters),
-        Stage::Align { .. } | Stage::Tune { .. } => save_model(folder, config, parameters, processor),
+    let options = SaveOptions { dtype: Some(recipe.run.export.dtype()), ..SaveOptions::default() };
+    match &recipe.stage {
+        Stage::Vision { .. } => save_clip(folder, &clip_of(config), parameters, &options),
+        Stage::Language => save_llm(folder, &llm_of(config), parameters, processor, &options),
+        Stage::Distill { .. } => save_distilled(folder, config, parameters, &options),
+        Stage::Align { .. } | Stage::Tune { .. } => save_model(folder, config, parameters, processor, &options),
     }
 }

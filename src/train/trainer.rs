@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Var;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::objective::{Counts, Objective};
+use super::objective::{Counts, Loss, Objective};
 use crate::batch::MultimodalBatch;
 use crate::nn::CheckpointScope;
 use crate::optim::{AdamW, Gradients, Schedule, clip_scale, global_norm};
@@ -18,12 +19,18 @@ const STACK_BYTES: usize = 256 << 20;
 /// Brings together the gradients of all processes of a data-parallel run.
 ///
 /// The loop itself never changes: one process needs nothing, and an all-reduce over NCCL or MPI goes in here.
-pub trait GradientReducer: Send {
+pub trait GradientReducer: Send + Sync {
     /// Adds up `counts` over all processes; called before any loss, which is divided by the result.
     ///
     /// # Errors
     /// If a process cannot be reached.
     fn reduce_counts(&mut self, counts: Counts) -> Result<Counts>;
+
+    /// Adds up a loss, or a part of one, over all processes; for people, and to refuse a step everywhere or nowhere.
+    ///
+    /// # Errors
+    /// If a process cannot be reached.
+    fn reduce_loss(&mut self, loss: f64) -> Result<f64>;
 
     /// Adds up gradients over all processes.
     ///
@@ -39,6 +46,10 @@ pub struct SingleProcess;
 impl GradientReducer for SingleProcess {
     fn reduce_counts(&mut self, counts: Counts) -> Result<Counts> {
         Ok(counts)
+    }
+
+    fn reduce_loss(&mut self, loss: f64) -> Result<f64> {
+        Ok(loss)
     }
 
     fn reduce_gradients(&mut self, gradients: Gradients) -> Result<Gradients> {
@@ -86,6 +97,8 @@ pub struct Trainer<O> {
     rule: UpdateRule,
     scope: Option<Arc<CheckpointScope>>,
     reducer: Box<dyn GradientReducer>,
+    /// One pool of one thread for each micro-batch that is computed at a time; empty if that is one.
+    workers: Vec<ThreadPool>,
 }
 
 impl<O: Objective> Trainer<O> {
@@ -99,7 +112,28 @@ impl<O: Objective> Trainer<O> {
         rule: UpdateRule,
         scope: Option<Arc<CheckpointScope>>,
     ) -> Self {
-        Self { objective, parameters, optimizer, rule, scope, reducer: Box::new(SingleProcess) }
+        Self { objective, parameters, optimizer, rule, scope, reducer: Box::new(SingleProcess), workers: Vec::new() }
+    }
+
+    /// The same trainer with up to `threads` micro-batches computed at a time, each on a thread of its own.
+    ///
+    /// Small models gain much on a CPU: their operations are too short to be split over threads, whole micro-batches
+    /// are not. Results are the same to the bit; activations take memory for each of them.
+    ///
+    /// # Errors
+    /// [`Error::Training`] if a thread cannot be started, or if layers are recomputed in the backward pass, whose
+    /// gradients could not be told apart by micro-batch.
+    pub fn with_parallel(self, threads: usize) -> Result<Self> {
+        if threads > 1 && self.scope.is_some() {
+            return Err(Error::Training("gradient checkpointing works on one micro-batch at a time".into()));
+        }
+        let worker = |i: usize| {
+            let pool = ThreadPoolBuilder::new().num_threads(1).stack_size(STACK_BYTES);
+            let pool = pool.thread_name(move |_| format!("trainer-{i}")).build();
+            pool.map_err(|e| Error::Training(format!("no thread: {e}")))
+        };
+        let threads = if threads > 1 { threads } else { 0 };
+        Ok(Self { workers: (0..threads).map(worker).collect::<Result<_>>()?, ..self })
     }
 
     /// The same trainer as one process of several.
@@ -137,7 +171,11 @@ impl<O: Objective> Trainer<O> {
         let began = Instant::now();
         let step = self.optimizer.steps();
         let counts = self.reducer.reduce_counts(self.count(micro_batches)?)?;
-        let (loss, parts, gradients) = self.gradients(micro_batches, &counts)?;
+        let (loss, mut parts, gradients) = self.gradients(micro_batches, &counts)?;
+        let loss = self.reducer.reduce_loss(loss)?;
+        for part in parts.values_mut() {
+            *part = self.reducer.reduce_loss(*part)?;
+        }
         if !loss.is_finite() {
             return Err(refused(step, &format!("the loss is {loss}")));
         }
@@ -159,18 +197,53 @@ impl<O: Objective> Trainer<O> {
         counts: &Counts,
     ) -> Result<(f64, BTreeMap<&'static str, f64>, Gradients)> {
         let (mut total, mut parts, mut gradients) = (0.0, BTreeMap::new(), Gradients::default());
-        for batch in micro_batches {
-            let loss = self.objective.loss(batch, counts)?;
-            total += f64::from(loss.total.to_scalar::<f32>()?);
-            loss.parts.into_iter().for_each(|(name, part)| *parts.entry(name).or_default() += part);
-            // The store keeps the whole graph alive; only detached gradients of parameters outlive this line.
-            gradients.accumulate(Gradients::collect(&self.parameters, loss.total.backward()?)?)?;
-            if let Some(scope) = &self.scope {
-                gradients.accumulate(Gradients::collect(&self.parameters, scope.take())?)?;
+        for batches in micro_batches.chunks(self.workers.len().max(1)) {
+            // Added up in the order of the batches, so that the sum does not depend on which is done first.
+            for share in self.at_once(batches, |batch| self.share(batch, counts))? {
+                total += share.loss;
+                share.parts.into_iter().for_each(|(name, part)| *parts.entry(name).or_default() += part);
+                gradients.accumulate(share.gradients)?;
             }
         }
         gradients.fill_missing(&self.parameters, |name| self.objective.may_lack_gradient(name, counts))?;
         Ok((total, parts, gradients))
+    }
+
+    /// What one micro-batch brings to a step of `counts`.
+    fn share(&self, batch: &MultimodalBatch, counts: &Counts) -> Result<Share> {
+        let Loss { total, parts } = self.objective.loss(batch, counts)?;
+        let loss = f64::from(total.to_scalar::<f32>()?);
+        // The store keeps the whole graph alive; only detached gradients of parameters outlive this line.
+        let mut gradients = Gradients::collect(&self.parameters, total.backward()?)?;
+        if let Some(scope) = &self.scope {
+            gradients.accumulate(Gradients::collect(&self.parameters, scope.take())?)?;
+        }
+        Ok(Share { loss, parts, gradients })
+    }
+
+    /// `f` of each batch, in their order; at most as many as there are workers are computed at a time.
+    fn at_once<T: Send>(
+        &self,
+        batches: &[MultimodalBatch],
+        f: impl Fn(&MultimodalBatch) -> Result<T> + Sync,
+    ) -> Result<Vec<T>> {
+        let f = &f;
+        if self.workers.is_empty() {
+            return batches.iter().map(f).collect();
+        }
+        let mut results = Vec::with_capacity(batches.len());
+        for batches in batches.chunks(self.workers.len()) {
+            std::thread::scope(|scope| {
+                let running = batches.iter().zip(&self.workers);
+                let running = running.map(|(batch, worker)| scope.spawn(move || worker.install(|| f(batch))));
+                for running in running.collect::<Vec<_>>() {
+                    let panicked = |_| Error::Training("a training thread panicked; this is a bug".into());
+                    results.push(running.join().map_err(panicked)??);
+                }
+                Ok::<_, Error>(())
+            })?;
+        }
+        Ok(results)
     }
 
     /// Mean loss over batches, without any update.
@@ -179,16 +252,21 @@ impl<O: Objective> Trainer<O> {
     /// If a batch does not fit the model.
     pub fn evaluate(&self, batches: &[MultimodalBatch]) -> Result<f64> {
         let counts = self.count(batches)?;
-        let losses = batches.iter().map(|batch| {
-            let loss = self.objective.loss(batch, &counts)?.total.to_scalar::<f32>()?;
-            Ok(f64::from(loss))
-        });
-        losses.sum()
+        let loss =
+            |batch: &MultimodalBatch| Ok(f64::from(self.objective.loss(batch, &counts)?.total.to_scalar::<f32>()?));
+        Ok(self.at_once(batches, loss)?.iter().sum())
     }
 
     fn count(&self, batches: &[MultimodalBatch]) -> Result<Counts> {
         batches.iter().try_fold(Counts::default(), |sum, batch| Ok(sum + self.objective.counts(batch)?))
     }
+}
+
+/// Loss and gradients of one micro-batch.
+struct Share {
+    loss: f64,
+    parts: Vec<(&'static str, f64)>,
+    gradients: Gradients,
 }
 
 fn refused(step: u64, why: &str) -> Error {

@@ -155,6 +155,24 @@ fn four_micro_batches_of_one_are_one_of_four() {
     }
 }
 
+#[test]
+fn micro_batches_at_once_are_those_in_turn_to_the_bit() {
+    let config = HaploVlConfig::tiny();
+    let micro_batches: Vec<_> = conversations(&config).iter().map(|row| crate::alone(&config, row)).collect();
+    fn run<O: Objective>(trainer: Trainer<O>, micro_batches: &[MultimodalBatch]) -> (u64, Vec<Vec<u32>>) {
+        let (loss, found) = gradients(&trainer, micro_batches);
+        assert!((trainer.evaluate(micro_batches).unwrap() - loss).abs() < 1e-6);
+        (loss.to_bits(), found.iter().map(|(_, gradient)| bits(gradient)).collect())
+    }
+    let in_turn = run(next_token(&config, false), &micro_batches);
+    for threads in [2, 3, 8] {
+        let at_once = run(next_token(&config, false).with_parallel(threads).unwrap(), &micro_batches);
+        assert!(in_turn == at_once, "{threads} threads");
+    }
+    let error = next_token(&config, true).with_parallel(2).err().unwrap().to_string();
+    assert!(error.contains("checkpointing"), "{error}");
+}
+
 /// Change of the loss per step along `direction`, by central differences.
 fn slope<O: Objective>(trainer: &Trainer<O>, batch: &MultimodalBatch, var: &Var, direction: &Tensor) -> f64 {
     const STEP: f64 = 4e-3;

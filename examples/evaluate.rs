@@ -1,0 +1,176 @@
+//! Examines a model on scenes of shapes world that no model was trained on.
+//!
+//! `cargo run --release --example evaluate -- --scenes 2000`
+
+#[path = "common/cli.rs"]
+mod cli;
+#[path = "common/memory.rs"]
+mod memory;
+#[path = "common/model.rs"]
+mod model;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use haplovl::data::shapes::{CaptionScore, Question, Scene, ShapesConfig, Split, check_caption};
+use haplovl::eval::{Accuracy, CommonestAnswers, Tally};
+use haplovl::pipeline::{Captioner, LoadedModel, VisualQuestionAnswerer};
+use haplovl::processor::Content;
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+use model::ModelOptions;
+
+/// Asks a model about scenes of shapes world that no model was trained on: one question of every kind and a caption
+/// for each scene.
+///
+/// Prints a table: right answers by kind of question, beside two ways of answering without looking. "commonest" always
+/// gives the answer that is commonest among training scenes; "no picture" is the same model without the picture. Of the
+/// captions it counts those in which all that is named is right, and those that leave no object out either.
+#[derive(Debug, Parser)]
+#[command(after_help = "Examples:\n  \
+    evaluate --scenes 200\n  \
+    evaluate --model runs/shapes/tune/export --scenes 2000 --json")]
+struct Arguments {
+    #[command(flatten)]
+    model: ModelOptions,
+    /// Number of scenes
+    #[arg(long, default_value_t = 2000, value_name = "N")]
+    scenes: u64,
+    /// Side of the pictures in pixels
+    #[arg(long, default_value_t = 64, value_name = "PIXELS")]
+    side: u32,
+    /// Questions that are answered together
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
+    /// Wrong answers to print, for people to look at
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    show: usize,
+    /// Print one line of JSON instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+/// A scene with what is asked about it.
+struct Exam {
+    scene: Scene,
+    picture: Content,
+    questions: Vec<Question>,
+}
+
+impl Exam {
+    fn of(split: Split, index: u64, side: u32) -> Self {
+        let scene = split.scene(index, &ShapesConfig::default());
+        let questions = scene.questions(&mut ChaCha8Rng::seed_from_u64(scene.seed));
+        Self { picture: scene.render(side).into(), questions, scene }
+    }
+}
+
+fn main() -> ExitCode {
+    cli::main(|arguments: Arguments| {
+        memory::keep();
+        let model = arguments.model.load()?;
+        let exams = (0..arguments.scenes).map(|index| Exam::of(Split::Test, index, arguments.side));
+        let exams: Vec<Exam> = exams.collect();
+        let questions: Vec<(&Exam, &Question)> =
+            exams.iter().flat_map(|exam| exam.questions.iter().map(move |question| (exam, question))).collect();
+        let bar = ProgressBar::new(2 * questions.len() as u64 + arguments.scenes);
+        bar.set_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} answers, {eta} left")?);
+        let batch = arguments.batch as usize;
+        let seen = answer(&model, &questions, batch, true, &bar)?;
+        let blind = answer(&model, &questions, batch, false, &bar)?;
+        let captions = caption(&model, &exams, batch, &bar)?;
+        bar.finish_and_clear();
+        let wrong = questions.iter().zip(&seen).filter(|((_, question), answer)| **answer != question.answer);
+        for ((exam, question), answer) in wrong.take(arguments.show) {
+            eprintln!("scene {}: {} {answer} (right: {})", exam.scene.seed, question.question, question.answer);
+        }
+        report(&questions, &[seen, blind], &captions, arguments.json)
+    })
+}
+
+/// The model's answers, with or without the pictures.
+fn answer(
+    model: &LoadedModel,
+    questions: &[(&Exam, &Question)],
+    batch: usize,
+    look: bool,
+    bar: &ProgressBar,
+) -> Result<Vec<String>> {
+    let answerer = VisualQuestionAnswerer::new(model);
+    let mut answers = Vec::with_capacity(questions.len());
+    for questions in questions.chunks(batch) {
+        let request =
+            |(exam, question): &(&Exam, &Question)| (look.then(|| exam.picture.clone()), question.question.clone());
+        let given = answerer.ask_all(questions.iter().map(request))?;
+        answers.extend(given.sequences.into_iter().map(|sequence| sequence.text));
+        bar.inc(questions.len() as u64);
+    }
+    Ok(answers)
+}
+
+fn caption(model: &LoadedModel, exams: &[Exam], batch: usize, bar: &ProgressBar) -> Result<Vec<CaptionScore>> {
+    let captioner = Captioner::new(model);
+    let mut scores = Vec::with_capacity(exams.len());
+    for exams in exams.chunks(batch) {
+        let captions = captioner.caption_all(exams.iter().map(|exam| exam.picture.clone()))?;
+        let score = |(exam, caption): (&Exam, _)| check_caption(&exam.scene, caption);
+        scores.extend(exams.iter().zip(captions.sequences.iter().map(|s| s.text.as_str())).map(score));
+        bar.inc(exams.len() as u64);
+    }
+    Ok(scores)
+}
+
+/// What is commonest among training scenes.
+fn commonest() -> CommonestAnswers {
+    let exams = (0..2000).map(|index| Exam::of(Split::Train, index, 16));
+    CommonestAnswers::of(exams.flat_map(|exam| exam.questions).map(|question| (question.kind, question.answer)))
+}
+
+fn report(
+    questions: &[(&Exam, &Question)],
+    [seen, blind]: &[Vec<String>; 2],
+    captions: &[CaptionScore],
+    as_json: bool,
+) -> Result<()> {
+    let judge = |answers: &[String]| {
+        let mut accuracy = Accuracy::default();
+        for ((_, question), answer) in questions.iter().zip(answers) {
+            accuracy.add(question.kind, answer, &question.answer);
+        }
+        accuracy
+    };
+    let (model, without) = (judge(seen), judge(blind));
+    let commonest = commonest().accuracy(questions.iter().map(|(_, question)| (question.kind, &question.answer)));
+    let mut tallies = [Tally::default(); 2];
+    for score in captions {
+        tallies[0].add(score.all_right());
+        tallies[1].add(score.complete());
+    }
+    let [all_right, complete] = tallies;
+    if as_json {
+        let captions = json!({ "all_right": all_right, "complete": complete });
+        println!(
+            "{}",
+            json!({ "questions": model, "commonest": commonest, "no_picture": without, "captions": captions })
+        );
+        return Ok(());
+    }
+    println!("| question | asked | right | commonest | no picture |\n|---|---|---|---|---|");
+    let row = |kind: &str, [model, commonest, without]: [Tally; 3]| {
+        let percent = |tally: Tally| format!("{:.1} %", 100.0 * tally.accuracy());
+        println!("| {kind} | {} | {} | {} | {} |", model.total, percent(model), percent(commonest), percent(without));
+    };
+    let of = |accuracy: &Accuracy, kind: &str| accuracy.kinds().get(kind).copied().unwrap_or_default();
+    for (kind, tally) in model.kinds() {
+        row(kind, [*tally, of(&commonest, kind), of(&without, kind)]);
+    }
+    row("all", [model.overall(), commonest.overall(), without.overall()]);
+    for (what, tally) in [("all that is named is right", all_right), ("and no object is left out", complete)] {
+        println!("\ncaptions in which {what}: {} of {}, {:.1} %", tally.right, tally.total, 100.0 * tally.accuracy());
+    }
+    Ok(())
+}
