@@ -7,10 +7,10 @@ use std::path::Path;
 use candle_core::{DType, Device};
 use haplovl::Error;
 use haplovl::config::{GenerationConfig, HaploVlConfig};
-use haplovl::device::{DeviceChoice, DtypeChoice};
+use haplovl::device::DeviceChoice;
 use haplovl::generation::{CancelToken, FinishReason};
 use haplovl::model::HaploVl;
-use haplovl::pipeline::{Captioner, Chat, LoadedModel, VisualQuestionAnswerer};
+use haplovl::pipeline::{Captioner, Chat, LoadOptions, LoadedModel, VisualQuestionAnswerer};
 use haplovl::processor::{Content, Conversation, Message, RgbImage, Role};
 use haplovl::weights::{Parameters, SaveOptions, save_safetensors};
 use serde_json::{Map, Value, json};
@@ -35,13 +35,17 @@ fn tokenizer() -> Value {
 
 /// A checkpoint whose weights are large enough that answers depend on what is seen.
 fn checkpoint() -> TempDir {
+    checkpoint_of(12.0)
+}
+
+fn checkpoint_of(scale: f64) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let config = HaploVlConfig::tiny();
     let parameters = Parameters::new();
     HaploVl::new(&config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap();
     for (name, var) in parameters.iter() {
         if name.ends_with("weight") && var.rank() > 1 {
-            var.set(&(var.as_tensor() * 12.0).unwrap()).unwrap();
+            var.set(&(var.as_tensor() * scale).unwrap()).unwrap();
         }
     }
     save_safetensors(folder.path(), &parameters.tensors(), &SaveOptions::default()).unwrap();
@@ -56,7 +60,7 @@ fn write(folder: &Path, name: &str, value: &Value) {
 }
 
 fn load(folder: &Path) -> haplovl::Result<LoadedModel> {
-    LoadedModel::from_folder(folder, DeviceChoice::Cpu, DtypeChoice::Auto)
+    LoadedModel::from_folder(folder, LoadOptions { device: DeviceChoice::Cpu, ..LoadOptions::default() })
 }
 
 fn picture(seed: u32) -> RgbImage {
@@ -183,4 +187,54 @@ fn the_processor_of_a_loaded_model_can_be_changed() {
     let model = model.with_processor(|processor| processor.with_num_frames(2)).unwrap();
     assert_eq!(tokens(&model), 2);
     assert!(model.with_processor(|processor| processor.with_num_frames(0)).is_err());
+}
+
+#[test]
+fn a_quantised_folder_answers_like_the_model_quantised_at_load() {
+    use haplovl::nn::ops::Quantization;
+    use haplovl::pipeline::quantize_folder;
+
+    // Larger weights than random ones usually are would blow up every rounding.
+    let folder = checkpoint_of(1.0);
+    let original = load(folder.path()).unwrap();
+    let batch = original.batch(&[Message::user([Content::from(picture(3)), "a b c".into()]).into()]).unwrap();
+    let logits = |model: &LoadedModel| {
+        let logits = model.model().forward(&batch).unwrap();
+        logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let floats = logits(&original);
+    let scale = floats.iter().fold(0f32, |most, x| most.max(x.abs()));
+    for (kind, tolerance) in [(Quantization::Q8_0, 0.03), (Quantization::Q6K, 0.1), (Quantization::Q4K, 0.5)] {
+        let output = folder.path().join(kind.to_string());
+        quantize_folder(folder.path(), &output, kind).unwrap();
+        assert!(!output.join("model.safetensors").exists());
+        let from_file = logits(&load(&output).unwrap());
+        let options = LoadOptions { device: DeviceChoice::Cpu, quantization: Some(kind), ..LoadOptions::default() };
+        let at_load = logits(&LoadedModel::from_folder(folder.path(), options).unwrap());
+        // The text table is f16 in the file, so not equal to the bit.
+        for (name, found) in [("file", &from_file), ("load", &at_load)] {
+            let error = floats.iter().zip(found).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(error > 0.0 && error < tolerance * scale, "{kind} {name}: {error} of {scale}");
+        }
+        // What is quantised already cannot be quantised again, nor trained as if it were floats.
+        let twice = quantize_folder(&output, folder.path().join("twice"), kind).unwrap_err().to_string();
+        assert!(twice.contains("already"), "{twice}");
+        assert!(load(&output).unwrap().model().lm_head().weight().is_err());
+    }
+}
+
+#[test]
+fn quantised_decoding_with_a_cache_says_what_a_pass_without_says() {
+    let folder = checkpoint();
+    let options = LoadOptions {
+        device: DeviceChoice::Cpu,
+        quantization: Some(haplovl::nn::ops::Quantization::Q8_0),
+        ..LoadOptions::default()
+    };
+    let model = LoadedModel::from_folder(folder.path(), options).unwrap();
+    let captioner = Captioner::new(&model).with_prompt("a b c");
+    let alone = captioner.caption(picture(3)).unwrap();
+    let both = captioner.caption_all([picture(3), picture(90)].map(Content::from)).unwrap();
+    assert!(!alone.text().is_empty());
+    assert_eq!(alone.sequence, both.sequences[0]);
 }

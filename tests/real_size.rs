@@ -12,8 +12,8 @@ use std::path::Path;
 
 use haplovl::config::{DecoderConfig, GenerationConfig, HaploVlConfig, VisionConfig};
 use haplovl::data::shapes::{ShapesConfig, Split};
-use haplovl::device::{DeviceChoice, DtypeChoice};
-use haplovl::pipeline::{Captioner, LoadedModel};
+use haplovl::device::DeviceChoice;
+use haplovl::pipeline::{Captioner, LoadOptions, LoadedModel};
 use haplovl::processor::TextTokenizer;
 use haplovl::train::{Recipe, Run, on_large_stack};
 use haplovl::weights::{ClipSource, LlmSource};
@@ -94,7 +94,8 @@ fn real_models_go_through_both_stages() {
     let distilled = train(&recipe("distill", &distill), "distill", folder.path());
     let tune = format!(r#"{{ kind = "tune", inherit = {{ llm = "{llm}", stage = "{}" }} }}"#, distilled.display());
     let tuned = train(&recipe("tune", &tune), "tune", folder.path());
-    let model = LoadedModel::from_folder(tuned, DeviceChoice::Cpu, DtypeChoice::F32).unwrap();
+    let model =
+        LoadedModel::from_folder(tuned, LoadOptions { device: DeviceChoice::Cpu, ..LoadOptions::default() }).unwrap();
     let generation = GenerationConfig { max_new_tokens: Some(4), ..model.generation().clone() };
     let picture = Split::Test.scene(0, &ShapesConfig::default()).render(side as u32);
     let answer = Captioner::new(&model).with_generation(generation).caption(picture).unwrap();

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Tensor};
 use haplovl::config::{GenerationConfig, HaploVlConfig, VisionConfig};
 use haplovl::data::shapes::{Scene, ShapesConfig, token_ids};
-use haplovl::device::{DeviceChoice, DtypeChoice};
+use haplovl::device::DeviceChoice;
 use haplovl::model::HaploVl;
 use haplovl::optim::ParamGroup;
-use haplovl::pipeline::{Captioner, LoadedModel};
+use haplovl::pipeline::{Captioner, LoadOptions, LoadedModel};
 use haplovl::train::{Recipe, Run, on_large_stack};
 use haplovl::weights::Parameters;
 
@@ -199,7 +199,8 @@ fn the_stages_build_on_each_other_and_the_last_one_captions() {
         let (_, now) = after.iter().find(|(other, _)| other == name).unwrap();
         assert!(values == now, "{name} changed while only the connector is trained");
     }
-    let model = LoadedModel::from_folder(&tune, DeviceChoice::Cpu, DtypeChoice::F32).unwrap();
+    let model =
+        LoadedModel::from_folder(&tune, LoadOptions { device: DeviceChoice::Cpu, ..LoadOptions::default() }).unwrap();
     let picture = Scene::generate(1, &ShapesConfig::default()).render(32);
     let generation = GenerationConfig { max_new_tokens: Some(4), ..model.generation().clone() };
     let answer = Captioner::new(&model).with_generation(generation).caption(picture).unwrap();

@@ -6,7 +6,8 @@ use anyhow::Result;
 use clap::Args;
 use haplovl::device::{DeviceChoice, DtypeChoice};
 use haplovl::model::HaploVl;
-use haplovl::pipeline::{LoadedModel, ModelSource};
+use haplovl::nn::ops::Quantization;
+use haplovl::pipeline::{LoadOptions, LoadedModel, ModelSource};
 
 /// Which model, and where it is computed.
 #[derive(Debug, Args)]
@@ -20,14 +21,18 @@ pub struct ModelOptions {
     /// Number type: auto (bf16 on a GPU, f32 on the CPU), f32, f16 or bf16
     #[arg(long, default_value = "auto")]
     dtype: DtypeChoice,
+    /// Keep the weights in blocks of few bits, on the CPU: q8_0, q6_k or q4_k
+    #[arg(long, value_name = "TYPE")]
+    quantize: Option<Quantization>,
 }
 
 impl ModelOptions {
     /// Loads the model, and tells on stderr what it is.
     pub fn load(&self) -> Result<LoadedModel> {
         let start = Instant::now();
+        let options = LoadOptions { device: self.device, dtype: self.dtype, quantization: self.quantize };
         eprintln!("loading {} ...", self.model);
-        let loaded = LoadedModel::load(&self.model, self.device, self.dtype)?;
+        let loaded = LoadedModel::load(&self.model, options)?;
         let config = loaded.model().config();
         let parameters: usize = HaploVl::parameter_shapes(config)?.values().map(|s| s.iter().product::<usize>()).sum();
         eprintln!(

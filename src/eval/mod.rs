@@ -2,6 +2,8 @@
 
 mod accuracy;
 mod answers;
+mod divergence;
 
 pub use accuracy::{Accuracy, CommonestAnswers, Tally};
 pub use answers::{answers_match, normalise_answer};
+pub use divergence::Divergence;

@@ -1,6 +1,6 @@
 //! The whole model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -10,9 +10,9 @@ use super::pre_decoder_model::angles_at;
 use super::{Cache, Connector, LanguageHead, Pass, PostDecoder, PreDecoderModel};
 use crate::batch::{MultimodalBatch, SequenceLayout};
 use crate::config::HaploVlConfig;
-use crate::nn::ops::KeyRanges;
-use crate::nn::{CheckpointScope, RotaryEmbedding, key_ranges};
-use crate::weights::ParameterShapes;
+use crate::nn::ops::{KeyRanges, Quantization};
+use crate::nn::{CheckpointScope, EachMatrix, RotaryEmbedding, key_ranges};
+use crate::weights::{ParameterShapes, TensorSource, check_source, source_var_builder};
 use crate::{Error, Result};
 
 /// HaploVL: embeddings, pre-decoder, connector, post-decoder and language head.
@@ -63,6 +63,71 @@ impl HaploVl {
             lm_head,
             config: config.clone(),
         })
+    }
+
+    /// Builds the model over a source, without gradients.
+    ///
+    /// With `quantization`, or where the source is quantised already, the matrices of layers and head are kept in blocks
+    /// of few bits, one matrix converted at a time. That is for the CPU; elsewhere a quantised source becomes floats.
+    ///
+    /// # Errors
+    /// As [`Self::new`] and [`check_source`], and [`Error::Device`](crate::Error::Device) for `quantization` elsewhere than
+    /// on the CPU or in another number type than f32.
+    pub fn from_source(
+        config: &HaploVlConfig,
+        source: Arc<dyn TensorSource>,
+        quantization: Option<Quantization>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        check_source(&*source, &Self::parameter_shapes(config)?)?;
+        let possible = device.is_cpu() && dtype == DType::F32;
+        if let Some(kind) = quantization.filter(|_| !possible) {
+            return Err(Error::Device(format!(
+                "{kind} weights are for the CPU in f32: choose these, or no quantisation"
+            )));
+        }
+        let mut later = Self::matrices(config)?;
+        later.retain(|name| possible && (quantization.is_some() || source.quantization(name).is_some()));
+        let mut model = Self::new(config, source_var_builder(source.clone(), later.clone(), dtype, device))?;
+        model.each_matrix(&mut |name, linear| {
+            let name = format!("{name}.weight");
+            if later.contains(&name) {
+                match source.load_quantized(&name, linear.dims2()?.1)? {
+                    Some(weight) => return linear.set_quantized(weight),
+                    None => linear.set_weight(source.load_tensor(&name, dtype, device)?)?,
+                }
+            }
+            quantization.map_or(Ok(()), |kind| linear.quantize(kind))
+        })?;
+        Ok(model)
+    }
+
+    /// The names of the matrices of layers and head, which hold most of a model's weights.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) if the configuration cannot work.
+    pub fn matrices(config: &HaploVlConfig) -> Result<BTreeSet<String>> {
+        let shapes = ParameterShapes::default();
+        let mut names = BTreeSet::new();
+        Self::new(config, shapes.var_builder())?.each_matrix(&mut |name, _| {
+            names.insert(format!("{name}.weight"));
+            Ok(())
+        })?;
+        let parameters = shapes.shapes();
+        // A tied head has no tensor of its own.
+        names.retain(|name| parameters.contains_key(name));
+        Ok(names)
+    }
+
+    /// Calls `f` with every matrix of layers and head.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn each_matrix(&mut self, f: &mut EachMatrix<'_>) -> Result<()> {
+        self.front.each_matrix(f)?;
+        self.post_decoder.each_matrix(f)?;
+        self.lm_head.each_matrix(f)
     }
 
     /// Name and shape of every tensor that a checkpoint of this configuration holds. Takes no memory for weights.

@@ -24,6 +24,6 @@ pub use packing::patches_in_order;
 pub use post_decoder::{LanguageHead, PostDecoder};
 pub use pre_decoder::{Connector, PreDecoder, PreDecoderOutput};
 pub use pre_decoder_model::PreDecoderModel;
-pub use pretrained::save_pretrained;
+pub use pretrained::{save_pretrained, save_quantized};
 pub use stack::{DecoderStack, Pass};
 pub use teacher::{ClipTeacher, VisionTeacher};

@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::{DecoderStack, Pass};
 use crate::Result;
 use crate::config::DecoderConfig;
-use crate::nn::{Linear, Norm};
+use crate::nn::{EachMatrix, Linear, Norm};
 
 /// The layers of a language model and its final norm.
 #[derive(Debug, Clone)]
@@ -28,6 +28,14 @@ impl PostDecoder {
             stack: DecoderStack::new(config, first, vb.pp("layers"))?,
             norm: Norm::new(config.norm_mode, config.hidden_size, config.norm_eps, vb.pp("norm"))?,
         })
+    }
+
+    /// Calls `f` with every matrix of the layers.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn each_matrix(&mut self, f: &mut EachMatrix<'_>) -> Result<()> {
+        self.stack.each_matrix(f)
     }
 
     /// (batch, seq, hidden_size) -> the same after the final norm, and the attention weights asked for.
@@ -66,8 +74,19 @@ impl LanguageHead {
         self.0.forward(x)
     }
 
+    /// Calls `f` with the matrix.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn each_matrix(&mut self, f: &mut EachMatrix<'_>) -> Result<()> {
+        f("lm_head", &mut self.0)
+    }
+
     /// The weight, (vocab_size, hidden_size), for losses that never hold all logits.
-    pub fn weight(&self) -> &Tensor {
+    ///
+    /// # Errors
+    /// [`Error::Weights`](crate::Error::Weights) if it is quantised.
+    pub fn weight(&self) -> Result<&Tensor> {
         self.0.weight()
     }
 }

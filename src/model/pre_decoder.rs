@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::{DecoderStack, Pass};
 use crate::Result;
 use crate::config::{HaploVlConfig, NormKind};
-use crate::nn::{Linear, Norm};
+use crate::nn::{EachMatrix, Linear, Norm};
 
 /// Of `pre_norm`, whatever the layers' own: a known constant of the released model, and CLIP's.
 const PRE_NORM_EPS: f64 = 1e-5;
@@ -40,6 +40,14 @@ impl PreDecoder {
             pre_norm: Norm::new(NormKind::LayerNorm, decoder.hidden_size, PRE_NORM_EPS, vb.pp("pre_norm"))?,
             stack: DecoderStack::new(decoder, 0, vb.pp("layers"))?,
         })
+    }
+
+    /// Calls `f` with every matrix of the layers.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn each_matrix(&mut self, f: &mut EachMatrix<'_>) -> Result<()> {
+        self.stack.each_matrix(f)
     }
 
     /// Embeddings (batch, seq, hidden_size) -> the same size.

@@ -9,7 +9,7 @@ use super::{MultimodalEmbeddings, Pass, PreDecoder, PreDecoderOutput};
 use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::config::{HaploVlConfig, ImageAttention, Rope};
-use crate::nn::{CheckpointScope, RotaryAngles, RotaryEmbedding, key_ranges};
+use crate::nn::{CheckpointScope, EachMatrix, RotaryAngles, RotaryEmbedding, key_ranges};
 
 /// From ids and pixels to the pre-decoder's hidden states.
 #[derive(Debug, Clone)]
@@ -72,6 +72,14 @@ impl PreDecoderModel {
     /// The pre-decoder, usable alone.
     pub fn pre_decoder(&self) -> &PreDecoder {
         &self.pre_decoder
+    }
+
+    /// Calls `f` with every matrix of the layers.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn each_matrix(&mut self, f: &mut EachMatrix<'_>) -> Result<()> {
+        self.pre_decoder.each_matrix(f)
     }
 
     /// Rotary angles of `positions`; `None` without rotary positions.

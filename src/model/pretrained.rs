@@ -3,13 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::HaploVl;
 use crate::config::{GenerationConfig, HaploVlConfig};
+use crate::nn::ops::{Quantization, QuantizedWeight};
 use crate::processor::Processor;
-use crate::weights::{SaveOptions, check_tensors, save_safetensors, write_bytes_atomically};
+use crate::weights::{
+    SaveOptions, TensorSource, check_source, check_tensors, save_gguf, save_safetensors, write_bytes_atomically,
+};
 use crate::{Error, Result};
+
+/// The text embedding table.
+const TEXT_TABLE: &str = "model.embed_tokens.weight";
 
 /// Writes `config.json` (in the official form where it can say all), safetensors (sharded above a size),
 /// `generation_config.json` and all files of the processor.
@@ -27,6 +34,53 @@ pub fn save_pretrained(
     let folder = folder.as_ref();
     let found = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect();
     check_tensors(&folder.display().to_string(), &HaploVl::parameter_shapes(config)?, &found)?;
+    save_companions(folder, config, processor, generation)?;
+    save_safetensors(folder, tensors, options)
+}
+
+/// Writes a model folder with its weights quantised, as `model.gguf` instead of safetensors.
+///
+/// The matrices of layers and head are converted, one at a time; norms, biases, connector, patch projection and positions
+/// stay f32, and the text table becomes f16, since of it a few rows are read, not all.
+///
+/// # Errors
+/// [`Error::Weights`] if `source` is not a model of this configuration, or is quantised already, and [`Error::Io`].
+pub fn save_quantized(
+    folder: impl AsRef<Path>,
+    config: &HaploVlConfig,
+    source: &dyn TensorSource,
+    kind: Quantization,
+    processor: &Processor,
+    generation: &GenerationConfig,
+) -> Result<()> {
+    let folder = folder.as_ref();
+    check_source(source, &HaploVl::parameter_shapes(config)?)?;
+    let matrices = HaploVl::matrices(config)?;
+    let convert = |name: String| -> Result<(String, QTensor)> {
+        if let Some(found) = source.quantization(&name) {
+            let path = source.path().display();
+            return Err(Error::Weights(format!("{path}: `{name}` is {found} already: start from the model's floats")));
+        }
+        let tensor = source.load_tensor(&name, DType::F32, &Device::Cpu)?;
+        let stored = match (matrices.contains(&name), name.as_str()) {
+            (true, _) => QuantizedWeight::quantize(&tensor, kind)?.into_qtensor()?,
+            (_, TEXT_TABLE) => QTensor::quantize(&tensor, GgmlDType::F16)?,
+            _ => QTensor::quantize(&tensor, GgmlDType::F32)?,
+        };
+        Ok((name, stored))
+    };
+    let tensors: Vec<(String, QTensor)> = source.tensor_names().into_iter().map(convert).collect::<Result<_>>()?;
+    save_companions(folder, config, processor, generation)?;
+    save_gguf(folder, &tensors)
+}
+
+/// Everything in a model folder but the weights.
+fn save_companions(
+    folder: &Path,
+    config: &HaploVlConfig,
+    processor: &Processor,
+    generation: &GenerationConfig,
+) -> Result<()> {
     processor.save(folder)?;
     let json = |name: &str, value: serde_json::Result<Vec<u8>>| -> Result<()> {
         let path = folder.join(name);
@@ -39,6 +93,5 @@ pub fn save_pretrained(
         serde_json::to_vec_pretty(config)
     };
     json("config.json", config)?;
-    json("generation_config.json", serde_json::to_vec_pretty(generation))?;
-    save_safetensors(folder, tensors, options)
+    json("generation_config.json", serde_json::to_vec_pretty(generation))
 }

@@ -8,7 +8,7 @@ use candle_nn::VarBuilder;
 use crate::Result;
 use crate::config::DecoderConfig;
 use crate::nn::ops::KeyRanges;
-use crate::nn::{CheckpointScope, DecoderLayer, LayerCache, RotaryAngles, checkpoint};
+use crate::nn::{CheckpointScope, DecoderLayer, EachMatrix, LayerCache, RotaryAngles, checkpoint};
 
 /// What all layers of one decoder share in one forward pass.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ impl<'a> Pass<'a> {
 #[derive(Debug, Clone)]
 pub struct DecoderStack {
     layers: Vec<DecoderLayer>,
+    /// Number of the first layer in the checkpoint.
+    first: usize,
 }
 
 impl DecoderStack {
@@ -45,12 +47,21 @@ impl DecoderStack {
     /// If the store lacks a tensor, or one has another shape.
     pub fn new(config: &DecoderConfig, first: usize, vb: VarBuilder) -> Result<Self> {
         let layer = |i: usize| DecoderLayer::new(config, vb.pp(first + i));
-        Ok(Self { layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()? })
+        Ok(Self { layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?, first })
     }
 
     /// The layers, first to last.
     pub fn layers(&self) -> &[DecoderLayer] {
         &self.layers
+    }
+
+    /// Calls `f` with every matrix of the layers.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn each_matrix(&mut self, f: &mut EachMatrix<'_>) -> Result<()> {
+        let named = self.layers.iter_mut().zip(self.first..);
+        named.into_iter().try_for_each(|(layer, i)| layer.each_matrix(&format!("model.layers.{i}"), f))
     }
 
     /// (batch, seq, hidden_size) -> the same, and the attention weights that were asked for, in the order of layers.

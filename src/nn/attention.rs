@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::ops::{self, KeyRanges};
-use super::{LayerCache, Linear, RotaryAngles};
+use super::{EachMatrix, LayerCache, Linear, RotaryAngles};
 use crate::Result;
 use crate::config::DecoderConfig;
 
@@ -37,6 +37,16 @@ impl Attention {
             num_kv_heads: config.num_key_value_heads,
             head_dim,
         })
+    }
+
+    /// Calls `f` with every matrix.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn each_matrix(&mut self, name: &str, f: &mut EachMatrix<'_>) -> Result<()> {
+        let parts = [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.o_proj];
+        let names = ["q_proj", "k_proj", "v_proj", "o_proj"];
+        names.iter().zip(parts).try_for_each(|(part, linear)| f(&format!("{name}.{part}"), linear))
     }
 
     /// (batch, seq, hidden_size) -> the same; keys and values go through `cache` if there is one.

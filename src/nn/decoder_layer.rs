@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::ops::KeyRanges;
-use super::{Attention, LayerCache, Mlp, Norm, RotaryAngles};
+use super::{Attention, EachMatrix, LayerCache, Mlp, Norm, RotaryAngles};
 use crate::Result;
 use crate::config::DecoderConfig;
 
@@ -30,6 +30,15 @@ impl DecoderLayer {
             post_attention_layernorm: norm("post_attention_layernorm")?,
             mlp: Mlp::new(config, vb.pp("mlp"))?,
         })
+    }
+
+    /// Calls `f` with every matrix of attention and MLP.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn each_matrix(&mut self, name: &str, f: &mut EachMatrix<'_>) -> Result<()> {
+        self.self_attn.each_matrix(&format!("{name}.self_attn"), f)?;
+        self.mlp.each_matrix(&format!("{name}.mlp"), f)
     }
 
     /// (batch, seq, hidden_size) -> the same.

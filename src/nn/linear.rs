@@ -3,14 +3,21 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use super::{init, ops};
-use crate::Result;
+use super::init;
+use super::ops::{self, Quantization, QuantizedWeight};
+use crate::{Error, Result};
 
 /// `x W^T + b`.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
+}
+
+#[derive(Debug, Clone)]
+enum Weight {
+    Float(Tensor),
+    Quantized(QuantizedWeight),
 }
 
 impl Linear {
@@ -21,17 +28,83 @@ impl Linear {
     pub fn new(in_size: usize, out_size: usize, bias: bool, vb: VarBuilder) -> Result<Self> {
         let weight = vb.get_with_hints((out_size, in_size), "weight", init(in_size))?;
         let bias = bias.then(|| vb.get_with_hints(out_size, "bias", candle_nn::Init::Const(0.0))).transpose()?;
-        Ok(Self { weight, bias })
+        Ok(Self::from_tensors(weight, bias))
     }
 
     /// A layer from its tensors: `weight` (out, in), `bias` (out).
     pub fn from_tensors(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias }
+        Self { weight: Weight::Float(weight), bias }
     }
 
     /// The weight, (out, in).
-    pub fn weight(&self) -> &Tensor {
-        &self.weight
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if it is quantised.
+    pub fn weight(&self) -> Result<&Tensor> {
+        match &self.weight {
+            Weight::Float(weight) => Ok(weight),
+            Weight::Quantized(_) => Err(Error::Weights(
+                "the weights are quantised, and this needs floats: load the model without quantisation".into(),
+            )),
+        }
+    }
+
+    /// The weight, if it is quantised.
+    pub fn quantized_weight(&self) -> Option<&QuantizedWeight> {
+        match &self.weight {
+            Weight::Quantized(weight) => Some(weight),
+            Weight::Float(_) => None,
+        }
+    }
+
+    /// Quantises the weight; one that is quantised already stays as it is.
+    ///
+    /// # Errors
+    /// From candle only.
+    pub fn quantize(&mut self, kind: Quantization) -> Result<()> {
+        if let Weight::Float(weight) = &self.weight {
+            self.weight = Weight::Quantized(QuantizedWeight::quantize(weight, kind)?);
+        }
+        Ok(())
+    }
+
+    /// Takes another weight of the same shape.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if it has another.
+    pub fn set_weight(&mut self, weight: Tensor) -> Result<()> {
+        self.check_dims(weight.dims2()?)?;
+        self.weight = Weight::Float(weight);
+        Ok(())
+    }
+
+    /// Takes a quantised weight of the same shape.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if it has another.
+    pub fn set_quantized(&mut self, weight: QuantizedWeight) -> Result<()> {
+        self.check_dims(weight.dims2()?)?;
+        self.weight = Weight::Quantized(weight);
+        Ok(())
+    }
+
+    fn check_dims(&self, found: (usize, usize)) -> Result<()> {
+        let expected = self.dims2()?;
+        if found != expected {
+            return Err(Error::Weights(format!("a new weight is {found:?}, expected {expected:?}")));
+        }
+        Ok(())
+    }
+
+    /// Outputs and inputs.
+    ///
+    /// # Errors
+    /// From candle only.
+    pub fn dims2(&self) -> Result<(usize, usize)> {
+        Ok(match &self.weight {
+            Weight::Float(weight) => weight.dims2()?,
+            Weight::Quantized(weight) => weight.dims2()?,
+        })
     }
 
     /// (.., in) -> (.., out). Weights of another number type are cast to that of `x`; gradients pass through the cast.
@@ -41,6 +114,9 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let cast = |t: &Tensor| t.to_dtype(x.dtype());
         let bias = self.bias.as_ref().map(cast).transpose()?;
-        Ok(ops::linear(x, &cast(&self.weight)?, bias.as_ref())?)
+        Ok(match &self.weight {
+            Weight::Float(weight) => ops::linear(x, &cast(weight)?, bias.as_ref())?,
+            Weight::Quantized(weight) => ops::quantized_linear(x, weight, bias.as_ref())?,
+        })
     }
 }

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use super::{Linear, ops};
+use super::{EachMatrix, Linear, ops};
 use crate::Result;
 use crate::config::{Activation, DecoderConfig, MlpKind};
 
@@ -36,6 +36,25 @@ impl Mlp {
             MlpKind::Plain => Matrices::Plain { fc1: wide("fc1")?, fc2: narrow("fc2")? },
         };
         Ok(Self { act: config.hidden_act, matrices })
+    }
+
+    /// Calls `f` with every matrix.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn each_matrix(&mut self, name: &str, f: &mut EachMatrix<'_>) -> Result<()> {
+        let mut call = |part: &str, linear: &mut Linear| f(&format!("{name}.{part}"), linear);
+        match &mut self.matrices {
+            Matrices::Gated { gate, up, down } => {
+                call("gate_proj", gate)?;
+                call("up_proj", up)?;
+                call("down_proj", down)
+            }
+            Matrices::Plain { fc1, fc2 } => {
+                call("fc1", fc1)?;
+                call("fc2", fc2)
+            }
+        }
     }
 
     /// (.., hidden_size) -> (.., hidden_size).

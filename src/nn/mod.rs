@@ -18,6 +18,9 @@ pub use checkpoint::{CheckpointScope, checkpoint};
 pub use decoder_layer::DecoderLayer;
 pub use kv_cache::LayerCache;
 pub use linear::Linear;
+
+/// What is done with each matrix, by its name without `.weight`.
+pub type EachMatrix<'f> = dyn FnMut(&str, &mut Linear) -> crate::Result<()> + 'f;
 pub use logit_scale::LogitScale;
 pub use mask::key_ranges;
 pub use mlp::Mlp;

@@ -1,19 +1,38 @@
 //! A model with everything that is needed to talk to it.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use candle_core::{DType, Device};
 
 use super::ModelSource;
-use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::device::{DeviceChoice, DtypeChoice};
 use crate::generation::Generator;
-use crate::model::HaploVl;
+use crate::model::{HaploVl, save_quantized};
+use crate::nn::ops::Quantization;
 use crate::processor::{Conversation, Processor};
-use crate::weights::SafetensorsFiles;
+use crate::weights::open_weights;
+use crate::{Error, Result};
+
+/// Where and in which numbers a model is to be held.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadOptions {
+    /// The device of weights and activations.
+    pub device: DeviceChoice,
+    /// The number type of activations, and of weights that are not quantised.
+    pub dtype: DtypeChoice,
+    /// Keeps the matrices in blocks of few bits, on the CPU: less memory, and more tokens a second. A folder that holds a
+    /// quantised model needs no such wish.
+    pub quantization: Option<Quantization>,
+}
+
+impl LoadOptions {
+    fn open(self) -> Result<(Device, DType)> {
+        let device = self.device.open()?;
+        Ok((device.clone(), self.dtype.resolve(&device)?))
+    }
+}
 
 /// A model, its processor, and its defaults of generation.
 pub struct LoadedModel {
@@ -27,32 +46,24 @@ impl LoadedModel {
     ///
     /// # Errors
     /// As [`ModelSource::folder`] and [`Self::from_folder`].
-    pub fn load(source: &ModelSource, device: DeviceChoice, dtype: DtypeChoice) -> Result<Self> {
+    pub fn load(source: &ModelSource, options: LoadOptions) -> Result<Self> {
         // Before a download of gigabytes: what is not there will not be there after it.
-        let device = device.open()?;
-        let dtype = dtype.resolve(&device)?;
-        Self::open(&source.folder()?, &device, dtype)
+        options.open()?;
+        Self::from_folder(source.folder()?, options)
     }
 
-    /// Loads a checkpoint folder: `config.json`, safetensors, tokenizer and processor files, and
+    /// Loads a checkpoint folder: `config.json`, safetensors or `model.gguf`, tokenizer and processor files, and
     /// `generation_config.json` if there is one.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) for a device that is not available, and for broken, missing or
     /// contradictory files the error that names them.
-    pub fn from_folder(folder: impl AsRef<Path>, device: DeviceChoice, dtype: DtypeChoice) -> Result<Self> {
-        let device = device.open()?;
-        let dtype = dtype.resolve(&device)?;
-        Self::open(folder.as_ref(), &device, dtype)
-    }
-
-    fn open(folder: &Path, device: &Device, dtype: DType) -> Result<Self> {
+    pub fn from_folder(folder: impl AsRef<Path>, options: LoadOptions) -> Result<Self> {
+        let (folder, (device, dtype)) = (folder.as_ref(), options.open()?);
         let config = HaploVlConfig::from_file(folder.join("config.json"))?;
         let processor = Processor::from_folder(folder, &config)?;
         let generation = generation_defaults(folder, &processor)?;
-        let files = SafetensorsFiles::open(folder)?;
-        files.check(&HaploVl::parameter_shapes(&config)?)?;
-        let model = HaploVl::new(&config, Arc::new(files).var_builder(dtype, device))?;
+        let model = HaploVl::from_source(&config, open_weights(folder)?, options.quantization, dtype, &device)?;
         Ok(Self::new(model, processor, generation))
     }
 
@@ -96,6 +107,20 @@ impl LoadedModel {
     pub fn batch(&self, conversations: &[Conversation]) -> Result<MultimodalBatch> {
         self.processor.batch(conversations, self.model.device())
     }
+}
+
+/// Writes a quantised copy of a model folder to the folder `output`, which is created, see [`save_quantized`].
+///
+/// # Errors
+/// As [`LoadedModel::from_folder`] and [`save_quantized`].
+pub fn quantize_folder(folder: impl AsRef<Path>, output: impl AsRef<Path>, kind: Quantization) -> Result<()> {
+    let (folder, output) = (folder.as_ref(), output.as_ref());
+    let config = HaploVlConfig::from_file(folder.join("config.json"))?;
+    let processor = Processor::from_folder(folder, &config)?;
+    let generation = generation_defaults(folder, &processor)?;
+    let weights = open_weights(folder)?;
+    std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
+    save_quantized(output, &config, &*weights, kind, &processor, &generation)
 }
 
 /// What the checkpoint says; where it names no end token, the tokenizer's.

@@ -1,12 +1,11 @@
 //! What most users touch: captioning, visual question answering, and chat.
 //!
 //! ```no_run
-//! use haplovl::device::{DeviceChoice, DtypeChoice};
-//! use haplovl::pipeline::{Captioner, LoadedModel};
+//! use haplovl::pipeline::{Captioner, LoadOptions, LoadedModel};
 //! use haplovl::processor::ImageDecoder;
 //!
 //! # fn main() -> haplovl::Result<()> {
-//! let model = LoadedModel::load(&"path/to/checkpoint".parse()?, DeviceChoice::Auto, DtypeChoice::Auto)?;
+//! let model = LoadedModel::load(&"path/to/checkpoint".parse()?, LoadOptions::default())?;
 //! let picture = ImageDecoder::default().open("picture.jpg")?;
 //! println!("{}", Captioner::new(&model).caption(picture)?.text());
 //! # Ok(())
@@ -22,6 +21,6 @@ mod word_attention;
 
 pub use captioner::Captioner;
 pub use chat::{Chat, Reply};
-pub use loaded_model::LoadedModel;
+pub use loaded_model::{LoadOptions, LoadedModel, quantize_folder};
 pub use question_answerer::VisualQuestionAnswerer;
 pub use source::ModelSource;

@@ -36,7 +36,7 @@ impl Objective for NextToken {
 
     fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {
         let hidden = self.model.hidden_states(batch, &[])?.post_decoder_output.flatten_to(1)?;
-        let head = self.model.lm_head().weight().to_dtype(hidden.dtype())?;
+        let head = self.model.lm_head().weight()?.to_dtype(hidden.dtype())?;
         next_token_loss(&hidden, &head, batch, step)
     }
 

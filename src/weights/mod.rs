@@ -9,20 +9,22 @@ mod parameter_shapes;
 mod parameters;
 mod safetensors;
 mod save;
+mod source;
 mod strict;
 
 pub(crate) use atomic::sync_folder;
 pub use atomic::{write_atomically, write_bytes_atomically};
-pub use gguf::{GgufFile, GgufValue};
+pub use gguf::{GgufFile, GgufValue, save_gguf};
 #[cfg(feature = "hub")]
 pub use hub::Hub;
 pub use hub::{download, resolve_model};
 pub use inherit::{
-    ClipConfig, ClipSource, InheritReport, LlmConfig, LlmSource, TensorSource, TextInit, inherit_clip, inherit_llm,
+    ClipConfig, ClipSource, InheritReport, LlmConfig, LlmSource, TextInit, inherit_clip, inherit_llm,
     inherit_text_embedding, principal_components,
 };
 pub use parameter_shapes::ParameterShapes;
 pub use parameters::Parameters;
 pub use safetensors::SafetensorsFiles;
 pub use save::{SaveOptions, save_safetensors, save_safetensors_file};
+pub use source::{TensorSource, check_source, open_weights, source_var_builder};
 pub use strict::check_tensors;

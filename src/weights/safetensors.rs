@@ -1,18 +1,18 @@
 //! Reading safetensors: one file, or shards with an index, memory-mapped and never trusted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Shape, Tensor};
-use candle_nn::var_builder::SimpleBackend;
-use candle_nn::{Init, VarBuilder};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 
+use super::source::{TensorSource, source_var_builder};
 use super::strict::check_tensors;
 use crate::{Error, Result};
 
@@ -173,30 +173,25 @@ impl SafetensorsFiles {
     ///
     /// [`Self::check`] first gives one message for all problems; the builder fails on the first one.
     pub fn var_builder(self: Arc<Self>, dtype: DType, device: &Device) -> VarBuilder<'static> {
-        VarBuilder::from_backend(Box::new(Files(self)), dtype, device.clone())
+        source_var_builder(self, BTreeSet::new(), dtype, device)
     }
 }
 
-struct Files(Arc<SafetensorsFiles>);
-
-impl SimpleBackend for Files {
-    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        match self.0.shape(name) {
-            Some(found) if found != shape.dims() => candle_core::bail!(
-                "{}: tensor `{name}` is {found:?}, expected {:?}",
-                self.0.path.display(),
-                shape.dims()
-            ),
-            _ => self.get_unchecked(name, dtype, device),
-        }
+impl TensorSource for SafetensorsFiles {
+    fn path(&self) -> &Path {
+        &self.path
     }
 
-    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        self.0.load(name, dtype, device).map_err(candle_core::Error::wrap)
+    fn tensor_names(&self) -> Vec<String> {
+        self.names().map(String::from).collect()
     }
 
-    fn contains_tensor(&self, name: &str) -> bool {
-        self.0.tensors.contains_key(name)
+    fn tensor_shape(&self, name: &str) -> Option<&[usize]> {
+        self.shape(name)
+    }
+
+    fn load_tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        self.load(name, dtype, device)
     }
 }
 

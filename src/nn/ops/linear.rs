@@ -4,7 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::is_cpu_f32;
+use super::{contiguous_slice, dots, is_cpu_f32};
 
 /// `x W^T + b` for `x` (.., in), `weight` (out, in) and `bias` (out); the result is (.., out).
 ///
@@ -32,11 +32,23 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 struct Linear;
 struct LinearBias;
 
-fn forward<S: BackendStorage>(x: &S, lx: &Layout, w: &S, lw: &Layout) -> Result<(S, Shape)> {
+pub(super) fn forward<S: BackendStorage>(x: &S, lx: &Layout, w: &S, lw: &Layout) -> Result<(S, Shape)> {
     let (n, k) = lx.shape().dims2()?;
     let (m, _) = lw.shape().dims2()?;
     let y = x.matmul(w, (1, n, m, k), lx, &lw.transpose(0, 1)?)?;
     Ok((y, Shape::from((n, m))))
+}
+
+/// As [`forward`]; few rows, as in decoding, take a single pass over the weights.
+fn cpu_forward(x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
+    let (rows, width) = lx.shape().dims2()?;
+    if let (CpuStorage::F32(_), CpuStorage::F32(_), 1..=dots::MAX_ROWS, 1..) = (x, w, rows, width)
+        && lw.is_contiguous()
+    {
+        let y = dots::products(contiguous_slice(x, lx)?, contiguous_slice(w, lw)?, width);
+        return Ok((CpuStorage::F32(y), Shape::from((rows, lw.shape().dims2()?.0))));
+    }
+    forward(x, lx, w, lw)
 }
 
 fn backward(x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
@@ -52,7 +64,7 @@ impl CustomOp2 for Linear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
-        forward(x, lx, w, lw)
+        cpu_forward(x, lx, w, lw)
     }
 
     fn cuda_fwd(&self, x: &CudaStorage, lx: &Layout, w: &CudaStorage, lw: &Layout) -> Result<(CudaStorage, Shape)> {
@@ -82,8 +94,8 @@ impl CustomOp3 for LinearBias {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (y, shape) = forward(x, lx, w, lw)?;
-        let bias = super::contiguous_slice(b, lb)?;
+        let (y, shape) = cpu_forward(x, lx, w, lw)?;
+        let bias = contiguous_slice(b, lb)?;
         let CpuStorage::F32(mut y) = y else { candle_core::bail!("linear-bias expects f32") };
         if bias.len() != shape.dims2()?.1 {
             candle_core::bail!("linear layer of {} outputs has a bias of {}", shape.dims2()?.1, bias.len());

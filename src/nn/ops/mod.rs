@@ -8,9 +8,11 @@
 
 mod activation;
 mod attention;
+mod dots;
 mod linear;
 mod math;
 mod norm;
+mod quantized;
 mod rope;
 
 pub use activation::{activation, gated_activation};
@@ -18,6 +20,7 @@ pub use attention::{KeyRanges, attention, attention_weights};
 pub use linear::linear;
 pub(crate) use math::vectorised;
 pub use norm::{layer_norm, rms_norm};
+pub use quantized::{Quantization, QuantizedWeight, quantized_linear};
 pub use rope::rope;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};

@@ -4,7 +4,8 @@ use candle_core::{DType, Device};
 
 use super::{GgufFile, GgufValue};
 use crate::config::{Activation, DecoderConfig, MlpKind, NormKind, Rope, RopeScaling};
-use crate::weights::inherit::{LlmConfig, TensorSource};
+use crate::weights::TensorSource;
+use crate::weights::inherit::LlmConfig;
 use crate::{Error, Result};
 
 /// Rotary divisors by frequency, which GGUF has instead of the parameters of Llama 3.1's scaling.

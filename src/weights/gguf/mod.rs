@@ -1,24 +1,31 @@
-//! Reading GGUF files, as llama.cpp writes them, under HF's names and as plain floats.
+//! GGUF files: language models as llama.cpp writes them, under HF's names, and our own quantised models.
 
 mod header;
 mod llm;
 mod names;
+mod write;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use candle_core::quantized::QTensor;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
 
 pub use header::GgufValue;
 use header::{Header, TensorInfo};
+pub use write::save_gguf;
 
-use super::inherit::TensorSource;
+use super::TensorSource;
+use crate::nn::ops::{Quantization, QuantizedWeight};
 use crate::{Error, Result};
 
-/// A language model in a `.gguf` file of architecture `llama` or `qwen2`.
+/// The name of a quantised model's weights in its folder.
+pub(super) const MODEL_FILE: &str = "model.gguf";
+
+/// A `.gguf` file: a language model of architecture `llama` or `qwen2`, or a quantised HaploVL.
 ///
 /// Opening reads and checks the header only. The file must not be changed by anybody while it is mapped.
 #[derive(Debug)]
@@ -61,10 +68,22 @@ impl GgufFile {
         self.tensors.get(name).map(|info| info.shape.as_slice())
     }
 
+    fn is_permuted(&self) -> bool {
+        self.metadata.get("general.architecture") == Some(&GgufValue::Text("llama".into()))
+    }
+
+    /// A tensor as it is stored.
+    fn stored(&self, name: &str) -> Result<QTensor> {
+        let missing = || Error::Weights(format!("{}: there is no tensor `{name}`", self.path.display()));
+        let info = self.tensors.get(name).ok_or_else(missing)?;
+        let bytes = self.map.get(info.bytes.clone()).ok_or_else(missing)?;
+        Ok(qtensor_from_ggml(info.dtype, bytes, info.shape.clone(), &Device::Cpu)?)
+    }
+
     /// Undoes what the conversion to GGUF does to the rows of a tensor.
     fn unpermute(&self, name: &str, tensor: Tensor) -> Result<Tensor> {
         let heads = match name {
-            _ if self.architecture()? != "llama" => return Ok(tensor),
+            _ if !self.is_permuted() => return Ok(tensor),
             _ if name.contains(".q_proj.") => self.integer("attention.head_count")?,
             _ if name.contains(".k_proj.") => self.key_value_heads()?,
             _ => return Ok(tensor),
@@ -74,21 +93,33 @@ impl GgufFile {
 }
 
 impl TensorSource for GgufFile {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn tensor_names(&self) -> Vec<String> {
         // The rotary divisors are part of the configuration.
         self.tensors.keys().filter(|name| *name != llm::ROPE_DIVISORS).cloned().collect()
     }
 
-    fn has_tensor(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+    fn tensor_shape(&self, name: &str) -> Option<&[usize]> {
+        self.shape(name)
     }
 
     fn load_tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let missing = || Error::Weights(format!("{}: there is no tensor `{name}`", self.path.display()));
-        let info = self.tensors.get(name).ok_or_else(missing)?;
-        let bytes = self.map.get(info.bytes.clone()).ok_or_else(missing)?;
-        let quantized = qtensor_from_ggml(info.dtype, bytes, info.shape.clone(), &Device::Cpu)?;
-        let tensor = self.unpermute(name, quantized.dequantize(&Device::Cpu)?)?;
+        let tensor = self.unpermute(name, self.stored(name)?.dequantize(&Device::Cpu)?)?;
         Ok(tensor.to_dtype(dtype)?.to_device(device)?)
+    }
+
+    fn quantization(&self, name: &str) -> Option<Quantization> {
+        let dtype = self.tensors.get(name)?.dtype;
+        Quantization::ALL.into_iter().find(|kind| kind.ggml_dtype() == dtype && !self.is_permuted())
+    }
+
+    fn load_quantized(&self, name: &str, in_size: usize) -> Result<Option<QuantizedWeight>> {
+        match self.quantization(name) {
+            Some(_) => Ok(Some(QuantizedWeight::from_qtensor(self.stored(name)?, in_size)?)),
+            None => Ok(None),
+        }
     }
 }

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::InheritReport;
 use super::check::Compatibility;
+use super::config_file::read_config;
 use super::resample::resample_grid;
-use super::source::read_config;
 use super::transfer::Transfer;
 use crate::config::{Activation, DecoderConfig, HaploVlConfig, MlpKind, NormKind, Rope, from_value};
 use crate::weights::{Parameters, SafetensorsFiles};

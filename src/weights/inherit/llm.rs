@@ -6,12 +6,12 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use super::check::Compatibility;
+use super::config_file::read_config;
 use super::principal::principal_components;
-use super::source::read_config;
 use super::transfer::Transfer;
-use super::{InheritReport, LlmConfig, TensorSource};
+use super::{InheritReport, LlmConfig};
 use crate::config::{HaploVlConfig, Rope, TextEmbedding};
-use crate::weights::{GgufFile, Parameters, SafetensorsFiles};
+use crate::weights::{GgufFile, Parameters, SafetensorsFiles, TensorSource};
 use crate::{Error, Result};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";

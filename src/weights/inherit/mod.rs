@@ -6,12 +6,12 @@
 
 mod check;
 mod clip;
+mod config_file;
 mod llm;
 mod llm_config;
 mod principal;
 mod report;
 mod resample;
-mod source;
 mod transfer;
 
 pub use clip::{ClipConfig, ClipSource, inherit_clip};
@@ -19,4 +19,3 @@ pub use llm::{LlmSource, TextInit, inherit_llm, inherit_text_embedding};
 pub use llm_config::LlmConfig;
 pub use principal::principal_components;
 pub use report::InheritReport;
-pub use source::TensorSource;

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{InheritReport, TensorSource};
-use crate::weights::Parameters;
+use super::InheritReport;
+use crate::weights::{Parameters, TensorSource};
 use crate::{Error, Result};
 
 pub(super) struct Transfer<'a> {

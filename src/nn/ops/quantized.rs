@@ -1,0 +1,258 @@
+//! `x W^T + b` over weights in blocks of few bits, as GGUF has them.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Storage, Tensor};
+
+use super::{dots, is_cpu_f32, linear};
+use crate::Error;
+
+/// Blocks of this many inputs are what candle's fast kernels take, and what the K types consist of.
+const FAST_BLOCK: usize = 256;
+/// From this width on, padding to whole [`FAST_BLOCK`]s costs at most a third.
+const PAD_FROM: usize = 512;
+
+/// How weights are stored: bits a weight, its share of a block's scale included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Quantization {
+    /// 8.5 bits, hardly to be told from floats.
+    Q8_0,
+    /// 6.6 bits.
+    Q6K,
+    /// 4.5 bits, the smallest.
+    Q4K,
+}
+
+impl Quantization {
+    /// All of them, largest first.
+    pub const ALL: [Self; 3] = [Self::Q8_0, Self::Q6K, Self::Q4K];
+
+    /// Its name in GGUF.
+    pub fn ggml_dtype(self) -> GgmlDType {
+        match self {
+            Self::Q8_0 => GgmlDType::Q8_0,
+            Self::Q6K => GgmlDType::Q6K,
+            Self::Q4K => GgmlDType::Q4K,
+        }
+    }
+
+    /// The width that rows of `in_size` are padded to with zeros.
+    pub(crate) fn padded(self, in_size: usize) -> usize {
+        let block = if in_size >= PAD_FROM { FAST_BLOCK } else { self.ggml_dtype().block_size() };
+        in_size.next_multiple_of(block)
+    }
+}
+
+impl fmt::Display for Quantization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Q8_0 => "q8_0",
+            Self::Q6K => "q6_k",
+            Self::Q4K => "q4_k",
+        })
+    }
+}
+
+impl FromStr for Quantization {
+    type Err = Error;
+
+    fn from_str(s: &str) -> crate::Result<Self> {
+        let found = Self::ALL.into_iter().find(|kind| kind.to_string().eq_ignore_ascii_case(s));
+        found.ok_or_else(|| Error::Weights(format!("unknown quantisation `{s}`, expected q8_0, q6_k or q4_k")))
+    }
+}
+
+/// A quantised weight matrix (out, in), on the CPU.
+#[derive(Debug, Clone)]
+pub struct QuantizedWeight {
+    /// (out, in padded with zeros).
+    tensor: Arc<QTensor>,
+    in_size: usize,
+}
+
+impl QuantizedWeight {
+    /// Quantises a float matrix (out, in).
+    ///
+    /// # Errors
+    /// From candle, if it is no matrix.
+    pub fn quantize(weight: &Tensor, kind: Quantization) -> Result<Self> {
+        let (_, in_size) = weight.dims2()?;
+        let weight = weight.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let weight = weight.pad_with_zeros(1, 0, kind.padded(in_size) - in_size)?.contiguous()?;
+        Ok(Self { tensor: Arc::new(QTensor::quantize(&weight, kind.ggml_dtype())?), in_size })
+    }
+
+    /// A matrix that is quantised already, its rows `in_size` wide and padded with zeros.
+    ///
+    /// # Errors
+    /// If it is no matrix, or its rows are shorter.
+    pub fn from_qtensor(tensor: QTensor, in_size: usize) -> Result<Self> {
+        let (_, padded) = tensor.shape().dims2()?;
+        if padded < in_size {
+            candle_core::bail!("quantised matrix {:?}, expected rows of at least {in_size}", tensor.shape());
+        }
+        Ok(Self { tensor: Arc::new(tensor), in_size })
+    }
+
+    /// The blocks, rows padded.
+    pub fn qtensor(&self) -> &QTensor {
+        &self.tensor
+    }
+
+    /// The blocks as their only owner.
+    ///
+    /// # Errors
+    /// If another copy of this weight is alive.
+    pub fn into_qtensor(self) -> Result<QTensor> {
+        Arc::try_unwrap(self.tensor).map_err(|_| candle_core::Error::Msg("the quantised weight is shared".into()))
+    }
+
+    /// Outputs and inputs, without padding.
+    ///
+    /// # Errors
+    /// From candle only.
+    pub fn dims2(&self) -> Result<(usize, usize)> {
+        Ok((self.tensor.shape().dims2()?.0, self.in_size))
+    }
+
+    /// The floats that the blocks stand for, (out, in).
+    ///
+    /// # Errors
+    /// From candle only.
+    pub fn dequantize(&self) -> Result<Tensor> {
+        self.tensor.dequantize(&Device::Cpu)?.narrow(1, 0, self.in_size)?.contiguous()
+    }
+}
+
+/// `x W^T + b` for `x` (.., in) in f32 on the CPU and `bias` (out); the result is (.., out).
+///
+/// Few rows are quantised to 8 bits themselves; many are multiplied with the weight's floats where that is faster.
+/// Differentiable in `x` and `bias`; the weight is frozen.
+///
+/// # Errors
+/// From candle, if shapes do not fit, or `x` is of another type or elsewhere.
+pub fn quantized_linear(x: &Tensor, weight: &QuantizedWeight, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (out_size, in_size) = weight.dims2()?;
+    if x.dim(D::Minus1)? != in_size || !is_cpu_f32(&[x]) {
+        candle_core::bail!(
+            "quantised layer expects f32 of width {in_size} on the CPU, found {:?} {:?} on {:?}",
+            x.dtype(),
+            x.dims(),
+            x.device().location()
+        );
+    }
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = out_size;
+    }
+    let padding = weight.tensor.shape().dims2()?.1 - in_size;
+    let rows = x.reshape(((), in_size))?.pad_with_zeros(1, 0, padding)?.contiguous()?;
+    let y = rows.apply_op1(QuantizedLinear(weight.tensor.clone()))?.reshape(shape)?;
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
+}
+
+struct QuantizedLinear(Arc<QTensor>);
+
+impl QuantizedLinear {
+    /// Whether to multiply with floats: candle's kernels of products of many rows are ahead only on processors with
+    /// instructions for sums of byte products.
+    fn through_floats(&self, rows: usize) -> bool {
+        rows > dots::MAX_ROWS && !has_byte_products()
+    }
+}
+
+fn has_byte_products() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::is_x86_feature_detected!("avx512vnni");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("dotprod");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    false
+}
+
+impl CustomOp1 for QuantizedLinear {
+    fn name(&self) -> &'static str {
+        "quantized-linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
+        if !self.through_floats(lx.shape().dims2()?.0) {
+            return self.0.cpu_fwd(x, lx);
+        }
+        let floats = self.0.dequantize(&Device::Cpu)?;
+        let (storage, layout) = floats.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(storage) => linear::forward(x, lx, storage, layout),
+            _ => candle_core::bail!("expected a quantised weight on the CPU"),
+        }
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(g.detach().contiguous()?.matmul(&self.0.dequantize(&Device::Cpu)?)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{max_diff, values};
+    use super::*;
+
+    /// The result with floats in the quantised weight's place.
+    fn expected(x: &Tensor, weight: &QuantizedWeight, bias: &Tensor) -> Result<Tensor> {
+        x.matmul(&weight.dequantize()?.t()?)?.broadcast_add(bias)
+    }
+
+    #[test]
+    fn every_type_width_and_number_of_rows_is_near_the_product_with_its_floats() -> Result<()> {
+        for kind in Quantization::ALL {
+            for (rows, outputs, width) in [(1, 16, 512), (3, 5, 40), (20, 16, 520), (64, 3, 256)] {
+                let weight = QuantizedWeight::quantize(&values(&[outputs, width], 0.2), kind)?;
+                assert_eq!(weight.dims2()?, (outputs, width));
+                let (x, bias) = (values(&[rows, width], 0.1), values(&[outputs], 0.3));
+                let y = quantized_linear(&x, &weight, Some(&bias))?;
+                // 8 bits of `x`, in blocks: half a step of 0.9 / 127, over `width` products of random sign.
+                let tolerance = 0.0036 * (width as f32).sqrt() * 2.0;
+                assert!(max_diff(&y, &expected(&x, &weight, &bias)?) < tolerance, "{kind} {rows} {width}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn fewer_bits_are_farther_from_the_original() -> Result<()> {
+        let weight = values(&[64, 512], 0.2);
+        let error = |kind| max_diff(&QuantizedWeight::quantize(&weight, kind).unwrap().dequantize().unwrap(), &weight);
+        let [q8, q6, q4] = Quantization::ALL.map(error);
+        assert!(q8 < 0.005 && q8 < q6 && q6 < q4 && q4 < 0.1, "{q8} {q6} {q4}");
+        Ok(())
+    }
+
+    #[test]
+    fn gradient_of_the_input_is_that_of_the_floats() -> Result<()> {
+        let weight = QuantizedWeight::quantize(&values(&[16, 40], 0.2), Quantization::Q4K)?;
+        let x = candle_core::Var::from_tensor(&values(&[2, 40], 0.1))?;
+        let g = values(&[2, 16], 0.4);
+        let grads = (quantized_linear(&x, &weight, None)? * &g)?.sum_all()?.backward()?;
+        let found = grads.get(&x).ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
+        assert!(max_diff(found, &g.matmul(&weight.dequantize()?)?) < 1e-5);
+        Ok(())
+    }
+
+    #[test]
+    fn names_read_back_and_wrong_inputs_are_refused() -> Result<()> {
+        for kind in Quantization::ALL {
+            assert_eq!(kind.to_string().to_uppercase().parse::<Quantization>().ok(), Some(kind));
+        }
+        assert!("q5_0".parse::<Quantization>().is_err());
+        let weight = QuantizedWeight::quantize(&values(&[16, 40], 0.2), Quantization::Q8_0)?;
+        assert!(quantized_linear(&values(&[2, 41], 0.1), &weight, None).is_err());
+        assert!(quantized_linear(&values(&[2, 40], 0.1).to_dtype(DType::F64)?, &weight, None).is_err());
+        Ok(())
+    }
+}

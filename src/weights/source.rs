@@ -1,0 +1,123 @@
+//! Where weights come from, whatever the format.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
+
+use super::gguf::MODEL_FILE;
+use super::{GgufFile, SafetensorsFiles, check_tensors};
+use crate::Result;
+use crate::nn::ops::{Quantization, QuantizedWeight};
+
+/// Tensors by HF name, wherever they are stored.
+pub trait TensorSource: Send + Sync {
+    /// The file or folder, for messages.
+    fn path(&self) -> &Path;
+
+    /// The names of all tensors, sorted.
+    fn tensor_names(&self) -> Vec<String>;
+
+    /// The shape of a tensor, as it is stored; `None` if there is none of this name.
+    fn tensor_shape(&self, name: &str) -> Option<&[usize]>;
+
+    /// Copies a tensor to `device`, converted to `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Weights`](crate::Error::Weights) if there is none of this name, or it cannot be converted.
+    fn load_tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor>;
+
+    /// How a matrix is stored, if in blocks that a layer can use as they are.
+    fn quantization(&self, _name: &str) -> Option<Quantization> {
+        None
+    }
+
+    /// Copies a matrix with rows of `in_size` as it is stored; `None` if [`Self::quantization`] is.
+    ///
+    /// # Errors
+    /// As [`Self::load_tensor`].
+    fn load_quantized(&self, _name: &str, _in_size: usize) -> Result<Option<QuantizedWeight>> {
+        Ok(None)
+    }
+
+    /// Whether there is a tensor of this name.
+    fn has_tensor(&self, name: &str) -> bool {
+        self.tensor_shape(name).is_some()
+    }
+}
+
+/// Opens the weights of a model folder: safetensors, or the `model.gguf` of a quantised one.
+///
+/// # Errors
+/// As [`SafetensorsFiles::open`] and [`GgufFile::open`].
+pub fn open_weights(folder: impl AsRef<Path>) -> Result<Arc<dyn TensorSource>> {
+    let (folder, gguf) = (folder.as_ref(), folder.as_ref().join(MODEL_FILE));
+    match gguf.is_file() {
+        true => Ok(Arc::new(GgufFile::open(gguf)?)),
+        false => Ok(Arc::new(SafetensorsFiles::open(folder)?)),
+    }
+}
+
+/// Checks that a source has exactly the tensors of `expected`, see [`check_tensors`]; rows of quantised ones may be padded.
+///
+/// # Errors
+/// As [`check_tensors`].
+pub fn check_source(source: &dyn TensorSource, expected: &BTreeMap<String, Vec<usize>>) -> Result<()> {
+    let found = source.tensor_names().into_iter().filter_map(|name| {
+        let shape = source.tensor_shape(&name)?.to_vec();
+        let wanted = expected.get(&name).filter(|wanted| is_padded(source, &name, &shape, wanted));
+        Some((name, wanted.cloned().unwrap_or(shape)))
+    });
+    check_tensors(&source.path().display().to_string(), expected, &found.collect())
+}
+
+/// Whether a quantised matrix of this shape is that of another, padded.
+fn is_padded(source: &dyn TensorSource, name: &str, shape: &[usize], wanted: &[usize]) -> bool {
+    match (source.quantization(name), shape, wanted) {
+        (Some(kind), [rows, padded], [outputs, in_size]) => rows == outputs && *padded == kind.padded(*in_size),
+        _ => false,
+    }
+}
+
+/// A builder that hands out the tensors of `source` as constants, without gradients; those named in `later` as zeros that
+/// take no memory, for who replaces them.
+pub fn source_var_builder(
+    source: Arc<dyn TensorSource>,
+    later: BTreeSet<String>,
+    dtype: DType,
+    device: &Device,
+) -> VarBuilder<'static> {
+    VarBuilder::from_backend(Box::new(Backend { source, later }), dtype, device.clone())
+}
+
+struct Backend {
+    source: Arc<dyn TensorSource>,
+    later: BTreeSet<String>,
+}
+
+impl SimpleBackend for Backend {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        if self.later.contains(name) {
+            return Tensor::zeros((), dtype, device)?.broadcast_as(shape);
+        }
+        let found = self.source.tensor_shape(name).unwrap_or_default();
+        let padded = is_padded(&*self.source, name, found, shape.dims());
+        if self.source.has_tensor(name) && found != shape.dims() && !padded {
+            let path = self.source.path().display();
+            candle_core::bail!("{path}: tensor `{name}` is {found:?}, expected {:?}", shape.dims());
+        }
+        let tensor = self.get_unchecked(name, dtype, device)?;
+        if padded { tensor.narrow(1, 0, shape.dims2()?.1)?.contiguous() } else { Ok(tensor) }
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        self.source.load_tensor(name, dtype, device).map_err(candle_core::Error::wrap)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.source.has_tensor(name)
+    }
+}
