@@ -40,7 +40,7 @@ fn measure(case: &str) -> haplovl::Result<()> {
     let mut config = common::config();
     config.post_decoder.num_hidden_layers = layers.parse().expect("a number");
     let mut trainer = common::trainer(&config, checkpointed == "true")?;
-    let batch = common::prompt(&config);
+    let batch = common::prompt(&config, 1);
     let parameters: usize = trainer.parameters().values().map(|var| var.elem_count()).sum();
     let before = megabytes("VmRSS:");
     trainer.step(std::slice::from_ref(&batch))?;

@@ -11,19 +11,24 @@ mod common;
 #[path = "../examples/common/memory.rs"]
 mod memory;
 
+use std::cell::{LazyCell, RefCell};
 use std::hint::black_box;
+use std::ops::Deref;
 use std::time::Duration;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
+use common::{TEXT, config, images, model, picture, prompt, report, text, trainer};
 use criterion::{Criterion, Throughput, criterion_group};
-use haplovl::model::HaploVl;
+use haplovl::batch::MultimodalBatch;
+use haplovl::model::{Cache, HaploVl};
+use haplovl::nn::ops::{self, KeyRanges, Quantization, QuantizedWeight};
 use haplovl::train::on_large_stack;
-use haplovl::weights::Parameters;
-
-use common::{config, images, picture, prompt, trainer};
+use haplovl::weights::{Parameters, SaveOptions, open_weights, save_safetensors};
 
 /// Tokens generated behind the prompt.
 const NEW_TOKENS: usize = 32;
+/// Sequences that are decoded together.
+const SEQUENCES: usize = 8;
 
 fn preprocess(c: &mut Criterion) {
     let config = config();
@@ -35,56 +40,165 @@ fn preprocess(c: &mut Criterion) {
     group.finish();
 }
 
-fn inference(c: &mut Criterion) {
-    let config = config();
-    // Detached from the variables, so that no graph is kept for gradients nobody asks for.
-    let vb = Parameters::new().var_builder_where(0, DType::F32, &Device::Cpu, |_| false);
-    let model = HaploVl::new(&config, vb).expect("a model");
-    let prompt = prompt(&config);
-    let length = prompt.layout.seq_len;
-    let mut cache = model.cache(1, length + NEW_TOKENS).expect("a cache");
+/// How the weights of a benched model are held: floats, or blocks of few bits.
+const FORMATS: [Option<Quantization>; 4] =
+    [None, Some(Quantization::Q8_0), Some(Quantization::Q6K), Some(Quantization::Q4K)];
 
+fn name(format: Option<Quantization>) -> String {
+    format.map_or("f32".into(), |kind| kind.to_string())
+}
+
+fn inference(c: &mut Criterion) {
+    for format in FORMATS {
+        // Made only if one of the benches below is asked for.
+        let model = LazyCell::new(|| model(format));
+        prefill(c, format, &model);
+        for rows in [1, SEQUENCES] {
+            decode(c, format, rows, &model);
+        }
+    }
+}
+
+fn prefill(c: &mut Criterion, format: Option<Quantization>, model: &impl Deref<Target = HaploVl>) {
+    let prompt = prompt(&config(), 1);
+    let length = prompt.layout.seq_len;
+    let cache = LazyCell::new(|| RefCell::new(model.cache(1, length).expect("a cache")));
     let mut group = c.benchmark_group("prefill");
     group.sample_size(10).throughput(Throughput::Elements(length as u64));
-    group.bench_function("640/f32", |b| {
+    group.bench_function(format!("{length}/{}", name(format)), |b| {
+        let cache = &mut *cache.borrow_mut();
         b.iter(|| {
             cache.truncate(0);
-            model.prefill(black_box(&prompt), &mut cache).expect("logits")
+            model.prefill(black_box(&prompt), cache).expect("logits")
+        })
+    });
+    // Another question about a picture that the cache holds already.
+    let question = text(TEXT);
+    let cache = filled(model, &prompt, length);
+    group.throughput(Throughput::Elements(TEXT as u64));
+    group.bench_function(format!("{TEXT}_after_{}/{}", length - TEXT, name(format)), |b| {
+        let cache = &mut *cache.borrow_mut();
+        b.iter(|| {
+            cache.truncate(length - TEXT);
+            model.prefill(black_box(&question), cache).expect("logits")
         })
     });
     group.finish();
+}
 
-    cache.truncate(0);
-    model.prefill(&prompt, &mut cache).expect("logits");
+fn decode(c: &mut Criterion, format: Option<Quantization>, rows: usize, model: &impl Deref<Target = HaploVl>) {
+    let prompt = prompt(&config(), rows);
+    let length = prompt.layout.seq_len;
+    let cache = filled(model, &prompt, length + NEW_TOKENS);
+    let by_rows = if rows > 1 { format!("x{rows}") } else { String::new() };
     let mut group = c.benchmark_group("decode");
-    group.sample_size(10).throughput(Throughput::Elements(NEW_TOKENS as u64));
-    group.bench_function("640/f32", |b| {
+    group.sample_size(10).throughput(Throughput::Elements((rows * NEW_TOKENS) as u64));
+    group.bench_function(format!("{length}{by_rows}/{}", name(format)), |b| {
+        let cache = &mut *cache.borrow_mut();
         b.iter(|| {
             cache.truncate(length);
             for id in 0..NEW_TOKENS as u32 {
-                black_box(model.decode(&[3000 + id], &mut cache).expect("logits"));
+                black_box(model.decode(&vec![3000 + id; rows], cache).expect("logits"));
             }
         })
     });
     group.finish();
 }
 
+/// A cache that holds a prompt, made once and only if a bench looks at it: criterion calls a bench's closure many times.
+fn filled<'a>(
+    model: &'a impl Deref<Target = HaploVl>,
+    prompt: &'a MultimodalBatch,
+    capacity: usize,
+) -> LazyCell<RefCell<Cache>, impl FnOnce() -> RefCell<Cache> + 'a> {
+    LazyCell::new(move || {
+        let mut cache = model.cache(prompt.batch_size(), capacity).expect("a cache");
+        model.prefill(prompt, &mut cache).expect("logits");
+        RefCell::new(cache)
+    })
+}
+
+/// Attention of a layer of the post-decoder, by queries, over all keys.
+fn attention(c: &mut Criterion) {
+    let (keys, heads, kv_heads, head_dim) = (640, 16, 8, 64);
+    let random = |shape| Tensor::randn(0f32, 1.0, shape, &Device::Cpu).expect("a tensor");
+    let (k, v) = (random((1, keys, kv_heads, head_dim)), random((1, keys, kv_heads, head_dim)));
+    let mut group = c.benchmark_group("ops");
+    group.sample_size(20);
+    for queries in [1, keys] {
+        let q = random((1, queries, heads, head_dim));
+        let ranges = KeyRanges::full(1, queries, keys);
+        group.throughput(Throughput::Elements((4 * queries * keys * heads * head_dim) as u64));
+        group.bench_function(format!("attention/{queries}x{keys}"), |b| {
+            b.iter(|| ops::attention(black_box(&q), &k, &v, &ranges, 0.125).expect("attention"))
+        });
+    }
+    group.finish();
+}
+
+/// One matrix of the model's MLP, by rows of the input.
+fn linear(c: &mut Criterion) {
+    let (inputs, outputs) = (1024, 2816);
+    let random = |shape| Tensor::randn(0f32, 1.0, shape, &Device::Cpu).expect("a tensor");
+    let weight = random((outputs, inputs));
+    let mut group = c.benchmark_group("ops");
+    group.sample_size(20);
+    for rows in [1, 8, 640] {
+        let x = random((rows, inputs));
+        group.throughput(Throughput::Elements((2 * rows * inputs * outputs) as u64));
+        group.bench_function(format!("linear/{rows}/f32"), |b| {
+            b.iter(|| ops::linear(black_box(&x), &weight, None).expect("a product"))
+        });
+        for kind in Quantization::ALL {
+            let weight = QuantizedWeight::quantize(&weight, kind).expect("a weight");
+            group.bench_function(format!("linear/{rows}/{kind}"), |b| {
+                b.iter(|| ops::quantized_linear(black_box(&x), &weight, None).expect("a product"))
+            });
+        }
+    }
+    group.finish();
+}
+
+/// A folder of safetensors to a model that is ready.
+fn load(c: &mut Criterion) {
+    let config = config();
+    let folder = LazyCell::new(|| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let parameters = Parameters::new();
+        HaploVl::new(&config, parameters.var_builder(0, DType::F32, &Device::Cpu)).expect("a model");
+        save_safetensors(folder.path(), &parameters.tensors(), &SaveOptions::default()).expect("space on the disk");
+        folder
+    });
+    let mut group = c.benchmark_group("load");
+    group.sample_size(10);
+    for format in [None, Some(Quantization::Q8_0)] {
+        group.bench_function(format!("safetensors/{}", name(format)), |b| {
+            b.iter(|| {
+                let weights = open_weights(folder.path()).expect("the folder");
+                HaploVl::from_source(&config, weights, format, DType::F32, &Device::Cpu).expect("a model")
+            })
+        });
+    }
+    group.finish();
+}
+
 fn train_step(c: &mut Criterion) {
     let config = config();
-    let batch = prompt(&config);
+    let batch = prompt(&config, 1);
     let mut group = c.benchmark_group("train_step");
     group.sample_size(10).warm_up_time(Duration::from_secs(1));
     group.throughput(Throughput::Elements(batch.layout.seq_len as u64));
     for (name, checkpointing) in [("640/f32", false), ("640/f32_checkpointed", true)] {
-        let mut trainer = trainer(&config, checkpointing).expect("a trainer");
+        let trainer = LazyCell::new(|| RefCell::new(trainer(&config, checkpointing).expect("a trainer")));
         group.bench_function(name, |b| {
+            let trainer = &mut *trainer.borrow_mut();
             b.iter(|| trainer.step(std::slice::from_ref(black_box(&batch))).expect("a step"));
         });
     }
     group.finish();
 }
 
-criterion_group!(benches, preprocess, inference, train_step);
+criterion_group!(benches, preprocess, linear, attention, inference, train_step, load);
 
 /// What `criterion_main!` does, on a stack that is deep enough for the graphs of training.
 fn main() {
@@ -92,6 +206,7 @@ fn main() {
     let run = || {
         benches();
         Criterion::default().configure_from_args().final_summary();
+        report::write();
         Ok(())
     };
     on_large_stack(run).expect("a thread");

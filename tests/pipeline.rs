@@ -238,3 +238,33 @@ fn quantised_decoding_with_a_cache_says_what_a_pass_without_says() {
     assert!(!alone.text().is_empty());
     assert_eq!(alone.sequence, both.sequences[0]);
 }
+
+#[test]
+fn a_second_question_reuses_its_picture_and_no_other() {
+    let folder = checkpoint();
+    let model = load(folder.path()).unwrap();
+    let answerer = VisualQuestionAnswerer::new(&model);
+    let ask = |answerer: &VisualQuestionAnswerer<'_>, pictures: &[u32], question: &str| {
+        answerer.ask(pictures.iter().map(|seed| picture(*seed).into()), question).unwrap()
+    };
+    let afresh = |pictures: &[u32], question: &str| ask(&VisualQuestionAnswerer::new(&model), pictures, question);
+    let first = ask(&answerer, &[3, 90], "a b c");
+    assert_eq!(first.timings.cached_tokens, 0);
+    // Both pictures are kept; only the question is new.
+    let second = ask(&answerer, &[3, 90], "d e f g");
+    assert_eq!(second.sequence, afresh(&[3, 90], "d e f g").sequence);
+    assert!(second.timings.prompt_tokens - second.timings.cached_tokens < 10, "{:?}", second.timings);
+    // Of the same size, but another: only the first is kept.
+    let third = ask(&answerer, &[3, 91], "d e f g");
+    assert_eq!(third.sequence, afresh(&[3, 91], "d e f g").sequence);
+    assert!(third.timings.cached_tokens < second.timings.cached_tokens && third.timings.cached_tokens > 0);
+    let fourth = ask(&answerer, &[7, 91], "d e f g");
+    assert_eq!(fourth.sequence, afresh(&[7, 91], "d e f g").sequence);
+    assert!(fourth.timings.cached_tokens < third.timings.cached_tokens);
+    // Dropped on the way, and two at once.
+    let mut stream = answerer.stream([picture(7).into()], "a b c").unwrap();
+    stream.next();
+    let beside = ask(&answerer, &[7], "a b c");
+    drop(stream);
+    assert_eq!(beside.sequence, ask(&answerer, &[7], "a b c").sequence);
+}

@@ -2,6 +2,8 @@
 
 #![allow(clippy::expect_used, reason = "a bench that fails should stop, not be timed")]
 
+pub mod report;
+
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Var};
@@ -9,6 +11,7 @@ use haplovl::batch::{BatchSpec, IGNORE_INDEX, MultimodalBatch, PaddingSide, Sequ
 use haplovl::config::{HaploVlConfig, PreprocessorConfig};
 use haplovl::model::HaploVl;
 use haplovl::nn::CheckpointScope;
+use haplovl::nn::ops::Quantization;
 use haplovl::optim::{AdamW, AdamWConfig, Schedule};
 use haplovl::processor::{ImageProcessor, RgbImage};
 use haplovl::train::{NextToken, Trainer, UpdateRule};
@@ -17,7 +20,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Text tokens before the picture, and as many behind it.
-const TEXT: usize = 20;
+pub const TEXT: usize = 20;
 
 pub fn config() -> HaploVlConfig {
     let json = serde_json::from_str(include_str!("../config.json")).expect("benches/config.json is JSON");
@@ -34,8 +37,24 @@ pub fn images(config: &HaploVlConfig) -> ImageProcessor {
     ImageProcessor::new(&PreprocessorConfig::image(&config.vision), &config.vision).expect("a valid configuration")
 }
 
-/// Text, a picture, text; the text behind the picture is what a training step learns.
-pub fn prompt(config: &HaploVlConfig) -> MultimodalBatch {
+/// The model with random weights, detached from variables, so that no graph is kept for gradients nobody asks for.
+pub fn model(format: Option<Quantization>) -> HaploVl {
+    let vb = Parameters::new().var_builder_where(0, DType::F32, &Device::Cpu, |_| false);
+    let mut model = HaploVl::new(&config(), vb).expect("a model");
+    if let Some(kind) = format {
+        model.each_matrix(&mut |_, linear| linear.quantize(kind)).expect("a quantised model");
+    }
+    model
+}
+
+/// Text alone, one row.
+pub fn text(tokens: usize) -> MultimodalBatch {
+    let sequence = Sequence { input_ids: (2000..2000 + tokens as u32).collect(), labels: None, visuals: vec![] };
+    MultimodalBatch::new(&[sequence], BatchSpec::new(&config()), PaddingSide::Left, &Device::Cpu).expect("a batch")
+}
+
+/// Rows of text, a picture, text; the text behind the picture is what a training step learns.
+pub fn prompt(config: &HaploVlConfig, rows: usize) -> MultimodalBatch {
     let visual = images(config).process(&picture(336, 336)).expect("a picture");
     let tokens = visual.tokens(&config.vision).expect("a picture");
     let text = |first: u32| first..first + TEXT as u32;
@@ -46,7 +65,7 @@ pub fn prompt(config: &HaploVlConfig) -> MultimodalBatch {
         labels: Some(ignored.chain(text(2000)).collect()),
         visuals: vec![visual],
     };
-    let batch = MultimodalBatch::new(&[sequence], BatchSpec::new(config), PaddingSide::Left, &Device::Cpu);
+    let batch = MultimodalBatch::new(&vec![sequence; rows], BatchSpec::new(config), PaddingSide::Left, &Device::Cpu);
     let batch = batch.expect("a prompt that fits the model");
     assert_eq!(batch.layout.seq_len, 640, "the ids of these benches say 640");
     batch

@@ -83,14 +83,28 @@ impl ClipVision {
         Ok(states)
     }
 
-    /// The class token of the last hidden state after the final norm, (tiles, hidden_size).
+    /// The class token of the last hidden state after the final norm, (tiles, hidden_size): CLIP's view of a picture.
     ///
     /// # Errors
     /// If the pixels have another shape.
     pub fn pooled(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        let states = self.hidden_states(pixel_values, self.stack.layers().len())?;
-        let class = states.last().map(|last| last.narrow(1, 0, 1)?.squeeze(1)?.contiguous()).transpose()?;
-        self.post_layernorm.forward(&class.ok_or_else(|| Error::Batch("no hidden state".into()))?)
+        let class = self.last_hidden_state(pixel_values)?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
+        self.post_layernorm.forward(&class)
+    }
+
+    /// The mean over all patches of the last hidden state, each after the final norm, (tiles, hidden_size).
+    ///
+    /// # Errors
+    /// If the pixels have another shape.
+    pub fn mean_of_patches(&self, pixel_values: &Tensor) -> Result<Tensor> {
+        let last = self.last_hidden_state(pixel_values)?;
+        let patches = last.narrow(1, 1, last.dim(1)? - 1)?.contiguous()?;
+        Ok(self.post_layernorm.forward(&patches)?.mean(1)?)
+    }
+
+    fn last_hidden_state(&self, pixel_values: &Tensor) -> Result<Tensor> {
+        let last = self.hidden_states(pixel_values, self.stack.layers().len())?.pop();
+        last.ok_or_else(|| Error::Batch("no hidden state".into()))
     }
 }
 

@@ -10,7 +10,7 @@ use super::pre_decoder_model::angles_at;
 use super::{Cache, Connector, LanguageHead, Pass, PostDecoder, PreDecoderModel};
 use crate::batch::{MultimodalBatch, SequenceLayout};
 use crate::config::HaploVlConfig;
-use crate::nn::ops::{KeyRanges, Quantization};
+use crate::nn::ops::{KeyRanges, Quantization, on_pool};
 use crate::nn::{CheckpointScope, EachMatrix, RotaryEmbedding, key_ranges};
 use crate::weights::{ParameterShapes, TensorSource, check_source, source_var_builder};
 use crate::{Error, Result};
@@ -224,9 +224,11 @@ impl HaploVl {
     pub fn prefill(&self, batch: &MultimodalBatch, cache: &mut Cache) -> Result<Tensor> {
         batch.validate()?;
         let (ranges, positions) = cache.place(&batch.layout, self.config.image_attention)?;
-        let hidden = self.run(batch, &ranges, &positions, &[], Some(cache))?.post_decoder_output;
-        let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?;
-        self.lm_head.forward(&last.contiguous()?)
+        on_pool(|| {
+            let hidden = self.run(batch, &ranges, &positions, &[], Some(cache))?.post_decoder_output;
+            let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?;
+            self.lm_head.forward(&last.contiguous()?)
+        })
     }
 
     /// Appends one text token to each row and returns the logits (batch, vocab_size) behind it.

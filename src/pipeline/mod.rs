@@ -22,5 +22,5 @@ mod word_attention;
 pub use captioner::Captioner;
 pub use chat::{Chat, Reply};
 pub use loaded_model::{LoadOptions, LoadedModel, quantize_folder};
-pub use question_answerer::VisualQuestionAnswerer;
+pub use question_answerer::{AnswerStream, VisualQuestionAnswerer};
 pub use source::ModelSource;

@@ -1,23 +1,30 @@
 //! Answering questions about pictures.
 
+use std::sync::{Mutex, PoisonError};
+
 use super::LoadedModel;
 use crate::Result;
 use crate::config::GenerationConfig;
-use crate::generation::{Answer, CancelToken, Generation, Generator, TextIter};
+use crate::generation::{Answer, CancelToken, Generation, Generator, PrefixCache, Session};
 use crate::model::HaploVl;
 use crate::processor::{Content, Conversation, Message};
 
 /// Answers questions about pictures and videos, each on its own; [`Chat`](super::Chat) remembers.
+///
+/// What was computed for the pictures of the last question is kept: another question about the same pictures, compared
+/// pixel by pixel, is answered without looking at them again.
 pub struct VisualQuestionAnswerer<'m> {
     model: &'m LoadedModel,
     generator: Generator<'m, HaploVl>,
     config: GenerationConfig,
+    /// Of the last question; an answer under way has taken it.
+    cache: Mutex<PrefixCache>,
 }
 
 impl<'m> VisualQuestionAnswerer<'m> {
     /// An answerer with the model's own defaults of generation.
     pub fn new(model: &'m LoadedModel) -> Self {
-        Self { model, generator: model.generator(), config: model.generation().clone() }
+        Self { model, generator: model.generator(), config: model.generation().clone(), cache: Mutex::default() }
     }
 
     /// Generates in another way.
@@ -46,8 +53,11 @@ impl<'m> VisualQuestionAnswerer<'m> {
     ///
     /// # Errors
     /// As [`Self::ask`].
-    pub fn stream(&self, pictures: impl IntoIterator<Item = Content>, question: &str) -> Result<TextIter<'m, HaploVl>> {
-        self.generator.stream(&self.model.batch(&[request(pictures, question)])?, &self.config)
+    pub fn stream(&self, pictures: impl IntoIterator<Item = Content>, question: &str) -> Result<AnswerStream<'_, 'm>> {
+        let batch = self.model.batch(&[request(pictures, question)])?;
+        let mut cache = std::mem::take(&mut *self.cache.lock().unwrap_or_else(PoisonError::into_inner));
+        let session = cache.start(&self.generator, &batch, &self.config)?;
+        Ok(AnswerStream { answerer: self, session, cache })
     }
 
     /// Answers several questions together, each about pictures of its own: faster than one after the other.
@@ -60,6 +70,46 @@ impl<'m> VisualQuestionAnswerer<'m> {
     {
         let requests = Vec::from_iter(questions.into_iter().map(|(pictures, question)| request(pictures, &question)));
         self.generator.generate(&self.model.batch(&requests)?, &self.config)
+    }
+}
+
+/// An answer under way, as an iterator of text pieces.
+pub struct AnswerStream<'a, 'm> {
+    answerer: &'a VisualQuestionAnswerer<'m>,
+    session: Session<'m>,
+    cache: PrefixCache,
+}
+
+impl AnswerStream<'_, '_> {
+    /// The whole answer, without its pieces.
+    ///
+    /// # Errors
+    /// As [`Session::step`].
+    pub fn finish_all(mut self) -> Result<Answer> {
+        self.by_ref().try_for_each(|piece| piece.map(drop))?;
+        self.finish()
+    }
+
+    /// The answer as far as it has come, with token counts and times.
+    ///
+    /// # Errors
+    /// Those of the decoder.
+    pub fn finish(mut self) -> Result<Answer> {
+        self.session.answer()
+    }
+}
+
+impl Iterator for AnswerStream<'_, '_> {
+    type Item = Result<String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.cache.next_piece(self.answerer.model.model(), &mut self.session)
+    }
+}
+
+impl Drop for AnswerStream<'_, '_> {
+    fn drop(&mut self) {
+        *self.answerer.cache.lock().unwrap_or_else(PoisonError::into_inner) = std::mem::take(&mut self.cache);
     }
 }
 

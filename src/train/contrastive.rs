@@ -13,6 +13,9 @@ use crate::{Error, Result};
 
 /// A vision and a text tower with projections into one space.
 ///
+/// Unlike CLIP, a picture is the mean of its patches and not its class token: what a student learns from this teacher is
+/// its patches, and those of the last layer have no part in the class token.
+///
 /// A batch holds one caption a row and as many pictures as rows, which stand beside the text and not inside it. Every
 /// caption is a wrong answer for every other picture of the same micro-batch, and for none of another.
 #[derive(Debug)]
@@ -76,7 +79,7 @@ impl Objective for Contrastive {
     }
 
     fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {
-        let images = unit(&self.visual_projection.forward(&self.vision.pooled(&batch.pixel_values()?)?)?)?;
+        let images = unit(&self.visual_projection.forward(&self.vision.mean_of_patches(&batch.pixel_values()?)?)?)?;
         let captions = self.captions(batch)?;
         let (tiles, rows) = (images.dim(0)?, captions.dim(0)?);
         if tiles != rows {

@@ -7,6 +7,7 @@ use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape
 use rayon::prelude::*;
 
 use super::math::{Matrix, exp, matmul, vectorised};
+use super::single_query::SingleQuery;
 use super::{is_cpu_f32, is_tracked, with_slices};
 
 /// Queries that are handled together; their scores, `QUERIES x keys`, are all that is ever kept of the score matrix.
@@ -227,7 +228,7 @@ impl Attention {
         blocks
     }
 
-    /// Fills `p` (rows x keys of the block) with `softmax(scale q k^T)`; `rows` of `q` share `ranges` in turn.
+    /// Fills `p` (rows x keys of the block) with `softmax(scale q k^T)`; row after row with its own of `ranges`.
     fn probabilities(
         &self,
         q: Matrix,
@@ -265,22 +266,41 @@ impl Attention {
             .enumerate()
             .flat_map(|(b, blocks)| blocks.iter().flat_map(move |block| (0..kv_heads).map(move |h| (b, h, block))))
             .collect();
+        let q_heads_stride = q.strides[2];
         let run = |p: &mut Vec<f32>, &(b, kv_head, block): &(usize, usize, &Block)| {
             let (k, v) = (k.matrix(b, block.keys.start, kv_head), v.matrix(b, block.keys.start, kv_head));
             let ranges = &self.ranges.rows[b][block.queries.clone()];
-            self.each_matrix(kv_head, block, |head, rows, by_heads| {
-                let stride = |position, head| if by_heads { head } else { position };
-                let mut left = q.matrix(b, block.queries.start, head);
-                left.row_stride = stride(q.strides[1], q.strides[2]);
-                self.probabilities(left, k, rows, block, ranges, p);
-                let out_at = ((b * queries + block.queries.start) * heads + head) * head_dim;
+            let (first, group) = (kv_head * self.shape.group(), self.shape.group());
+            let out_at = |head| ((b * queries + block.queries.start) * heads + head) * head_dim;
+            if block.queries.len() == 1 {
+                let mut q = q.matrix(b, block.queries.start, first);
+                q.row_stride = q_heads_stride;
+                let (keys, scale) = (block.keys.len(), self.scale);
+                // SAFETY: each task writes the output rows of its own batch row and heads, which lie side by side; the
+                // matrices are those of tensors whose shapes were checked.
+                unsafe {
+                    let out = std::slice::from_raw_parts_mut(shared.at(out_at(first)), group * head_dim);
+                    let query = SingleQuery { q, k, v, heads: group, keys, head_dim, scale };
+                    // A block of one query has the keys of its range and no others.
+                    query.run(p, out, |scores| {
+                        vectorised(
+                            #[inline(always)]
+                            || softmax_within(scores, 0, keys),
+                        )
+                    });
+                }
+                return;
+            }
+            for head in first..first + group {
+                let rows = block.queries.len();
+                self.probabilities(q.matrix(b, block.queries.start, head), k, rows, block, ranges, p);
                 let weights = Matrix::rows(p.as_ptr(), block.keys.len());
                 // SAFETY: each task writes the output rows of its own batch row, queries and heads.
                 unsafe {
-                    let out = (shared.at(out_at), stride(heads * head_dim, head_dim));
+                    let out = (shared.at(out_at(head)), heads * head_dim);
                     matmul((rows, head_dim, block.keys.len()), out, false, weights, v, 1.0);
                 }
-            });
+            }
         };
         if tasks.iter().map(|t| t.2.queries.len() * t.2.keys.len()).sum::<usize>() * head_dim < 1 << 16 {
             let mut scratch = Vec::new();
@@ -289,17 +309,6 @@ impl Attention {
             tasks.par_iter().for_each_init(Vec::new, run);
         }
         out
-    }
-
-    /// The matrices of queries that share keys: one for each head, or a single one of all heads for a single query.
-    ///
-    /// `f` gets the first head, the number of rows, and whether rows go over heads instead of positions.
-    fn each_matrix(&self, kv_head: usize, block: &Block, mut f: impl FnMut(usize, usize, bool)) {
-        let (first, group) = (kv_head * self.shape.group(), self.shape.group());
-        match block.queries.len() {
-            1 => f(first, group, true),
-            rows => (first..first + group).for_each(|head| f(head, rows, false)),
-        }
     }
 
     /// With `P` the weights and `dP = dO V^T`: `dS = P (dP - rowsum(P dP))`, `dQ = scale dS K`, `dK = scale dS^T Q`,
@@ -491,6 +500,22 @@ mod tests {
             out.get(0).unwrap().get(0).unwrap().abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap(),
             0.0
         );
+    }
+
+    #[test]
+    fn a_query_alone_gives_what_it_gives_among_others() -> Result<()> {
+        for (head_dim, group, keys) in [(4, 1, 3), (13, 3, 10), (64, 2, 77)] {
+            let q = values(&[2, keys, 2 * group, head_dim], 0.1);
+            let (k, v) = (values(&[2, keys, 2, head_dim], 0.2), values(&[2, keys, 2, head_dim], 0.3));
+            let ranges = mixed(keys);
+            let all = attention(&q, &k, &v, &ranges, 0.5)?;
+            for query in [0, 1, keys - 1] {
+                let own = ranges.rows().iter().map(|row| vec![row[query].clone()]).collect();
+                let alone = attention(&q.narrow(1, query, 1)?, &k, &v, &KeyRanges::new(own), 0.5)?;
+                assert!(max_diff(&alone, &all.narrow(1, query, 1)?) < 1e-5, "{head_dim} {group} {keys} {query}");
+            }
+        }
+        Ok(())
     }
 
     #[test]

@@ -12,8 +12,10 @@ mod dots;
 mod linear;
 mod math;
 mod norm;
+mod q8_0;
 mod quantized;
 mod rope;
+mod single_query;
 
 pub use activation::{activation, gated_activation};
 pub use attention::{KeyRanges, attention, attention_weights};
@@ -24,6 +26,14 @@ pub use quantized::{Quantization, QuantizedWeight, quantized_linear};
 pub use rope::rope;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};
+
+/// Runs `f` on a thread of the pool that the kernels share their work on.
+///
+/// Anywhere else each kernel hands all its work over to the pool and sleeps until it is done, which takes as long as a
+/// small kernel itself; a token is some hundred kernels.
+pub(crate) fn on_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| f())
+}
 
 /// Whether the hand-written f32 CPU kernels apply.
 fn is_cpu_f32(tensors: &[&Tensor]) -> bool {

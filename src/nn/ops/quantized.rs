@@ -7,7 +7,8 @@ use std::sync::Arc;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Storage, Tensor};
 
-use super::{dots, is_cpu_f32, linear};
+use super::q8_0::{self, Q8_0};
+use super::{contiguous_slice, dots, is_cpu_f32, linear};
 use crate::Error;
 
 /// Blocks of this many inputs are what candle's fast kernels take, and what the K types consist of.
@@ -129,7 +130,7 @@ impl QuantizedWeight {
 
 /// `x W^T + b` for `x` (.., in) in f32 on the CPU and `bias` (out); the result is (.., out).
 ///
-/// Few rows are quantised to 8 bits themselves; many are multiplied with the weight's floats where that is faster.
+/// Where candle's kernels are the faster way, `x` is rounded to 8 bits in blocks as well.
 /// Differentiable in `x` and `bias`; the weight is frozen.
 ///
 /// # Errors
@@ -159,21 +160,48 @@ pub fn quantized_linear(x: &Tensor, weight: &QuantizedWeight, bias: Option<&Tens
 
 struct QuantizedLinear(Arc<QTensor>);
 
+/// How a product is computed.
+enum Way {
+    /// candle's kernels, which quantise `x` to 8 bits.
+    Candle,
+    /// One pass over the blocks.
+    Dots,
+    /// With the weights as floats.
+    Floats,
+}
+
 impl QuantizedLinear {
-    /// Whether to multiply with floats: candle's kernels of products of many rows are ahead only on processors with
-    /// instructions for sums of byte products.
-    fn through_floats(&self, rows: usize) -> bool {
-        rows > dots::MAX_ROWS && !has_byte_products()
+    /// candle's kernels are ahead where they work on several rows and outputs at once.
+    fn way(&self, rows: usize) -> Result<Way> {
+        let (outputs, inputs) = self.0.shape().dims2()?;
+        let tiled = outputs.is_multiple_of(16) && inputs.is_multiple_of(FAST_BLOCK) && has_tiles(self.0.dtype());
+        Ok(match (tiled, self.0.dtype(), rows) {
+            (true, ..) => Way::Candle,
+            (_, GgmlDType::Q8_0, ..=dots::MAX_ROWS) => Way::Dots,
+            (_, _, ..=dots::MAX_ROWS) => Way::Candle,
+            _ => Way::Floats,
+        })
+    }
+
+    fn floats(&self) -> Result<Tensor> {
+        match self.0.dtype() {
+            GgmlDType::Q8_0 => Tensor::from_vec(q8_0::dequantize(&self.0.data()?), self.0.shape(), &Device::Cpu),
+            _ => self.0.dequantize(&Device::Cpu),
+        }
     }
 }
 
-fn has_byte_products() -> bool {
+/// Whether candle has a kernel for tiles of this type on this processor.
+fn has_tiles(dtype: GgmlDType) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return std::is_x86_feature_detected!("avx512vnni");
+    return match dtype {
+        GgmlDType::Q8_0 => std::is_x86_feature_detected!("avx512vnni"),
+        _ => std::is_x86_feature_detected!("avx2"),
+    };
     #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("dotprod");
+    return std::arch::is_aarch64_feature_detected!("dotprod") && dtype != GgmlDType::F32;
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    false
+    return false && dtype == GgmlDType::F32;
 }
 
 impl CustomOp1 for QuantizedLinear {
@@ -182,19 +210,26 @@ impl CustomOp1 for QuantizedLinear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
-        if !self.through_floats(lx.shape().dims2()?.0) {
-            return self.0.cpu_fwd(x, lx);
-        }
-        let floats = self.0.dequantize(&Device::Cpu)?;
-        let (storage, layout) = floats.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(storage) => linear::forward(x, lx, storage, layout),
-            _ => candle_core::bail!("expected a quantised weight on the CPU"),
+        let (rows, width) = lx.shape().dims2()?;
+        match self.way(rows)? {
+            Way::Candle => self.0.cpu_fwd(x, lx),
+            Way::Dots => {
+                let y = dots::products(contiguous_slice(x, lx)?, Q8_0(&self.0.data()?), width);
+                Ok((CpuStorage::F32(y), Shape::from((rows, self.0.shape().dims2()?.0))))
+            }
+            Way::Floats => {
+                let floats = self.floats()?;
+                let (storage, layout) = floats.storage_and_layout();
+                match &*storage {
+                    Storage::Cpu(storage) => linear::forward(x, lx, storage, layout),
+                    _ => candle_core::bail!("expected a quantised weight on the CPU"),
+                }
+            }
         }
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(g.detach().contiguous()?.matmul(&self.0.dequantize(&Device::Cpu)?)?))
+        Ok(Some(g.detach().contiguous()?.matmul(&self.floats()?)?))
     }
 }
 
