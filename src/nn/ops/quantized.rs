@@ -81,6 +81,9 @@ impl QuantizedWeight {
     /// From candle, if it is no matrix.
     pub fn quantize(weight: &Tensor, kind: Quantization) -> Result<Self> {
         let (_, in_size) = weight.dims2()?;
+        if in_size == 0 {
+            candle_core::bail!("a matrix {:?} without inputs cannot be quantised", weight.dims());
+        }
         let weight = weight.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let weight = weight.pad_with_zeros(1, 0, kind.padded(in_size) - in_size)?.contiguous()?;
         Ok(Self { tensor: Arc::new(QTensor::quantize(&weight, kind.ggml_dtype())?), in_size })
@@ -92,8 +95,12 @@ impl QuantizedWeight {
     /// If it is no matrix, or its rows are shorter.
     pub fn from_qtensor(tensor: QTensor, in_size: usize) -> Result<Self> {
         let (_, padded) = tensor.shape().dims2()?;
-        if padded < in_size {
-            candle_core::bail!("quantised matrix {:?}, expected rows of at least {in_size}", tensor.shape());
+        if padded < in_size || in_size == 0 {
+            candle_core::bail!(
+                "quantised matrix {:?}, expected rows of at least {} inputs",
+                tensor.shape(),
+                in_size.max(1)
+            );
         }
         Ok(Self { tensor: Arc::new(tensor), in_size })
     }
@@ -285,6 +292,9 @@ mod tests {
             assert_eq!(kind.to_string().to_uppercase().parse::<Quantization>().ok(), Some(kind));
         }
         assert!("q5_0".parse::<Quantization>().is_err());
+        assert!(
+            QuantizedWeight::quantize(&Tensor::zeros((4, 0), DType::F32, &Device::Cpu)?, Quantization::Q8_0).is_err()
+        );
         let weight = QuantizedWeight::quantize(&values(&[16, 40], 0.2), Quantization::Q8_0)?;
         assert!(quantized_linear(&values(&[2, 41], 0.1), &weight, None).is_err());
         assert!(quantized_linear(&values(&[2, 40], 0.1).to_dtype(DType::F64)?, &weight, None).is_err());

@@ -6,7 +6,7 @@ use super::dots::{OUTPUTS, dots};
 use super::math::Matrix;
 
 /// Vectors of a value's row that are summed side by side.
-const SIDE_BY_SIDE: usize = 4;
+const SIDE_BY_SIDE: usize = 8;
 
 /// The heads of a group, and the keys and values that they share.
 pub(super) struct SingleQuery {
@@ -57,10 +57,18 @@ impl WithSimd for Scores<'_> {
             let found = OUTPUTS.min(query.keys - first);
             // The last keys of all may be fewer: the others of their group repeat one of them.
             let keys = std::array::from_fn(|i| query.row(query.k, first + i.min(found - 1)));
-            for head in 0..query.heads {
-                let products = dots(simd, keys, [query.row(query.q, head)]);
+            let mut put = |head: usize, products: [f32; OUTPUTS]| {
                 let scores = &mut scores[head * query.keys + first..][..found];
-                scores.iter_mut().zip(products).for_each(|(score, [product])| *score = query.scale * product);
+                scores.iter_mut().zip(products).for_each(|(score, product)| *score = query.scale * product);
+            };
+            for head in (0..query.heads / 2 * 2).step_by(2) {
+                let products = dots(simd, keys, [query.row(query.q, head), query.row(query.q, head + 1)]);
+                put(head, products.map(|[first, _]| first));
+                put(head + 1, products.map(|[_, second]| second));
+            }
+            if query.heads % 2 == 1 {
+                let last = query.heads - 1;
+                put(last, dots(simd, keys, [query.row(query.q, last)]).map(|[product]| product));
             }
         }
     }
