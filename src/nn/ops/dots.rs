@@ -3,7 +3,7 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Most rows that this beats a general matrix product on.
+/// Rows up to which reading the weights is most of the work.
 pub(super) const MAX_ROWS: usize = 8;
 /// Outputs that are computed side by side, so that sums need not wait for each other.
 pub(super) const OUTPUTS: usize = 4;

@@ -56,7 +56,7 @@ fn convert_portably(blocks: &[u8], floats: &mut [f32]) {
     }
 }
 
-/// The compiler makes six times slower code of the loop above.
+/// The compiler makes several times slower code of the loop above.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn convert_avx2(blocks: &[u8], floats: &mut [f32]) {
