@@ -224,11 +224,13 @@ impl HaploVl {
     pub fn prefill(&self, batch: &MultimodalBatch, cache: &mut Cache) -> Result<Tensor> {
         batch.validate()?;
         let (ranges, positions) = cache.place(&batch.layout, self.config.image_attention)?;
-        on_pool(|| {
+        let mut run = || {
             let hidden = self.run(batch, &ranges, &positions, &[], Some(cache))?.post_decoder_output;
             let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?;
             self.lm_head.forward(&last.contiguous()?)
-        })
+        };
+        // Kernels of a GPU share no work over the pool.
+        if self.device().is_cpu() { on_pool(run) } else { run() }
     }
 
     /// Appends one text token to each row and returns the logits (batch, vocab_size) behind it.

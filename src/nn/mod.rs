@@ -26,6 +26,7 @@ pub use mask::key_ranges;
 pub use mlp::Mlp;
 pub use norm::Norm;
 pub use patch_embedding::PatchEmbedding;
+pub(crate) use patch_embedding::cut_patches;
 pub use rotary::{RotaryAngles, RotaryEmbedding};
 
 /// How weights of `fan_in` inputs start, and embeddings of this width: at random with a deviation of `1 / sqrt(fan_in)`.

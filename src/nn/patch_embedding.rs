@@ -33,14 +33,16 @@ impl PatchEmbedding {
     /// # Errors
     /// If the pixels have another shape, or a side is not a multiple of the patch.
     pub fn forward(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        let (tiles, _, height, width) = pixel_values.dims4()?;
-        let patch = self.patch_size;
-        let (rows, columns) = (height / patch, width / patch);
-        let patches = pixel_values
-            .to_dtype(self.weight.dtype())?
-            .reshape(&[tiles, 3, rows, patch, columns, patch][..])?
-            .permute(vec![0, 2, 4, 1, 3, 5])?
-            .reshape((tiles, rows * columns, 3 * patch * patch))?;
+        let patches = cut_patches(&pixel_values.to_dtype(self.weight.dtype())?, self.patch_size)?;
         Ok(ops::linear(&patches, &self.weight.flatten_from(1)?, None)?)
     }
+}
+
+/// (tiles, 3, height, width) -> (tiles, patches in reading order, 3 * patch * patch), each patch in the order of a
+/// projection's weight. `patch` is not 0.
+pub(crate) fn cut_patches(pixel_values: &Tensor, patch: usize) -> Result<Tensor> {
+    let (tiles, _, height, width) = pixel_values.dims4()?;
+    let (rows, columns) = (height / patch, width / patch);
+    let cut = pixel_values.reshape(&[tiles, 3, rows, patch, columns, patch][..])?;
+    Ok(cut.permute(vec![0, 2, 4, 1, 3, 5])?.reshape((tiles, rows * columns, 3 * patch * patch))?)
 }

@@ -6,6 +6,7 @@ use candle_core::{D, DType, Device, Tensor};
 use crate::Result;
 use crate::batch::Visual;
 use crate::config::HaploVlConfig;
+use crate::nn::cut_patches;
 use crate::weights::{Parameters, principal_components};
 
 /// Variance that is taken for noise, in units of normalised pixels: patterns weaker than that are not blown up.
@@ -54,7 +55,8 @@ pub(super) fn whiten_patches(config: &HaploVlConfig, parameters: &Parameters, pi
     if pixels.is_empty() {
         return Ok(());
     }
-    let patches = patches(&Tensor::cat(&pixels, 0)?.to_device(&Device::Cpu)?, config.vision.patch_size)?;
+    let pixels = Tensor::cat(&pixels, 0)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+    let patches = cut_patches(&pixels, config.vision.patch_size)?.flatten_to(1)?;
     for name in ["model.patch_embed.proj.weight", "vision_model.embeddings.patch_embedding.weight"] {
         let Some(var) = parameters.get(name) else { continue };
         let patterns = principal_components(&patches, var.dim(0)?)?;
@@ -63,14 +65,6 @@ pub(super) fn whiten_patches(config: &HaploVlConfig, parameters: &Parameters, pi
         parameters.set(name, &weight.reshape(var.shape())?)?;
     }
     Ok(())
-}
-
-/// (tiles, 3, side, side) to (patches, 3 * patch * patch), in the order of a projection's weight.
-fn patches(pixels: &Tensor, patch: usize) -> Result<Tensor> {
-    let (tiles, channels, height, width) = pixels.dims4()?;
-    let (rows, columns) = (height / patch.max(1), width / patch.max(1));
-    let cut = pixels.to_dtype(DType::F32)?.reshape(&[tiles, channels, rows, patch, columns, patch][..])?;
-    Ok(cut.permute(vec![0, 2, 4, 1, 3, 5])?.reshape(((), channels * patch * patch))?)
 }
 
 #[cfg(test)]
@@ -102,7 +96,8 @@ mod tests {
         let picture = Visual::Image { pixel_values: pixels.clone(), size: Size::new(side, side) };
         whiten_patches(&config, &parameters, &[picture]).unwrap();
         let weight = parameters.get("model.patch_embed.proj.weight").unwrap().flatten_from(1).unwrap();
-        let out = patches(&pixels, config.vision.patch_size).unwrap().matmul(&weight.t().unwrap()).unwrap();
+        let patches = cut_patches(&pixels, config.vision.patch_size).unwrap().flatten_to(1).unwrap();
+        let out = patches.matmul(&weight.t().unwrap()).unwrap();
         for strength in out.sqr().unwrap().mean(0).unwrap().to_vec1::<f32>().unwrap() {
             assert!((0.5..1.01).contains(&strength), "{strength}");
         }

@@ -12,8 +12,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 
-use super::source::{TensorSource, source_var_builder};
-use super::strict::check_tensors;
+use super::source::{TensorSource, check_source, source_var_builder};
 use crate::{Error, Result};
 
 /// The name of a checkpoint's weights when they are one file.
@@ -161,12 +160,12 @@ impl SafetensorsFiles {
         self.tensors.iter().map(load).collect()
     }
 
-    /// Checks that the tensors are exactly those of `expected`, see [`check_tensors`].
+    /// Checks that the tensors are exactly those of `expected`, see [`check_source`].
     ///
     /// # Errors
     /// One [`Error::Weights`] that lists every missing, unexpected and misshapen tensor.
     pub fn check(&self, expected: &BTreeMap<String, Vec<usize>>) -> Result<()> {
-        check_tensors(&self.path.display().to_string(), expected, &self.shapes())
+        check_source(self, expected)
     }
 
     /// A builder that hands out these tensors as constants, without gradients.

@@ -13,7 +13,7 @@ use crate::Error;
 
 /// Blocks of this many inputs are what candle's fast kernels take, and what the K types consist of.
 const FAST_BLOCK: usize = 256;
-/// From this width on, padding to whole [`FAST_BLOCK`]s costs at most a third.
+/// From this width on, padding to whole [`FAST_BLOCK`]s costs at most half.
 const PAD_FROM: usize = 512;
 
 /// How weights are stored: bits a weight, its share of a block's scale included.
@@ -201,14 +201,14 @@ impl QuantizedLinear {
 /// Whether candle has a kernel for tiles of this type on this processor.
 fn has_tiles(dtype: GgmlDType) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return match dtype {
-        GgmlDType::Q8_0 => std::is_x86_feature_detected!("avx512vnni"),
-        _ => std::is_x86_feature_detected!("avx2"),
-    };
+    let (q8_0, others) = (std::is_x86_feature_detected!("avx512vnni"), std::is_x86_feature_detected!("avx2"));
     #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("dotprod") && dtype != GgmlDType::F32;
+    let q8_0 = std::arch::is_aarch64_feature_detected!("dotprod");
+    #[cfg(target_arch = "aarch64")]
+    let others = q8_0;
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    return false && dtype == GgmlDType::F32;
+    let (q8_0, others) = (false, false);
+    if dtype == GgmlDType::Q8_0 { q8_0 } else { others }
 }
 
 impl CustomOp1 for QuantizedLinear {
