@@ -7,7 +7,7 @@ use crate::{Error, Result};
 /// Positions that room is made for at first.
 const FIRST_ROOM: usize = 1024;
 
-/// The cache of one layer: keys and values, each (batch, room, kv_heads, head_dim).
+/// The cache of one layer: keys and values, each (batch, kv_heads, room, head_dim): what a head looks at lies together.
 ///
 /// Room is made for many positions at once and doubled when it is full, up to the capacity: a long answer that is
 /// allowed but never given costs nothing.
@@ -26,7 +26,7 @@ impl LayerCache {
     /// From candle, if there is not enough memory on the device.
     pub fn new(shape: (usize, usize, usize, usize), dtype: DType, device: &Device) -> Result<Self> {
         let (batch, capacity, heads, head_dim) = shape;
-        let empty = || Tensor::zeros((batch, capacity.min(FIRST_ROOM), heads, head_dim), dtype, device);
+        let empty = || Tensor::zeros((batch, heads, capacity.min(FIRST_ROOM), head_dim), dtype, device);
         Ok(Self { keys: empty()?, values: empty()?, len: 0, capacity })
     }
 
@@ -53,16 +53,17 @@ impl LayerCache {
                 self.len
             )));
         }
-        let room = self.keys.dim(1)?;
+        let room = self.keys.dim(2)?;
         if self.len + new > room {
             let room = (self.len + new).max(2 * room).min(capacity);
             self.keys = enlarged(&self.keys, self.len, room)?;
             self.values = enlarged(&self.values, self.len, room)?;
         }
-        self.keys.slice_set(&keys.contiguous()?, 1, self.len)?;
-        self.values.slice_set(&values.contiguous()?, 1, self.len)?;
+        self.keys.slice_set(&keys.transpose(1, 2)?.contiguous()?, 2, self.len)?;
+        self.values.slice_set(&values.transpose(1, 2)?.contiguous()?, 2, self.len)?;
         self.len += new;
-        Ok((self.keys.narrow(1, 0, self.len)?, self.values.narrow(1, 0, self.len)?))
+        let held = |buffer: &Tensor| buffer.narrow(2, 0, self.len)?.transpose(1, 2);
+        Ok((held(&self.keys)?, held(&self.values)?))
     }
 
     /// Forgets all positions from `len` on.
@@ -81,10 +82,10 @@ impl LayerCache {
 
 /// A buffer with `room` positions, the first `len` of them copied.
 fn enlarged(buffer: &Tensor, len: usize, room: usize) -> Result<Tensor> {
-    let (batch, _, heads, head_dim) = buffer.dims4()?;
-    let larger = Tensor::zeros((batch, room, heads, head_dim), buffer.dtype(), buffer.device())?;
+    let (batch, heads, _, head_dim) = buffer.dims4()?;
+    let larger = Tensor::zeros((batch, heads, room, head_dim), buffer.dtype(), buffer.device())?;
     if len > 0 {
-        larger.slice_set(&buffer.narrow(1, 0, len)?.contiguous()?, 1, 0)?;
+        larger.slice_set(&buffer.narrow(2, 0, len)?.contiguous()?, 2, 0)?;
     }
     Ok(larger)
 }

@@ -1,97 +1,47 @@
 //! `x W^T` for few rows of `x`, where reading `W` is all the work: one pass over it for all rows.
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
+
+use super::blocks::in_blocks;
 
 /// Rows up to which reading the weights is most of the work.
 pub(super) const MAX_ROWS: usize = 8;
 /// Outputs that are computed side by side, so that sums need not wait for each other.
 pub(super) const OUTPUTS: usize = 4;
-/// Weights of one task: enough work to be worth a thread.
-const TASK_WEIGHTS: usize = 1 << 16;
-
-/// Rows of weights that become floats where they are used.
-pub(super) trait WeightRows: Copy + Send + Sync {
-    /// Number of rows, each of `width` weights.
-    fn rows(self, width: usize) -> usize;
-
-    /// Some consecutive rows as floats; `buffer` is for those that are not floats already.
-    fn floats<'b>(self, first: usize, rows: usize, width: usize, buffer: &'b mut Vec<f32>) -> &'b [f32]
-    where
-        Self: 'b;
-}
-
-impl WeightRows for &[f32] {
-    fn rows(self, width: usize) -> usize {
-        self.len() / width
-    }
-
-    #[inline(always)]
-    fn floats<'b>(self, first: usize, rows: usize, width: usize, _: &'b mut Vec<f32>) -> &'b [f32]
-    where
-        Self: 'b,
-    {
-        &self[first * width..(first + rows) * width]
-    }
-}
-
 /// `x` (rows, width) times the transpose of `w` (outputs, width): (rows, outputs).
 ///
 /// A row's result does not depend on the other rows, nor on how many there are, nor on threads.
-pub(super) fn products<W: WeightRows>(x: &[f32], w: W, width: usize) -> Vec<f32> {
-    let (rows, outputs) = (x.len() / width, w.rows(width));
-    let per_task = (TASK_WEIGHTS / width).next_multiple_of(OUTPUTS).max(OUTPUTS);
-    // Outputs of a task are apart in the result when there are several rows, so each task fills a block of its own.
-    let task = |first: usize| {
-        let count = per_task.min(outputs - first);
-        let mut out = vec![0f32; rows * count];
-        Arch::new().dispatch(Block { x, w, first, count, width, out: &mut out });
-        out
-    };
-    if outputs <= per_task {
-        return task(0);
-    }
-    let starts: Vec<usize> = (0..outputs).step_by(per_task).collect();
-    let blocks: Vec<Vec<f32>> = starts.par_iter().map(|first| task(*first)).collect();
-    if rows == 1 {
-        return blocks.concat();
-    }
-    let mut y = vec![0f32; rows * outputs];
-    for (first, block) in starts.iter().zip(&blocks) {
-        let count = block.len() / rows;
-        for (row, values) in block.chunks(count).enumerate() {
-            y[row * outputs + first..][..count].copy_from_slice(values);
-        }
-    }
-    y
+pub(super) fn products(x: &[f32], w: &[f32], width: usize) -> Vec<f32> {
+    in_blocks(x.len() / width, w.len() / width, width, |rows, outputs, out| {
+        let x = &x[rows.start * width..rows.end * width];
+        let w = &w[outputs.start * width..outputs.end * width];
+        Arch::new().dispatch(Block { x, w, width, out });
+    })
 }
 
-/// Products of all rows of `x` with `count` rows of `w`, into `out` (rows, count).
-struct Block<'a, W> {
+/// Products of all rows of `x` with all of `w`, into `out` (rows, outputs).
+struct Block<'a> {
     x: &'a [f32],
-    w: W,
-    first: usize,
-    count: usize,
+    w: &'a [f32],
     width: usize,
     out: &'a mut [f32],
 }
 
-impl<W: WeightRows> WithSimd for Block<'_, W> {
+impl WithSimd for Block<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { x, w, first, count, width, out } = self;
-        let mut buffer = Vec::new();
-        for at in (0..count).step_by(OUTPUTS) {
-            let outputs = OUTPUTS.min(count - at);
-            let w = w.floats(first + at, outputs, width, &mut buffer);
+        let Self { x, w, width, out } = self;
+        let count = w.len() / width;
+        for first in (0..count).step_by(OUTPUTS) {
+            let found = OUTPUTS.min(count - first);
             // The last outputs of all may be fewer: the others of their group repeat one of them.
-            let w = std::array::from_fn(|i| &w[i.min(outputs - 1) * width..][..width]);
+            let w = std::array::from_fn(|i| &w[(first + i.min(found - 1)) * width..][..width]);
             let mut rows = x.chunks_exact(2 * width);
             let mut put = |row: usize, o: usize, sum: f32| {
-                if o < outputs {
-                    out[row * count + at + o] = sum;
+                if o < found {
+                    out[row * count + first + o] = sum;
                 }
             };
             for (pair, x) in rows.by_ref().enumerate() {
@@ -143,12 +93,12 @@ mod tests {
         for (rows, outputs, width) in [(1, 1, 1), (3, 7, 13), (2, 4, 8), (8, 131, 1029), (5, 66, 24)] {
             let (x, w) = (values(&[rows, width], 0.1), values(&[outputs, width], 0.2));
             let (x_values, w_values) = (x.flatten_all()?.to_vec1::<f32>()?, w.flatten_all()?.to_vec1::<f32>()?);
-            let y = products(&x_values, w_values.as_slice(), width);
+            let y = products(&x_values, &w_values, width);
             let expected = x.matmul(&w.t()?)?;
             let tensor = Tensor::from_slice(&y, (rows, outputs), &Device::Cpu)?;
             assert!(max_diff(&tensor, &expected) < 1e-4 * width as f32 / 64.0 + 1e-5);
             for (row, x) in x_values.chunks(width).enumerate() {
-                assert_eq!(products(x, w_values.as_slice(), width), y[row * outputs..][..outputs]);
+                assert_eq!(products(x, &w_values, width), y[row * outputs..][..outputs]);
             }
         }
         Ok(())

@@ -8,11 +8,13 @@
 
 mod activation;
 mod attention;
+mod blocks;
+#[cfg(target_arch = "x86_64")]
+mod bytes;
 mod dots;
 mod linear;
 mod math;
 mod norm;
-mod q8_0;
 mod quantized;
 mod rope;
 mod single_query;

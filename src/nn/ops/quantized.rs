@@ -7,14 +7,18 @@ use std::sync::Arc;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Storage, Tensor};
 
-use super::q8_0::{self, Q8_0};
-use super::{contiguous_slice, dots, is_cpu_f32, linear};
+#[cfg(target_arch = "x86_64")]
+use super::{bytes, contiguous_slice};
+use super::{dots, is_cpu_f32, linear};
 use crate::Error;
 
 /// Blocks of this many inputs are what candle's fast kernels take, and what the K types consist of.
 const FAST_BLOCK: usize = 256;
 /// From this width on, padding to whole [`FAST_BLOCK`]s costs at most half.
 const PAD_FROM: usize = 512;
+
+/// From this many rows on, turning `Q8_0` into floats first is the faster way where there are no byte products with signs.
+const Q8_0_FLOATS_FROM: usize = 32;
 
 /// How weights are stored: bits a weight, its share of a block's scale included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -169,32 +173,39 @@ struct QuantizedLinear(Arc<QTensor>);
 
 /// How a product is computed.
 enum Way {
-    /// candle's kernels, which quantise `x` to 8 bits.
+    /// Own kernels, which round `x` to 8 bits.
+    #[cfg(target_arch = "x86_64")]
+    Bytes(pulp::x86::V3),
+    /// candle's kernels, which do so as well.
     Candle,
-    /// One pass over the blocks.
-    Dots,
     /// With the weights as floats.
     Floats,
 }
 
 impl QuantizedLinear {
-    /// candle's kernels are ahead where they work on several rows and outputs at once.
     fn way(&self, rows: usize) -> Result<Way> {
+        let dtype = self.0.dtype();
+        // candle's kernels are ahead where they work on several rows and outputs at once.
         let (outputs, inputs) = self.0.shape().dims2()?;
-        let tiled = outputs.is_multiple_of(16) && inputs.is_multiple_of(FAST_BLOCK) && has_tiles(self.0.dtype());
-        Ok(match (tiled, self.0.dtype(), rows) {
-            (true, ..) => Way::Candle,
-            (_, GgmlDType::Q8_0, ..=dots::MAX_ROWS) => Way::Dots,
-            (_, _, ..=dots::MAX_ROWS) => Way::Candle,
-            _ => Way::Floats,
-        })
+        let tiled = outputs.is_multiple_of(16) && inputs.is_multiple_of(FAST_BLOCK) && has_tiles(dtype);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = bytes::instructions(dtype) {
+            let (few, wider) = (rows <= dots::MAX_ROWS, std::is_x86_feature_detected!("avx512vnni"));
+            return Ok(match dtype {
+                _ if tiled && wider && !few => Way::Candle,
+                GgmlDType::Q8_0 if rows >= Q8_0_FLOATS_FROM => Way::Floats,
+                _ => Way::Bytes(simd),
+            });
+        }
+        Ok(if tiled || rows <= dots::MAX_ROWS { Way::Candle } else { Way::Floats })
     }
 
     fn floats(&self) -> Result<Tensor> {
-        match self.0.dtype() {
-            GgmlDType::Q8_0 => Tensor::from_vec(q8_0::dequantize(&self.0.data()?), self.0.shape(), &Device::Cpu),
-            _ => self.0.dequantize(&Device::Cpu),
+        #[cfg(target_arch = "x86_64")]
+        if let (GgmlDType::Q8_0, Some(simd)) = (self.0.dtype(), bytes::instructions(GgmlDType::Q8_0)) {
+            return Tensor::from_vec(bytes::q8_0_floats(simd, &self.0.data()?), self.0.shape(), &Device::Cpu);
         }
+        self.0.dequantize(&Device::Cpu)
     }
 }
 
@@ -217,13 +228,15 @@ impl CustomOp1 for QuantizedLinear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (rows, width) = lx.shape().dims2()?;
-        match self.way(rows)? {
-            Way::Candle => self.0.cpu_fwd(x, lx),
-            Way::Dots => {
-                let y = dots::products(contiguous_slice(x, lx)?, Q8_0(&self.0.data()?), width);
-                Ok((CpuStorage::F32(y), Shape::from((rows, self.0.shape().dims2()?.0))))
+        match self.way(lx.shape().dims2()?.0)? {
+            #[cfg(target_arch = "x86_64")]
+            Way::Bytes(simd) => {
+                let (outputs, width) = self.0.shape().dims2()?;
+                let x = contiguous_slice(x, lx)?;
+                let y = bytes::products(simd, x, &self.0.data()?, self.0.dtype(), width);
+                Ok((CpuStorage::F32(y), Shape::from((x.len() / width, outputs))))
             }
+            Way::Candle => self.0.cpu_fwd(x, lx),
             Way::Floats => {
                 let floats = self.floats()?;
                 let (storage, layout) = floats.storage_and_layout();

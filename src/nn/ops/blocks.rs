@@ -1,0 +1,53 @@
+//! How threads share a product `x W^T`.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+/// Weights of one task: enough work to be worth a thread.
+const TASK_WEIGHTS: usize = 1 << 16;
+/// Up to this many rows of `x`, tasks share the weights, so that each is read once.
+const FEW_ROWS: usize = 64;
+/// Outputs of a task are a multiple of this.
+const OUTPUTS: usize = 4;
+
+/// Fills (rows, outputs) by blocks: `fill` is given some rows, some outputs, and the block (rows, outputs) to fill.
+pub(super) fn in_blocks(
+    rows: usize,
+    outputs: usize,
+    width: usize,
+    fill: impl Fn(Range<usize>, Range<usize>, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let mut y = vec![0f32; rows * outputs];
+    let per_task = (TASK_WEIGHTS / width).next_multiple_of(OUTPUTS).max(OUTPUTS);
+    if outputs == 0 || (rows <= FEW_ROWS && outputs <= per_task) {
+        fill(0..rows, 0..outputs, &mut y);
+    } else if rows == 1 {
+        let parts = y.par_chunks_mut(per_task).enumerate();
+        parts.for_each(|(i, part)| fill(0..1, i * per_task..i * per_task + part.len(), part));
+    } else if rows <= FEW_ROWS {
+        // Outputs of a task are apart in the result, so each fills a block of its own.
+        let starts: Vec<usize> = (0..outputs).step_by(per_task).collect();
+        let block = |first: &usize| {
+            let count = per_task.min(outputs - first);
+            let mut block = vec![0f32; rows * count];
+            fill(0..rows, *first..first + count, &mut block);
+            block
+        };
+        let blocks: Vec<Vec<f32>> = starts.par_iter().map(block).collect();
+        for (first, block) in starts.iter().zip(&blocks) {
+            let count = block.len() / rows;
+            for (row, values) in block.chunks(count).enumerate() {
+                y[row * outputs + first..][..count].copy_from_slice(values);
+            }
+        }
+    } else {
+        let per_task = rows.div_ceil(4 * rayon::current_num_threads()).clamp(16, FEW_ROWS);
+        let parts = y.par_chunks_mut(per_task * outputs).enumerate();
+        parts.for_each(|(i, part)| {
+            let first = i * per_task;
+            fill(first..first + part.len() / outputs, 0..outputs, part);
+        });
+    }
+    y
+}

@@ -1,0 +1,122 @@
+//! Floats rounded to 8 bits in blocks: `x` is about `bytes * scale`.
+
+use pulp::x86::V3;
+use pulp::{NullaryFnOnce, Simd, cast};
+use rayon::prelude::*;
+
+/// Numbers of one task: enough work to be worth a thread.
+const TASK_NUMBERS: usize = 1 << 14;
+
+/// Numbers of a block with their common scale, which is NaN where one of them is none, or infinite.
+pub(super) trait RoundedBlock: Clone + Default + Send + Sync {
+    /// How many numbers.
+    const WIDTH: usize;
+
+    /// Rounds a block of numbers.
+    fn round(&mut self, simd: V3, x: &[f32]);
+}
+
+/// 32 numbers.
+#[derive(Clone, Default)]
+pub(super) struct Rounded32 {
+    pub bytes: [i8; 32],
+    pub scale: f32,
+}
+
+impl RoundedBlock for Rounded32 {
+    const WIDTH: usize = 32;
+
+    #[inline(always)]
+    fn round(&mut self, simd: V3, x: &[f32]) {
+        self.scale = step(simd, x);
+        self.bytes = bytes(simd, x, inverse(self.scale));
+    }
+}
+
+/// 256 numbers.
+#[repr(align(32))]
+#[derive(Clone, Default)]
+pub(super) struct Rounded256 {
+    pub bytes: [[i8; 32]; 8],
+    /// Of each 16 bytes, those of even sixteens first.
+    pub sums: [i16; 16],
+    pub scale: f32,
+}
+
+impl RoundedBlock for Rounded256 {
+    const WIDTH: usize = 256;
+
+    #[inline(always)]
+    fn round(&mut self, simd: V3, x: &[f32]) {
+        self.scale = step(simd, x);
+        let inverse = inverse(self.scale);
+        for (part, (to, x)) in self.bytes.iter_mut().zip(x.chunks_exact(32)).enumerate() {
+            *to = bytes(simd, x, inverse);
+            let (even, odd) = to.split_at(16);
+            self.sums[part] = even.iter().map(|byte| i16::from(*byte)).sum();
+            self.sums[8 + part] = odd.iter().map(|byte| i16::from(*byte)).sum();
+        }
+    }
+}
+
+/// Rounds whole blocks.
+pub(super) fn round_all<X: RoundedBlock>(simd: V3, x: &[f32]) -> Vec<X> {
+    let mut blocks = vec![X::default(); x.len() / X::WIDTH];
+    if x.len() <= TASK_NUMBERS {
+        simd.vectorize(Round { simd, x, blocks: &mut blocks });
+    } else {
+        let parts = x.par_chunks(TASK_NUMBERS).zip(blocks.par_chunks_mut(TASK_NUMBERS / X::WIDTH));
+        parts.for_each(|(x, blocks)| simd.vectorize(Round { simd, x, blocks }));
+    }
+    blocks
+}
+
+struct Round<'a, X> {
+    simd: V3,
+    x: &'a [f32],
+    blocks: &'a mut [X],
+}
+
+impl<X: RoundedBlock> NullaryFnOnce for Round<'_, X> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (block, x) in self.blocks.iter_mut().zip(self.x.chunks_exact(X::WIDTH)) {
+            block.round(self.simd, x);
+        }
+    }
+}
+
+/// The 127th part of the largest magnitude.
+#[inline(always)]
+fn step(simd: V3, x: &[f32]) -> f32 {
+    let (mut most, mut nothing) = (simd.splat_f32x8(0.0), simd.splat_f32x8(0.0));
+    for x in V3::as_simd_f32s(x).0 {
+        most = simd.max_f32x8(most, simd.abs_f32x8(*x));
+        // NaN if a number is none or infinite, which a maximum may forget.
+        nothing = simd.add_f32x8(nothing, simd.mul_f32x8(*x, simd.splat_f32x8(0.0)));
+    }
+    simd.reduce_max_f32s(most) / 127.0 + simd.reduce_sum_f32s(nothing)
+}
+
+/// One over a step; zero if all numbers are zeros, too small for an inverse, or none.
+#[inline(always)]
+fn inverse(step: f32) -> f32 {
+    if step > f32::MIN_POSITIVE { step.recip() } else { 0.0 }
+}
+
+/// 32 numbers times `factor`, to the nearest.
+#[inline(always)]
+fn bytes(simd: V3, x: &[f32], factor: f32) -> [i8; 32] {
+    let factor = simd.splat_f32x8(factor);
+    let mut integers = [cast([0i32; 8]); 4];
+    for (to, x) in integers.iter_mut().zip(V3::as_simd_f32s(x).0) {
+        *to = simd.avx._mm256_cvtps_epi32(cast(simd.mul_f32x8(*x, factor)));
+    }
+    let [a, b, c, d] = integers;
+    let packed = simd.avx2._mm256_packs_epi16(simd.avx2._mm256_packs_epi32(a, b), simd.avx2._mm256_packs_epi32(c, d));
+    // Packing works on each half of a register: four numbers of `a`, of `b`, of `c`, of `d`, then the other fours.
+    let in_order = simd.avx2._mm256_permutevar8x32_epi32(packed, cast([0i32, 4, 1, 5, 2, 6, 3, 7]));
+    cast(in_order)
+}
