@@ -14,7 +14,6 @@ mod memory;
 use std::cell::{LazyCell, RefCell};
 use std::hint::black_box;
 use std::ops::Deref;
-use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use common::{TEXT, config, images, model, picture, prompt, report, text, trainer};
@@ -73,7 +72,7 @@ fn prefill(c: &mut Criterion, format: Option<Quantization>, model: &impl Deref<T
         })
     });
     // Another question about a picture that the cache holds already.
-    let question = text(TEXT);
+    let question = text(&config(), TEXT);
     let cache = filled(model, &prompt, length);
     group.throughput(Throughput::Elements(TEXT as u64));
     group.bench_function(format!("{TEXT}_after_{}/{}", length - TEXT, name(format)), |b| {
@@ -186,7 +185,7 @@ fn train_step(c: &mut Criterion) {
     let config = config();
     let batch = prompt(&config, 1);
     let mut group = c.benchmark_group("train_step");
-    group.sample_size(10).warm_up_time(Duration::from_secs(1));
+    group.sample_size(10);
     group.throughput(Throughput::Elements(batch.layout.seq_len as u64));
     for (name, checkpointing) in [("640/f32", false), ("640/f32_checkpointed", true)] {
         let trainer = LazyCell::new(|| RefCell::new(trainer(&config, checkpointing).expect("a trainer")));

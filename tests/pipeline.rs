@@ -6,7 +6,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 use haplovl::Error;
-use haplovl::config::{GenerationConfig, HaploVlConfig};
+use haplovl::config::{GenerationConfig, HaploVlConfig, TextEmbedding};
 use haplovl::device::DeviceChoice;
 use haplovl::generation::{CancelToken, FinishReason};
 use haplovl::model::HaploVl;
@@ -39,10 +39,13 @@ fn checkpoint() -> TempDir {
 }
 
 fn checkpoint_of(scale: f64) -> TempDir {
+    checkpoint_with(&HaploVlConfig::tiny(), scale)
+}
+
+fn checkpoint_with(config: &HaploVlConfig, scale: f64) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let config = HaploVlConfig::tiny();
     let parameters = Parameters::new();
-    HaploVl::new(&config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap();
+    HaploVl::new(config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap();
     for (name, var) in parameters.iter() {
         if name.ends_with("weight") && var.rank() > 1 {
             var.set(&(var.as_tensor() * scale).unwrap()).unwrap();
@@ -221,6 +224,18 @@ fn a_quantised_folder_answers_like_the_model_quantised_at_load() {
         assert!(twice.contains("already"), "{twice}");
         assert!(load(&output).unwrap().model().lm_head().weight().is_err());
     }
+}
+
+#[test]
+fn a_tied_head_is_quantised_with_the_rest() {
+    let tied =
+        HaploVlConfig { tie_word_embeddings: true, text_embedding: TextEmbedding::Projected, ..HaploVlConfig::tiny() };
+    let folder = checkpoint_with(&tied, 1.0);
+    std::fs::write(folder.path().join("config.json"), serde_json::to_vec(&tied).unwrap()).unwrap();
+    assert!(load(folder.path()).unwrap().model().lm_head().weight().is_ok());
+    let output = folder.path().join("q8_0");
+    haplovl::pipeline::quantize_folder(folder.path(), &output, haplovl::nn::ops::Quantization::Q8_0).unwrap();
+    assert!(load(&output).unwrap().model().lm_head().weight().is_err());
 }
 
 #[test]

@@ -39,23 +39,36 @@ pub fn images(config: &HaploVlConfig) -> ImageProcessor {
 
 /// The model with random weights, detached from variables, so that no graph is kept for gradients nobody asks for.
 pub fn model(format: Option<Quantization>) -> HaploVl {
+    model_of(&config(), format)
+}
+
+/// The same of another configuration.
+pub fn model_of(config: &HaploVlConfig, format: Option<Quantization>) -> HaploVl {
     let vb = Parameters::new().var_builder_where(0, DType::F32, &Device::Cpu, |_| false);
-    let mut model = HaploVl::new(&config(), vb).expect("a model");
+    let mut model = HaploVl::new(config, vb).expect("a model");
     if let Some(kind) = format {
         model.each_matrix(&mut |_, linear| linear.quantize(kind)).expect("a quantised model");
     }
     model
 }
 
-/// Text alone, one row.
-pub fn text(tokens: usize) -> MultimodalBatch {
-    let sequence = Sequence { input_ids: (2000..2000 + tokens as u32).collect(), labels: None, visuals: vec![] };
-    MultimodalBatch::new(&[sequence], BatchSpec::new(&config()), PaddingSide::Left, &Device::Cpu).expect("a batch")
+/// Text alone, one row; a training step learns all of it.
+pub fn text(config: &HaploVlConfig, tokens: usize) -> MultimodalBatch {
+    let input_ids = Vec::from_iter(2000..2000 + tokens as u32);
+    let sequence = Sequence { labels: Some(input_ids.clone()), input_ids, visuals: vec![] };
+    MultimodalBatch::new(&[sequence], BatchSpec::new(config), PaddingSide::Left, &Device::Cpu).expect("a batch")
 }
 
-/// Rows of text, a picture, text; the text behind the picture is what a training step learns.
+/// Rows of text, a picture of one tile, text: 640 tokens.
 pub fn prompt(config: &HaploVlConfig, rows: usize) -> MultimodalBatch {
-    let visual = images(config).process(&picture(336, 336)).expect("a picture");
+    let batch = prompt_of(config, rows, (336, 336));
+    assert_eq!(batch.layout.seq_len, 640, "the ids of these benches say 640");
+    batch
+}
+
+/// Rows of text, a picture of so many pixels, text; the text behind the picture is what a training step learns.
+pub fn prompt_of(config: &HaploVlConfig, rows: usize, (width, height): (u32, u32)) -> MultimodalBatch {
+    let visual = images(config).process(&picture(width, height)).expect("a picture");
     let tokens = visual.tokens(&config.vision).expect("a picture");
     let text = |first: u32| first..first + TEXT as u32;
     let placeholders = std::iter::repeat_n(config.image_token_index, tokens);
@@ -66,9 +79,7 @@ pub fn prompt(config: &HaploVlConfig, rows: usize) -> MultimodalBatch {
         visuals: vec![visual],
     };
     let batch = MultimodalBatch::new(&vec![sequence; rows], BatchSpec::new(config), PaddingSide::Left, &Device::Cpu);
-    let batch = batch.expect("a prompt that fits the model");
-    assert_eq!(batch.layout.seq_len, 640, "the ids of these benches say 640");
-    batch
+    batch.expect("a prompt that fits the model")
 }
 
 /// A trainer of all parameters, started at random; `checkpointing` computes activations again instead of keeping them.

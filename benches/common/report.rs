@@ -20,7 +20,7 @@ pub fn write() {
 }
 
 /// This program lies in `target/release/deps`.
-fn target_folder() -> Option<PathBuf> {
+pub fn target_folder() -> Option<PathBuf> {
     Some(std::env::current_exe().ok()?.ancestors().nth(3)?.to_path_buf())
 }
 

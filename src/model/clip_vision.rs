@@ -92,14 +92,13 @@ impl ClipVision {
         self.post_layernorm.forward(&class)
     }
 
-    /// The mean over all patches of the last hidden state, each after the final norm, (tiles, hidden_size).
+    /// The patches of the last hidden state, each after the final norm, (tiles, patches, hidden_size).
     ///
     /// # Errors
     /// If the pixels have another shape.
-    pub fn mean_of_patches(&self, pixel_values: &Tensor) -> Result<Tensor> {
+    pub fn patches(&self, pixel_values: &Tensor) -> Result<Tensor> {
         let last = self.last_hidden_state(pixel_values)?;
-        let patches = last.narrow(1, 1, last.dim(1)? - 1)?.contiguous()?;
-        Ok(self.post_layernorm.forward(&patches)?.mean(1)?)
+        self.post_layernorm.forward(&last.narrow(1, 1, last.dim(1)? - 1)?.contiguous()?)
     }
 
     fn last_hidden_state(&self, pixel_values: &Tensor) -> Result<Tensor> {

@@ -89,6 +89,8 @@ impl HaploVl {
         }
         let mut later = Self::matrices(config)?;
         later.retain(|name| possible && (quantization.is_some() || source.quantization(name).is_some()));
+        // A tied head has no tensor of its own: it is quantised as the others are.
+        let of_others = later.iter().find_map(|name| source.quantization(name));
         let mut model = Self::new(config, source_var_builder(source.clone(), later.clone(), dtype, device))?;
         model.each_matrix(&mut |name, linear| {
             let name = format!("{name}.weight");
@@ -98,7 +100,8 @@ impl HaploVl {
                     None => linear.set_weight(source.load_tensor(&name, dtype, device)?)?,
                 }
             }
-            quantization.map_or(Ok(()), |kind| linear.quantize(kind))
+            let kind = quantization.or(of_others.filter(|_| !source.has_tensor(&name)));
+            kind.map_or(Ok(()), |kind| linear.quantize(kind))
         })?;
         Ok(model)
     }

@@ -3,7 +3,7 @@
 use candle_core::Device;
 
 use crate::Result;
-use crate::batch::{BatchSpec, MultimodalBatch, Sequence};
+use crate::batch::{BatchSpec, IGNORE_INDEX, MultimodalBatch, Sequence};
 use crate::config::HaploVlConfig;
 use crate::data::{BadSample, IMAGE_MARKER, Record, SampleResult};
 use crate::processor::{Message, Processor, Role};
@@ -15,7 +15,7 @@ pub(super) enum SampleForm {
     Dialogue,
     /// The whole conversation, without its pictures; every word is learnt.
     Words,
-    /// The assistant's words, and the picture beside them.
+    /// Each turn of the assistant as a text of its own, and the picture beside them.
     CaptionPair,
 }
 
@@ -55,13 +55,13 @@ impl SampleForm {
         if self != Self::CaptionPair {
             return MultimodalBatch::packed(&rows, spec, device);
         }
-        // Pictures stand beside their captions, not in them.
+        // Pictures stand beside their texts, not in them.
         let mut visuals = Vec::new();
         let strip = |row: Vec<Sequence>| -> Vec<Sequence> {
             row.into_iter()
-                .map(|mut s| {
+                .flat_map(|mut s| {
                     visuals.append(&mut s.visuals);
-                    s
+                    texts_of(&s)
                 })
                 .collect()
         };
@@ -77,18 +77,36 @@ fn without_pictures(mut record: Record) -> Record {
     record
 }
 
-/// The assistant's words, ended, with the one picture beside them.
+/// The assistant's turns, each ended, a label at each end, with the one picture beside them.
 fn caption_pair(processor: &Processor, record: &Record) -> SampleResult<Sequence> {
     let conversation = record.conversation(processor.decoder())?;
     let pictures: Vec<_> = conversation.messages.iter().flat_map(Message::images).collect();
     let [picture] = pictures.as_slice() else {
-        let message = format!("{} pictures, expected one with its caption", pictures.len());
+        let message = format!("{} pictures, expected one with what is said of it", pictures.len());
         return Err(BadSample::BrokenRecord(message));
     };
     let visual = processor.images().process(picture)?;
-    let words = record.turns.iter().filter(|turn| turn.role == Role::Assistant);
-    let text = words.map(|turn| turn.text.as_str()).collect::<Vec<_>>().join(" ");
-    let mut input_ids = processor.tokenizer().encode(&text)?;
-    input_ids.extend(processor.eos_ids().first());
-    Ok(Sequence { input_ids, labels: None, visuals: vec![visual] })
+    let (mut input_ids, mut labels) = (Vec::new(), Vec::new());
+    for turn in record.turns.iter().filter(|turn| turn.role == Role::Assistant) {
+        input_ids.extend(processor.tokenizer().encode(&turn.text)?);
+        input_ids.extend(processor.eos_ids().first());
+        labels.resize(input_ids.len(), IGNORE_INDEX);
+        if let (Some(label), Some(id)) = (labels.last_mut(), input_ids.last()) {
+            *label = *id;
+        }
+    }
+    Ok(Sequence { input_ids, labels: Some(labels), visuals: vec![visual] })
+}
+
+/// A sequence cut behind every label.
+fn texts_of(sequence: &Sequence) -> Vec<Sequence> {
+    let labels = sequence.labels.iter().flatten().enumerate();
+    let ends = labels.filter(|(_, label)| **label != IGNORE_INDEX).map(|(i, _)| i + 1);
+    let mut start = 0;
+    let cut = |end: usize| {
+        let input_ids = sequence.input_ids[start..end].to_vec();
+        start = end;
+        Sequence { input_ids, labels: None, visuals: vec![] }
+    };
+    ends.map(cut).collect()
 }

@@ -246,7 +246,8 @@ fn shapes_world_is_a_data_set() {
         assert!(dataset.get(40).is_err());
         (0..40).map(|i| dataset.get(i).unwrap()).collect::<Vec<_>>()
     };
-    for content in [ShapesContent::Captions, ShapesContent::Questions, ShapesContent::Places, ShapesContent::Mixed] {
+    use ShapesContent::{Captions, Mixed, Objects, Places, Questions};
+    for content in [Captions, Objects, Questions, Places, Mixed] {
         let conversations = all(content);
         assert_eq!(conversations, all(content), "the same every time");
         for conversation in conversations {

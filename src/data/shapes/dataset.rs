@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
+use super::attributes::Description;
 use super::caption::caption_prompt;
 use super::questions::QuestionKind;
 use super::scene::{Scene, ShapesConfig};
@@ -17,6 +18,8 @@ use crate::data::{BadSample, Dataset, IMAGE_MARKER, ImageSource, Record, SampleR
 pub enum ShapesContent {
     /// A picture and its caption.
     Captions,
+    /// A picture and each of its objects by its full name, one a turn.
+    Objects,
     /// A picture and questions of every kind that it has.
     Questions,
     /// A picture and what is at each of some places, see [`Scene::places`].
@@ -76,6 +79,7 @@ impl Dataset for ShapesDataset {
         let mut rng = random_stream(scene.seed, 2);
         let mut turns = match self.content {
             ShapesContent::Captions => caption_turns(&scene, &mut rng).into(),
+            ShapesContent::Objects => object_turns(&scene, &mut rng),
             ShapesContent::Questions => question_turns(&scene, self.rounds, &mut rng).concat(),
             ShapesContent::Places => {
                 let places = scene.places(&mut rng).into_iter();
@@ -104,6 +108,11 @@ impl Dataset for ShapesDataset {
 
 fn caption_turns(scene: &Scene, rng: &mut impl Rng) -> [Turn; 2] {
     [Turn::user(caption_prompt(rng)), Turn::assistant(scene.caption(rng))]
+}
+
+fn object_turns(scene: &Scene, rng: &mut impl Rng) -> Vec<Turn> {
+    let name = |object| [Turn::user(caption_prompt(rng)), Turn::assistant(Description::full(object).indefinite())];
+    scene.objects.iter().flat_map(name).collect()
 }
 
 fn question_turns(scene: &Scene, rounds: usize, rng: &mut impl Rng) -> Vec<[Turn; 2]> {
