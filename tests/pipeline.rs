@@ -52,7 +52,8 @@ fn checkpoint_with(config: &HaploVlConfig, scale: f64) -> TempDir {
         }
     }
     save_safetensors(folder.path(), &parameters.tensors(), &SaveOptions::default()).unwrap();
-    write(folder.path(), "config.json", &config.to_official().unwrap());
+    let own_form = || serde_json::to_value(config).unwrap();
+    write(folder.path(), "config.json", &config.to_official().unwrap_or_else(|_| own_form()));
     write(folder.path(), "tokenizer.json", &tokenizer());
     write(folder.path(), "generation_config.json", &json!({ "eos_token_id": 91, "max_new_tokens": 8 }));
     folder
@@ -231,7 +232,6 @@ fn a_tied_head_is_quantised_with_the_rest() {
     let tied =
         HaploVlConfig { tie_word_embeddings: true, text_embedding: TextEmbedding::Projected, ..HaploVlConfig::tiny() };
     let folder = checkpoint_with(&tied, 1.0);
-    std::fs::write(folder.path().join("config.json"), serde_json::to_vec(&tied).unwrap()).unwrap();
     assert!(load(folder.path()).unwrap().model().lm_head().weight().is_ok());
     let output = folder.path().join("q8_0");
     haplovl::pipeline::quantize_folder(folder.path(), &output, haplovl::nn::ops::Quantization::Q8_0).unwrap();
