@@ -54,7 +54,7 @@ const TABLES: [Table; 5] = [
     },
     Table {
         name: "tiles",
-        by: [("weights", FORMATS), ("tiles", &["1", "2", "3", "4", "6"])],
+        by: [("weights", FORMATS), ("tiles", &["1", "2", "3", "4"])],
         measured: INFERENCE,
         measure: tiles,
     },
@@ -132,11 +132,8 @@ fn take(table: &Table) {
             smoothing: 0.0,
             series: by_first.into_iter().map(series).collect(),
         };
-        let file = folder.join(format!(
-            "{}-{}.svg",
-            table.name,
-            measured.split(',').next().unwrap_or(measured).replace(' ', "-")
-        ));
+        let words: Vec<&str> = measured.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+        let file = folder.join(format!("{}-{}.svg", table.name, words.join("-")));
         plot.write_svg(&file).expect("a plot");
         eprintln!("{}", file.display());
     }
@@ -170,8 +167,7 @@ fn tiles([format, tiles]: [&str; 2]) -> haplovl::Result<Vec<f64>> {
         "1" => (1, 1),
         "2" => (2, 1),
         "3" => (3, 1),
-        "4" => (2, 2),
-        _ => (3, 2),
+        _ => (2, 2),
     };
     inference(format, &common::prompt_of(&config(), 1, (336 * columns, 336 * rows)))
 }
@@ -182,7 +178,7 @@ fn sequences([format, rows]: [&str; 2]) -> haplovl::Result<Vec<f64>> {
 
 /// Reads a prompt twice, the second time with warm memory, and generates behind it.
 fn inference(format: &str, prompt: &MultimodalBatch) -> haplovl::Result<Vec<f64>> {
-    let model = common::model_of(&config(), format.parse::<Quantization>().ok());
+    let model = common::model(&config(), format.parse::<Quantization>().ok());
     let (rows, length) = (prompt.batch_size(), prompt.layout.seq_len);
     let mut cache = model.cache(rows, length + NEW_TOKENS)?;
     let mut seconds = 0.0;

@@ -50,7 +50,7 @@ fn name(format: Option<Quantization>) -> String {
 fn inference(c: &mut Criterion) {
     for format in FORMATS {
         // Made only if one of the benches below is asked for.
-        let model = LazyCell::new(|| model(format));
+        let model = LazyCell::new(|| model(&config(), format));
         prefill(c, format, &model);
         for rows in [1, SEQUENCES] {
             decode(c, format, rows, &model);

@@ -37,13 +37,8 @@ pub fn images(config: &HaploVlConfig) -> ImageProcessor {
     ImageProcessor::new(&PreprocessorConfig::image(&config.vision), &config.vision).expect("a valid configuration")
 }
 
-/// The model with random weights, detached from variables, so that no graph is kept for gradients nobody asks for.
-pub fn model(format: Option<Quantization>) -> HaploVl {
-    model_of(&config(), format)
-}
-
-/// The same of another configuration.
-pub fn model_of(config: &HaploVlConfig, format: Option<Quantization>) -> HaploVl {
+/// A model with random weights, detached from variables, so that no graph is kept for gradients nobody asks for.
+pub fn model(config: &HaploVlConfig, format: Option<Quantization>) -> HaploVl {
     let vb = Parameters::new().var_builder_where(0, DType::F32, &Device::Cpu, |_| false);
     let mut model = HaploVl::new(config, vb).expect("a model");
     if let Some(kind) = format {

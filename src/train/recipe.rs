@@ -46,9 +46,9 @@ pub struct Recipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Stage {
-    /// A vision transformer of the pre-decoder's shape, by contrast with captions: a teacher for stage 1.
+    /// A vision transformer of the pre-decoder's shape, by contrast with what is said of pictures: a teacher for stage 1.
     Vision {
-        /// Width of the common space of pictures and captions.
+        /// Width of the common space of patches and texts.
         projection_dim: usize,
     },
     /// A language model of the post-decoder's shape, on the words of the samples alone.

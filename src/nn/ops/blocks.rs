@@ -8,8 +8,8 @@ use rayon::prelude::*;
 const TASK_WEIGHTS: usize = 1 << 16;
 /// Up to this many rows of `x`, tasks share the weights, so that each is read once.
 const FEW_ROWS: usize = 64;
-/// Outputs of a task are a multiple of this.
-const OUTPUTS: usize = 4;
+/// Outputs that kernels take together; those of a task are a multiple of it.
+pub(super) const OUTPUTS: usize = 4;
 
 /// Fills (rows, outputs) by blocks: `fill` is given some rows, some outputs, and the block (rows, outputs) to fill.
 pub(super) fn in_blocks(
@@ -19,8 +19,11 @@ pub(super) fn in_blocks(
     fill: impl Fn(Range<usize>, Range<usize>, &mut [f32]) + Sync,
 ) -> Vec<f32> {
     let mut y = vec![0f32; rows * outputs];
+    if y.is_empty() {
+        return y;
+    }
     let per_task = (TASK_WEIGHTS / width).next_multiple_of(OUTPUTS).max(OUTPUTS);
-    if outputs == 0 || (rows <= FEW_ROWS && outputs <= per_task) {
+    if rows <= FEW_ROWS && outputs <= per_task {
         fill(0..rows, 0..outputs, &mut y);
     } else if rows == 1 {
         let parts = y.par_chunks_mut(per_task).enumerate();
@@ -50,4 +53,23 @@ pub(super) fn in_blocks(
         });
     }
     y
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_place_is_filled_once_and_nothing_is_no_work() {
+        let width = 1 << 10;
+        for (rows, outputs) in [(1, 3), (1, 300), (5, 300), (FEW_ROWS + 7, 5), (0, 300), (300, 0), (0, 0)] {
+            let y = in_blocks(rows, outputs, width, |rows, columns, out| {
+                assert_eq!(out.len(), rows.len() * columns.len());
+                let places = rows.flat_map(|row| columns.clone().map(move |column| row * outputs + column));
+                out.iter_mut().zip(places).for_each(|(out, place)| *out += place as f32);
+            });
+            assert!(y.iter().enumerate().all(|(place, y)| *y == place as f32), "{rows} {outputs}");
+            assert_eq!(y.len(), rows * outputs);
+        }
+    }
 }

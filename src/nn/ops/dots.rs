@@ -2,12 +2,11 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::blocks::in_blocks;
+use super::blocks::{OUTPUTS, in_blocks};
 
 /// Rows up to which reading the weights is most of the work.
 pub(super) const MAX_ROWS: usize = 8;
-/// Outputs that are computed side by side, so that sums need not wait for each other.
-pub(super) const OUTPUTS: usize = 4;
+
 /// `x` (rows, width) times the transpose of `w` (outputs, width): (rows, outputs).
 ///
 /// A row's result does not depend on the other rows, nor on how many there are, nor on threads.
@@ -60,7 +59,8 @@ impl WithSimd for Block<'_> {
     }
 }
 
-/// The dot products of some rows of weights with some rows of `x`, all of one length.
+/// The dot products of some rows of weights with some rows of `x`, all of one length; sums run side by side, so that none
+/// waits for itself.
 #[inline(always)]
 pub(super) fn dots<S: Simd, const R: usize>(simd: S, w: [&[f32]; OUTPUTS], x: [&[f32]; R]) -> [[f32; R]; OUTPUTS] {
     let (w, x) = (w.map(S::as_simd_f32s), x.map(S::as_simd_f32s));

@@ -135,13 +135,13 @@ impl QuantizedWeight {
     /// # Errors
     /// From candle only.
     pub fn dequantize(&self) -> Result<Tensor> {
-        self.tensor.dequantize(&Device::Cpu)?.narrow(1, 0, self.in_size)?.contiguous()
+        floats(&self.tensor)?.narrow(1, 0, self.in_size)?.contiguous()
     }
 }
 
 /// `x W^T + b` for `x` (.., in) in f32 on the CPU and `bias` (out); the result is (.., out).
 ///
-/// Where candle's kernels are the faster way, `x` is rounded to 8 bits in blocks as well.
+/// `x` is rounded to 8 bits in blocks as well, except where making floats of the weight first is the faster way.
 /// Differentiable in `x` and `bias`; the weight is frozen.
 ///
 /// # Errors
@@ -184,42 +184,36 @@ enum Way {
 
 impl QuantizedLinear {
     fn way(&self, rows: usize) -> Result<Way> {
-        let dtype = self.0.dtype();
+        let few = rows <= dots::MAX_ROWS;
         // candle's kernels are ahead where they work on several rows and outputs at once.
         let (outputs, inputs) = self.0.shape().dims2()?;
-        let tiled = outputs.is_multiple_of(16) && inputs.is_multiple_of(FAST_BLOCK) && has_tiles(dtype);
+        let tiled = outputs.is_multiple_of(16) && inputs.is_multiple_of(FAST_BLOCK) && has_tiles();
         #[cfg(target_arch = "x86_64")]
-        if let Some(simd) = bytes::instructions(dtype) {
-            let (few, wider) = (rows <= dots::MAX_ROWS, std::is_x86_feature_detected!("avx512vnni"));
-            return Ok(match dtype {
-                _ if tiled && wider && !few => Way::Candle,
-                GgmlDType::Q8_0 if rows >= Q8_0_FLOATS_FROM => Way::Floats,
-                _ => Way::Bytes(simd),
-            });
+        if let (Some(simd), true) = (bytes::instructions(self.0.dtype()), few || !tiled) {
+            let floats = self.0.dtype() == GgmlDType::Q8_0 && rows >= Q8_0_FLOATS_FROM;
+            return Ok(if floats { Way::Floats } else { Way::Bytes(simd) });
         }
-        Ok(if tiled || rows <= dots::MAX_ROWS { Way::Candle } else { Way::Floats })
-    }
-
-    fn floats(&self) -> Result<Tensor> {
-        #[cfg(target_arch = "x86_64")]
-        if let (GgmlDType::Q8_0, Some(simd)) = (self.0.dtype(), bytes::instructions(GgmlDType::Q8_0)) {
-            return Tensor::from_vec(bytes::q8_0_floats(simd, &self.0.data()?), self.0.shape(), &Device::Cpu);
-        }
-        self.0.dequantize(&Device::Cpu)
+        Ok(if tiled || few { Way::Candle } else { Way::Floats })
     }
 }
 
-/// Whether candle has a kernel for tiles of this type on this processor.
-fn has_tiles(dtype: GgmlDType) -> bool {
+/// Whether candle's kernels for tiles have this processor's instructions for sums of byte products.
+fn has_tiles() -> bool {
     #[cfg(target_arch = "x86_64")]
-    let (q8_0, others) = (std::is_x86_feature_detected!("avx512vnni"), std::is_x86_feature_detected!("avx2"));
+    return std::is_x86_feature_detected!("avx512vnni");
     #[cfg(target_arch = "aarch64")]
-    let q8_0 = std::arch::is_aarch64_feature_detected!("dotprod");
-    #[cfg(target_arch = "aarch64")]
-    let others = q8_0;
+    return std::arch::is_aarch64_feature_detected!("dotprod");
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let (q8_0, others) = (false, false);
-    if dtype == GgmlDType::Q8_0 { q8_0 } else { others }
+    return false;
+}
+
+/// The floats that the blocks stand for.
+fn floats(weight: &QTensor) -> Result<Tensor> {
+    #[cfg(target_arch = "x86_64")]
+    if let (GgmlDType::Q8_0, Some(simd)) = (weight.dtype(), bytes::instructions(weight.dtype())) {
+        return Tensor::from_vec(bytes::q8_0_floats(simd, &weight.data()?), weight.shape(), &Device::Cpu);
+    }
+    weight.dequantize(&Device::Cpu)
 }
 
 impl CustomOp1 for QuantizedLinear {
@@ -238,7 +232,7 @@ impl CustomOp1 for QuantizedLinear {
             }
             Way::Candle => self.0.cpu_fwd(x, lx),
             Way::Floats => {
-                let floats = self.floats()?;
+                let floats = floats(&self.0)?;
                 let (storage, layout) = floats.storage_and_layout();
                 match &*storage {
                     Storage::Cpu(storage) => linear::forward(x, lx, storage, layout),
@@ -249,7 +243,7 @@ impl CustomOp1 for QuantizedLinear {
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(g.detach().contiguous()?.matmul(&self.floats()?)?))
+        Ok(Some(g.detach().contiguous()?.matmul(&floats(&self.0)?)?))
     }
 }
 

@@ -2,7 +2,8 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::dots::{OUTPUTS, dots};
+use super::blocks::OUTPUTS;
+use super::dots::dots;
 use super::math::Matrix;
 
 /// Vectors of a value's row that are summed side by side.

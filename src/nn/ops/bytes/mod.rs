@@ -16,7 +16,7 @@ use candle_core::quantized::GgmlDType;
 use pulp::NullaryFnOnce;
 use pulp::x86::V3;
 
-use super::blocks::in_blocks;
+use super::blocks::{OUTPUTS, in_blocks};
 use k_types::{Q4K, Q6K};
 use k_weights::KWeights;
 use q8_0::Q8Weights;
@@ -25,8 +25,6 @@ use rounded::{RoundedBlock, round_all};
 
 /// Rows of `x` that a weight is multiplied with once it is in a register.
 const ROWS: usize = 4;
-/// Rows of weights that a few rows of `x` are multiplied with while these are in the first-level cache.
-const GROUP: usize = 4;
 
 /// The proof that this processor has the instructions, if there is a kernel for this type.
 pub(super) fn instructions(dtype: GgmlDType) -> Option<V3> {
@@ -104,8 +102,9 @@ impl<'a, W: WeightRow<'a>> NullaryFnOnce for Fill<'a, '_, W> {
             }
             return;
         }
-        let mut group: [W; GROUP] = Default::default();
-        for (at, weights) in weights.chunks(GROUP * row_bytes).enumerate() {
+        // Rows of `x` stay in the first-level cache while a group of weights passes over them.
+        let mut group: [W; OUTPUTS] = Default::default();
+        for (at, weights) in weights.chunks(OUTPUTS * row_bytes).enumerate() {
             let found = weights.len() / row_bytes;
             for (weight, blocks) in group.iter_mut().zip(weights.chunks_exact(row_bytes)) {
                 weight.set(simd, blocks);
@@ -117,7 +116,7 @@ impl<'a, W: WeightRow<'a>> NullaryFnOnce for Fill<'a, '_, W> {
                 for (i, weight) in group[..found].iter().enumerate() {
                     let products: [f32; ROWS] = weight.dot(simd, members);
                     for (r, product) in products.into_iter().enumerate() {
-                        out[(first + r) * outputs + at * GROUP + i] = product;
+                        out[(first + r) * outputs + at * OUTPUTS + i] = product;
                     }
                 }
             }
