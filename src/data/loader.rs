@@ -260,7 +260,7 @@ impl<T: Length + Send + 'static> Loader<T> {
         if bad as f64 > limit * seen.max(SHARE_COUNTS_FROM.min(samples as u64)) as f64 {
             return Err(Error::Data(format!(
                 "{bad} of {seen} samples are bad, more than the allowed share of {limit}; the last is {sample}: {reason}. \
-                 Mend the data, or raise `loader.max_bad_share`"
+                 Mend the data, or raise `max_bad_share`"
             )));
         }
         Ok(())

@@ -11,6 +11,7 @@ use super::questions::QuestionKind;
 use super::scene::{Scene, ShapesConfig};
 use super::split::Split;
 use crate::data::{BadSample, Dataset, IMAGE_MARKER, ImageSource, Record, SampleResult, Turn, random_stream};
+use crate::{Error, Result};
 
 /// What the conversations are about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,8 +23,6 @@ pub enum ShapesContent {
     Objects,
     /// A picture and questions of every kind that it has.
     Questions,
-    /// A picture and what is at each of some places, see [`Scene::places`].
-    Places,
     /// A picture, its caption and its questions, the caption anywhere among them.
     Mixed,
     /// No picture: a scene told in words, and questions that these words answer; where it has none, its caption alone.
@@ -57,7 +56,32 @@ fn one() -> usize {
     1
 }
 
+/// Most scenes of a data set, whose order is kept in memory.
+const MAX_SCENES: usize = 1 << 28;
+/// Largest side of a picture in pixels.
+const MAX_SIDE: u32 = 1 << 12;
+/// Most rounds of questions; a scene has far fewer different ones.
+const MAX_ROUNDS: usize = 1 << 8;
+
 impl ShapesDataset {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        let limits = [
+            ("scenes", self.scenes, MAX_SCENES),
+            ("side", self.side as usize, MAX_SIDE as usize),
+            ("rounds", self.rounds, MAX_ROUNDS),
+        ];
+        for (field, value, most) in limits {
+            if !(1..=most).contains(&value) {
+                return Err(Error::config(format!("shapes.{field}"), format!("is {value}, expected 1 to {most}")));
+            }
+        }
+        self.config.validate()
+    }
+
     /// The scene of sample `index`.
     pub fn scene(&self, index: usize) -> Scene {
         self.split.scene(self.first.wrapping_add(index as u64), &self.config)
@@ -81,10 +105,6 @@ impl Dataset for ShapesDataset {
             ShapesContent::Captions => caption_turns(&scene, &mut rng).into(),
             ShapesContent::Objects => object_turns(&scene, &mut rng),
             ShapesContent::Questions => question_turns(&scene, self.rounds, &mut rng).concat(),
-            ShapesContent::Places => {
-                let places = scene.places(&mut rng).into_iter();
-                places.flat_map(|(question, answer)| [Turn::user(question), Turn::assistant(answer)]).collect()
-            }
             ShapesContent::Mixed => {
                 let mut exchanges = question_turns(&scene, self.rounds, &mut rng);
                 exchanges.insert(rng.random_range(0..=exchanges.len()), caption_turns(&scene, &mut rng));

@@ -9,7 +9,6 @@ mod caption;
 mod dataset;
 mod fine_grained;
 mod geometry;
-mod places;
 mod questions;
 mod render;
 mod scene;
