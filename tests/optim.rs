@@ -98,24 +98,56 @@ fn the_tensor_form_agrees_with_the_fused_one() {
 }
 
 #[test]
+fn means_of_parameters_follow_their_formula_and_can_be_swapped_in_and_out() {
+    let params = params(&[("w", &[1.0, -2.0])]);
+    let decay = 0.25;
+    let mut optimizer = AdamW::new(&params, AdamWConfig { ema_decay: Some(decay), ..AdamWConfig::default() }).unwrap();
+    let mut expected = values(&params, "w");
+    for step in 1..5 {
+        optimizer.step(&gradients(&[("w", &[0.5, -1.0])]), 0.1, 1.0).unwrap();
+        // The first steps forget faster.
+        let keep = (decay as f32).min((1.0 + step as f32) / (10.0 + step as f32));
+        let now = values(&params, "w");
+        expected.iter_mut().zip(now).for_each(|(mean, now)| *mean = keep * *mean + (1.0 - keep) * now);
+    }
+    let moving = values(&params, "w");
+    optimizer.swap_averages().unwrap();
+    for (mean, expected) in values(&params, "w").into_iter().zip(&expected) {
+        assert!((mean - expected).abs() < 1e-6, "{mean}, expected {expected}");
+    }
+    assert_ne!(values(&params, "w"), moving);
+    optimizer.swap_averages().unwrap();
+    assert_eq!(values(&params, "w"), moving);
+    let wrong = AdamWConfig { ema_decay: Some(1.0), ..AdamWConfig::default() };
+    assert!(AdamW::new(&params, wrong).unwrap_err().to_string().contains("ema_decay"));
+}
+
+#[test]
 fn a_resumed_optimizer_goes_on_to_the_bit() {
+    let config = || AdamWConfig { ema_decay: Some(0.5), ..AdamWConfig::default() };
     let step = |n: usize| gradients(&[("w", &[0.3 * n as f32, -0.7, 1e-4, 5.0 / (n + 1) as f32])]);
     let start: &[(&str, &[f32])] = &[("w", &[1.0, 2.0, 3.0, 4.0])];
     let through = params(start);
-    let mut optimizer = AdamW::new(&through, AdamWConfig::default()).unwrap();
+    let mut optimizer = AdamW::new(&through, config()).unwrap();
     (0..5).for_each(|n| optimizer.step(&step(n), 0.01, 1.0).unwrap());
     let saved_values = values(&through, "w");
     let saved: BTreeMap<_, _> =
         optimizer.state().unwrap().into_iter().map(|(name, tensor)| (name, tensor.copy().unwrap())).collect();
     (5..10).for_each(|n| optimizer.step(&step(n), 0.01, 1.0).unwrap());
 
+    optimizer.swap_averages().unwrap();
+    let mean = values(&through, "w");
+    optimizer.swap_averages().unwrap();
+
     let resumed = params(&[("w", &saved_values)]);
-    let mut optimizer = AdamW::new(&resumed, AdamWConfig::default()).unwrap();
+    let mut optimizer = AdamW::new(&resumed, config()).unwrap();
     optimizer.load_state(&saved).unwrap();
     assert_eq!(optimizer.steps(), 5);
     (5..10).for_each(|n| optimizer.step(&step(n), 0.01, 1.0).unwrap());
     let bits = |params| values(params, "w").into_iter().map(f32::to_bits).collect::<Vec<_>>();
     assert_eq!(bits(&through), bits(&resumed));
+    optimizer.swap_averages().unwrap();
+    assert_eq!(mean, values(&resumed, "w"));
 }
 
 #[test]

@@ -23,11 +23,13 @@ impl LogitScale {
         Ok(Self(vb.get_with_hints(1, "logit_scale", Init::Const(INITIAL.ln()))?))
     }
 
-    /// `min(exp(s), 100)`, one element, f32.
+    /// `min(exp(s), 100)`, one element, f32. Beyond the bound the gradient is that of `exp(s)`, so that it can come back.
     ///
     /// # Errors
     /// From candle only.
     pub fn value(&self) -> Result<Tensor> {
-        Ok(self.0.to_dtype(DType::F32)?.exp()?.minimum(MAX)?)
+        let scale = self.0.to_dtype(DType::F32)?.exp()?;
+        let excess = (scale.minimum(MAX)? - &scale)?.detach();
+        Ok((scale + excess)?)
     }
 }

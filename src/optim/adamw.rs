@@ -32,8 +32,9 @@ impl AdamW {
         config.validate()?;
         let settings = groups::resolve(&config.groups, config.weight_decay, params.keys())?;
         let trained = params.iter().zip(settings).filter(|(_, settings)| settings.lr_scale > 0.0);
-        let slots =
-            trained.map(|((name, var), settings)| Slot::new(name, var, settings)).collect::<Result<Vec<_>>>()?;
+        let averaged = config.ema_decay.is_some();
+        let slots = trained.map(|((name, var), settings)| Slot::new(name, var, settings, averaged));
+        let slots = slots.collect::<Result<Vec<_>>>()?;
         refuse_aliases(&slots)?;
         Ok(Self { config, slots, step: 0 })
     }
@@ -67,21 +68,34 @@ impl AdamW {
         for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
             let coefficients = Coefficients::new(&self.config, slot.settings, self.step, learning_rate, grad_scale);
             slot.update(gradient, &coefficients)?;
+            if let Some(decay) = self.config.ema_decay {
+                let steps = self.step as f64;
+                slot.update_average(decay.min((1.0 + steps) / (10.0 + steps)))?;
+            }
         }
         Ok(())
     }
 
-    /// Everything a resumed optimizer needs: `m.NAME` and `v.NAME` for each parameter, and `step`.
+    /// Exchanges parameters and their running means, to use those; a second call takes it back. Without
+    /// [`AdamWConfig::ema_decay`] nothing happens.
     ///
-    /// The moments are not copied: write them out before the next step changes them.
+    /// # Errors
+    /// From candle only.
+    pub fn swap_averages(&mut self) -> Result<()> {
+        self.slots.iter_mut().try_for_each(Slot::swap_average)
+    }
+
+    /// Everything a resumed optimizer needs: `m.NAME` and `v.NAME` for each parameter, `ema.NAME` if there is a mean of it,
+    /// and `step`.
+    ///
+    /// Moments and means are not copied: write them out before the next step changes them.
     ///
     /// # Errors
     /// From candle only.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut state = BTreeMap::from([(STEP.to_string(), Tensor::new(self.step as i64, &Device::Cpu)?)]);
         for slot in &self.slots {
-            state.insert(format!("m.{}", slot.name), slot.m.clone());
-            state.insert(format!("v.{}", slot.name), slot.v.clone());
+            state.extend(slot.state().map(|(key, tensor)| (key, tensor.clone())));
         }
         Ok(state)
     }
@@ -99,11 +113,10 @@ impl AdamW {
             )));
         }
         for slot in &mut self.slots {
-            let names = ["m", "v"].map(|moment| format!("{moment}.{}", slot.name));
-            for (name, moment) in names.iter().zip([&mut slot.m, &mut slot.v]) {
-                if let Some(saved) = state.get(name) {
+            for (name, value) in slot.state_mut() {
+                if let Some(saved) = state.get(&name) {
                     // A copy, because the steps to come write in place.
-                    *moment = saved.to_device(slot.var.device())?.copy()?;
+                    *value = saved.to_device(value.device())?.copy()?;
                 }
             }
         }
@@ -116,9 +129,7 @@ impl AdamW {
     fn state_faults(&self, state: &BTreeMap<String, Tensor>) -> Vec<String> {
         let mut expected = BTreeMap::from([(STEP.to_string(), (DType::I64, [].as_slice()))]);
         for slot in &self.slots {
-            for prefix in ["m", "v"] {
-                expected.insert(format!("{prefix}.{}", slot.name), (DType::F32, slot.var.dims()));
-            }
+            expected.extend(slot.state().map(|(key, tensor)| (key, (DType::F32, tensor.dims()))));
         }
         let unexpected = state.keys().filter(|name| !expected.contains_key(*name));
         let mut faults: Vec<String> = unexpected.map(|name| format!("`{name}` is not expected")).collect();

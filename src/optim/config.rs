@@ -17,13 +17,17 @@ pub struct AdamWConfig {
     pub eps: f64,
     /// Decoupled weight decay: a step takes away this share of a parameter, times the learning rate.
     pub weight_decay: f64,
+    /// Decay of a running mean of the parameters, in `0..1`: that mean is then evaluated and exported in their place. In
+    /// the first steps it decays faster, as `(1 + step) / (10 + step)`, to forget where they began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema_decay: Option<f64>,
     /// Exceptions by parameter name.
     pub groups: Vec<ParamGroup>,
 }
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.05, groups: vec![] }
+        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.05, ema_decay: None, groups: vec![] }
     }
 }
 
@@ -36,7 +40,8 @@ impl AdamWConfig {
         let fail = |field: &str, value: f64, expected: &str| {
             Err(Error::config(format!("optimizer.{field}"), format!("is {value}, expected {expected}")))
         };
-        for (field, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+        let ema = self.ema_decay.map(|value| ("ema_decay", value));
+        for (field, value) in [("beta1", self.beta1), ("beta2", self.beta2)].into_iter().chain(ema) {
             if !(0.0..1.0).contains(&value) {
                 return fail(field, value, "at least 0 and below 1");
             }

@@ -27,18 +27,18 @@ impl Gradients {
         let mut gradients = Self::default();
         for (name, var) in params {
             if let Some(gradient) = store.remove(var) {
-                gradients.insert(name.clone(), &gradient)?;
+                gradients.0.insert(name.clone(), gradient.detach().contiguous()?);
             }
         }
         Ok(gradients)
     }
 
-    /// Puts in a gradient, detached and contiguous, in place of one of the same name.
+    /// Puts in a copy of a gradient, in place of one of the same name.
     ///
     /// # Errors
     /// From candle only.
     pub fn insert(&mut self, name: String, gradient: &Tensor) -> Result<()> {
-        self.0.insert(name, gradient.detach().contiguous()?);
+        self.0.insert(name, gradient.detach().contiguous()?.copy()?);
         Ok(())
     }
 

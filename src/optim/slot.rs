@@ -17,11 +17,13 @@ pub(super) struct Slot {
     pub settings: Settings,
     pub m: Tensor,
     pub v: Tensor,
+    /// A running mean of the parameter, if one is wanted.
+    pub average: Option<Tensor>,
 }
 
 impl Slot {
-    /// A parameter whose moments are zero.
-    pub fn new(name: &str, var: &Var, settings: Settings) -> Result<Self> {
+    /// A parameter whose moments are zero; its mean, if wanted, is itself.
+    pub fn new(name: &str, var: &Var, settings: Settings, averaged: bool) -> Result<Self> {
         if var.dtype() != DType::F32 || !var.is_contiguous() {
             return Err(Error::Training(format!(
                 "parameter `{name}` is {:?}, expected contiguous F32: keep master weights in f32 and cast them in the \
@@ -30,7 +32,20 @@ impl Slot {
             )));
         }
         let zeros = || Tensor::zeros(var.shape(), DType::F32, var.device());
-        Ok(Self { name: name.into(), var: var.clone(), settings, m: zeros()?, v: zeros()? })
+        let average = averaged.then(|| var.as_detached_tensor().copy()).transpose()?;
+        Ok(Self { name: name.into(), var: var.clone(), settings, m: zeros()?, v: zeros()?, average })
+    }
+
+    /// What it remembers from step to step, by name.
+    pub fn state(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        let parts = [("m", Some(&self.m)), ("v", Some(&self.v)), ("ema", self.average.as_ref())];
+        parts.into_iter().filter_map(|(part, tensor)| Some((format!("{part}.{}", self.name), tensor?)))
+    }
+
+    /// As [`Self::state`], to be replaced.
+    pub fn state_mut(&mut self) -> impl Iterator<Item = (String, &mut Tensor)> {
+        let parts = [("m", Some(&mut self.m)), ("v", Some(&mut self.v)), ("ema", self.average.as_mut())];
+        parts.into_iter().filter_map(|(part, tensor)| Some((format!("{part}.{}", self.name), tensor?)))
     }
 
     /// This parameter's gradient, which must be there and fit.
@@ -66,6 +81,27 @@ impl Slot {
         Ok(())
     }
 
+    /// Moves the mean towards the parameter, which keeps `decay` of it.
+    pub fn update_average(&mut self, decay: f64) -> Result<()> {
+        let Some(average) = &mut self.average else { return Ok(()) };
+        if is_host_f32(&self.var) {
+            return Ok(with_slice(&self.var, |theta| {
+                with_slice_mut(average, |average| approach(average, theta, (1.0 - decay) as f32))
+            })??);
+        }
+        *average = ((&*average * decay)? + (self.var.as_detached_tensor() * (1.0 - decay))?)?;
+        Ok(())
+    }
+
+    /// Exchanges parameter and mean.
+    pub fn swap_average(&mut self) -> Result<()> {
+        let Some(average) = &mut self.average else { return Ok(()) };
+        let theta = self.var.as_detached_tensor().copy()?;
+        self.var.set(average)?;
+        *average = theta;
+        Ok(())
+    }
+
     fn update_as_tensors(&mut self, gradient: &Tensor, c: &Coefficients) -> Result<()> {
         let gradient = (gradient.detach().to_dtype(DType::F32)? * c.grad_scale)?;
         self.m = ((&self.m * c.beta1)? + (&gradient * (1.0 - c.beta1))?)?;
@@ -75,6 +111,16 @@ impl Slot {
         let change = ((&theta * c.decay)? + ((&self.m / denominator)? * c.step_size)?)?;
         Ok(self.var.set(&(theta - change)?)?)
     }
+}
+
+/// `average += rate * (theta - average)`.
+fn approach(average: &mut [f32], theta: &[f32], rate: f32) {
+    average.par_chunks_mut(CHUNK).zip(theta.par_chunks(CHUNK)).for_each(|(average, theta)| {
+        vectorised(
+            #[inline(always)]
+            || average.iter_mut().zip(theta).for_each(|(average, theta)| *average += rate * (theta - *average)),
+        );
+    });
 }
 
 /// The numbers of one step of one parameter:

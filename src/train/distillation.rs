@@ -28,6 +28,36 @@ impl Default for DistillationWeights {
     }
 }
 
+impl DistillationWeights {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        let weights = [("vision", self.vision), ("feature", self.feature), ("current_token", self.current_token)];
+        for (name, weight) in weights {
+            if !(weight.is_finite() && weight >= 0.0) {
+                let message = format!("is {weight}, expected a finite number of at least 0");
+                return Err(Error::config(format!("stage.weights.{name}"), message));
+            }
+        }
+        if weights.iter().all(|(_, weight)| *weight == 0.0) {
+            return Err(Error::config("stage.weights", "are all 0: leave at least one loss"));
+        }
+        Ok(())
+    }
+
+    /// Whether a head serves losses without weight alone, through which no gradient comes.
+    fn leaves_out(&self, parameter: &str) -> bool {
+        let head =
+            |name: &str| parameter.strip_prefix(DistillationHeads::PREFIX).is_some_and(|rest| rest.starts_with(name));
+        let no_text = self.feature == 0.0 && self.current_token == 0.0;
+        (self.vision == 0.0 && head(".vision."))
+            || (no_text && head(".text."))
+            || (self.current_token == 0.0 && head(".logit_scale"))
+    }
+}
+
 /// The losses of stage 1 with their frozen teachers.
 pub struct Distillation {
     model: PreDecoderModel,
@@ -131,6 +161,6 @@ impl Objective for Distillation {
     }
 
     fn may_lack_gradient(&self, parameter: &str, step: &Counts) -> bool {
-        step.visuals == 0 && only_for_pictures(parameter)
+        (step.visuals == 0 && only_for_pictures(parameter)) || self.weights.leaves_out(parameter)
     }
 }

@@ -91,6 +91,7 @@ pub(super) fn save_llm(
             "hidden_act": decoder.hidden_act,
             "rms_norm_eps": decoder.norm_eps,
             "rope_theta": decoder.rope_theta,
+            "rope_scaling": decoder.rope_scaling,
             "vocab_size": llm.vocab_size,
             "max_position_embeddings": llm.max_position_embeddings,
             "tie_word_embeddings": llm.tie_word_embeddings,

@@ -242,6 +242,9 @@ fn one() -> usize {
     1
 }
 
+/// More rows, passes or threads than this are a typing error.
+const MAX_COUNT: usize = 1 << 16;
+
 fn max_grad_norm() -> f64 {
     1.0
 }
@@ -316,8 +319,28 @@ impl Recipe {
         if let Some((field, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
             return Err(Error::config(field, "is 0, expected at least 1"));
         }
+        for (field, value) in [
+            ("update.rows", self.update.rows),
+            ("update.accumulation", self.update.accumulation),
+            ("data.workers", self.data.workers),
+        ] {
+            if value > MAX_COUNT {
+                return Err(Error::config(field, format!("is {value}, expected at most {MAX_COUNT}")));
+            }
+        }
         if self.data.train.is_empty() {
             return Err(Error::config("data.train", "is empty, expected at least one source"));
+        }
+        if !(0.0..1.0).contains(&self.data.max_bad_share) {
+            let message = format!("is {}, expected 0 to below 1", self.data.max_bad_share);
+            return Err(Error::config("data.max_bad_share", message));
+        }
+        if let Some(patience) = self.run.patience {
+            let evaluated = self.data.validation.is_some() && self.data.validation_samples > 0;
+            if patience == 0 || !evaluated {
+                let message = "needs at least 1, and `data.validation` with samples to lose it over";
+                return Err(Error::config("run.patience", format!("is {patience}: it {message}")));
+            }
         }
         for (field, value) in
             [("update.learning_rate", self.update.learning_rate), ("update.max_grad_norm", self.update.max_grad_norm)]
@@ -344,6 +367,20 @@ impl Recipe {
                 format!("is {}, but gradient checkpointing works on one at a time: set 1", self.update.parallel);
             return Err(Error::config("update.parallel", message));
         }
+        if self.update.parallel > self.update.accumulation {
+            let message = format!(
+                "is {}, but a step has only {} passes: set `update.accumulation` to a multiple of it",
+                self.update.parallel, self.update.accumulation
+            );
+            return Err(Error::config("update.parallel", message));
+        }
+        if matches!(self.stage, Stage::Vision { .. }) && self.data.layout == DataLayout::Packed {
+            let message = "is packed, but the stage `vision` compares one picture a row: use in_order or by_length";
+            return Err(Error::config("data.layout", message));
+        }
+        if let Stage::Distill { weights, .. } = &self.stage {
+            weights.validate()?;
+        }
         self.schedule.validate()?;
         self.optimizer.validate()
     }
@@ -369,7 +406,17 @@ impl Recipe {
     /// [`Error::Training`] if the recipe cannot be written down.
     pub(super) fn identity(&self) -> Result<String> {
         let UpdateConfig { rows, accumulation, .. } = self.update;
-        let data = DataConfig { workers: 1, ..self.data.clone() };
+        let DataConfig { train, layout, max_length, .. } = &self.data;
+        // The rest may change from one start to the next: threads, patience with bad samples, what is validated on.
+        let data = DataConfig {
+            train: train.clone(),
+            layout: *layout,
+            max_length: *max_length,
+            validation: None,
+            validation_samples: 0,
+            workers: 1,
+            max_bad_share: 0.0,
+        };
         let data = toml::to_string(&data).map_err(|e| Error::Training(format!("recipe: {e}")))?;
         let samples = crc32fast::hash(data.as_bytes());
         Ok(format!(
@@ -421,6 +468,9 @@ mod tests {
         learning_rate = 1e-3
     "#;
 
+    const VALIDATION: &str =
+        r#"data.validation={ kind = "shapes", split = "validation", scenes = 4, side = 28, content = "mixed" }"#;
+
     fn read(text: &str, overrides: &[&str]) -> Result<Recipe> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
@@ -429,7 +479,7 @@ mod tests {
 
     #[test]
     fn defaults_overrides_and_the_way_back() {
-        let recipe = read(RECIPE, &["update.steps=7", "run.patience=3", "output=elsewhere"]).unwrap();
+        let recipe = read(RECIPE, &["update.steps=7", "run.patience=3", "output=elsewhere", VALIDATION]).unwrap();
         assert_eq!((recipe.update.steps, recipe.run.patience), (7, Some(3)));
         assert_eq!(recipe.output, Path::new("elsewhere"));
         let echoed = toml::to_string(&recipe).unwrap();

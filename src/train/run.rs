@@ -14,7 +14,7 @@ use super::metrics::{
 };
 use super::plot::{Plot, Series};
 use super::progress::Progress;
-use super::recipe::{DataConfig, DataLayout, DataSource, Recipe, RunConfig, Stage};
+use super::recipe::{DataConfig, DataLayout, DataSource, FloatType, Recipe, RunConfig, Stage};
 use super::samples::SampleForm;
 use super::shown::{Shown, ShownAnswers, listing};
 use super::stage::{BuiltStage, build, export};
@@ -65,7 +65,8 @@ pub struct Evaluation<'a> {
     pub loss: f64,
     /// The model's configuration.
     pub config: &'a HaploVlConfig,
-    /// All parameters, trained or not; models built over `var_builder_where(.., |_| false)` track no gradients.
+    /// All parameters, trained or not; models built over `var_builder_where(.., |_| false)` track no gradients. Where the
+    /// optimizer keeps running means, these are in their place.
     pub parameters: &'a Parameters,
     /// The processor of the run.
     pub processor: &'a Processor,
@@ -78,7 +79,7 @@ pub struct Facts {
     pub parts: BTreeMap<String, (usize, usize)>,
     /// What was inherited, in words.
     pub inheritance: Option<String>,
-    /// Bytes of parameters, gradients and optimizer moments; activations come on top.
+    /// Bytes of parameters, gradients, optimizer moments and running means; activations come on top.
     pub static_bytes: usize,
     /// One sample as the model sees it, learnt words in brackets.
     pub sample: String,
@@ -101,6 +102,10 @@ impl Run {
     /// Whatever is missing or does not fit, by name.
     pub fn new(recipe: Recipe, device: Device) -> Result<Self> {
         recipe.validate()?;
+        if device.is_cpu() && recipe.update.compute != FloatType::F32 {
+            let message = "is half precision, which is slow and inexact on the CPU: set it to f32, or name a GPU";
+            return Err(Error::config("update.compute", message));
+        }
         let config = recipe.model_config()?;
         let processor = Arc::new(open_processor(&recipe, &config)?);
         // Opened once: the index of a large file takes a while.
@@ -122,8 +127,9 @@ impl Run {
             max_grad_norm: recipe.update.max_grad_norm,
         };
         let (validation, shown) = validation(&recipe, &config, &processor, &device)?;
-        let sample = describe_first_sample(&recipe, &processor, &samples)?;
-        let facts = Facts::new(&parameters, &vars, report.map(|report| report.to_string()), sample);
+        let sample = describe(&first_sample(&recipe, &processor, &samples)?, &processor)?;
+        let averaged = recipe.optimizer.ema_decay.is_some();
+        let facts = Facts::new(&parameters, &vars, averaged, report.map(|report| report.to_string()), sample);
         let trainer = Trainer::new(objective, vars, optimizer, rule, scope).with_parallel(recipe.update.parallel)?;
         Ok(Self {
             recipe,
@@ -190,7 +196,7 @@ impl Run {
         if session.gave_up(&self.recipe.run) {
             session.progress.println("the validation loss no longer falls: ending early, with the best parameters");
             if let Some(best) = session.checkpoints.best()? {
-                self.set_parameters(&session.checkpoints.load(best)?)?;
+                self.load(&session.checkpoints.load(best)?)?;
             }
         }
         session.finish(self)
@@ -209,7 +215,11 @@ impl Run {
         let latest = checkpoints.latest_valid()?;
         latest.refused.iter().for_each(|why| eprintln!("passed over: {why}"));
         match latest.checkpoint {
-            Some(checkpoint) => self.load(&checkpoint),
+            Some(checkpoint) => {
+                eprintln!("going on from {}", checkpoint.path().display());
+                self.load(&checkpoint)?;
+                checkpoint.state()
+            }
             None if latest.refused.is_empty() => Ok(RunState::default()),
             None => Err(Error::Checkpoint {
                 path: self.recipe.output.clone(),
@@ -218,19 +228,21 @@ impl Run {
         }
     }
 
-    fn load(&mut self, checkpoint: &Checkpoint) -> Result<RunState> {
-        eprintln!("going on from {}", checkpoint.path().display());
-        self.set_parameters(checkpoint)?;
-        self.trainer.optimizer_mut().load_state(&checkpoint.optimizer(&self.device)?)?;
-        checkpoint.state()
-    }
-
-    /// Takes over all parameters of a checkpoint.
-    fn set_parameters(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+    /// Takes over all parameters of a checkpoint, and the optimizer's state.
+    fn load(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let saved = checkpoint.parameters(&self.device)?;
         let found = saved.iter().map(|(name, values)| (name.clone(), values.dims().to_vec())).collect();
         check_tensors(&checkpoint.path().display().to_string(), &self.parameters.shapes(), &found)?;
-        saved.iter().try_for_each(|(name, values)| self.parameters.set(name, values))
+        saved.iter().try_for_each(|(name, values)| self.parameters.set(name, values))?;
+        self.trainer.optimizer_mut().load_state(&checkpoint.optimizer(&self.device)?)
+    }
+
+    /// `f` with the running means of the parameters in their place, if the optimizer keeps any.
+    fn averaged<T>(&mut self, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.trainer.optimizer_mut().swap_averages()?;
+        let result = f(self);
+        self.trainer.optimizer_mut().swap_averages()?;
+        result
     }
 
     /// The recipe as it is run, defaults and overrides included.
@@ -281,7 +293,7 @@ impl Session {
         let processor = Arc::clone(&run.processor);
         let longest = longest(recipe, &run.config);
         let samples = Arc::clone(&run.samples);
-        let loader = Loader::new(samples, loader_config(recipe), state.loader, move |sample| {
+        let loader = Loader::new(samples, loader_config(recipe, longest), state.loader, move |sample| {
             form.prepare(&processor, sample, longest)
         })?;
         Ok(Self {
@@ -313,23 +325,13 @@ impl Session {
         let mut record = record(&report);
         let (mut score, mut improved) = (None, false);
         if evaluate {
-            let loss = run.trainer.evaluate(&run.validation)?;
+            let (loss, measures) = run.averaged(|run| self.evaluate(run, step))?;
             score = Some(loss);
             record = record.with(VALIDATION_LOSS, loss);
-            record =
-                run.measures(step, loss)?.into_iter().fold(record, |record, (name, value)| record.with(name, value));
+            record = measures.into_iter().fold(record, |record, (name, value)| record.with(name, value));
             improved = loss.is_finite() && self.state.best.is_none_or(|best| loss < f64::from_bits(best));
             self.state.best = if improved { Some(loss.to_bits()) } else { self.state.best };
             self.state.stale = if improved { 0 } else { self.state.stale + 1 };
-            match run.answers() {
-                Ok(answers) if answers.is_empty() => {}
-                Ok(answers) => {
-                    self.samples.write(step, &run.shown, &answers)?;
-                    self.progress.println(&listing(&run.shown, &answers, false));
-                }
-                // A prompt that does not fit is no reason to lose a run.
-                Err(error) => self.progress.println(&format!("no answers are shown: {error}")),
-            }
         }
         self.metrics.write(&record)?;
         self.tensorboard.write(&record)?;
@@ -341,6 +343,22 @@ impl Session {
             self.save(run, score)?;
         }
         Ok(())
+    }
+
+    /// The validation loss, what the hook measures, and answers for people to read.
+    fn evaluate(&mut self, run: &mut Run, step: u64) -> Result<(f64, Vec<(String, f64)>)> {
+        let loss = run.trainer.evaluate(&run.validation)?;
+        let measures = run.measures(step, loss)?;
+        match run.answers() {
+            Ok(answers) if answers.is_empty() => {}
+            Ok(answers) => {
+                self.samples.write(step, &run.shown, &answers)?;
+                self.progress.println(&listing(&run.shown, &answers, false));
+            }
+            // A prompt that does not fit is no reason to lose a run.
+            Err(error) => self.progress.println(&format!("no answers are shown: {error}")),
+        }
+        Ok((loss, measures))
     }
 
     fn next_batches(&mut self, run: &Run) -> Result<Vec<MultimodalBatch>> {
@@ -362,13 +380,15 @@ impl Session {
             state: &self.state,
             score,
         })?;
-        write_plot(run)
+        // A picture is no reason to lose a run.
+        write_plot(run).unwrap_or_else(|error| self.progress.println(&format!("no curve is drawn: {error}")));
+        Ok(())
     }
 
-    fn finish(self, run: &Run) -> Result<PathBuf> {
+    fn finish(self, run: &mut Run) -> Result<PathBuf> {
         self.progress.finish();
         let folder = run.recipe.output.join("export");
-        export(&run.recipe, &folder, &run.config, &run.parameters, &run.processor)?;
+        run.averaged(|run| export(&run.recipe, &folder, &run.config, &run.parameters, &run.processor))?;
         Ok(folder)
     }
 }
@@ -399,7 +419,7 @@ impl DataSource {
     fn open(&self) -> Result<Records> {
         match self {
             Self::Shapes(dataset) => {
-                dataset.config.validate()?;
+                dataset.validate()?;
                 Ok(Box::new(dataset.clone()))
             }
             Self::Files { path, images } => open(path, images.as_deref()),
@@ -412,13 +432,13 @@ fn longest(recipe: &Recipe, config: &HaploVlConfig) -> usize {
     recipe.data.max_length.min(config.max_position_embeddings)
 }
 
-fn loader_config(recipe: &Recipe) -> LoaderConfig {
-    let DataConfig { layout, max_length, workers, max_bad_share, .. } = recipe.data;
+fn loader_config(recipe: &Recipe, row_length: usize) -> LoaderConfig {
+    let DataConfig { layout, workers, max_bad_share, .. } = recipe.data;
     let rows = recipe.update.rows;
     let grouping = match layout {
         DataLayout::InOrder => Grouping::InOrder { rows },
         DataLayout::ByLength => Grouping::ByLength { rows, window: 16 },
-        DataLayout::Packed => Grouping::Packed { rows, row_length: max_length, window: 16 * rows },
+        DataLayout::Packed => Grouping::Packed { rows, row_length, window: 16 * rows },
     };
     LoaderConfig { seed: recipe.seed, workers, max_bad_share, grouping, ..LoaderConfig::default() }
 }
@@ -464,12 +484,23 @@ fn first_pictures(recipe: &Recipe, processor: &Processor, source: &Concat<Record
     (0..source.len().min(FIRST_PICTURES)).filter_map(prepare).flat_map(|sequence| sequence.visuals).collect()
 }
 
-/// The first sample that can be used, decoded again, with learnt stretches in brackets.
-fn describe_first_sample(recipe: &Recipe, processor: &Processor, source: &Concat<Records>) -> Result<String> {
+/// The first sample that can be used.
+fn first_sample(recipe: &Recipe, processor: &Processor, source: &Concat<Records>) -> Result<Sequence> {
     let form = recipe.stage.sample_form();
-    let first = (0..source.len().min(100))
-        .find_map(|i| form.prepare(processor, source.get(i).ok()?, recipe.data.max_length).ok());
-    let sequence = first.ok_or_else(|| Error::Data("none of the first 100 samples can be used".into()))?;
+    let mut refused = None;
+    for index in 0..source.len().min(100) {
+        let sample = source.get(index);
+        match sample.and_then(|sample| form.prepare(processor, sample, recipe.data.max_length)) {
+            Ok(sequence) => return Ok(sequence),
+            Err(bad) => refused = refused.or_else(|| Some(format!("{}: {bad}", source.describe(index)))),
+        }
+    }
+    let refused = refused.unwrap_or_else(|| "there is none".into());
+    Err(Error::Data(format!("none of the first 100 samples can be used, for a start {refused}")))
+}
+
+/// A sample decoded again, with learnt stretches in brackets.
+fn describe(sequence: &Sequence, processor: &Processor) -> Result<String> {
     let labels = sequence.labels.clone().unwrap_or_else(|| vec![crate::batch::IGNORE_INDEX; sequence.len()]);
     let learnt = |i: &usize| labels[*i] != crate::batch::IGNORE_INDEX;
     let mut text = String::new();
@@ -496,6 +527,7 @@ impl Facts {
     fn new(
         parameters: &Parameters,
         trained: &BTreeMap<String, Var>,
+        averaged: bool,
         inheritance: Option<String>,
         sample: String,
     ) -> Self {
@@ -507,8 +539,9 @@ impl Facts {
             *learnt += if trained.contains_key(&name) { var.elem_count() } else { 0 };
         }
         let (all, learnt) = parts.values().fold((0, 0), |(a, t), (all, learnt)| (a + all, t + learnt));
-        // f32 parameters; for the trained ones also a gradient and two moments.
-        Self { parts, inheritance, static_bytes: 4 * all + 12 * learnt, sample }
+        // f32 parameters; for the trained ones also a gradient, two moments and perhaps a mean.
+        let static_bytes = 4 * all + (12 + 4 * usize::from(averaged)) * learnt;
+        Self { parts, inheritance, static_bytes, sample }
     }
 }
 

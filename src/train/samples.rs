@@ -86,6 +86,14 @@ fn caption_pair(processor: &Processor, record: &Record) -> SampleResult<Sequence
         return Err(BadSample::BrokenRecord(message));
     };
     let visual = processor.images().process(picture)?;
+    let tiles = visual.pixel_values().dims().first().copied();
+    if tiles != Some(1) {
+        let message = format!(
+            "its picture becomes {} tiles, but contrast takes one: let `image_grid_pinpoints` hold the tile's size alone",
+            tiles.unwrap_or_default()
+        );
+        return Err(BadSample::BrokenRecord(message));
+    }
     let (mut input_ids, mut labels) = (Vec::new(), Vec::new());
     for turn in record.turns.iter().filter(|turn| turn.role == Role::Assistant) {
         input_ids.extend(processor.tokenizer().encode(&turn.text)?);

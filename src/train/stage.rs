@@ -12,7 +12,7 @@ use super::samples::SampleForm;
 use super::start::{lay_out_positions, whiten_patches};
 use super::{Contrastive, Distillation, Language, NextToken, Objective};
 use crate::batch::Visual;
-use crate::config::HaploVlConfig;
+use crate::config::{HaploVlConfig, MlpKind, NormKind};
 use crate::model::{
     ClipTeacher, ClipVision, DistillationHeads, HaploVl, LanguageModel, PreDecoderModel, VisionTeacher,
 };
@@ -77,6 +77,7 @@ pub(super) fn build(
     device: &Device,
     pictures: impl FnOnce() -> Vec<Visual>,
 ) -> Result<BuiltStage> {
+    check_form(&recipe.stage, config)?;
     let parameters = Parameters::new();
     let objective = blueprint(recipe, config, device)?;
     // Once to create every parameter, and once more with the frozen ones detached, which then cost nothing.
@@ -97,6 +98,33 @@ pub(super) fn build(
     let learns = move |name: &str| learns.binary_search_by(|trained| trained.as_str().cmp(name)).is_ok();
     let objective = objective(parameters.var_builder_where(recipe.seed, DType::F32, device, learns), scope.clone())?;
     Ok(BuiltStage { objective, parameters, trained, scope, report: report.flatten() })
+}
+
+/// Refuses what the export of a stage could not say: a CLIP has layer norms and no grouped keys, a Qwen2 is gated.
+fn check_form(stage: &Stage, config: &HaploVlConfig) -> Result<()> {
+    let (pre, post) = (&config.pre_decoder, &config.post_decoder);
+    let demands = match stage {
+        Stage::Vision { .. } => [
+            ("pre_decoder.norm_mode", pre.norm_mode == NormKind::LayerNorm, "layernorm"),
+            (
+                "pre_decoder.num_key_value_heads",
+                pre.num_key_value_heads == pre.num_attention_heads,
+                "num_attention_heads",
+            ),
+        ],
+        Stage::Language => [
+            ("post_decoder.norm_mode", post.norm_mode == NormKind::RmsNorm, "rmsnorm"),
+            ("post_decoder.mlp", post.mlp == MlpKind::Gated, "gated"),
+        ],
+        _ => return Ok(()),
+    };
+    match demands.into_iter().find(|(_, met, _)| !met) {
+        Some((field, _, expected)) => Err(Error::config(
+            field,
+            format!("must be {expected} for the stage `{}`, whose export knows no other", stage.name()),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// How to build the objective of a stage; teachers are opened here, once.

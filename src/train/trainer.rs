@@ -211,6 +211,8 @@ impl<O: Objective> Trainer<O> {
 
     /// What one micro-batch brings to a step of `counts`.
     fn share(&self, batch: &MultimodalBatch, counts: &Counts) -> Result<Share> {
+        // What a failed step may have left there belongs to no other.
+        self.scope.iter().for_each(|scope| drop(scope.take()));
         let Loss { total, parts } = self.objective.loss(batch, counts)?;
         let loss = f64::from(total.to_scalar::<f32>()?);
         // The store keeps the whole graph alive; only detached gradients of parameters outlive this line.
