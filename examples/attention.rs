@@ -10,7 +10,7 @@ mod model;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use clap::Parser;
 use haplovl::processor::{AttentionMap, Content, Conversation, ImageDecoder, Message, RgbImage};
 use image::Rgb;
@@ -56,11 +56,11 @@ fn main() -> ExitCode {
         let conversation = Conversation::from(Message::user(content));
         let layer = layer.unwrap_or(model.model().config().pre_decoder.num_hidden_layers.saturating_sub(1));
         let maps = model.word_attention(&conversation, &word, layer, head)?;
-        std::fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
+        std::fs::create_dir_all(&out).map_err(|e| anyhow!("making {}: {e}", out.display()))?;
         for ((path, picture), (n, map)) in images.iter().zip(&pictures).zip(maps.iter().enumerate()) {
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
             let file = out.join(format!("attention-{}-{stem}-{}.png", n + 1, file_name(&word)));
-            enlarged(overlay(picture, map)).save(&file).with_context(|| format!("writing {}", file.display()))?;
+            enlarged(overlay(picture, map)).save(&file).map_err(|e| anyhow!("writing {}: {e}", file.display()))?;
             println!("{}: `{word}` in layer {layer} -> {}", path.display(), file.display());
             describe(map);
         }

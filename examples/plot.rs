@@ -53,9 +53,10 @@ fn main() -> ExitCode {
 }
 
 fn curve(run: &str, key: &str) -> Result<Series> {
+    // A folder may have an `=` in its name.
     let (name, folder) = match run.split_once('=') {
-        Some((name, folder)) => (name, folder),
-        None => (run, run),
+        Some((name, folder)) if !Path::new(run).is_dir() => (name, folder),
+        _ => (run, run),
     };
     let path = Path::new(folder).join("metrics.jsonl");
     let records = read_metrics(&path)?;

@@ -50,8 +50,8 @@ fn main() -> ExitCode {
     cli::main(|arguments: Arguments| {
         memory::keep();
         let Arguments { model, kind, output, compare, side } = arguments;
-        let folder = model.folder()?;
         ensure!(!output.exists(), "{} exists already: name a new folder with `--output`", output.display());
+        let folder = model.folder()?;
         eprintln!("quantising {model} to {kind} ...");
         quantize_folder(&folder, &output, kind)?;
         println!("{}: {:.1} MB of weights, from {:.1} MB", output.display(), megabytes(&output)?, megabytes(&folder)?);

@@ -42,6 +42,9 @@ enum SplitName {
     Test,
 }
 
+/// Most pictures on the sheet.
+const SHEET: usize = 64;
+
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let split = match arguments.split {
@@ -62,8 +65,15 @@ fn main() -> Result<()> {
     }
     lines.flush()?;
     let path = arguments.out.join("sheet.png");
+    pictures.truncate(SHEET);
     contact_sheet(&pictures, arguments.zoom).save(&path)?;
-    println!("{} scenes in {}, all of them on {}", scenes.len(), arguments.out.display(), path.display());
+    println!(
+        "{} scenes in {}, {} of them on {}",
+        scenes.len(),
+        arguments.out.display(),
+        pictures.len(),
+        path.display()
+    );
     Ok(())
 }
 

@@ -92,6 +92,14 @@ impl Error {
         Self::Config { field: field.into(), message: message.into() }
     }
 
+    /// The same with the file that a configuration field stands in.
+    pub(crate) fn in_file(self, path: impl AsRef<Path>) -> Self {
+        match self {
+            Self::Config { field, message } => Self::format(path, format!("field `{field}` {message}")),
+            other => other,
+        }
+    }
+
     /// A [`Error::Io`] for `path`.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Self::Io { path: path.as_ref().to_path_buf(), source }

@@ -224,6 +224,10 @@ fn a_quantised_folder_answers_like_the_model_quantised_at_load() {
         let twice = quantize_folder(&output, folder.path().join("twice"), kind).unwrap_err().to_string();
         assert!(twice.contains("already"), "{twice}");
         assert!(load(&output).unwrap().model().lm_head().weight().is_err());
+        // Which of two kinds of weights is meant cannot be known.
+        std::fs::copy(folder.path().join("model.safetensors"), output.join("model.safetensors")).unwrap();
+        let both = load(&output).err().unwrap().to_string();
+        assert!(both.contains("holds both model.gguf and model.safetensors"), "{both}");
     }
 }
 

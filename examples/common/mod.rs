@@ -48,7 +48,12 @@ impl Options {
 
     /// The model's own way of generating, changed by what was asked for.
     pub fn generation(&self, model: &LoadedModel) -> Result<GenerationConfig> {
-        let own = model.generation().clone();
+        let mut own = model.generation().clone();
+        // What was asked for would have no effect behind these.
+        if self.temperature.is_some_and(|temperature| temperature > 0.0) || self.top_p.is_some() {
+            own.top_k = own.top_k.filter(|k| *k != 1);
+            own.temperature = own.temperature.filter(|temperature| *temperature > 0.0);
+        }
         let config = GenerationConfig {
             do_sample: own.do_sample || self.temperature.is_some() || self.top_p.is_some(),
             temperature: self.temperature.or(own.temperature),

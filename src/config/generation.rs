@@ -81,7 +81,7 @@ impl GenerationConfig {
     /// [`Self::validate`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let config: Self = read_json(path.as_ref())?;
-        config.validate()?;
+        config.validate().map_err(|e| e.in_file(path))?;
         Ok(config)
     }
 

@@ -160,6 +160,15 @@ fn same_where_repeated(config: &HaploVlConfig) -> Result<()> {
 
 fn decoder_from_official(fields: &mut Fields) -> Result<DecoderConfig> {
     use super::{Activation, NormKind};
+    let scaling = fields.map.get("rope_scaling").filter(|scaling| !scaling.is_null());
+    if let Some(scaling) = scaling.filter(|scaling| scaling["rope_type"] != "default") {
+        return Err(Error::config(
+            fields.path("rope_scaling"),
+            format!(
+                "is {scaling:.100}, which the released models do not have: write this crate's own form of config.json"
+            ),
+        ));
+    }
     Ok(DecoderConfig {
         hidden_size: fields.or("hidden_size", 4096)?,
         intermediate_size: fields.or("intermediate_size", 22_016)?,

@@ -37,7 +37,7 @@ impl<F: Fn(&[u32]) -> Result<String>> Detokenizer<F> {
     /// Those of the decoder.
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.window.push(id);
-        let text = (self.decode)(&self.window)?;
+        let text = self.text()?;
         let complete = text.trim_end_matches(REPLACEMENT).len();
         let full = self.window.len() - self.context >= MAX_WAITING;
         let piece = self.show(&text, if full { text.len() } else { complete });
@@ -54,8 +54,20 @@ impl<F: Fn(&[u32]) -> Result<String>> Detokenizer<F> {
     /// # Errors
     /// Those of the decoder.
     pub fn flush(&mut self) -> Result<String> {
-        let text = (self.decode)(&self.window)?;
+        let text = self.text()?;
         Ok(self.show(&text, text.len()))
+    }
+
+    /// The text of the window. A decoder may write the context otherwise when a stray byte follows: what is out cannot
+    /// be found in that, so that the context is given up.
+    fn text(&mut self) -> Result<String> {
+        let text = (self.decode)(&self.window)?;
+        if text.len() <= self.shown || text.is_char_boundary(self.shown) {
+            return Ok(text);
+        }
+        self.window.drain(..self.context);
+        (self.context, self.shown) = (0, 0);
+        (self.decode)(&self.window)
     }
 
     /// The text from what is out up to byte `to`, which is out then.

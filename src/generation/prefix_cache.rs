@@ -8,9 +8,6 @@ use crate::config::GenerationConfig;
 use crate::model::{Cache, HaploVl};
 use crate::{Error, Result};
 
-/// Smallest number of positions that room is made for, so that the first few turns of a chat need no new cache.
-const MIN_CAPACITY: usize = 1024;
-
 /// The cache of one growing text, and what it holds.
 ///
 /// A prompt that begins as the text before it goes on from there; where it differs, only what is behind the difference
@@ -39,16 +36,12 @@ impl PrefixCache {
         config: &GenerationConfig,
     ) -> Result<Session<'a>> {
         let (ids, sample) = only_row(batch)?;
-        let mut kept = self.shared(&ids, sample, &batch.visuals)?;
-        let mut session = generator.session(&suffix(batch, sample, kept)?, &ids[..kept], config)?;
-        let needed = kept + session.new_positions();
-        if self.cache.as_ref().is_none_or(|cache| cache.capacity() < needed) {
-            self.grow(generator.model(), needed)?;
-            kept = 0;
-            session = generator.session(batch, &[], config)?;
-        }
-        if let Some(cache) = &mut self.cache {
-            cache.truncate(kept);
+        let kept = self.shared(&ids, sample, &batch.visuals)?;
+        let session = generator.session(&suffix(batch, sample, kept)?, &ids[..kept], config)?;
+        match &mut self.cache {
+            Some(cache) => cache.truncate(kept),
+            // As long as any prompt can be; room is made only as it is needed.
+            empty => *empty = Some(generator.model().cache(1, generator.model().config().max_position_embeddings)?),
         }
         self.prompt_len = ids.len();
         self.ids = ids;
@@ -89,13 +82,6 @@ impl PrefixCache {
             }
         }
         Ok(kept)
-    }
-
-    /// Makes room for `needed` positions and more, so that a long chat does not start over at every turn.
-    fn grow(&mut self, model: &HaploVl, needed: usize) -> Result<()> {
-        let twice = self.cache.take().map_or(MIN_CAPACITY, |cache| 2 * cache.capacity());
-        self.cache = Some(model.cache(1, needed.max(twice).min(model.config().max_position_embeddings))?);
-        Ok(())
     }
 }
 

@@ -88,6 +88,9 @@ impl Cache {
             self.starts = layout.rows.iter().flatten().map(|sample| sample.range.start).collect();
             return Ok((key_ranges(layout, attention), layout.positions()));
         }
+        if self.starts.iter().any(|start| *start > past) {
+            return Err(Error::Batch("continues a cache that was cut within a row's padding: truncate it to 0".into()));
+        }
         let ranges = key_ranges(layout, attention);
         let rows = ranges.rows().iter().zip(&self.starts);
         let ranges = rows.map(|(row, &start)| row.iter().map(|r| start..past + r.end).collect()).collect();

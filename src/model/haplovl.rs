@@ -88,6 +88,14 @@ impl HaploVl {
             )));
         }
         let mut later = Self::matrices(config)?;
+        let other = |kind: Quantization| later.iter().filter_map(|name| source.quantization(name)).find(|o| *o != kind);
+        if let Some((kind, other)) = quantization.and_then(|kind| Some((kind, other(kind)?))) {
+            return Err(Error::Weights(format!(
+                "{}: the weights are {other} already and cannot become {kind}: leave out the quantisation, or start from \
+                 the model's floats",
+                source.path().display()
+            )));
+        }
         later.retain(|name| possible && (quantization.is_some() || source.quantization(name).is_some()));
         // A tied head has no tensor of its own: it is quantised as the others are.
         let of_others = later.iter().find_map(|name| source.quantization(name));

@@ -1,10 +1,13 @@
 //! The Jinja template that turns messages into one prompt: a checkpoint's own, or ChatML.
 
+use std::fmt::Write as _;
 use std::path::Path;
+use std::{fmt, io};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value as JinjaValue;
-use minijinja::{Environment, Error as JinjaError, ErrorKind, context};
+use minijinja::{Environment, Error as JinjaError, ErrorKind, State, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::{Value, json};
 
 use super::folder::read_json;
@@ -23,6 +26,11 @@ const CHATML: &str = "\
 
 /// Steps that a template may take: far more than any conversation needs, and still over in a second.
 const FUEL: u64 = 5_000_000;
+/// How long a prompt, or what one of Python's string methods makes, may be.
+const MAX_MIB: usize = 16;
+const MAX_BYTES: usize = MAX_MIB << 20;
+/// Digits of a width in `format`.
+const MAX_WIDTH_DIGITS: usize = 4;
 const NAME: &str = "chat_template";
 
 /// What a template wants as a message's `content`.
@@ -55,7 +63,7 @@ impl ChatTemplate {
 
     /// Compiles a template as HF's `apply_chat_template` would: `trim_blocks`, `lstrip_blocks`, Python's string
     /// methods, `raise_exception`, `{% generation %}` blocks. There is no clock and no file access, and endless loops
-    /// are cut off.
+    /// and endless prompts are cut off.
     ///
     /// # Errors
     /// [`Error::ChatTemplate`] with the line of a syntax error.
@@ -66,7 +74,7 @@ impl ChatTemplate {
         syntax.trim_blocks(true).lstrip_blocks(true);
         environment.set_syntax(syntax.build().map_err(template_error)?);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python_method);
         environment.add_function("raise_exception", |message: String| -> std::result::Result<String, JinjaError> {
             Err(JinjaError::new(ErrorKind::InvalidOperation, message))
         });
@@ -125,14 +133,16 @@ impl ChatTemplate {
             tools => (),
             ..special_tokens
         };
-        template.render(variables).map_err(template_error)
+        let mut prompt = Prompt::default();
+        template.render_captured_to(variables, &mut prompt).map_err(template_error)?;
+        String::from_utf8(prompt.0).map_err(|e| Error::ChatTemplate(e.to_string()))
     }
 
     /// Tells by trying what the template was made for: one for text prints a list of parts as it stands, or fails.
     fn probe_format(&self) -> ContentFormat {
         let shows_text = |content: JinjaValue| {
             let message = context! { role => "user", content => content };
-            let prompt = self.render(&[message], false, context! {});
+            let prompt = self.render(&[message], false, context! { bos_token => "", eos_token => "" });
             prompt.is_ok_and(|prompt| prompt.contains("probe") && !prompt.contains("never shown"))
         };
         let part = context! { type => "text", text => "probe", other => "never shown" };
@@ -141,6 +151,63 @@ impl ChatTemplate {
         } else {
             ContentFormat::Parts
         }
+    }
+}
+
+/// The bytes of a prompt, as long as they are not too many.
+#[derive(Default)]
+struct Prompt(Vec<u8>);
+
+impl io::Write for Prompt {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_BYTES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Methods of Python's strings and dictionaries; those that make text out of little are measured first.
+fn python_method(
+    state: &mut State<'_, '_>,
+    value: &JinjaValue,
+    method: &str,
+    args: &[JinjaValue],
+) -> std::result::Result<JinjaValue, JinjaError> {
+    if value.as_str().is_some_and(|text| makes_too_much(text, method, args)) {
+        let message = format!("`{method}` would make a text of more than {MAX_MIB} MiB");
+        return Err(JinjaError::new(ErrorKind::InvalidOperation, message));
+    }
+    unknown_method_callback(state, value, method, args)
+}
+
+fn makes_too_much(text: &str, method: &str, args: &[JinjaValue]) -> bool {
+    match (method, args) {
+        ("replace", [old, new, ..]) => {
+            let (old, new) = (old.as_str().unwrap_or_default(), new.as_str().unwrap_or_default());
+            text.len().saturating_add(text.matches(old).count().saturating_mul(new.len())) > MAX_BYTES
+        }
+        ("join", [values]) => {
+            let mut left = Budget(MAX_BYTES);
+            values.try_iter().is_ok_and(|mut values| values.any(|value| write!(left, "{value}{text}").is_err()))
+        }
+        ("format", _) => text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > MAX_WIDTH_DIGITS),
+        _ => false,
+    }
+}
+
+/// Bytes that may still be written, to nowhere.
+struct Budget(usize);
+
+impl fmt::Write for Budget {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0 = self.0.checked_sub(text.len()).ok_or(fmt::Error)?;
+        Ok(())
     }
 }
 
@@ -179,9 +246,10 @@ fn next_tag(source: &str) -> Option<(&str, &str, &str)> {
 
 fn template_error(error: JinjaError) -> Error {
     let advice = match error.kind() {
-        ErrorKind::OutOfFuel => "; does it loop endlessly?",
-        ErrorKind::SyntaxError => "; mend the checkpoint's chat template",
-        _ => "",
+        ErrorKind::OutOfFuel => "; does it loop endlessly?".into(),
+        ErrorKind::WriteFailure => format!("; the prompt has more than {MAX_MIB} MiB"),
+        ErrorKind::SyntaxError => "; mend the checkpoint's chat template".into(),
+        _ => String::new(),
     };
     Error::ChatTemplate(format!("{error}{advice}"))
 }
@@ -210,6 +278,14 @@ mod tests {
         assert!(message("{% for x in %}").contains("mend the checkpoint's chat template"));
         let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}";
         assert!(message(endless).contains("does it loop endlessly?"));
+        for huge in [
+            "{{ '{:>99999999999}'.format('x') }}",
+            "{{ ('a' * 1000000).replace('a', 'b' * 100000) }}",
+            "{{ ('x' * 1000000).join(range(100000)) }}",
+            "{{ 'a ' * 50000000 }}",
+        ] {
+            assert!(message(huge).contains("more than 16 MiB"), "{huge}: {}", message(huge));
+        }
     }
 
     #[test]
@@ -217,6 +293,9 @@ mod tests {
         let format = |source| ChatTemplate::new(source).unwrap().format();
         assert_eq!(format("{% for m in messages %}{{ m.role + m.content }}{% endfor %}"), ContentFormat::Text);
         assert_eq!(format("{% for m in messages %}{{ m.content }}{% endfor %}"), ContentFormat::Text);
+        // In Llama 3's way: the sum with a list would fail, were there no `bos_token`.
+        let trimmed = "{% for m in messages %}{{ bos_token + m['content'] | trim + eos_token }}{% endfor %}";
+        assert_eq!(format(trimmed), ContentFormat::Text);
         assert_eq!(ChatTemplate::chatml("<image>", "<video>").unwrap().format(), ContentFormat::Parts);
     }
 

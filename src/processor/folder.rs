@@ -34,14 +34,14 @@ pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
 
 pub(super) fn read_settings(folder: &Path, model: &HaploVlConfig) -> Result<ProcessorSettings> {
     let mut settings = ProcessorSettings::new(model);
-    if let Some(json) = read_json(&folder.join(IMAGE))? {
-        settings.image = PreprocessorConfig::from_json(json, &model.vision)?;
+    let [image, video, tokens] = [IMAGE, VIDEO, PROCESSOR].map(|name| folder.join(name));
+    for (path, preprocessor) in [(&image, &mut settings.image), (&video, &mut settings.video)] {
+        if let Some(json) = read_json(path)? {
+            *preprocessor = PreprocessorConfig::from_json(json, &model.vision).map_err(|e| e.in_file(path))?;
+        }
     }
-    if let Some(json) = read_json(&folder.join(VIDEO))? {
-        settings.video = PreprocessorConfig::from_json(json, &model.vision)?;
-    }
-    if let Some(json) = read_json(&folder.join(PROCESSOR))? {
-        settings.tokens = ProcessorConfig::from_json(json, &model.vision)?;
+    if let Some(json) = read_json(&tokens)? {
+        settings.tokens = ProcessorConfig::from_json(json, &model.vision).map_err(|e| e.in_file(&tokens))?;
     }
     Ok(settings)
 }

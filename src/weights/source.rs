@@ -9,9 +9,10 @@ use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 
 use super::gguf::MODEL_FILE;
+use super::safetensors::{INDEX_FILE, SINGLE_FILE};
 use super::{GgufFile, SafetensorsFiles, check_tensors};
-use crate::Result;
 use crate::nn::ops::{Quantization, QuantizedWeight};
+use crate::{Error, Result};
 
 /// Tensors by HF name, wherever they are stored.
 pub trait TensorSource: Send + Sync {
@@ -52,12 +53,17 @@ pub trait TensorSource: Send + Sync {
 /// Opens the weights of a model folder: safetensors, or the `model.gguf` of a quantised one.
 ///
 /// # Errors
-/// As [`SafetensorsFiles::open`] and [`GgufFile::open`].
+/// As [`SafetensorsFiles::open`] and [`GgufFile::open`], and [`Error::Format`] if the folder holds both.
 pub fn open_weights(folder: impl AsRef<Path>) -> Result<Arc<dyn TensorSource>> {
-    let (folder, gguf) = (folder.as_ref(), folder.as_ref().join(MODEL_FILE));
-    match gguf.is_file() {
-        true => Ok(Arc::new(GgufFile::open(gguf)?)),
-        false => Ok(Arc::new(SafetensorsFiles::open(folder)?)),
+    let folder = folder.as_ref();
+    let gguf = folder.join(MODEL_FILE);
+    let safetensors = [SINGLE_FILE, INDEX_FILE].into_iter().find(|name| folder.join(name).is_file());
+    match (gguf.is_file(), safetensors) {
+        (true, Some(other)) => {
+            Err(Error::format(folder, format!("holds both {MODEL_FILE} and {other}: move one of them elsewhere")))
+        }
+        (true, None) => Ok(Arc::new(GgufFile::open(gguf)?)),
+        (false, _) => Ok(Arc::new(SafetensorsFiles::open(folder)?)),
     }
 }
 

@@ -18,6 +18,7 @@ const CHECKPOINT_FILES: [&str; 18] = [
     "model.safetensors",
     "model-*.safetensors",
     "model.safetensors.index.json",
+    "model.gguf",
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -29,7 +30,6 @@ const CHECKPOINT_FILES: [&str; 18] = [
     "chat_template.jinja",
     "preprocessor_config.json",
     "processor_config.json",
-    "video_preprocessor_config.json",
     "video_processor/preprocessor_config.json",
 ];
 
