@@ -219,9 +219,6 @@ fn step(config: &HaploVlConfig, checkpointed: &str, batch: &MultimodalBatch) -> 
     Ok(vec![parameters as f64 / 1e6, before, megabytes("VmHWM:"), start.elapsed().as_secs_f64()])
 }
 
-/// A line of this process's status, which counts in KiB.
 fn megabytes(field: &str) -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("Linux's /proc");
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
-    line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") * 1024.0 / 1e6
+    common::megabytes(field).expect("a Linux process")
 }

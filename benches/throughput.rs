@@ -2,6 +2,7 @@
 //!
 //! `cargo bench --bench throughput [-- NAME]` on the model of `benches/config.json` with random weights, so nothing is
 //! downloaded. The prompt is 640 tokens: a picture of one tile (24 rows of 24 patches and a newline) amid 40 of text.
+//! `HAPLOVL_LLM=model.gguf cargo bench --bench throughput -- llm` takes a language model of yours, text alone.
 //! Throughput is in tokens: those that a picture becomes, that are read, generated, or trained on.
 
 #![allow(clippy::expect_used, reason = "a bench that fails should stop, not be timed")]
@@ -14,20 +15,23 @@ mod memory;
 use std::cell::{LazyCell, RefCell};
 use std::hint::black_box;
 use std::ops::Deref;
+use std::time::SystemTime;
 
 use candle_core::{DType, Device, Tensor};
-use common::{TEXT, config, images, model, picture, prompt, report, text, trainer};
-use criterion::{Criterion, Throughput, criterion_group};
+use common::{TEXT, config, config_of, images, model, model_of, picture, prompt, report, text, trainer};
+use criterion::{Bencher, Criterion, Throughput, criterion_group};
 use haplovl::batch::MultimodalBatch;
 use haplovl::model::{Cache, HaploVl};
 use haplovl::nn::ops::{self, KeyRanges, Quantization, QuantizedWeight};
 use haplovl::train::on_large_stack;
-use haplovl::weights::{Parameters, SaveOptions, open_weights, save_safetensors};
+use haplovl::weights::{LlmSource, Parameters, SaveOptions, open_weights, save_safetensors};
 
 /// Tokens generated behind the prompt.
 const NEW_TOKENS: usize = 32;
 /// Sequences that are decoded together.
 const SEQUENCES: usize = 8;
+/// Tokens of a prompt without pictures.
+const WORDS: usize = 512;
 
 fn preprocess(c: &mut Criterion) {
     let config = config();
@@ -64,13 +68,7 @@ fn prefill(c: &mut Criterion, format: Option<Quantization>, model: &impl Deref<T
     let cache = LazyCell::new(|| RefCell::new(model.cache(1, length).expect("a cache")));
     let mut group = c.benchmark_group("prefill");
     group.sample_size(10).throughput(Throughput::Elements(length as u64));
-    group.bench_function(format!("{length}/{}", name(format)), |b| {
-        let cache = &mut *cache.borrow_mut();
-        b.iter(|| {
-            cache.truncate(0);
-            model.prefill(black_box(&prompt), cache).expect("logits")
-        })
-    });
+    group.bench_function(format!("{length}/{}", name(format)), |b| read(b, model, &prompt, &mut cache.borrow_mut()));
     // Another question about a picture that the cache holds already.
     let question = text(&config(), TEXT);
     let cache = filled(model, &prompt, length);
@@ -93,14 +91,48 @@ fn decode(c: &mut Criterion, format: Option<Quantization>, rows: usize, model: &
     let mut group = c.benchmark_group("decode");
     group.sample_size(10).throughput(Throughput::Elements((rows * NEW_TOKENS) as u64));
     group.bench_function(format!("{length}{by_rows}/{}", name(format)), |b| {
-        let cache = &mut *cache.borrow_mut();
-        b.iter(|| {
-            cache.truncate(length);
-            for id in 0..NEW_TOKENS as u32 {
-                black_box(model.decode(&vec![3000 + id; rows], cache).expect("logits"));
-            }
-        })
+        generate(b, model, rows, length, &mut cache.borrow_mut())
     });
+    group.finish();
+}
+
+/// A whole prompt, from nothing.
+fn read(b: &mut Bencher<'_>, model: &HaploVl, prompt: &MultimodalBatch, cache: &mut Cache) {
+    b.iter(|| {
+        cache.truncate(0);
+        model.prefill(black_box(prompt), cache).expect("logits")
+    });
+}
+
+/// Some tokens behind so many positions.
+fn generate(b: &mut Bencher<'_>, model: &HaploVl, rows: usize, length: usize, cache: &mut Cache) {
+    b.iter(|| {
+        cache.truncate(length);
+        for id in 0..NEW_TOKENS as u32 {
+            black_box(model.decode(&vec![3000 + id; rows], cache).expect("logits"));
+        }
+    });
+}
+
+/// A language model of yours in the post-decoder's place, text only, if `HAPLOVL_LLM` names a folder or a GGUF file.
+fn language_model(c: &mut Criterion) {
+    let Some(path) = std::env::var_os("HAPLOVL_LLM") else { return };
+    let llm = LlmSource::open(path).expect("a language model");
+    let prompt = text(&config_of(&llm), WORDS);
+    let mut group = c.benchmark_group("llm");
+    group.sample_size(10);
+    for format in FORMATS {
+        let model = LazyCell::new(|| model_of(&llm, format));
+        let cache = filled(&model, &prompt, WORDS + NEW_TOKENS);
+        let format = name(format);
+        group.throughput(Throughput::Elements(WORDS as u64));
+        group
+            .bench_function(format!("prefill/{WORDS}/{format}"), |b| read(b, &model, &prompt, &mut cache.borrow_mut()));
+        group.throughput(Throughput::Elements(NEW_TOKENS as u64));
+        group.bench_function(format!("decode/{WORDS}/{format}"), |b| {
+            generate(b, &model, 1, WORDS, &mut cache.borrow_mut())
+        });
+    }
     group.finish();
 }
 
@@ -197,15 +229,16 @@ fn train_step(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, preprocess, linear, attention, inference, train_step, load);
+criterion_group!(benches, preprocess, linear, attention, inference, language_model, train_step, load);
 
 /// What `criterion_main!` does, on a stack that is deep enough for the graphs of training.
 fn main() {
     memory::keep();
-    let run = || {
+    let start = SystemTime::now();
+    let run = move || {
         benches();
         Criterion::default().configure_from_args().final_summary();
-        report::write();
+        report::write(start);
         Ok(())
     };
     on_large_stack(run).expect("a thread");

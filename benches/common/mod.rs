@@ -5,17 +5,19 @@
 pub mod report;
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 
-use candle_core::{DType, Device, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use haplovl::batch::{BatchSpec, IGNORE_INDEX, MultimodalBatch, PaddingSide, Sequence};
-use haplovl::config::{HaploVlConfig, PreprocessorConfig};
+use haplovl::config::{DecoderConfig, HaploVlConfig, PreprocessorConfig, TextEmbedding};
 use haplovl::model::HaploVl;
 use haplovl::nn::CheckpointScope;
 use haplovl::nn::ops::Quantization;
 use haplovl::optim::{AdamW, AdamWConfig, Schedule};
 use haplovl::processor::{ImageProcessor, RgbImage};
 use haplovl::train::{NextToken, Trainer, UpdateRule};
-use haplovl::weights::Parameters;
+use haplovl::weights::{LlmSource, Parameters, TensorSource};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -37,14 +39,80 @@ pub fn images(config: &HaploVlConfig) -> ImageProcessor {
     ImageProcessor::new(&PreprocessorConfig::image(&config.vision), &config.vision).expect("a valid configuration")
 }
 
-/// A model with random weights, detached from variables, so that no graph is kept for gradients nobody asks for.
+/// A model with random weights, made as one from a file is: a matrix is quantised before the next one is there.
 pub fn model(config: &HaploVlConfig, format: Option<Quantization>) -> HaploVl {
-    let vb = Parameters::new().var_builder_where(0, DType::F32, &Device::Cpu, |_| false);
-    let mut model = HaploVl::new(config, vb).expect("a model");
-    if let Some(kind) = format {
-        model.each_matrix(&mut |_, linear| linear.quantize(kind)).expect("a quantised model");
+    build(config, format, None)
+}
+
+/// A model that is hardly more than this language model: its pre-decoder is a single narrow layer.
+pub fn model_of(llm: &LlmSource, format: Option<Quantization>) -> HaploVl {
+    build(&config_of(llm), format, Some(llm.clone()))
+}
+
+pub fn config_of(llm: &LlmSource) -> HaploVlConfig {
+    let (base, words) = (config(), llm.config());
+    let narrow = DecoderConfig {
+        hidden_size: 64,
+        intermediate_size: 64,
+        num_hidden_layers: 1,
+        num_attention_heads: 1,
+        num_key_value_heads: 1,
+        ..base.pre_decoder.clone()
+    };
+    HaploVlConfig {
+        vocab_size: words.vocab_size,
+        tie_word_embeddings: words.tie_word_embeddings,
+        text_embedding: TextEmbedding::Projected,
+        pre_decoder: narrow,
+        post_decoder: words.decoder.clone(),
+        ..base
     }
-    model
+}
+
+fn build(config: &HaploVlConfig, format: Option<Quantization>, llm: Option<LlmSource>) -> HaploVl {
+    let shapes = HaploVl::parameter_shapes(config).expect("shapes");
+    let source = Weights { shapes, llm, first: config.pre_decoder.num_hidden_layers };
+    HaploVl::from_source(config, Arc::new(source), format, DType::F32, &Device::Cpu).expect("a model")
+}
+
+/// Tensors of these shapes: those of a language model, if there is one, the others random.
+struct Weights {
+    shapes: BTreeMap<String, Vec<usize>>,
+    llm: Option<LlmSource>,
+    /// Number of the language model's first layer here.
+    first: usize,
+}
+
+impl Weights {
+    /// The name of a tensor in the language model.
+    fn name(&self, name: &str) -> Option<String> {
+        let Some((layer, rest)) = name.strip_prefix("model.layers.").and_then(|name| name.split_once('.')) else {
+            return Some(name.into());
+        };
+        Some(format!("model.layers.{}.{rest}", layer.parse::<usize>().ok()?.checked_sub(self.first)?))
+    }
+}
+
+impl TensorSource for Weights {
+    fn path(&self) -> &Path {
+        Path::new("weights of the bench")
+    }
+
+    fn tensor_names(&self) -> Vec<String> {
+        self.shapes.keys().cloned().collect()
+    }
+
+    fn tensor_shape(&self, name: &str) -> Option<&[usize]> {
+        self.shapes.get(name).map(Vec::as_slice)
+    }
+
+    fn load_tensor(&self, name: &str, dtype: DType, device: &Device) -> haplovl::Result<Tensor> {
+        let inherited = self.llm.as_ref().map(LlmSource::tensors).zip(self.name(name));
+        match inherited.filter(|(llm, name)| llm.has_tensor(name)) {
+            Some((llm, name)) => llm.load_tensor(&name, dtype, device),
+            None => Ok(Tensor::randn(0f32, 0.02, self.shapes[name].as_slice(), device)?.to_dtype(dtype)?),
+        }
+    }
 }
 
 /// Text alone, one row; a training step learns all of it.
@@ -93,4 +161,11 @@ pub fn trainer(config: &HaploVlConfig, checkpointing: bool) -> haplovl::Result<T
         max_grad_norm: 1.0,
     };
     Ok(Trainer::new(NextToken::new(model), parameters, optimizer, rule, scope))
+}
+
+/// A line of this process's status, which counts in KiB; Linux has it.
+pub fn megabytes(field: &str) -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<f64>().ok()? * 1024.0 / 1e6)
 }

@@ -3,14 +3,26 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-/// Collects what criterion has written, of this run and of earlier ones.
-pub fn write() {
+use super::megabytes;
+
+/// Tells a process to print its peak of memory at its end.
+const PRINT_PEAK: &str = "HAPLOVL_BENCH_PEAK";
+/// In the folder of a bench: its peak of memory.
+const PEAK_FILE: &str = "peak_mb.json";
+
+/// Collects what criterion has written, of this run and of earlier ones. Benches that ran since `start` run once more,
+/// each in a process of its own, whose peak of memory is theirs alone.
+pub fn write(start: SystemTime) {
+    if std::env::var_os(PRINT_PEAK).is_some() {
+        return println!("{}", megabytes("VmHWM:").unwrap_or(f64::NAN));
+    }
     let Some(target) = target_folder() else { return };
     let mut results = BTreeMap::new();
-    collect(&target.join("criterion"), &mut results);
+    collect(&target.join("criterion"), start, &mut results);
     let report = json!({ "machine": machine(), "commit": commit(), "results": results });
     let path = target.join("throughput.json");
     match std::fs::write(&path, format!("{report:#}\n")) {
@@ -25,24 +37,41 @@ pub fn target_folder() -> Option<PathBuf> {
 }
 
 /// Every `new/estimates.json` below `folder`, with its `new/benchmark.json`.
-fn collect(folder: &Path, results: &mut BTreeMap<String, Value>) {
-    if let Some((id, result)) = result(&folder.join("new")) {
+fn collect(folder: &Path, start: SystemTime, results: &mut BTreeMap<String, Value>) {
+    if let Some((id, result)) = result(folder, start) {
         results.insert(id, result);
     }
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.path().is_dir()).for_each(|entry| collect(&entry.path(), results));
+    entries.filter(|entry| entry.path().is_dir()).for_each(|entry| collect(&entry.path(), start, results));
 }
 
-fn result(folder: &Path) -> Option<(String, Value)> {
+fn result(folder: &Path, start: SystemTime) -> Option<(String, Value)> {
     let read = |name: &str| -> Option<Value> { serde_json::from_slice(&std::fs::read(folder.join(name)).ok()?).ok() };
-    let (benchmark, estimates) = (read("benchmark.json")?, read("estimates.json")?);
+    let (benchmark, estimates) = (read("new/benchmark.json")?, read("new/estimates.json")?);
+    let id = benchmark["full_id"].as_str()?.to_string();
     let ms = estimates["median"]["point_estimate"].as_f64()? / 1e6;
     let mut result = json!({ "ms": ms });
     if let Some(elements) = benchmark["throughput"]["Elements"].as_f64() {
         let unit = if benchmark["group_id"] == "ops" { "operations_per_s" } else { "tokens_per_s" };
         result[unit] = json!(elements / ms * 1e3);
     }
-    Some((benchmark["full_id"].as_str()?.to_string(), result))
+    let measured = std::fs::metadata(folder.join("new/estimates.json")).ok()?.modified().ok()?;
+    if measured >= start
+        && let Some(peak) = peak(&id)
+    {
+        std::fs::write(folder.join(PEAK_FILE), peak.to_string()).ok()?;
+    }
+    if let Some(peak) = read(PEAK_FILE) {
+        result["peak_mb"] = peak;
+    }
+    Some((id, result))
+}
+
+/// The most memory that a process holds in which this bench runs once.
+fn peak(id: &str) -> Option<f64> {
+    let mut this = Command::new(std::env::current_exe().ok()?);
+    let output = this.args(["--bench", "--test", "--exact", id]).env(PRINT_PEAK, "1").output().ok()?;
+    String::from_utf8(output.stdout).ok()?.lines().last()?.parse().ok().filter(|peak: &f64| peak.is_finite())
 }
 
 fn machine() -> Value {
