@@ -58,7 +58,9 @@ fn main() -> ExitCode {
 
 /// Draws a scene of shapes that no model was trained on, and returns the file.
 fn draw(seed: u64) -> Result<PathBuf> {
-    let path = std::env::temp_dir().join(format!("haplovl-shapes-{seed}.png"));
+    // Under a name of its own: others may have one there.
+    let file = tempfile::Builder::new().prefix("haplovl-shapes-").suffix(".png").tempfile()?;
+    let (_, path) = file.keep()?;
     Split::Test.scene(seed, &ShapesConfig::default()).render(SIDE).save(&path)?;
     eprintln!("no --image is given, so here is one: {}", path.display());
     Ok(path)

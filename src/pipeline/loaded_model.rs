@@ -5,6 +5,7 @@ use std::path::Path;
 use candle_core::{DType, Device};
 
 use super::ModelSource;
+use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::device::{DeviceChoice, DtypeChoice};
@@ -13,7 +14,6 @@ use crate::model::{HaploVl, save_quantized};
 use crate::nn::ops::Quantization;
 use crate::processor::{Conversation, Processor};
 use crate::weights::open_weights;
-use crate::{Error, Result};
 
 /// Where and in which numbers a model is to be held.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,11 +45,29 @@ impl LoadedModel {
     /// Finds a model, downloading it if need be, and loads it.
     ///
     /// # Errors
-    /// As [`ModelSource::folder`] and [`Self::from_folder`].
+    /// As [`ModelSource::folder`] and [`Self::from_folder`]; for [`ModelSource::Builtin`] where this crate was built
+    /// without its feature `builtin`.
     pub fn load(source: &ModelSource, options: LoadOptions) -> Result<Self> {
         // Before a download of gigabytes: what is not there will not be there after it.
         options.open()?;
-        Self::from_folder(source.folder()?, options)
+        match source {
+            ModelSource::Builtin => Self::builtin(options),
+            ModelSource::Named { .. } => Self::from_folder(source.folder()?, options),
+        }
+    }
+
+    #[cfg(feature = "builtin")]
+    fn builtin(options: LoadOptions) -> Result<Self> {
+        let (device, dtype) = options.open()?;
+        super::builtin::load(options.quantization, dtype, &device)
+    }
+
+    #[cfg(not(feature = "builtin"))]
+    fn builtin(_: LoadOptions) -> Result<Self> {
+        Err(crate::Error::Weights(
+            "the built-in model is not part of this build: build with `--features builtin`, or name a folder or a hub id"
+                .into(),
+        ))
     }
 
     /// Loads a checkpoint folder: `config.json`, safetensors or `model.gguf`, tokenizer and processor files, and
@@ -119,7 +137,6 @@ pub fn quantize_folder(folder: impl AsRef<Path>, output: impl AsRef<Path>, kind:
     let processor = Processor::from_folder(folder, &config)?;
     let generation = generation_defaults(folder, &processor)?;
     let weights = open_weights(folder)?;
-    std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
     save_quantized(output, &config, &*weights, kind, &processor, &generation)
 }
 

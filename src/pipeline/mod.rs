@@ -12,6 +12,8 @@
 //! # }
 //! ```
 
+#[cfg(feature = "builtin")]
+mod builtin;
 mod captioner;
 mod chat;
 mod loaded_model;

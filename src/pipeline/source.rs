@@ -56,12 +56,13 @@ impl ModelSource {
     /// The folder of the model, downloaded if need be.
     ///
     /// # Errors
-    /// [`Error::Weights`] for the built-in model, which this version does not have yet, and as [`resolve_model`].
+    /// As [`resolve_model`], and [`Error::Weights`] for [`Self::Builtin`], which is part of the program.
     pub fn folder(&self) -> Result<PathBuf> {
         match self {
             Self::Named { name, revision } => resolve_model(name, revision.as_deref()),
             Self::Builtin => Err(Error::Weights(
-                "there is no built-in model in this version: name a folder or a hub id with `--model`".into(),
+                "the built-in model is no folder: name one, for example `assets/builtin` of this crate's repository"
+                    .into(),
             )),
         }
     }
@@ -95,7 +96,7 @@ mod tests {
     #[test]
     fn what_is_not_there_says_so() {
         let message = |text: &str| text.parse::<ModelSource>().unwrap().folder().unwrap_err().to_string();
-        assert!(message("builtin").contains("no built-in model"));
+        assert!(message("builtin").contains("assets/builtin"));
         assert!(message("no such folder").contains("neither an existing folder nor a hub id"));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::ops::Deref;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -35,9 +36,28 @@ pub struct SafetensorsFiles {
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    map: Mmap,
+    bytes: Bytes,
     /// Where the tensors' bytes start.
     data: usize,
+}
+
+/// The bytes of a whole file.
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Mmap),
+    /// Part of the program.
+    Embedded(&'static [u8]),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Embedded(bytes) => bytes,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -77,8 +97,19 @@ impl SafetensorsFiles {
         }
     }
 
+    /// Reads tensors that are part of the program, as of `include_bytes!`; messages call them `name`.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if the bytes are not safetensors.
+    pub fn embedded(name: &str, bytes: &'static [u8]) -> Result<Self> {
+        Self::single(Path::new(name), Shard::new(Path::new(name), Bytes::Embedded(bytes))?)
+    }
+
     fn open_single(path: &Path, file: &Path) -> Result<Self> {
-        let (shard, infos) = Shard::open(file)?;
+        Self::single(path, Shard::open(file)?)
+    }
+
+    fn single(path: &Path, (shard, infos): (Shard, BTreeMap<String, TensorInfo>)) -> Result<Self> {
         let tensors = infos.into_iter().map(|(name, info)| (name, Entry { shard: 0, info })).collect();
         Ok(Self { path: path.to_path_buf(), shards: vec![shard], tensors })
     }
@@ -203,21 +234,25 @@ impl Shard {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         // SAFETY: the map is read-only; that nobody truncates the file meanwhile is a documented condition.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
+        Self::new(path, Bytes::Mapped(map))
+    }
+
+    fn new(path: &Path, bytes: Bytes) -> Result<(Self, BTreeMap<String, TensorInfo>)> {
+        let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| {
             let hint = "the file is truncated or not safetensors: download it again";
-            Error::format(path, format!("{e} ({} bytes); {hint}", map.len()))
+            Error::format(path, format!("{e} ({} bytes); {hint}", bytes.len()))
         })?;
         let mut infos = BTreeMap::new();
         for (name, info) in metadata.tensors() {
             check_shape(path, &name, &info.shape)?;
             infos.insert(name, info.clone());
         }
-        Ok((Self { path: path.to_path_buf(), data: size_of::<u64>() + header, map }, infos))
+        Ok((Self { path: path.to_path_buf(), data: size_of::<u64>() + header, bytes }, infos))
     }
 
     fn bytes(&self, info: &TensorInfo) -> Result<&[u8]> {
         let (start, end) = info.data_offsets;
-        let data = self.map.get(self.data..);
+        let data = self.bytes.get(self.data..);
         data.and_then(|data| data.get(start..end)).ok_or_else(|| Error::format(&self.path, "offsets beyond the file"))
     }
 }

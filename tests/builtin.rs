@@ -1,0 +1,89 @@
+//! The model that is part of the crate.
+
+#![cfg(feature = "builtin")]
+#![allow(clippy::unwrap_used, reason = "a failed test helper should panic")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use haplovl::data::shapes::{Scene, ShapesConfig, Split, check_caption};
+use haplovl::device::DeviceChoice;
+use haplovl::eval::Accuracy;
+use haplovl::generation::GeneratedSequence;
+use haplovl::nn::ops::Quantization;
+use haplovl::pipeline::{Captioner, LoadOptions, LoadedModel, ModelSource, VisualQuestionAnswerer};
+use haplovl::processor::{Content, Message, RgbImage};
+use image::Rgb;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+fn options(quantization: Option<Quantization>) -> LoadOptions {
+    LoadOptions { device: DeviceChoice::Cpu, quantization, ..LoadOptions::default() }
+}
+
+fn builtin(quantization: Option<Quantization>) -> LoadedModel {
+    LoadedModel::load(&ModelSource::Builtin, options(quantization)).unwrap()
+}
+
+/// Scenes that no model was trained on.
+fn scenes(count: u64) -> impl Iterator<Item = Scene> {
+    (0..count).map(|index| Split::Test.scene(index, &ShapesConfig::default()))
+}
+
+/// The share of right answers, one question of every kind for each of these scenes, drawn with this side.
+fn accuracy(model: &LoadedModel, count: u64, side: u32) -> f64 {
+    let mut accuracy = Accuracy::default();
+    for scene in scenes(count) {
+        let questions = scene.questions(&mut ChaCha8Rng::seed_from_u64(scene.seed));
+        let picture = Content::from(scene.render(side));
+        let asked = questions.iter().map(|q| (vec![picture.clone()], q.question.clone()));
+        let answers = VisualQuestionAnswerer::new(model).ask_all(asked).unwrap();
+        for (question, answer) in questions.iter().zip(&answers.sequences) {
+            accuracy.add(question.kind, &answer.text, &question.answer);
+        }
+    }
+    accuracy.overall().accuracy()
+}
+
+#[test]
+fn it_is_the_model_of_its_folder() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/builtin");
+    let models = [builtin(None), LoadedModel::from_folder(folder, options(None)).unwrap()];
+    // Larger than a tile, and not square.
+    let picture = Content::from(RgbImage::from_fn(200, 90, |x, y| Rgb([x as u8, y as u8, (x ^ y) as u8])));
+    let [ours, of_folder] = models.map(|model| {
+        let batch = model.batch(&[Message::user([picture.clone(), "what is in this image?".into()]).into()]).unwrap();
+        let logits = model.model().forward(&batch).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let words = model.processor().tokenizer().inner().get_vocab(true);
+        (
+            model.processor().template().source().to_string(),
+            BTreeMap::from_iter(words),
+            model.generation().clone(),
+            logits,
+        )
+    });
+    assert_eq!(ours, of_folder);
+}
+
+#[test]
+fn it_answers_questions_about_scenes_it_never_saw() {
+    // Drawn as it was trained, and larger, as `caption` draws.
+    for side in [64, 336] {
+        let right = accuracy(&builtin(None), 40, side);
+        eprintln!("side {side}: {right}");
+        assert!(right > 0.78, "{side}: {right}");
+    }
+    let right = accuracy(&builtin(Some(Quantization::Q8_0)), 20, 64);
+    eprintln!("q8_0: {right}");
+    assert!(right > 0.78, "q8_0: {right}");
+}
+
+#[test]
+fn it_describes_scenes_it_never_saw() {
+    let model = builtin(None);
+    let captioner = Captioner::new(&model);
+    let captions = captioner.caption_all(scenes(40).map(|scene| Content::from(scene.render(64)))).unwrap();
+    let all_right = |(scene, caption): &(Scene, &GeneratedSequence)| check_caption(scene, &caption.text).all_right();
+    let right = scenes(40).zip(&captions.sequences).filter(all_right).count();
+    assert!(right >= 26, "{right} of 40 captions are right");
+}
