@@ -6,14 +6,18 @@
 mod cli;
 #[path = "common/model.rs"]
 mod model;
+#[path = "common/pictures.rs"]
+mod pictures;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::Parser;
-use haplovl::processor::{AttentionMap, Content, Conversation, ImageDecoder, Message, RgbImage};
+use haplovl::processor::{AttentionMap, Content, Conversation, Message, RgbImage};
 use image::Rgb;
+
+use pictures::Pictures;
 
 /// Shows which parts of a picture a word of the prompt looks at.
 ///
@@ -21,12 +25,12 @@ use image::Rgb;
 /// to the most that any cell gets (above). The same as text on stdout.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:\n  \
+    attention --prompt \"what colour is the ring?\" --word ring\n  \
     attention --model ./haplovl-7b --image cat.jpg --prompt \"Where is the cat?\" --word cat\n  \
     attention --model ./haplovl-7b --image cat.jpg --prompt \"Where is the cat?\" --word cat --layer 12 --head 3")]
 struct Arguments {
-    /// A picture; may be given several times
-    #[arg(long = "image", value_name = "FILE", required = true)]
-    images: Vec<PathBuf>,
+    #[command(flatten)]
+    pictures: Pictures,
     /// What is asked about the pictures
     #[arg(long, value_name = "TEXT")]
     prompt: String,
@@ -48,16 +52,15 @@ struct Arguments {
 
 fn main() -> ExitCode {
     cli::main(|arguments: Arguments| {
-        let Arguments { images, prompt, word, layer, head, out, options } = arguments;
-        let pictures = images.iter().map(|path| ImageDecoder::default().open(path));
-        let pictures = pictures.collect::<haplovl::Result<Vec<_>>>()?;
+        let Arguments { pictures, prompt, word, layer, head, out, options } = arguments;
+        let pictures = pictures.open(0)?;
         let model = options.load()?;
-        let content = pictures.iter().cloned().map(Content::from).chain([prompt.into()]);
+        let content = pictures.iter().map(|(_, picture)| Content::from(picture.clone())).chain([prompt.into()]);
         let conversation = Conversation::from(Message::user(content));
         let layer = layer.unwrap_or(model.model().config().pre_decoder.num_hidden_layers.saturating_sub(1));
         let maps = model.word_attention(&conversation, &word, layer, head)?;
         std::fs::create_dir_all(&out).map_err(|e| anyhow!("making {}: {e}", out.display()))?;
-        for ((path, picture), (n, map)) in images.iter().zip(&pictures).zip(maps.iter().enumerate()) {
+        for ((path, picture), (n, map)) in pictures.iter().zip(maps.iter().enumerate()) {
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
             let file = out.join(format!("attention-{}-{stem}-{}.png", n + 1, file_name(&word)));
             enlarged(overlay(picture, map)).save(&file).map_err(|e| anyhow!("writing {}: {e}", file.display()))?;

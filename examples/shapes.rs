@@ -61,11 +61,12 @@ fn main() -> Result<()> {
         let picture = scene.render(arguments.side);
         picture.save(arguments.out.join(&name))?;
         writeln!(lines, "{}", described(scene, &name))?;
-        pictures.push(picture);
+        if pictures.len() < SHEET {
+            pictures.push(picture);
+        }
     }
     lines.flush()?;
     let path = arguments.out.join("sheet.png");
-    pictures.truncate(SHEET);
     contact_sheet(&pictures, arguments.zoom).save(&path)?;
     println!(
         "{} scenes in {}, {} of them on {}",

@@ -19,7 +19,8 @@ use haplovl::weights::SafetensorsFiles;
 /// Trains by recipes, one after the other: each is one stage, and the next may build on its export.
 ///
 /// A run's folder holds recipe.toml (the recipe as run), metrics.jsonl, tensorboard/, loss.svg, samples.md, checkpoints/
-/// and, at the end, export/. A finished run is left as it is, so a list of recipes can be started again after a stop.
+/// and, at the end, export/. With --resume finished runs are passed over and an unfinished one goes on from its newest
+/// checkpoint, so that the same list of recipes can be started again after a stop.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:\n  \
     train recipes/shapes/quick.toml\n  \

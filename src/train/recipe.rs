@@ -478,6 +478,32 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_work_together_is_refused_by_name() {
+        for (setting, field) in [
+            ("run.patience=0", "run.patience"),
+            ("run.patience=1", "run.patience"),
+            ("data.max_bad_share=2", "data.max_bad_share"),
+            ("update.parallel=2", "update.parallel"),
+            ("update.accumulation=1000000000000000000", "update.accumulation"),
+            (
+                r#"stage={ kind = "distill", vision_teacher = "v", text_teacher = "t", weights = { vision = -1.0 } }"#,
+                "stage.weights.vision",
+            ),
+        ] {
+            let error = read(RECIPE, &[setting]).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{field}`")), "{setting}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_run_stays_the_same_when_what_it_is_judged_by_changes() {
+        let identity = |settings: &[&str]| read(RECIPE, settings).unwrap().identity().unwrap();
+        let same = identity(&[VALIDATION, "data.max_bad_share=0.5", "data.workers=7", "run.patience=2"]);
+        assert_eq!(identity(&[]), same);
+        assert_ne!(identity(&[]), identity(&["data.max_length=99"]));
+    }
+
+    #[test]
     fn defaults_overrides_and_the_way_back() {
         let recipe = read(RECIPE, &["update.steps=7", "run.patience=3", "output=elsewhere", VALIDATION]).unwrap();
         assert_eq!((recipe.update.steps, recipe.run.patience), (7, Some(3)));

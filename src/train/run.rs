@@ -102,10 +102,6 @@ impl Run {
     /// Whatever is missing or does not fit, by name.
     pub fn new(recipe: Recipe, device: Device) -> Result<Self> {
         recipe.validate()?;
-        if device.is_cpu() && recipe.update.compute != FloatType::F32 {
-            let message = "is half precision, which is slow and inexact on the CPU: set it to f32, or name a GPU";
-            return Err(Error::config("update.compute", message));
-        }
         let config = recipe.model_config()?;
         let processor = Arc::new(open_processor(&recipe, &config)?);
         // Opened once: the index of a large file takes a while.
@@ -180,6 +176,10 @@ impl Run {
     /// [`Error::Training`] for a step that had to be refused, [`Error::Data`] for too many bad samples, and what
     /// checkpoints and files may give.
     pub fn train(&mut self, resume: bool) -> Result<PathBuf> {
+        if self.device.is_cpu() && self.recipe.update.compute != FloatType::F32 {
+            let message = "is half precision, which is slow and inexact on the CPU: set it to f32, or take a GPU";
+            return Err(Error::config("update.compute", message));
+        }
         let folder = self.recipe.output.clone();
         std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
         let checkpoints =
