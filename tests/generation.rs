@@ -217,6 +217,25 @@ fn a_character_of_several_tokens_comes_whole() {
     assert_eq!(pieces(bytes_to_text, &byte_ids("\u{FFFD}b")).concat(), "\u{FFFD}b");
 }
 
+/// Below 256 bytes, of which a run is text as a whole or not at all; above that words.
+fn byte_runs(ids: &[u32]) -> Result<String> {
+    let run = |run: &[u32]| match run[0] < 256 {
+        true => String::from_utf8(run.iter().map(|id| *id as u8).collect()).unwrap_or("\u{FFFD}".repeat(run.len())),
+        false => run.iter().map(|id| format!(" w{id}")).collect(),
+    };
+    Ok(ids.chunk_by(|a, b| (*a < 256) == (*b < 256)).map(run).collect())
+}
+
+#[test]
+fn a_stray_byte_behind_a_character_swallows_nothing() {
+    for character in ["a", "é", "你", "😀"] {
+        let mut ids = byte_ids(character);
+        ids.extend([0xf0].into_iter().chain(300..330));
+        let expected = format!("{character}\u{FFFD}{}", byte_runs(&ids[ids.len() - 30..]).unwrap());
+        assert_eq!(pieces(byte_runs, &ids).concat(), expected);
+    }
+}
+
 #[test]
 fn tokens_that_end_within_characters_still_give_the_text() {
     let text = "Ünï😀cödé 你好 👩‍👩‍👧 plain words, and 한국어 🇩🇪".repeat(8);

@@ -21,14 +21,14 @@ pub struct Detokenizer<F> {
     window: Vec<u32>,
     /// How many tokens of the window are context only.
     context: usize,
-    /// Bytes of the window's text that are out.
-    shown: usize,
+    /// What of the window's text is out.
+    shown: String,
 }
 
 impl<F: Fn(&[u32]) -> Result<String>> Detokenizer<F> {
     /// A detokenizer over `decode`, which turns ids into text and special tokens into nothing.
     pub fn new(decode: F) -> Self {
-        Self { decode, window: Vec::new(), context: 0, shown: 0 }
+        Self { decode, window: Vec::new(), context: 0, shown: String::new() }
     }
 
     /// Takes the next id and returns the text that is certain now; empty while a character is incomplete.
@@ -41,7 +41,7 @@ impl<F: Fn(&[u32]) -> Result<String>> Detokenizer<F> {
         let complete = text.trim_end_matches(REPLACEMENT).len();
         let full = self.window.len() - self.context >= MAX_WAITING;
         let piece = self.show(&text, if full { text.len() } else { complete });
-        if self.shown == text.len() && !piece.is_empty() {
+        if self.shown.len() == text.len() && !piece.is_empty() {
             self.advance()?;
         } else if full {
             self.window.truncate(self.context);
@@ -62,19 +62,19 @@ impl<F: Fn(&[u32]) -> Result<String>> Detokenizer<F> {
     /// be found in that, so that the context is given up.
     fn text(&mut self) -> Result<String> {
         let text = (self.decode)(&self.window)?;
-        if text.len() <= self.shown || text.is_char_boundary(self.shown) {
+        if text.len() <= self.shown.len() || text.starts_with(&self.shown) {
             return Ok(text);
         }
         self.window.drain(..self.context);
-        (self.context, self.shown) = (0, 0);
+        (self.context, self.shown) = (0, String::new());
         (self.decode)(&self.window)
     }
 
     /// The text from what is out up to byte `to`, which is out then.
     fn show(&mut self, text: &str, to: usize) -> String {
         // A decoder may take text back while a character is incomplete; it comes again when the character is whole.
-        let piece = text.get(self.shown..to).unwrap_or_default().to_string();
-        self.shown += piece.len();
+        let piece = text.get(self.shown.len()..to).unwrap_or_default().to_string();
+        self.shown.push_str(&piece);
         piece
     }
 
@@ -82,7 +82,7 @@ impl<F: Fn(&[u32]) -> Result<String>> Detokenizer<F> {
     fn advance(&mut self) -> Result<()> {
         self.window.drain(..self.context);
         self.context = self.window.len();
-        self.shown = (self.decode)(&self.window)?.len();
+        self.shown = (self.decode)(&self.window)?;
         Ok(())
     }
 }
