@@ -25,7 +25,7 @@ use pictures::Pictures;
 /// to the most that any cell gets (above). The same as text on stdout.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:\n  \
-    attention --prompt \"what colour is the ring?\" --word ring\n  \
+    attention --prompt \"which shape is the yellow object?\" --word yellow\n  \
     attention --model ./haplovl-7b --image cat.jpg --prompt \"Where is the cat?\" --word cat\n  \
     attention --model ./haplovl-7b --image cat.jpg --prompt \"Where is the cat?\" --word cat --layer 12 --head 3")]
 struct Arguments {

@@ -13,7 +13,7 @@ const SIDE: u32 = 336;
 /// The pictures, or else one that is drawn.
 #[derive(Debug, Args)]
 pub struct Pictures {
-    /// A picture; may be given several times. Without any, a scene of shapes world is drawn from the seed
+    /// A picture; may be given several times. Without any, a scene of shapes world is drawn
     #[arg(long = "image", value_name = "FILE")]
     images: Vec<PathBuf>,
 }

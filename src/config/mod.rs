@@ -1,6 +1,6 @@
 //! Plain configuration data, readable from JSON and checked by `validate()` before anything is built from it.
 
-mod checks;
+pub(crate) mod checks;
 mod decoder;
 mod file;
 mod generation;

@@ -108,8 +108,6 @@ impl PreprocessorConfig {
     pub fn from_json(value: Value, vision: &VisionConfig) -> Result<Self> {
         let default = Self::video(vision);
         let mut fields = Fields { name: "preprocessor_config", map: root_object("preprocessor_config", value)? };
-        // HF writes out what is not set.
-        fields.map.retain(|_, value| !value.is_null());
         for step in ["do_convert_rgb", "do_resize", "do_pad"] {
             if fields.map.get(step) == Some(&Value::Bool(false)) {
                 return Err(Error::config(
@@ -251,8 +249,6 @@ impl ProcessorConfig {
     pub fn from_json(value: Value, vision: &VisionConfig) -> Result<Self> {
         let default = Self::new(vision);
         let mut fields = Fields { name: "processor_config", map: root_object("processor_config", value)? };
-        // HF writes out what is not set.
-        fields.map.retain(|_, value| !value.is_null());
         let config = Self {
             image_token: fields.or("image_token", default.image_token)?,
             video_token: fields.or("video_token", default.video_token)?,
@@ -293,9 +289,10 @@ impl ProcessorConfig {
     }
 }
 
+/// The fields of a file; HF writes out as null what is not set.
 fn root_object(name: &str, value: Value) -> Result<Map<String, Value>> {
     match value {
-        Value::Object(map) => Ok(map),
+        Value::Object(map) => Ok(map.into_iter().filter(|(_, value)| !value.is_null()).collect()),
         _ => Err(Error::config(name, "is not a JSON object")),
     }
 }

@@ -48,12 +48,12 @@ impl LoadedModel {
     /// As [`ModelSource::folder`] and [`Self::from_folder`]; for [`ModelSource::Builtin`] where this crate was built
     /// without its feature `builtin`.
     pub fn load(source: &ModelSource, options: LoadOptions) -> Result<Self> {
+        if *source == ModelSource::Builtin {
+            return Self::builtin(options);
+        }
         // Before a download of gigabytes: what is not there will not be there after it.
         options.open()?;
-        match source {
-            ModelSource::Builtin => Self::builtin(options),
-            ModelSource::Named { .. } => Self::from_folder(source.folder()?, options),
-        }
+        Self::from_folder(source.folder()?, options)
     }
 
     #[cfg(feature = "builtin")]

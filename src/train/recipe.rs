@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DistillationWeights;
 use crate::config::HaploVlConfig;
+use crate::config::checks::{at_least_one, at_most, positive};
 use crate::data::shapes::ShapesDataset;
 use crate::optim::{AdamWConfig, Schedule};
 use crate::weights::TextInit;
@@ -306,7 +307,7 @@ impl Recipe {
     /// # Errors
     /// [`Error::Config`] naming the field.
     pub fn validate(&self) -> Result<()> {
-        let at_least_one = [
+        let sizes = [
             ("update.steps", self.update.steps as usize),
             ("update.rows", self.update.rows),
             ("update.accumulation", self.update.accumulation),
@@ -316,18 +317,10 @@ impl Recipe {
             ("run.checkpoint_every", self.run.checkpoint_every as usize),
             ("run.evaluate_every", self.run.evaluate_every as usize),
         ];
-        if let Some((field, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
-            return Err(Error::config(field, "is 0, expected at least 1"));
-        }
-        for (field, value) in [
-            ("update.rows", self.update.rows),
-            ("update.accumulation", self.update.accumulation),
-            ("data.workers", self.data.workers),
-        ] {
-            if value > MAX_COUNT {
-                return Err(Error::config(field, format!("is {value}, expected at most {MAX_COUNT}")));
-            }
-        }
+        sizes.into_iter().try_for_each(|(field, value)| at_least_one(field, value))?;
+        at_most("update.rows", self.update.rows, MAX_COUNT)?;
+        at_most("update.accumulation", self.update.accumulation, MAX_COUNT)?;
+        at_most("data.workers", self.data.workers, MAX_COUNT)?;
         if self.data.train.is_empty() {
             return Err(Error::config("data.train", "is empty, expected at least one source"));
         }
@@ -342,13 +335,8 @@ impl Recipe {
                 return Err(Error::config("run.patience", format!("is {patience}: it {message}")));
             }
         }
-        for (field, value) in
-            [("update.learning_rate", self.update.learning_rate), ("update.max_grad_norm", self.update.max_grad_norm)]
-        {
-            if !(value.is_finite() && value > 0.0) {
-                return Err(Error::config(field, format!("is {value}, expected a finite number above 0")));
-            }
-        }
+        positive("update.learning_rate", self.update.learning_rate)?;
+        positive("update.max_grad_norm", self.update.max_grad_norm)?;
         let from_scratch = matches!(self.stage, Stage::Vision { .. } | Stage::Language);
         if from_scratch && (self.update.gradient_checkpointing || self.update.compute != FloatType::F32) {
             return Err(Error::config(
@@ -406,17 +394,9 @@ impl Recipe {
     /// [`Error::Training`] if the recipe cannot be written down.
     pub(super) fn identity(&self) -> Result<String> {
         let UpdateConfig { rows, accumulation, .. } = self.update;
-        let DataConfig { train, layout, max_length, .. } = &self.data;
-        // The rest may change from one start to the next: threads, patience with bad samples, what is validated on.
-        let data = DataConfig {
-            train: train.clone(),
-            layout: *layout,
-            max_length: *max_length,
-            validation: None,
-            validation_samples: 0,
-            workers: 1,
-            max_bad_share: 0.0,
-        };
+        // These may change from one start to the next.
+        let data =
+            DataConfig { validation: None, validation_samples: 0, workers: 1, max_bad_share: 0.0, ..self.data.clone() };
         let data = toml::to_string(&data).map_err(|e| Error::Training(format!("recipe: {e}")))?;
         let samples = crc32fast::hash(data.as_bytes());
         Ok(format!(

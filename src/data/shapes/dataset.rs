@@ -10,8 +10,9 @@ use super::caption::caption_prompt;
 use super::questions::QuestionKind;
 use super::scene::{Scene, ShapesConfig};
 use super::split::Split;
+use crate::Result;
+use crate::config::checks::{at_least_one, at_most};
 use crate::data::{BadSample, Dataset, IMAGE_MARKER, ImageSource, Record, SampleResult, Turn, random_stream};
-use crate::{Error, Result};
 
 /// What the conversations are about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +60,7 @@ fn one() -> usize {
 /// Most scenes of a data set, whose order is kept in memory.
 const MAX_SCENES: usize = 1 << 28;
 /// Largest side of a picture in pixels.
-const MAX_SIDE: u32 = 1 << 12;
+const MAX_SIDE: usize = 1 << 12;
 /// Most rounds of questions; a scene has far fewer different ones.
 const MAX_ROUNDS: usize = 1 << 8;
 
@@ -67,17 +68,16 @@ impl ShapesDataset {
     /// Checks the numbers.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the field.
+    /// [`Error::Config`](crate::Error::Config) naming the field.
     pub fn validate(&self) -> Result<()> {
         let limits = [
-            ("scenes", self.scenes, MAX_SCENES),
-            ("side", self.side as usize, MAX_SIDE as usize),
-            ("rounds", self.rounds, MAX_ROUNDS),
+            ("shapes.scenes", self.scenes, MAX_SCENES),
+            ("shapes.side", self.side as usize, MAX_SIDE),
+            ("shapes.rounds", self.rounds, MAX_ROUNDS),
         ];
         for (field, value, most) in limits {
-            if !(1..=most).contains(&value) {
-                return Err(Error::config(format!("shapes.{field}"), format!("is {value}, expected 1 to {most}")));
-            }
+            at_least_one(field, value)?;
+            at_most(field, value, most)?;
         }
         self.config.validate()
     }
