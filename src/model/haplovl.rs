@@ -11,7 +11,7 @@ use super::{Cache, Connector, LanguageHead, Pass, PostDecoder, PreDecoderModel};
 use crate::batch::{MultimodalBatch, SequenceLayout};
 use crate::config::HaploVlConfig;
 use crate::nn::ops::{KeyRanges, Quantization, on_pool};
-use crate::nn::{CheckpointScope, EachMatrix, RotaryEmbedding, key_ranges};
+use crate::nn::{CheckpointScope, EachMatrix, RotaryEmbedding, key_ranges, last_positions};
 use crate::weights::{ParameterShapes, TensorSource, check_source, source_var_builder};
 use crate::{Error, Result};
 
@@ -236,9 +236,8 @@ impl HaploVl {
         batch.validate()?;
         let (ranges, positions) = cache.place(&batch.layout, self.config.image_attention)?;
         let mut run = || {
-            let hidden = self.run(batch, &ranges, &positions, &[], Some(cache))?.post_decoder_output;
-            let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?;
-            self.lm_head.forward(&last.contiguous()?)
+            let last = self.run(batch, &ranges, &positions, &[], Some(cache))?.post_decoder_output;
+            self.lm_head.forward(&last_positions(&last, 1)?.squeeze(1)?)
         };
         // Kernels of a GPU share no work over the pool.
         if self.device().is_cpu() { on_pool(run) } else { run() }
@@ -262,6 +261,7 @@ impl HaploVl {
         self.prefill(&batch, cache)
     }
 
+    /// With a cache, of the last layer only the last position.
     fn run(
         &self,
         batch: &MultimodalBatch,
@@ -270,6 +270,7 @@ impl HaploVl {
         attention_layers: &[usize],
         cache: Option<&mut Cache>,
     ) -> Result<HiddenStates> {
+        let last_only = cache.is_some();
         let (pre_caches, post_caches) = match cache {
             Some(cache) => (Some(cache.pre.as_mut_slice()), Some(cache.post.as_mut_slice())),
             None => (None, None),
@@ -279,17 +280,17 @@ impl HaploVl {
             attention_layers.iter().partition(|&&layer| layer < first_post);
         let post_layers: Vec<usize> = post_layers.into_iter().map(|layer| layer - first_post).collect();
         let pass = |angles, caches, attention_layers| Pass {
-            ranges,
-            angles,
             caches,
             attention_layers,
             checkpoint: self.front.checkpoint(),
+            ..Pass::new(ranges, angles)
         };
         let angles = self.front.angles(positions)?;
         let pre = self.front.forward(batch, &mut pass(angles, pre_caches, &pre_layers))?;
         let x = self.connector.forward(&pre.output)?;
         let angles = angles_at(&self.post_rotary, positions, self.device())?;
-        let (post, post_attentions) = self.post_decoder.forward(&x, &mut pass(angles, post_caches, &post_layers))?;
+        let mut pass = Pass { last_only, ..pass(angles, post_caches, &post_layers) };
+        let (post, post_attentions) = self.post_decoder.forward(&x, &mut pass)?;
         let mut attentions = pre.attentions;
         attentions.extend(post_attentions);
         Ok(HiddenStates {

@@ -21,6 +21,8 @@ pub struct Pass<'a> {
     pub caches: Option<&'a mut [LayerCache]>,
     /// Layers (counted from 0 in this decoder) whose attention weights are wanted.
     pub attention_layers: &'a [usize],
+    /// Whether only the last position is wanted: the last layer then computes no other.
+    pub last_only: bool,
     /// Where gradients of recomputed layers go; `None` keeps all activations. Not together with caches.
     pub checkpoint: Option<Arc<CheckpointScope>>,
 }
@@ -28,7 +30,7 @@ pub struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// A pass without cache and without recorded weights.
     pub fn new(ranges: &'a KeyRanges, angles: Option<RotaryAngles>) -> Self {
-        Self { ranges, angles, caches: None, attention_layers: &[], checkpoint: None }
+        Self { ranges, angles, caches: None, attention_layers: &[], last_only: false, checkpoint: None }
     }
 }
 
@@ -64,24 +66,26 @@ impl DecoderStack {
         named.into_iter().try_for_each(|(layer, i)| layer.each_matrix(&format!("model.layers.{i}"), f))
     }
 
-    /// (batch, seq, hidden_size) -> the same, and the attention weights that were asked for, in the order of layers.
+    /// (batch, seq, hidden_size) -> the same, or its last position, and the attention weights that were asked for, in the order of layers.
     ///
     /// # Errors
     /// If shapes do not fit, or a cache is full.
     pub fn forward(&self, x: &Tensor, pass: &mut Pass) -> Result<(Tensor, Vec<Tensor>)> {
         let mut x = x.clone();
         let mut weights = Vec::new();
+        let last = pass.last_only.then(|| pass.ranges.last());
         for (i, layer) in self.layers.iter().enumerate() {
             if pass.attention_layers.contains(&i) {
                 weights.push(layer.attention_weights(&x, pass.angles.as_ref(), pass.ranges)?);
             }
+            let ranges = last.as_ref().filter(|_| i + 1 == self.layers.len()).unwrap_or(pass.ranges);
             let cache = pass.caches.as_mut().and_then(|caches| caches.get_mut(i));
             x = match (&pass.checkpoint, cache) {
                 (Some(scope), None) => {
-                    let (layer, angles, ranges) = (layer.clone(), pass.angles.clone(), pass.ranges.clone());
+                    let (layer, angles, ranges) = (layer.clone(), pass.angles.clone(), ranges.clone());
                     checkpoint(scope, &x, move |x| layer.forward(x, angles.as_ref(), &ranges, None))?
                 }
-                (_, cache) => layer.forward(&x, pass.angles.as_ref(), pass.ranges, cache)?,
+                (_, cache) => layer.forward(&x, pass.angles.as_ref(), ranges, cache)?,
             };
         }
         Ok((x, weights))

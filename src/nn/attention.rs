@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::ops::{self, KeyRanges};
-use super::{EachMatrix, LayerCache, Linear, RotaryAngles};
+use super::{EachMatrix, LayerCache, Linear, RotaryAngles, last_positions};
 use crate::Result;
 use crate::config::DecoderConfig;
 
@@ -49,7 +49,10 @@ impl Attention {
         names.iter().zip(parts).try_for_each(|(part, linear)| f(&format!("{name}.{part}"), linear))
     }
 
-    /// (batch, seq, hidden_size) -> the same; keys and values go through `cache` if there is one.
+    /// (batch, seq, hidden_size) -> (batch, queries, hidden_size); keys and values go through `cache` if there is one.
+    ///
+    /// Where `ranges` are of fewer queries than `x` has positions, they are those of the last ones, and only these are
+    /// computed.
     ///
     /// # Errors
     /// If shapes do not fit, or the cache is full.
@@ -60,7 +63,7 @@ impl Attention {
         ranges: &KeyRanges,
         cache: Option<&mut LayerCache>,
     ) -> Result<Tensor> {
-        let (q, k) = self.queries_and_keys(x, angles)?;
+        let (q, k) = self.queries_and_keys(x, angles, ranges.queries())?;
         let v = self.heads(&self.v_proj.forward(x)?, self.num_kv_heads)?;
         let (k, v) = match cache {
             Some(cache) => cache.append(&k, &v)?,
@@ -76,15 +79,15 @@ impl Attention {
     /// # Errors
     /// If shapes do not fit.
     pub fn weights(&self, x: &Tensor, angles: Option<&RotaryAngles>, ranges: &KeyRanges) -> Result<Tensor> {
-        let (q, k) = self.queries_and_keys(x, angles)?;
+        let (q, k) = self.queries_and_keys(x, angles, ranges.queries())?;
         Ok(ops::attention_weights(&q, &k, ranges, self.scale())?)
     }
 
-    fn queries_and_keys(&self, x: &Tensor, angles: Option<&RotaryAngles>) -> Result<(Tensor, Tensor)> {
-        let q = self.heads(&self.q_proj.forward(x)?, self.num_heads)?;
+    fn queries_and_keys(&self, x: &Tensor, angles: Option<&RotaryAngles>, queries: usize) -> Result<(Tensor, Tensor)> {
+        let q = self.heads(&self.q_proj.forward(&last_positions(x, queries)?)?, self.num_heads)?;
         let k = self.heads(&self.k_proj.forward(x)?, self.num_kv_heads)?;
         match angles {
-            Some(angles) => Ok((angles.rotate(&q)?, angles.rotate(&k)?)),
+            Some(angles) => Ok((angles.last(queries)?.rotate(&q)?, angles.rotate(&k)?)),
             None => Ok((q, k)),
         }
     }

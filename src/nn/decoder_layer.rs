@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::ops::KeyRanges;
-use super::{Attention, EachMatrix, LayerCache, Mlp, Norm, RotaryAngles};
+use super::{Attention, EachMatrix, LayerCache, Mlp, Norm, RotaryAngles, last_positions};
 use crate::Result;
 use crate::config::DecoderConfig;
 
@@ -41,7 +41,7 @@ impl DecoderLayer {
         self.mlp.each_matrix(&format!("{name}.mlp"), f)
     }
 
-    /// (batch, seq, hidden_size) -> the same.
+    /// (batch, seq, hidden_size) -> the same, or the last positions of it where `ranges` are of fewer queries.
     ///
     /// # Errors
     /// If shapes do not fit, or the cache is full.
@@ -52,7 +52,8 @@ impl DecoderLayer {
         ranges: &KeyRanges,
         cache: Option<&mut LayerCache>,
     ) -> Result<Tensor> {
-        let x = (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, angles, ranges, cache)?)?;
+        let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, angles, ranges, cache)?;
+        let x = (last_positions(x, ranges.queries())? + attended)?;
         let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
         Ok((x + y)?)
     }

@@ -13,6 +13,8 @@ pub mod ops;
 mod patch_embedding;
 mod rotary;
 
+use candle_core::Tensor;
+
 pub use attention::Attention;
 pub use checkpoint::{CheckpointScope, checkpoint};
 pub use decoder_layer::DecoderLayer;
@@ -28,6 +30,14 @@ pub use norm::Norm;
 pub use patch_embedding::PatchEmbedding;
 pub(crate) use patch_embedding::cut_patches;
 pub use rotary::{RotaryAngles, RotaryEmbedding};
+
+/// The last `count` positions of a (batch, seq, width) tensor; the tensor itself where it has no more.
+pub(crate) fn last_positions(x: &Tensor, count: usize) -> candle_core::Result<Tensor> {
+    match x.dim(1)?.checked_sub(count) {
+        None | Some(0) => Ok(x.clone()),
+        Some(start) => x.narrow(1, start, count)?.contiguous(),
+    }
+}
 
 /// How weights of `fan_in` inputs start, and embeddings of this width: at random with a deviation of `1 / sqrt(fan_in)`.
 ///

@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 
 use candle_core::{Device, Tensor};
 
-use super::ops;
+use super::{last_positions, ops};
 use crate::Result;
 use crate::config::{DecoderConfig, Rope, RopeScaling};
 
@@ -54,6 +54,14 @@ impl RotaryEmbedding {
 }
 
 impl RotaryAngles {
+    /// The angles of the last `count` positions.
+    ///
+    /// # Errors
+    /// From candle only.
+    pub fn last(&self, count: usize) -> Result<Self> {
+        Ok(Self { cos: last_positions(&self.cos, count)?, sin: last_positions(&self.sin, count)? })
+    }
+
     /// Rotates the heads of `x` (batch, seq, heads, head_dim).
     ///
     /// # Errors

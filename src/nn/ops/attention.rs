@@ -40,6 +40,17 @@ impl KeyRanges {
         &self.rows
     }
 
+    /// Number of queries of each row.
+    pub fn queries(&self) -> usize {
+        self.rows.first().map_or(0, Vec::len)
+    }
+
+    /// The ranges of each row's last query alone.
+    #[must_use]
+    pub fn last(&self) -> Self {
+        Self::new(self.rows.iter().map(|row| row.last().cloned().into_iter().collect()).collect())
+    }
+
     fn check(&self, batch: usize, queries: usize, keys: usize) -> Result<()> {
         let fits = self.rows.len() == batch
             && self
@@ -61,7 +72,7 @@ impl KeyRanges {
         if let Some(mask) = self.dense.get().filter(matches) {
             return Ok(mask.clone());
         }
-        let queries = self.rows.first().map_or(0, Vec::len);
+        let queries = self.queries();
         let mut mask = vec![-1e30f32; self.rows.len() * queries * keys];
         for (range, line) in self.rows.iter().flatten().zip(mask.chunks_mut(keys.max(1))) {
             line[range.clone()].fill(0.0);
