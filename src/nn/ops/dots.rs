@@ -35,8 +35,15 @@ impl WithSimd for Block<'_> {
         let count = w.len() / width;
         for first in (0..count).step_by(OUTPUTS) {
             let found = OUTPUTS.min(count - first);
+            let next = w.get((first + OUTPUTS) * width..(first + 2 * OUTPUTS) * width).unwrap_or_default();
             // The last outputs of all may be fewer: the others of their group repeat one of them.
             let w = std::array::from_fn(|i| &w[(first + i.min(found - 1)) * width..][..width]);
+            // Only the first pair of rows finds the weights in memory: the pairs after it have time to fetch the next ones.
+            let pairs = x.len().div_ceil(2 * width);
+            let ahead = |pair: usize| {
+                let share = OUTPUTS * width / pairs;
+                next.get(pair * share..(pair + 1) * share).filter(|_| pairs > 1).unwrap_or_default()
+            };
             let mut rows = x.chunks_exact(2 * width);
             let mut put = |row: usize, o: usize, sum: f32| {
                 if o < found {
@@ -45,14 +52,14 @@ impl WithSimd for Block<'_> {
             };
             for (pair, x) in rows.by_ref().enumerate() {
                 let (upper, lower) = x.split_at(width);
-                let sums = dots(simd, w, [upper, lower]);
+                let sums = dots(simd, w, [upper, lower], ahead(pair));
                 for (o, [upper, lower]) in sums.into_iter().enumerate() {
                     put(2 * pair, o, upper);
                     put(2 * pair + 1, o, lower);
                 }
             }
             if !rows.remainder().is_empty() {
-                let sums = dots(simd, w, [rows.remainder()]);
+                let sums = dots(simd, w, [rows.remainder()], ahead(pairs - 1));
                 sums.into_iter().enumerate().for_each(|(o, [sum])| put(x.len() / width - 1, o, sum));
             }
         }
@@ -60,12 +67,21 @@ impl WithSimd for Block<'_> {
 }
 
 /// The dot products of some rows of weights with some rows of `x`, all of one length; sums run side by side, so that none
-/// waits for itself.
+/// waits for itself. Meanwhile `ahead`, which is needed soon, is fetched from memory.
 #[inline(always)]
-pub(super) fn dots<S: Simd, const R: usize>(simd: S, w: [&[f32]; OUTPUTS], x: [&[f32]; R]) -> [[f32; R]; OUTPUTS] {
+pub(super) fn dots<S: Simd, const R: usize>(
+    simd: S,
+    w: [&[f32]; OUTPUTS],
+    x: [&[f32]; R],
+    ahead: &[f32],
+) -> [[f32; R]; OUTPUTS] {
     let (w, x) = (w.map(S::as_simd_f32s), x.map(S::as_simd_f32s));
     let mut sums = [[simd.splat_f32s(0.0); R]; OUTPUTS];
+    let stride = ahead.len() / w[0].0.len().max(1);
     for i in 0..w[0].0.len() {
+        if let Some(soon) = ahead.get(i * stride) {
+            prefetch(soon);
+        }
         for (sums, w) in sums.iter_mut().zip(&w) {
             for (sum, x) in sums.iter_mut().zip(&x) {
                 *sum = simd.mul_add_e_f32s(w.0[i], x.0[i], *sum);
@@ -80,6 +96,19 @@ pub(super) fn dots<S: Simd, const R: usize>(simd: S, w: [&[f32]; OUTPUTS], x: [&
         }
     }
     totals
+}
+
+/// Asks the processor to bring a value and its neighbours into its nearest cache.
+#[inline(always)]
+fn prefetch(soon: &f32) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint that neither reads nor writes as far as a program can tell, and the address is that of a value.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(soon).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = soon;
 }
 
 #[cfg(test)]

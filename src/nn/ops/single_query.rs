@@ -63,13 +63,13 @@ impl WithSimd for Scores<'_> {
                 scores.iter_mut().zip(products).for_each(|(score, product)| *score = query.scale * product);
             };
             for head in (0..query.heads / 2 * 2).step_by(2) {
-                let products = dots(simd, keys, [query.row(query.q, head), query.row(query.q, head + 1)]);
+                let products = dots(simd, keys, [query.row(query.q, head), query.row(query.q, head + 1)], &[]);
                 put(head, products.map(|[first, _]| first));
                 put(head + 1, products.map(|[_, second]| second));
             }
             if query.heads % 2 == 1 {
                 let last = query.heads - 1;
-                put(last, dots(simd, keys, [query.row(query.q, last)]).map(|[product]| product));
+                put(last, dots(simd, keys, [query.row(query.q, last)], &[]).map(|[product]| product));
             }
         }
     }
