@@ -1,5 +1,6 @@
 //! `x W^T + b` over weights in blocks of few bits, as GGUF has them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -8,8 +9,8 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Storage, Tensor};
 
 #[cfg(target_arch = "x86_64")]
-use super::{bytes, contiguous_slice};
-use super::{dots, is_cpu_f32, linear};
+use super::bytes;
+use super::{contiguous_slice, dots, is_cpu_f32, linear};
 use crate::Error;
 
 /// Blocks of this many inputs are what candle's fast kernels take, and what the K types consist of.
@@ -44,10 +45,17 @@ impl Quantization {
         }
     }
 
-    /// The width that rows of `in_size` are padded to with zeros.
-    pub(crate) fn padded(self, in_size: usize) -> usize {
-        let block = if in_size >= PAD_FROM { FAST_BLOCK } else { self.ggml_dtype().block_size() };
-        in_size.next_multiple_of(block)
+    /// The width that rows of `in_size` are padded to with zeros on this machine.
+    fn padded(self, in_size: usize) -> usize {
+        let fast = in_size >= PAD_FROM && has_tiles();
+        in_size.next_multiple_of(if fast { FAST_BLOCK } else { self.ggml_dtype().block_size() })
+    }
+
+    /// Whether rows of `in_size` may be `width` wide, padded on this machine or another.
+    pub(crate) fn may_pad(self, in_size: usize, width: usize) -> bool {
+        let most = in_size.checked_next_multiple_of(FAST_BLOCK);
+        width.is_multiple_of(self.ggml_dtype().block_size())
+            && most.is_some_and(|most| (in_size..=most).contains(&width))
     }
 }
 
@@ -135,7 +143,7 @@ impl QuantizedWeight {
     /// # Errors
     /// From candle only.
     pub fn dequantize(&self) -> Result<Tensor> {
-        floats(&self.tensor)?.narrow(1, 0, self.in_size)?.contiguous()
+        floats(&self.tensor, self.in_size)
     }
 }
 
@@ -160,16 +168,15 @@ pub fn quantized_linear(x: &Tensor, weight: &QuantizedWeight, bias: Option<&Tens
     if let Some(last) = shape.last_mut() {
         *last = out_size;
     }
-    let padding = weight.tensor.shape().dims2()?.1 - in_size;
-    let rows = x.reshape(((), in_size))?.pad_with_zeros(1, 0, padding)?.contiguous()?;
-    let y = rows.apply_op1(QuantizedLinear(weight.tensor.clone()))?.reshape(shape)?;
+    let rows = x.reshape(((), in_size))?.contiguous()?;
+    let y = rows.apply_op1(QuantizedLinear(weight.clone()))?.reshape(shape)?;
     match bias {
         Some(bias) => y.broadcast_add(bias),
         None => Ok(y),
     }
 }
 
-struct QuantizedLinear(Arc<QTensor>);
+struct QuantizedLinear(QuantizedWeight);
 
 /// How a product is computed.
 enum Way {
@@ -186,11 +193,12 @@ impl QuantizedLinear {
     fn way(&self, rows: usize) -> Result<Way> {
         let few = rows <= dots::MAX_ROWS;
         // candle's kernels are ahead where they work on several rows and outputs at once.
-        let (outputs, inputs) = self.0.shape().dims2()?;
+        let weight = &self.0.tensor;
+        let (outputs, inputs) = weight.shape().dims2()?;
         let tiled = outputs.is_multiple_of(16) && inputs.is_multiple_of(FAST_BLOCK) && has_tiles();
         #[cfg(target_arch = "x86_64")]
-        if let (Some(simd), true) = (bytes::instructions(self.0.dtype()), few || !tiled) {
-            let floats = self.0.dtype() == GgmlDType::Q8_0 && rows >= Q8_0_FLOATS_FROM;
+        if let (Some(simd), true) = (bytes::instructions(weight.dtype()), few || !tiled) {
+            let floats = weight.dtype() == GgmlDType::Q8_0 && rows >= Q8_0_FLOATS_FROM;
             return Ok(if floats { Way::Floats } else { Way::Bytes(simd) });
         }
         Ok(if tiled || few { Way::Candle } else { Way::Floats })
@@ -207,13 +215,25 @@ fn has_tiles() -> bool {
     return false;
 }
 
-/// The floats that the blocks stand for.
-fn floats(weight: &QTensor) -> Result<Tensor> {
+/// The floats that the blocks stand for, without those of the padding.
+fn floats(weight: &QTensor, in_size: usize) -> Result<Tensor> {
     #[cfg(target_arch = "x86_64")]
     if let (GgmlDType::Q8_0, Some(simd)) = (weight.dtype(), bytes::instructions(weight.dtype())) {
-        return Tensor::from_vec(bytes::q8_0_floats(simd, &weight.data()?), weight.shape(), &Device::Cpu);
+        let (outputs, width) = weight.shape().dims2()?;
+        let floats = bytes::q8_0_floats(simd, &weight.data()?, width, in_size);
+        return Tensor::from_vec(floats, (outputs, in_size), &Device::Cpu);
     }
-    weight.dequantize(&Device::Cpu)
+    weight.dequantize(&Device::Cpu)?.narrow(1, 0, in_size)?.contiguous()
+}
+
+/// Rows of `in_size` as rows of `width`, zeros behind them.
+fn padded(x: &[f32], in_size: usize, width: usize) -> Cow<'_, [f32]> {
+    if in_size == width {
+        return Cow::Borrowed(x);
+    }
+    let mut rows = vec![0f32; x.len() / in_size * width];
+    rows.chunks_exact_mut(width).zip(x.chunks_exact(in_size)).for_each(|(row, x)| row[..in_size].copy_from_slice(x));
+    Cow::Owned(rows)
 }
 
 impl CustomOp1 for QuantizedLinear {
@@ -222,28 +242,32 @@ impl CustomOp1 for QuantizedLinear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
-        match self.way(lx.shape().dims2()?.0)? {
-            #[cfg(target_arch = "x86_64")]
-            Way::Bytes(simd) => {
-                let (outputs, width) = self.0.shape().dims2()?;
-                let x = contiguous_slice(x, lx)?;
-                let y = bytes::products(simd, x, &self.0.data()?, self.0.dtype(), width);
-                Ok((CpuStorage::F32(y), Shape::from((x.len() / width, outputs))))
-            }
-            Way::Candle => self.0.cpu_fwd(x, lx),
-            Way::Floats => {
-                let floats = floats(&self.0)?;
-                let (storage, layout) = floats.storage_and_layout();
-                match &*storage {
-                    Storage::Cpu(storage) => linear::forward(x, lx, storage, layout),
-                    _ => candle_core::bail!("expected a quantised weight on the CPU"),
-                }
-            }
+        let QuantizedWeight { tensor, in_size } = &self.0;
+        let (outputs, width) = tensor.shape().dims2()?;
+        let rows = lx.shape().dims2()?.0;
+        let way = self.way(rows)?;
+        if let Way::Floats = way {
+            let floats = floats(tensor, *in_size)?;
+            let (storage, layout) = floats.storage_and_layout();
+            return match &*storage {
+                Storage::Cpu(storage) => linear::forward(x, lx, storage, layout),
+                _ => candle_core::bail!("expected a quantised weight on the CPU"),
+            };
+        }
+        let values = padded(contiguous_slice(x, lx)?, *in_size, width);
+        #[cfg(target_arch = "x86_64")]
+        if let Way::Bytes(simd) = way {
+            let y = bytes::products(simd, &values, &tensor.data()?, tensor.dtype(), width);
+            return Ok((CpuStorage::F32(y), Shape::from((rows, outputs))));
+        }
+        match values {
+            Cow::Borrowed(_) => tensor.cpu_fwd(x, lx),
+            Cow::Owned(values) => tensor.cpu_fwd(&CpuStorage::F32(values), &Layout::contiguous((rows, width))),
         }
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(g.detach().contiguous()?.matmul(&floats(&self.0)?)?))
+        Ok(Some(g.detach().contiguous()?.matmul(&floats(&self.0.tensor, self.0.in_size)?)?))
     }
 }
 
@@ -291,6 +315,20 @@ mod tests {
         let found = grads.get(&x).ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
         assert!(max_diff(found, &g.matmul(&weight.dequantize()?)?) < 1e-5);
         Ok(())
+    }
+
+    #[test]
+    fn rows_padded_on_any_machine_are_taken() {
+        use Quantization::{Q4K, Q8_0};
+        for (kind, width) in [(Q8_0, 896), (Q8_0, 1024), (Q4K, 1024)] {
+            assert!(kind.may_pad(896, width), "{kind} {width}");
+        }
+        for (kind, width) in [(Q8_0, 864), (Q8_0, 900), (Q8_0, 1056), (Q4K, 896), (Q4K, 1280)] {
+            assert!(!kind.may_pad(896, width), "{kind} {width}");
+        }
+        assert!(
+            Quantization::ALL.iter().all(|kind| kind.may_pad(896, kind.padded(896)) && !kind.may_pad(usize::MAX, 0))
+        );
     }
 
     #[test]

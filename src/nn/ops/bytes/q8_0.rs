@@ -53,19 +53,22 @@ impl<'a> WeightRow<'a> for Q8Weights<'a> {
     }
 }
 
-/// All weights as floats, on all threads.
-pub(in super::super) fn floats(simd: V3, blocks: &[u8]) -> Vec<f32> {
-    const TASK_BLOCKS: usize = 1 << 11;
+/// The first `in_size` weights of each row of `width` as floats, on all threads.
+pub(in super::super) fn floats(simd: V3, blocks: &[u8], width: usize, in_size: usize) -> Vec<f32> {
+    const TASK_WEIGHTS: usize = 1 << 16;
     let blocks = blocks.as_chunks().0;
-    let mut floats = vec![0f32; blocks.len() * 32];
-    let parts = floats.par_chunks_mut(TASK_BLOCKS * 32).zip(blocks.par_chunks(TASK_BLOCKS));
-    parts.for_each(|(floats, blocks)| simd.vectorize(ToFloats { blocks, floats }));
+    let (per_row, rows) = (width / 32, (TASK_WEIGHTS / width).max(1));
+    let mut floats = vec![0f32; blocks.len() / per_row * in_size];
+    let parts = floats.par_chunks_mut(rows * in_size).zip(blocks.par_chunks(rows * per_row));
+    parts.for_each(|(floats, blocks)| simd.vectorize(ToFloats { blocks, per_row, floats, in_size }));
     floats
 }
 
 struct ToFloats<'a> {
     blocks: &'a [[u8; BYTES]],
+    per_row: usize,
     floats: &'a mut [f32],
+    in_size: usize,
 }
 
 impl NullaryFnOnce for ToFloats<'_> {
@@ -73,12 +76,26 @@ impl NullaryFnOnce for ToFloats<'_> {
 
     #[inline(always)]
     fn call(self) {
-        for (floats, [low, high, weights @ ..]) in self.floats.as_chunks_mut::<32>().0.iter_mut().zip(self.blocks) {
-            let scale = half([*low, *high]);
-            let weights: [i8; 32] = cast(*weights);
-            for (float, weight) in floats.iter_mut().zip(weights) {
-                *float = f32::from(weight) * scale;
+        let rows = self.floats.chunks_exact_mut(self.in_size).zip(self.blocks.chunks_exact(self.per_row));
+        for (floats, blocks) in rows {
+            let (whole, rest) = floats.as_chunks_mut::<32>();
+            for (floats, block) in whole.iter_mut().zip(blocks) {
+                *floats = block_floats(block);
+            }
+            if let Some(block) = blocks.get(whole.len()) {
+                rest.copy_from_slice(&block_floats(block)[..rest.len()]);
             }
         }
     }
+}
+
+#[inline(always)]
+fn block_floats([low, high, weights @ ..]: &[u8; BYTES]) -> [f32; 32] {
+    let scale = half([*low, *high]);
+    let weights: [i8; 32] = cast(*weights);
+    let mut floats = [0f32; 32];
+    for (float, weight) in floats.iter_mut().zip(weights) {
+        *float = f32::from(weight) * scale;
+    }
+    floats
 }
