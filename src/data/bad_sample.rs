@@ -1,11 +1,17 @@
 //! Why a sample cannot be used.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use crate::Error;
 
 /// A sample, or why there is none.
 pub type SampleResult<T> = std::result::Result<T, BadSample>;
+
+/// Prepares a sample: a decoder that panics on a hostile file costs that sample, not the run.
+pub(crate) fn guarded<T>(prepare: impl FnOnce() -> SampleResult<T>) -> SampleResult<T> {
+    catch_unwind(AssertUnwindSafe(prepare)).unwrap_or(Err(BadSample::Panicked))
+}
 
 /// Why one sample of a data set cannot be used. The loader skips and counts such samples; see
 /// [`LoaderConfig::max_bad_share`](super::LoaderConfig::max_bad_share).

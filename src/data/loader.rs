@@ -1,14 +1,13 @@
 //! The loader: shuffles, prepares samples ahead on worker threads, groups them, and can be stopped and resumed anywhere.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
 use super::prefetch::Prefetch;
-use super::{BadSample, Dataset, Grouping, Length, SampleResult, random_stream};
+use super::{BadSample, Dataset, Grouping, Length, SampleResult, guarded, random_stream};
 use crate::{Error, Result};
 
 /// So many samples, or all if there are fewer, are taken into account before the share of bad ones is held against
@@ -169,9 +168,7 @@ impl<T: Length + Send + 'static> Loader<T> {
                 None => Ok(item),
             }
         };
-        // A decoder that panics on a hostile file costs that sample, not the run.
-        let get = move |number| catch_unwind(AssertUnwindSafe(|| get(number))).unwrap_or(Err(BadSample::Panicked));
-        let prefetch = Prefetch::new(config.workers, move |number| (number, get(number)))?;
+        let prefetch = Prefetch::new(config.workers, move |number| (number, guarded(|| get(number))))?;
         Ok(Self {
             prefetch,
             ahead: Cursor::new(&config, &state),

@@ -10,6 +10,7 @@ mod record;
 mod record_index;
 pub mod shapes;
 
+pub(crate) use bad_sample::guarded;
 pub use bad_sample::{BadSample, SampleResult};
 pub use dataset::{Concat, Dataset, Records};
 pub use grouping::{Grouping, Length};

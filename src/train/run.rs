@@ -23,7 +23,7 @@ use super::{Objective, StepReport, Trainer, UpdateRule};
 use crate::batch::{MultimodalBatch, Sequence, Visual};
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::data::shapes::tokenizer;
-use crate::data::{Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Records, open};
+use crate::data::{Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Records, guarded, open};
 use crate::generation::Generator;
 use crate::model::HaploVl;
 use crate::optim::{AdamW, AdamWConfig, ParamGroup, glob_matches, undecayed_groups};
@@ -465,12 +465,15 @@ fn validation(
     let longest = longest(recipe, config);
     let (mut sequences, mut shown) = (Vec::new(), Vec::new());
     for index in 0..source.len().min(recipe.data.validation_samples) {
-        let bad = |e: crate::data::BadSample| Error::Data(format!("validation: {}: {e}", source.describe(index)));
-        let sample = source.get(index).map_err(bad)?;
-        if shown.len() < recipe.run.show && form == SampleForm::Dialogue {
-            shown.extend(Shown::of(processor, &sample).map_err(bad)?);
-        }
-        sequences.push(form.prepare(processor, sample, longest).map_err(bad)?);
+        let sequence = guarded(|| {
+            let sample = source.get(index)?;
+            if shown.len() < recipe.run.show && form == SampleForm::Dialogue {
+                shown.extend(Shown::of(processor, &sample)?);
+            }
+            form.prepare(processor, sample, longest)
+        });
+        let bad = |e| Error::Data(format!("validation: {}: {e}", source.describe(index)));
+        sequences.push(sequence.map_err(bad)?);
     }
     let rows: Vec<Vec<Sequence>> = sequences.into_iter().map(|sequence| vec![sequence]).collect();
     let batches = rows.chunks(recipe.update.rows).map(|rows| form.collate(rows.to_vec(), config, device));
@@ -480,7 +483,7 @@ fn validation(
 /// Pictures of the first samples.
 fn first_pictures(recipe: &Recipe, processor: &Processor, source: &Concat<Records>) -> Vec<Visual> {
     let form = recipe.stage.sample_form();
-    let prepare = |i| form.prepare(processor, source.get(i).ok()?, recipe.data.max_length).ok();
+    let prepare = |i| guarded(|| form.prepare(processor, source.get(i)?, recipe.data.max_length)).ok();
     (0..source.len().min(FIRST_PICTURES)).filter_map(prepare).flat_map(|sequence| sequence.visuals).collect()
 }
 
@@ -489,8 +492,7 @@ fn first_sample(recipe: &Recipe, processor: &Processor, source: &Concat<Records>
     let form = recipe.stage.sample_form();
     let mut refused = None;
     for index in 0..source.len().min(100) {
-        let sample = source.get(index);
-        match sample.and_then(|sample| form.prepare(processor, sample, recipe.data.max_length)) {
+        match guarded(|| form.prepare(processor, source.get(index)?, recipe.data.max_length)) {
             Ok(sequence) => return Ok(sequence),
             Err(bad) => refused = refused.or_else(|| Some(format!("{}: {bad}", source.describe(index)))),
         }
