@@ -13,7 +13,7 @@ use crate::generation::Generator;
 use crate::model::{HaploVl, save_quantized};
 use crate::nn::ops::Quantization;
 use crate::processor::{Conversation, Processor};
-use crate::weights::open_weights;
+use crate::weights::{check_model_folder, open_weights};
 
 /// Where and in which numbers a model is to be held.
 #[derive(Debug, Clone, Copy, Default)]
@@ -78,6 +78,7 @@ impl LoadedModel {
     /// contradictory files the error that names them.
     pub fn from_folder(folder: impl AsRef<Path>, options: LoadOptions) -> Result<Self> {
         let (folder, (device, dtype)) = (folder.as_ref(), options.open()?);
+        check_model_folder(folder)?;
         let config = HaploVlConfig::from_file(folder.join("config.json"))?;
         let processor = Processor::from_folder(folder, &config)?;
         let generation = generation_defaults(folder, &processor)?;
@@ -133,6 +134,7 @@ impl LoadedModel {
 /// As [`LoadedModel::from_folder`] and [`save_quantized`].
 pub fn quantize_folder(folder: impl AsRef<Path>, output: impl AsRef<Path>, kind: Quantization) -> Result<()> {
     let (folder, output) = (folder.as_ref(), output.as_ref());
+    check_model_folder(folder)?;
     let config = HaploVlConfig::from_file(folder.join("config.json"))?;
     let processor = Processor::from_folder(folder, &config)?;
     let generation = generation_defaults(folder, &processor)?;

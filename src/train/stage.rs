@@ -20,8 +20,8 @@ use crate::nn::CheckpointScope;
 use crate::optim::trainable;
 use crate::processor::Processor;
 use crate::weights::{
-    ClipSource, InheritReport, LlmSource, Parameters, SafetensorsFiles, SaveOptions, inherit_clip, inherit_llm,
-    inherit_text_embedding, resolve_model,
+    ClipSource, InheritReport, LlmSource, Parameters, SafetensorsFiles, SaveOptions, check_model_folder, inherit_clip,
+    inherit_llm, inherit_text_embedding, resolve_model,
 };
 use crate::{Error, Result};
 
@@ -136,8 +136,9 @@ fn blueprint<'a>(recipe: &'a Recipe, config: &'a HaploVlConfig, device: &Device)
         }),
         Stage::Language => Box::new(|vb, _| Ok(Box::new(Language::new(LanguageModel::new(&llm_of(config), vb)?)))),
         Stage::Distill { vision_teacher, teacher_layer, text_teacher, weights, .. } => {
-            let teacher = open_teacher(vision_teacher, *teacher_layer, device)?;
-            let text = LlmSource::open(resolve_llm(text_teacher)?)?.embedding(config.vocab_size, DType::F32, device)?;
+            let teacher = field("vision_teacher", || open_teacher(vision_teacher, *teacher_layer, device))?;
+            let text =
+                field("text_teacher", || open_llm(text_teacher)?.embedding(config.vocab_size, DType::F32, device))?;
             Box::new(move |vb, scope| {
                 let (teacher, text) = (Box::new(teacher.clone()), text.clone());
                 let (width, words) = (config.pre_decoder.hidden_size, text.dim(1)?);
@@ -153,8 +154,13 @@ fn blueprint<'a>(recipe: &'a Recipe, config: &'a HaploVlConfig, device: &Device)
     })
 }
 
+/// Says in a failure which field of the stage names what could not be used.
+fn field<T>(name: &str, use_it: impl FnOnce() -> Result<T>) -> Result<T> {
+    use_it().map_err(|error| Error::config(format!("stage.{name}"), error.to_string()))
+}
+
 fn open_teacher(source: &str, layer: isize, device: &Device) -> Result<ClipTeacher> {
-    let source = ClipSource::open(resolve_model(source, None)?)?;
+    let source = open_clip(source)?;
     let vb = Arc::clone(source.files()).var_builder(DType::F32, device);
     ClipTeacher::new(ClipVision::new(source.config(), vb)?, layer)
 }
@@ -163,29 +169,32 @@ fn open_teacher(source: &str, layer: isize, device: &Device) -> Result<ClipTeach
 fn inherit_into(inherit: &Inherit, config: &HaploVlConfig, parameters: &Parameters) -> Result<Option<InheritReport>> {
     let mut reports = Vec::new();
     if let Some(llm) = &inherit.llm {
-        let source = LlmSource::open(resolve_llm(llm)?)?;
         // Stage 1 holds no post-decoder that could take in more than the words.
         let whole = parameters.get("model.norm.weight").is_some();
         let inherit_from = if whole { inherit_llm } else { inherit_text_embedding };
-        reports.push(inherit_from(&source, config, parameters, inherit.text)?);
+        reports.push(field("inherit.llm", || inherit_from(&open_llm(llm)?, config, parameters, inherit.text))?);
     }
     if let Some(clip) = &inherit.clip {
-        reports.push(inherit_clip(&ClipSource::open(resolve_model(clip, None)?)?, config, parameters)?);
+        reports.push(field("inherit.clip", || inherit_clip(&open_clip(clip)?, config, parameters))?);
     }
     if let Some(stage) = &inherit.stage {
-        reports.push(inherit_stage(stage, parameters)?);
+        reports.push(field("inherit.stage", || inherit_stage(stage, parameters))?);
     }
     Ok(reports.into_iter().reduce(InheritReport::merge))
 }
 
+fn open_clip(source: &str) -> Result<ClipSource> {
+    ClipSource::open(resolve_model(source, None)?)
+}
+
 /// A GGUF file is given by its path; all else is a folder or hub id.
-fn resolve_llm(source: &str) -> Result<std::path::PathBuf> {
-    let path = Path::new(source);
-    if path.is_file() { Ok(path.to_path_buf()) } else { resolve_model(source, None) }
+fn open_llm(source: &str) -> Result<LlmSource> {
+    if Path::new(source).is_file() { LlmSource::open(source) } else { LlmSource::open(resolve_model(source, None)?) }
 }
 
 /// Copies every parameter of an earlier stage's export.
 fn inherit_stage(folder: &Path, parameters: &Parameters) -> Result<InheritReport> {
+    check_model_folder(folder)?;
     let files = SafetensorsFiles::open(folder)?;
     let mut report = InheritReport::default();
     for (name, var) in parameters.iter() {

@@ -5,6 +5,7 @@ mod gguf;
 mod hub;
 mod inherit;
 mod init;
+mod model_folder;
 mod parameter_shapes;
 mod parameters;
 mod safetensors;
@@ -22,6 +23,7 @@ pub use inherit::{
     ClipConfig, ClipSource, InheritReport, LlmConfig, LlmSource, TextInit, inherit_clip, inherit_llm,
     inherit_text_embedding, principal_components,
 };
+pub(crate) use model_folder::check_model_folder;
 pub use parameter_shapes::ParameterShapes;
 pub use parameters::Parameters;
 pub use safetensors::SafetensorsFiles;

@@ -53,7 +53,8 @@ fn resolve_with(
     }
     if split_id(path_or_id).is_none() {
         return Err(Error::Hub(format!(
-            "`{path_or_id}` is neither an existing folder nor a hub id of the form organisation/name"
+            "`{path_or_id}` is neither an existing folder nor a hub id of the form organisation/name{}",
+            if path.ends_with("export") { ": train the stage that writes it first" } else { "" }
         )));
     }
     download(path_or_id, revision).map_err(|e| match e {
