@@ -8,6 +8,8 @@ mod cli;
 mod model;
 #[path = "common/pictures.rs"]
 mod pictures;
+#[path = "common/words.rs"]
+mod words;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,10 +34,10 @@ struct Arguments {
     #[command(flatten)]
     pictures: Pictures,
     /// What is asked about the pictures
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = words::text)]
     prompt: String,
     /// A word of the prompt, or several in a row
-    #[arg(long)]
+    #[arg(long, value_parser = words::text)]
     word: String,
     /// The layer, counted from 0 over both decoders [default: the last of the pre-decoder]
     #[arg(long, value_name = "N")]
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         let Arguments { pictures, prompt, word, layer, head, out, options } = arguments;
         let pictures = pictures.open(0)?;
         let model = options.load()?;
+        words::tell_unknown(&model, &prompt)?;
         let content = pictures.iter().map(|(_, picture)| Content::from(picture.clone())).chain([prompt.into()]);
         let conversation = Conversation::from(Message::user(content));
         let layer = layer.unwrap_or(model.model().config().pre_decoder.num_hidden_layers.saturating_sub(1));

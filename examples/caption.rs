@@ -26,7 +26,7 @@ struct Arguments {
     #[command(flatten)]
     pictures: Pictures,
     /// What to ask for
-    #[arg(long, default_value = Captioner::DEFAULT_PROMPT, value_name = "TEXT")]
+    #[arg(long, default_value = Captioner::DEFAULT_PROMPT, value_name = "TEXT", value_parser = common::text)]
     prompt: String,
     #[command(flatten)]
     options: common::Options,
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         let Arguments { pictures, prompt, options } = arguments;
         let pictures = pictures.open(options.seed)?;
         let model = options.load()?;
+        common::tell_unknown(&model, &prompt)?;
         let captioner = Captioner::new(&model).with_prompt(prompt).with_generation(options.generation(&model)?);
         pictures.into_iter().try_for_each(|(path, picture)| {
             let mut stream = captioner.stream(picture)?;

@@ -3,9 +3,13 @@
 //! `cargo run --example shapes -- [--out DIR] [--split test] [--count 24] [--side 64]` writes one PNG a scene, all of
 //! them on `sheet.png`, and `scenes.jsonl` with what is in them.
 
+#[path = "common/cli.rs"]
+mod cli;
+
 use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
@@ -45,8 +49,11 @@ enum SplitName {
 /// Most pictures on the sheet.
 const SHEET: usize = 64;
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    cli::main(write)
+}
+
+fn write(arguments: Arguments) -> Result<()> {
     let split = match arguments.split {
         SplitName::Train => Split::Train,
         SplitName::Validation => Split::Validation,

@@ -28,7 +28,7 @@ struct Arguments {
     #[command(flatten)]
     pictures: Pictures,
     /// What to ask
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = common::text)]
     question: String,
     #[command(flatten)]
     options: common::Options,
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         let Arguments { pictures, question, options } = arguments;
         let pictures = pictures.open(options.seed)?.into_iter().map(|(_, picture)| Content::from(picture));
         let model = options.load()?;
+        common::tell_unknown(&model, &question)?;
         let answerer = VisualQuestionAnswerer::new(&model).with_generation(options.generation(&model)?);
         let mut stream = answerer.stream(pictures, &question)?;
         common::print_pieces(&mut stream, options.json)?;

@@ -2,6 +2,7 @@
 
 mod cli;
 mod model;
+mod words;
 
 use std::fmt::Display;
 use std::io::Write;
@@ -14,6 +15,7 @@ use haplovl::pipeline::LoadedModel;
 use serde_json::{Value, json};
 
 pub use cli::main;
+pub use words::{tell_unknown, text};
 
 use model::ModelOptions;
 
@@ -43,12 +45,17 @@ pub struct Options {
 impl Options {
     /// Loads the model, and tells on stderr what it is.
     pub fn load(&self) -> Result<LoadedModel> {
+        // What cannot be generated with is told before gigabytes are read.
+        self.changed(GenerationConfig::default())?;
         self.model.load()
     }
 
     /// The model's own way of generating, changed by what was asked for.
     pub fn generation(&self, model: &LoadedModel) -> Result<GenerationConfig> {
-        let mut own = model.generation().clone();
+        self.changed(model.generation().clone())
+    }
+
+    fn changed(&self, mut own: GenerationConfig) -> Result<GenerationConfig> {
         // What was asked for would have no effect behind these.
         if self.temperature.is_some_and(|temperature| temperature > 0.0) || self.top_p.is_some() {
             own.top_k = own.top_k.filter(|k| *k != 1);

@@ -80,6 +80,23 @@ impl TextTokenizer {
         self.tokenizer.token_to_id(token)
     }
 
+    /// The words of a text that the tokenizer has no token for (it reads `unk_token` of `tokenizer_config.json` instead),
+    /// each once; most tokenizers spell such words and so know every one.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the tokenizer fails on the text.
+    pub fn unknown_words<'t>(&self, text: &'t str) -> Result<Vec<&'t str>> {
+        let Some(unknown) = self.named_token("unk_token").and_then(|token| self.id(token)) else { return Ok(vec![]) };
+        let tokens = encode(self.plain(), text, 0..text.len())?;
+        let mut words = Vec::new();
+        for word in tokens.into_iter().filter(|token| token.id == unknown).filter_map(|token| text.get(token.range)) {
+            if !words.contains(&word) {
+                words.push(word);
+            }
+        }
+        Ok(words)
+    }
+
     /// Whether an id is a control token.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)

@@ -57,7 +57,8 @@ pub fn tokenizer() -> Result<TextTokenizer> {
         "model": { "type": "WordLevel", "vocab": vocab, "unk_token": UNKNOWN },
     });
     let tokenizer = Tokenizer::from_bytes(file.to_string()).map_err(|e| Error::Tokenizer(e.to_string()))?;
-    TextTokenizer::new(tokenizer, Map::from_iter([("eos_token".to_string(), json!("<|im_end|>"))]))
+    let named = [("eos_token", "<|im_end|>"), ("unk_token", UNKNOWN)];
+    TextTokenizer::new(tokenizer, named.map(|(name, token)| (name.to_string(), json!(token))).into_iter().collect())
 }
 
 #[cfg(test)]
@@ -76,6 +77,14 @@ mod tests {
             assert!(!ids.contains(&unknown), "{caption}");
             assert_eq!(tokenizer.decode(&ids, true).unwrap(), caption);
         }
+    }
+
+    #[test]
+    fn words_of_another_world_are_told() {
+        let unknown = |text| tokenizer().unwrap().unknown_words(text).unwrap();
+        assert_eq!(unknown("is the Zebra left of an elephant or of a Zebra?"), ["Zebra", "elephant"]);
+        assert!(unknown("is there a red circle?").is_empty());
+        assert!(unknown("").is_empty());
     }
 
     #[test]
