@@ -39,6 +39,9 @@ struct Arguments {
     /// Say what would be done, and stop
     #[arg(long)]
     dry_run: bool,
+    /// Write the model of the newest checkpoint to a folder, also while the run goes on elsewhere, and stop
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["dry_run", "resume"])]
+    export: Option<PathBuf>,
     /// Where to compute: auto, cpu, cuda, cuda:N or metal
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
@@ -46,8 +49,10 @@ struct Arguments {
 
 fn main() -> ExitCode {
     cli::main(|arguments: Arguments| {
-        if arguments.recipes.len() > 1 && arguments.set.iter().any(|setting| setting.starts_with("output=")) {
-            anyhow::bail!("--set output=.. would give all recipes one folder: set it for one recipe at a time");
+        let one_folder =
+            arguments.export.is_some() || arguments.set.iter().any(|setting| setting.starts_with("output="));
+        if arguments.recipes.len() > 1 && one_folder {
+            anyhow::bail!("--export and --set output=.. would give all recipes one folder: name one recipe at a time");
         }
         memory::keep();
         // All are read before the first is run: hours later is no time to hear of a slip in the last one.
@@ -66,6 +71,11 @@ fn main() -> ExitCode {
             let device = arguments.device.open()?;
             on_large_stack(|| {
                 let mut run = Run::new(recipe, device)?;
+                if let Some(folder) = &arguments.export {
+                    let step = run.export_checkpoint(folder)?;
+                    println!("{}: the model after step {step}", folder.display());
+                    return Ok(());
+                }
                 eprintln!("{}", run.facts());
                 if !arguments.dry_run {
                     let folder = run.train(arguments.resume)?;

@@ -120,6 +120,26 @@ fn a_resumed_run_equals_one_run_through_to_the_bit() {
     }
 }
 
+#[test]
+fn a_checkpoint_can_be_looked_at_while_another_process_trains() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = recipe(folder.path(), "run", r#"{ kind = "tune" }"#, "mixed", 4);
+    recipe.optimizer.ema_decay = Some(0.5);
+    let look = |name: &str| {
+        let (recipe, folder) = (recipe.clone(), folder.path().join(name));
+        on_large_stack(|| Ok((Run::new(recipe, Device::Cpu)?.export_checkpoint(&folder)?, folder)))
+    };
+    let none = look("early").unwrap_err().to_string();
+    assert!(none.contains("there is none") && !folder.path().join("run").exists(), "{none}");
+    let whole = train(recipe.clone(), false).unwrap();
+    let lock = std::fs::File::open(folder.path().join("run/lock")).unwrap();
+    lock.lock().unwrap();
+    let alone = train(recipe.clone(), true).unwrap_err().to_string();
+    assert!(alone.contains("another process is training"), "{alone}");
+    let (step, found) = look("late").unwrap();
+    assert_eq!((step, tensors(&found)), (4, tensors(&whole)));
+}
+
 /// Names the folder in which [`trains_until_killed`] works; it does nothing without.
 const VICTIM: &str = "HAPLOVL_TEST_RUN_FOLDER";
 

@@ -1,7 +1,8 @@
 //! A whole training run: loader, steps, evaluation, checkpoints, and everything that people look at.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -180,10 +181,9 @@ impl Run {
             let message = "is half precision, which is slow and inexact on the CPU: set it to f32, or take a GPU";
             return Err(Error::config("update.compute", message));
         }
-        let folder = self.recipe.output.clone();
-        std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        let _alone = lock(&self.recipe.output)?;
         let checkpoints =
-            CheckpointFolder::open(folder.join("checkpoints"), self.recipe.identity()?, self.recipe.run.keep_last)?;
+            CheckpointFolder::open(self.checkpoints(), self.recipe.identity()?, self.recipe.run.keep_last)?;
         let state = self.start(&checkpoints, resume)?;
         self.echo()?;
         let mut session = Session::open(self, checkpoints, state)?;
@@ -202,6 +202,32 @@ impl Run {
         session.finish(self)
     }
 
+    /// Writes the model of the newest whole checkpoint to `folder`, as [`Self::train`] writes it at the end, and returns the
+    /// checkpoint's step: for a look at a run that another process may be training.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if there is none, and as [`Self::train`] for reading and writing files.
+    pub fn export_checkpoint(&mut self, folder: impl AsRef<Path>) -> Result<u64> {
+        let path = self.checkpoints();
+        let checkpoints = CheckpointFolder::view(&path, self.recipe.identity()?);
+        let newest = if path.is_dir() { newest(&checkpoints)? } else { None };
+        let Some(checkpoint) = newest else {
+            let message = "there is none of this recipe yet: wait for the first, or train".into();
+            return Err(Error::Checkpoint { path, message });
+        };
+        self.load(&checkpoint)?;
+        self.write_export(folder.as_ref())?;
+        Ok(checkpoint.step())
+    }
+
+    fn write_export(&mut self, folder: &Path) -> Result<()> {
+        self.averaged(|run| export(&run.recipe, folder, &run.config, &run.parameters, &run.processor))
+    }
+
+    fn checkpoints(&self) -> PathBuf {
+        self.recipe.output.join("checkpoints")
+    }
+
     fn start(&mut self, checkpoints: &CheckpointFolder, resume: bool) -> Result<RunState> {
         if !resume {
             return match checkpoints.steps()?.last() {
@@ -212,19 +238,13 @@ impl Run {
                 }),
             };
         }
-        let latest = checkpoints.latest_valid()?;
-        latest.refused.iter().for_each(|why| eprintln!("passed over: {why}"));
-        match latest.checkpoint {
+        match newest(checkpoints)? {
             Some(checkpoint) => {
                 eprintln!("going on from {}", checkpoint.path().display());
                 self.load(&checkpoint)?;
                 checkpoint.state()
             }
-            None if latest.refused.is_empty() => Ok(RunState::default()),
-            None => Err(Error::Checkpoint {
-                path: self.recipe.output.clone(),
-                message: "none of its checkpoints can be resumed from; begin anew with another `output`".into(),
-            }),
+            None => Ok(RunState::default()),
         }
     }
 
@@ -271,6 +291,37 @@ impl Run {
             Ok(answer.sequences.first().map_or_else(String::new, |sequence| sequence.text.trim().to_string()))
         };
         self.shown.iter().map(answer).collect()
+    }
+}
+
+/// The newest checkpoint that can be taken up, if there is any.
+fn newest(checkpoints: &CheckpointFolder) -> Result<Option<Checkpoint>> {
+    let latest = checkpoints.latest_valid()?;
+    latest.refused.iter().for_each(|why| eprintln!("passed over: {why}"));
+    match (latest.checkpoint, latest.refused.into_iter().next()) {
+        (None, Some(Error::Checkpoint { path, message })) => Err(Error::Checkpoint {
+            path,
+            message: format!("{message}; nor can any other be resumed from: begin anew with another `output`"),
+        }),
+        (None, Some(other)) => Err(other),
+        (checkpoint, _) => Ok(checkpoint),
+    }
+}
+
+/// Makes a run's folder if need be, and keeps other processes from training in it for as long as the file is open.
+fn lock(folder: &Path) -> Result<File> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let path = folder.join("lock");
+    let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            let folder = folder.display();
+            Err(Error::Training(format!(
+                "another process is training in {folder}: wait for it, or set another `output`"
+            )))
+        }
+        // Where the file system knows no locks, there is nothing to keep anybody away with.
+        _ => Ok(file),
     }
 }
 
@@ -388,7 +439,7 @@ impl Session {
     fn finish(self, run: &mut Run) -> Result<PathBuf> {
         self.progress.finish();
         let folder = run.recipe.output.join("export");
-        run.averaged(|run| export(&run.recipe, &folder, &run.config, &run.parameters, &run.processor))?;
+        run.write_export(&folder)?;
         Ok(folder)
     }
 }

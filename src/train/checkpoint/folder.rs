@@ -61,7 +61,7 @@ impl CheckpointFolder {
     /// # Errors
     /// [`Error::Io`].
     pub fn open(folder: impl AsRef<Path>, run: impl Into<String>, keep_last: usize) -> Result<Self> {
-        let this = Self { folder: folder.as_ref().to_path_buf(), run: run.into(), keep_last: keep_last.max(1) };
+        let this = Self { keep_last: keep_last.max(1), ..Self::view(folder, run) };
         fs::create_dir_all(&this.folder).map_err(|e| Error::io(&this.folder, e))?;
         for name in this.entries()? {
             if let Some(original) = name.strip_prefix(REPLACED) {
@@ -71,6 +71,11 @@ impl CheckpointFolder {
             }
         }
         Ok(this)
+    }
+
+    /// The checkpoints in `folder` to be read, also while a run is writing there: nothing is created or tidied up.
+    pub fn view(folder: impl AsRef<Path>, run: impl Into<String>) -> Self {
+        Self { folder: folder.as_ref().to_path_buf(), run: run.into(), keep_last: 1 }
     }
 
     /// Writes a checkpoint and returns its folder; then removes those that are neither among the last nor the best,
