@@ -66,7 +66,8 @@ impl DecoderStack {
         named.into_iter().try_for_each(|(layer, i)| layer.each_matrix(&format!("model.layers.{i}"), f))
     }
 
-    /// (batch, seq, hidden_size) -> the same, or its last position, and the attention weights that were asked for, in the order of layers.
+    /// (batch, seq, hidden_size) -> the same, or its last position, and the attention weights that were asked for, in the
+    /// order of layers.
     ///
     /// # Errors
     /// If shapes do not fit, or a cache is full.

@@ -1,6 +1,7 @@
 //! A model with everything that is needed to talk to it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
 
@@ -13,7 +14,7 @@ use crate::generation::Generator;
 use crate::model::{HaploVl, save_quantized};
 use crate::nn::ops::Quantization;
 use crate::processor::{Conversation, Processor};
-use crate::weights::{check_model_folder, open_weights};
+use crate::weights::{TensorSource, check_model_folder, open_weights};
 
 /// Where and in which numbers a model is to be held.
 #[derive(Debug, Clone, Copy, Default)]
@@ -77,12 +78,9 @@ impl LoadedModel {
     /// [`Error::Device`](crate::Error::Device) for a device that is not available, and for broken, missing or
     /// contradictory files the error that names them.
     pub fn from_folder(folder: impl AsRef<Path>, options: LoadOptions) -> Result<Self> {
-        let (folder, (device, dtype)) = (folder.as_ref(), options.open()?);
-        check_model_folder(folder)?;
-        let config = HaploVlConfig::from_file(folder.join("config.json"))?;
-        let processor = Processor::from_folder(folder, &config)?;
-        let generation = generation_defaults(folder, &processor)?;
-        let model = HaploVl::from_source(&config, open_weights(folder)?, options.quantization, dtype, &device)?;
+        let (device, dtype) = options.open()?;
+        let (config, processor, generation, weights) = open(folder.as_ref())?;
+        let model = HaploVl::from_source(&config, weights, options.quantization, dtype, &device)?;
         Ok(Self::new(model, processor, generation))
     }
 
@@ -133,13 +131,17 @@ impl LoadedModel {
 /// # Errors
 /// As [`LoadedModel::from_folder`] and [`save_quantized`].
 pub fn quantize_folder(folder: impl AsRef<Path>, output: impl AsRef<Path>, kind: Quantization) -> Result<()> {
-    let (folder, output) = (folder.as_ref(), output.as_ref());
+    let (config, processor, generation, weights) = open(folder.as_ref())?;
+    save_quantized(output.as_ref(), &config, &*weights, kind, &processor, &generation)
+}
+
+/// What a checkpoint folder holds.
+fn open(folder: &Path) -> Result<(HaploVlConfig, Processor, GenerationConfig, Arc<dyn TensorSource>)> {
     check_model_folder(folder)?;
     let config = HaploVlConfig::from_file(folder.join("config.json"))?;
     let processor = Processor::from_folder(folder, &config)?;
     let generation = generation_defaults(folder, &processor)?;
-    let weights = open_weights(folder)?;
-    save_quantized(output, &config, &*weights, kind, &processor, &generation)
+    Ok((config, processor, generation, open_weights(folder)?))
 }
 
 /// What the checkpoint says; where it names no end token, the tokenizer's.

@@ -33,17 +33,15 @@ impl WithSimd for Block<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { x, w, width, out } = self;
         let count = w.len() / width;
+        // Only the first pair of rows finds the weights in memory: the pairs after it have time to fetch the next ones.
+        let pairs = x.len().div_ceil(2 * width);
+        let share = if pairs > 1 { OUTPUTS * width / pairs } else { 0 };
         for first in (0..count).step_by(OUTPUTS) {
             let found = OUTPUTS.min(count - first);
             let next = w.get((first + OUTPUTS) * width..(first + 2 * OUTPUTS) * width).unwrap_or_default();
             // The last outputs of all may be fewer: the others of their group repeat one of them.
             let w = std::array::from_fn(|i| &w[(first + i.min(found - 1)) * width..][..width]);
-            // Only the first pair of rows finds the weights in memory: the pairs after it have time to fetch the next ones.
-            let pairs = x.len().div_ceil(2 * width);
-            let ahead = |pair: usize| {
-                let share = OUTPUTS * width / pairs;
-                next.get(pair * share..(pair + 1) * share).filter(|_| pairs > 1).unwrap_or_default()
-            };
+            let ahead = |pair: usize| next.get(pair * share..(pair + 1) * share).unwrap_or_default();
             let mut rows = x.chunks_exact(2 * width);
             let mut put = |row: usize, o: usize, sum: f32| {
                 if o < found {

@@ -13,7 +13,7 @@ use super::config_file::read_config;
 use super::resample::resample_grid;
 use super::transfer::Transfer;
 use crate::config::{Activation, DecoderConfig, HaploVlConfig, MlpKind, NormKind, Rope, from_value};
-use crate::weights::{Parameters, SafetensorsFiles, check_model_folder};
+use crate::weights::{Parameters, SafetensorsFiles};
 use crate::{Error, Result};
 
 /// As for the tiles of our own models.
@@ -132,8 +132,7 @@ impl ClipSource {
     /// [`Error::Io`], [`Error::Format`] or [`Error::Config`] saying what is missing, broken or not supported.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        check_model_folder(folder)?;
-        let config = ClipConfig::from_hf(&read_config(&folder.join("config.json"))?)?;
+        let config = ClipConfig::from_hf(&read_config(folder)?)?;
         Ok(Self { config, files: Arc::new(SafetensorsFiles::open(folder)?) })
     }
 

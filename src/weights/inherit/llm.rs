@@ -11,7 +11,7 @@ use super::principal::principal_components;
 use super::transfer::Transfer;
 use super::{InheritReport, LlmConfig};
 use crate::config::{HaploVlConfig, Rope, TextEmbedding};
-use crate::weights::{GgufFile, Parameters, SafetensorsFiles, TensorSource, check_model_folder};
+use crate::weights::{GgufFile, Parameters, SafetensorsFiles, TensorSource};
 use crate::{Error, Result};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -46,8 +46,7 @@ impl LlmSource {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if path.is_dir() {
-            check_model_folder(path)?;
-            let config = LlmConfig::from_hf(&read_config(&path.join("config.json"))?)?;
+            let config = LlmConfig::from_hf(&read_config(path)?)?;
             return Ok(Self { path: path.into(), config, tensors: Arc::new(SafetensorsFiles::open(path)?) });
         }
         let file = GgufFile::open(path)?;
