@@ -206,7 +206,7 @@ fn collected_gradients_are_detached_complete_and_add_up() {
     let params = params(&[("a", &[1.0, 2.0]), ("b", &[3.0, 4.0]), ("unused", &[5.0, 6.0])]);
     let collect = || {
         let loss = (params["a"].as_tensor() * params["b"].as_tensor()).unwrap().sum_all().unwrap();
-        Gradients::collect(&params, loss.backward().unwrap()).unwrap()
+        Gradients::of(loss, &params).unwrap()
     };
     let mut sum = collect();
     assert_eq!(sum.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["a", "b"]);

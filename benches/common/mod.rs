@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use haplovl::batch::{BatchSpec, IGNORE_INDEX, MultimodalBatch, PaddingSide, Sequence};
 use haplovl::config::{DecoderConfig, HaploVlConfig, PreprocessorConfig, TextEmbedding};
 use haplovl::model::HaploVl;
-use haplovl::nn::CheckpointScope;
+use haplovl::nn::Activations;
 use haplovl::nn::ops::Quantization;
 use haplovl::optim::{AdamW, AdamWConfig, Schedule};
 use haplovl::processor::{ImageProcessor, RgbImage};
@@ -150,8 +150,8 @@ pub fn trainer(config: &HaploVlConfig, checkpointing: bool) -> haplovl::Result<T
     let parameters = Parameters::new();
     let model = HaploVl::new(config, parameters.var_builder(0, DType::F32, &Device::Cpu))?;
     let parameters: BTreeMap<String, Var> = parameters.iter().collect();
-    let scope = checkpointing.then(|| CheckpointScope::new(parameters.values()));
-    let model = model.with_checkpointing(scope.clone());
+    let activations = if checkpointing { Activations::Recomputed } else { Activations::Released };
+    let model = model.with_activations(activations);
     let optimizer = AdamW::new(&parameters, AdamWConfig::default())?;
     let rule = UpdateRule {
         learning_rate: 1e-5,
@@ -160,7 +160,7 @@ pub fn trainer(config: &HaploVlConfig, checkpointing: bool) -> haplovl::Result<T
         total_steps: 1_000_000,
         max_grad_norm: 1.0,
     };
-    Ok(Trainer::new(NextToken::new(model), parameters, optimizer, rule, scope))
+    Ok(Trainer::new(NextToken::new(model), parameters, optimizer, rule))
 }
 
 /// A line of this process's status, which counts in KiB; Linux has it.

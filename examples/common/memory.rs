@@ -1,19 +1,38 @@
-//! Memory for programs that compute: freed buffers are kept instead of given back to the system.
+//! Memory for programs that compute: freed buffers are kept instead of given back to the system, and lie in large pages.
 //!
 //! A training step or a long prompt allocates and frees large buffers all the time. glibc gives each back to the kernel
-//! and faults it in again, page by page; mimalloc does so too, only later, unless it is told not to. A library must not
-//! choose the allocator of its users: a program of yours that trains wants these lines.
+//! and faults it in again, page by page, unless it is told not to. A library must not choose for its users how memory is
+//! held: a program of yours that trains wants this call.
 
-use std::ffi::c_int;
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// `mi_option_purge_delay` of mimalloc.h; the crate has no name for it.
-const PURGE_DELAY: c_int = 15;
-
-/// Never gives memory back.
+/// Never gives memory back, lets all threads use what any of them has freed, and asks the kernel for large pages.
+///
+/// To be called before anything else. Does nothing where the C library is not glibc.
 pub fn keep() {
-    // SAFETY: setting an option to a number is always allowed.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        const NEVER: i32 = -1;
+        for (option, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_MAX, 0), (libc::M_TRIM_THRESHOLD, NEVER)] {
+            // SAFETY: these options take any number.
+            unsafe { libc::mallopt(option, value) };
+        }
+        in_large_pages();
+    }
+}
+
+/// Grows the heap to half the machine's memory, marks it for large pages, and frees it again: no page of it is there
+/// before it is used, and all that is allocated from now on comes out of it.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn in_large_pages() {
+    const LARGE: usize = 2 << 20;
+    // SAFETY: the block is this function's own, only whole pages inside it are marked, and it is not used after `free`.
+    unsafe {
+        let [pages, page] = [libc::_SC_PHYS_PAGES, libc::_SC_PAGESIZE].map(|name| libc::sysconf(name).max(0) as usize);
+        let bytes = pages.saturating_mul(page) / 2;
+        let block = libc::malloc(bytes);
+        let skipped = block.align_offset(LARGE);
+        if !block.is_null() && skipped < bytes {
+            libc::madvise(block.byte_add(skipped), (bytes - skipped) / LARGE * LARGE, libc::MADV_HUGEPAGE);
+        }
+        libc::free(block);
+    }
 }

@@ -1,26 +1,50 @@
 //! A scalar whose gradients were computed along with it, hung into the graph.
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Storage, Tensor};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp2, DType, InplaceOp1, Layout, MetalStorage, Result, Shape, Storage, Tensor,
+};
+
+use rayon::prelude::*;
+
+use crate::nn::deliver;
 
 /// Makes the scalar `value` a function of `a` and `b` with the given gradients; `None` for an input without one.
+///
+/// A backward pass takes the gradients, so there can be only one.
 pub(super) fn attach(value: Tensor, a: &Tensor, b: &Tensor, gradients: [Option<Tensor>; 2]) -> Result<Tensor> {
-    a.apply_op2(b, Precomputed { value, gradients })
+    a.apply_op2(b, Precomputed { value, gradients: Mutex::new(Some(gradients)) })
 }
 
 struct Precomputed {
     value: Tensor,
-    gradients: [Option<Tensor>; 2],
+    gradients: Mutex<Option<[Option<Tensor>; 2]>>,
 }
 
-impl Precomputed {
-    fn scaled(&self, n: usize, scale: &Tensor) -> Result<Option<Tensor>> {
-        let Some(gradient) = self.gradients.get(n).and_then(Option::as_ref) else { return Ok(None) };
-        // The usual case, when the mean is taken by the optimizer: saves a pass over a gradient as large as the head.
-        if scale.to_dtype(DType::F32)?.to_scalar::<f32>()? == 1.0 {
-            return Ok(Some(gradient.clone()));
-        }
-        gradient.broadcast_mul(&scale.detach().to_dtype(gradient.dtype())?).map(Some)
+/// `gradient * scale`, in the memory of `gradient` where it is on the CPU: that of a head may be the largest of a model.
+fn scaled(gradient: Tensor, scale: &Tensor) -> Result<Tensor> {
+    if gradient.device().is_cpu() && gradient.dtype() == DType::F32 {
+        gradient.inplace_op1(&Scale(scale.to_dtype(DType::F32)?.to_scalar()?))?;
+        return Ok(gradient);
+    }
+    gradient.broadcast_mul(&scale.detach().to_dtype(gradient.dtype())?)
+}
+
+struct Scale(f32);
+
+impl InplaceOp1 for Scale {
+    fn name(&self) -> &'static str {
+        "scale"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let CpuStorage::F32(values) = storage else { candle_core::bail!("{}: expected f32", self.name()) };
+        let values = layout.contiguous_offsets().and_then(|(start, end)| values.get_mut(start..end));
+        let Some(values) = values else { candle_core::bail!("{}: expected a contiguous tensor", self.name()) };
+        values.par_iter_mut().with_min_len(1 << 14).for_each(|value| *value *= self.0);
+        Ok(())
     }
 }
 
@@ -53,7 +77,10 @@ impl CustomOp2 for Precomputed {
         }
     }
 
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((self.scaled(0, grad)?, self.scaled(1, grad)?))
+    fn bwd(&self, _: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let gradients = self.gradients.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some([da, db]) = gradients else { candle_core::bail!("{}: a second backward pass", self.name()) };
+        let db = db.map(|db| deliver(b, scaled(db, grad)?)).transpose()?.flatten();
+        Ok((da.map(|da| scaled(da, grad)).transpose()?, db))
     }
 }

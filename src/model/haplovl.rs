@@ -11,7 +11,7 @@ use super::{Cache, Connector, LanguageHead, Pass, PostDecoder, PreDecoderModel};
 use crate::batch::{MultimodalBatch, SequenceLayout};
 use crate::config::HaploVlConfig;
 use crate::nn::ops::{KeyRanges, Quantization, on_pool};
-use crate::nn::{CheckpointScope, EachMatrix, RotaryEmbedding, key_ranges, last_positions};
+use crate::nn::{Activations, EachMatrix, RotaryEmbedding, key_ranges, last_positions};
 use crate::weights::{ParameterShapes, TensorSource, check_source, source_var_builder};
 use crate::{Error, Result};
 
@@ -156,10 +156,9 @@ impl HaploVl {
         Self { front: self.front.with_compute_dtype(compute_dtype), ..self }
     }
 
-    /// Computes every layer again in the backward pass instead of keeping its activations; gradients of parameters
-    /// inside the layers arrive in `scope`; `None` keeps them.
-    pub fn with_checkpointing(self, scope: impl Into<Option<Arc<CheckpointScope>>>) -> Self {
-        Self { front: self.front.with_checkpointing(scope), ..self }
+    /// Treats the activations of layers in training in this way.
+    pub fn with_activations(self, activations: Activations) -> Self {
+        Self { front: self.front.with_activations(activations), ..self }
     }
 
     /// The configuration that the model was built from.
@@ -282,7 +281,7 @@ impl HaploVl {
         let pass = |angles, caches, attention_layers| Pass {
             caches,
             attention_layers,
-            checkpoint: self.front.checkpoint(),
+            activations: self.front.activations(),
             ..Pass::new(ranges, angles)
         };
         let angles = self.front.angles(positions)?;

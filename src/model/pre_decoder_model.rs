@@ -1,7 +1,5 @@
 //! Embeddings and pre-decoder together: the half of the model that is distilled.
 
-use std::sync::Arc;
-
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
@@ -9,7 +7,7 @@ use super::{MultimodalEmbeddings, Pass, PreDecoder, PreDecoderOutput};
 use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::config::{HaploVlConfig, ImageAttention, Rope};
-use crate::nn::{CheckpointScope, EachMatrix, RotaryAngles, RotaryEmbedding, key_ranges};
+use crate::nn::{Activations, EachMatrix, RotaryAngles, RotaryEmbedding, key_ranges};
 
 /// From ids and pixels to the pre-decoder's hidden states.
 #[derive(Debug, Clone)]
@@ -19,7 +17,7 @@ pub struct PreDecoderModel {
     rotary: Option<RotaryEmbedding>,
     image_attention: ImageAttention,
     compute_dtype: DType,
-    checkpoint: Option<Arc<CheckpointScope>>,
+    activations: Activations,
 }
 
 impl PreDecoderModel {
@@ -39,7 +37,7 @@ impl PreDecoderModel {
             },
             image_attention: config.image_attention,
             compute_dtype: vb.dtype(),
-            checkpoint: None,
+            activations: Activations::Kept,
         })
     }
 
@@ -53,15 +51,14 @@ impl PreDecoderModel {
         self.compute_dtype
     }
 
-    /// Computes every layer again in the backward pass; gradients of parameters inside arrive in `scope`; `None` keeps the
-    /// activations instead.
-    pub fn with_checkpointing(self, scope: impl Into<Option<Arc<CheckpointScope>>>) -> Self {
-        Self { checkpoint: scope.into(), ..self }
+    /// Treats the activations of layers in training in this way.
+    pub fn with_activations(self, activations: Activations) -> Self {
+        Self { activations, ..self }
     }
 
-    /// Where gradients of recomputed layers go, if layers are recomputed.
-    pub fn checkpoint(&self) -> Option<Arc<CheckpointScope>> {
-        self.checkpoint.clone()
+    /// What becomes of the activations of layers in training.
+    pub fn activations(&self) -> Activations {
+        self.activations
     }
 
     /// The embeddings, usable alone.
@@ -107,7 +104,7 @@ impl PreDecoderModel {
         batch.validate()?;
         let ranges = key_ranges(&batch.layout, self.image_attention);
         let angles = self.angles(&batch.layout.positions())?;
-        let mut pass = Pass { checkpoint: self.checkpoint(), ..Pass::new(&ranges, angles) };
+        let mut pass = Pass { activations: self.activations, ..Pass::new(&ranges, angles) };
         Ok(self.forward(batch, &mut pass)?.output)
     }
 }

@@ -1,14 +1,12 @@
 //! Layers one behind the other, and what they share in one forward pass.
 
-use std::sync::Arc;
-
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use crate::Result;
 use crate::config::DecoderConfig;
 use crate::nn::ops::KeyRanges;
-use crate::nn::{CheckpointScope, DecoderLayer, EachMatrix, LayerCache, RotaryAngles, checkpoint};
+use crate::nn::{Activations, DecoderLayer, EachMatrix, LayerCache, RotaryAngles, segment};
 
 /// What all layers of one decoder share in one forward pass.
 #[derive(Debug)]
@@ -23,14 +21,14 @@ pub struct Pass<'a> {
     pub attention_layers: &'a [usize],
     /// Whether only the last position is wanted: the last layer then computes no other.
     pub last_only: bool,
-    /// Where gradients of recomputed layers go; `None` keeps all activations. Not together with caches.
-    pub checkpoint: Option<Arc<CheckpointScope>>,
+    /// What becomes of each layer's activations in training. With caches, they are kept.
+    pub activations: Activations,
 }
 
 impl<'a> Pass<'a> {
     /// A pass without cache and without recorded weights.
     pub fn new(ranges: &'a KeyRanges, angles: Option<RotaryAngles>) -> Self {
-        Self { ranges, angles, caches: None, attention_layers: &[], last_only: false, checkpoint: None }
+        Self { ranges, angles, caches: None, attention_layers: &[], last_only: false, activations: Activations::Kept }
     }
 }
 
@@ -81,12 +79,14 @@ impl DecoderStack {
             }
             let ranges = last.as_ref().filter(|_| i + 1 == self.layers.len()).unwrap_or(pass.ranges);
             let cache = pass.caches.as_mut().and_then(|caches| caches.get_mut(i));
-            x = match (&pass.checkpoint, cache) {
-                (Some(scope), None) => {
-                    let (layer, angles, ranges) = (layer.clone(), pass.angles.clone(), ranges.clone());
-                    checkpoint(scope, &x, move |x| layer.forward(x, angles.as_ref(), &ranges, None))?
+            x = match (pass.activations, cache) {
+                (Activations::Kept, cache) | (_, cache @ Some(_)) => {
+                    layer.forward(&x, pass.angles.as_ref(), ranges, cache)?
                 }
-                (_, cache) => layer.forward(&x, pass.angles.as_ref(), ranges, cache)?,
+                (activations, None) => {
+                    let (layer, angles, ranges) = (layer.clone(), pass.angles.clone(), ranges.clone());
+                    segment(activations, &x, move |x| layer.forward(x, angles.as_ref(), &ranges, None))?
+                }
             };
         }
         Ok((x, weights))

@@ -1,7 +1,6 @@
 //! Differentiable layers, from fused operations up to one decoder layer.
 
 mod attention;
-mod checkpoint;
 mod decoder_layer;
 mod kv_cache;
 mod linear;
@@ -12,11 +11,12 @@ mod norm;
 pub mod ops;
 mod patch_embedding;
 mod rotary;
+mod segment;
+mod sink;
 
 use candle_core::Tensor;
 
 pub use attention::Attention;
-pub use checkpoint::{CheckpointScope, checkpoint};
 pub use decoder_layer::DecoderLayer;
 pub use kv_cache::LayerCache;
 pub use linear::Linear;
@@ -30,6 +30,9 @@ pub use norm::Norm;
 pub use patch_embedding::PatchEmbedding;
 pub(crate) use patch_embedding::cut_patches;
 pub use rotary::{RotaryAngles, RotaryEmbedding};
+pub use segment::{Activations, segment};
+pub(crate) use sink::deliver;
+pub use sink::gradients_of;
 
 /// The last `count` positions of a (batch, seq, width) tensor; the tensor itself where it has no more.
 pub(crate) fn last_positions(x: &Tensor, count: usize) -> candle_core::Result<Tensor> {

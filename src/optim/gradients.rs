@@ -2,32 +2,31 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 use rayon::prelude::*;
 
 use super::slices::{CHUNK, is_host_f32, with_slice, with_slice_mut};
+use crate::nn::gradients_of;
 use crate::{Error, Result};
 
 /// One gradient for each named parameter, iterated in sorted order of names.
 ///
-/// A gradient in a [`GradStore`] still hangs on the whole graph of activations; those in here are detached, and
-/// nothing but the parameters asked for is kept.
 #[derive(Debug, Clone, Default)]
 pub struct Gradients(BTreeMap<String, Tensor>);
 
 impl Gradients {
-    /// Takes the gradients of `params` out of what a backward pass returned, and drops the rest.
+    /// The gradients of `loss` with respect to `params`, by [`gradients_of`].
     ///
-    /// A parameter that received no gradient is simply absent; [`super::AdamW::step`] refuses that.
+    /// A parameter that the loss does not depend on is simply absent; [`super::AdamW::step`] refuses that.
     ///
     /// # Errors
     /// From candle only.
-    pub fn collect(params: &BTreeMap<String, Var>, mut store: GradStore) -> Result<Self> {
+    pub fn of(loss: Tensor, params: &BTreeMap<String, Var>) -> Result<Self> {
+        let mut found = gradients_of(loss, params.values())?;
         let mut gradients = Self::default();
         for (name, var) in params {
-            if let Some(gradient) = store.remove(var) {
-                gradients.0.insert(name.clone(), gradient.detach().contiguous()?);
+            if let Some(gradient) = found.remove(&var.id()) {
+                gradients.0.insert(name.clone(), gradient.contiguous()?);
             }
         }
         Ok(gradients)

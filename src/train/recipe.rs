@@ -350,11 +350,6 @@ impl Recipe {
         if self.update.compute == FloatType::F16 {
             return Err(Error::config("update.compute", "is f16, in which gradients overflow: use bf16 or f32"));
         }
-        if self.update.gradient_checkpointing && self.update.parallel > 1 {
-            let message =
-                format!("is {}, but gradient checkpointing works on one at a time: set 1", self.update.parallel);
-            return Err(Error::config("update.parallel", message));
-        }
         if self.update.parallel > self.update.accumulation {
             let message = format!(
                 "is {}, but a step has only {} passes: set `update.accumulation` to a multiple of it",
@@ -503,7 +498,6 @@ mod tests {
         let vision = ["stage={ kind = 'vision', projection_dim = 8 }", "update.compute=bf16"];
         assert!(message(&vision).contains("in f32"));
         assert!(message(&["update.compute=f16"]).contains("use bf16"));
-        assert!(message(&["update.gradient_checkpointing=true", "update.parallel=2"]).contains("update.parallel"));
         assert!(message(&["steps"]).contains("KEY=VALUE"));
     }
 }

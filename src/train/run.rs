@@ -109,7 +109,7 @@ impl Run {
         let sources = recipe.data.train.iter().map(DataSource::open).collect::<Result<_>>()?;
         let samples = Arc::new(Concat::new(sources));
         let pictures = || first_pictures(&recipe, &processor, &samples);
-        let BuiltStage { objective, parameters, trained, scope, report } = build(&recipe, &config, &device, pictures)?;
+        let BuiltStage { objective, parameters, trained, report } = build(&recipe, &config, &device, pictures)?;
         let vars: BTreeMap<String, Var> =
             trained.iter().filter_map(|name| Some((name.clone(), parameters.get(name)?))).collect();
         // The recipe's own groups come later, and so have the last word; those that only freeze have had it.
@@ -127,7 +127,7 @@ impl Run {
         let sample = describe(&first_sample(&recipe, &processor, &samples)?, &processor)?;
         let averaged = recipe.optimizer.ema_decay.is_some();
         let facts = Facts::new(&parameters, &vars, averaged, report.map(|report| report.to_string()), sample);
-        let trainer = Trainer::new(objective, vars, optimizer, rule, scope).with_parallel(recipe.update.parallel)?;
+        let trainer = Trainer::new(objective, vars, optimizer, rule).with_parallel(recipe.update.parallel)?;
         Ok(Self {
             recipe,
             config,

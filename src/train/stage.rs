@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Var};
+use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 
 use super::export::{clip_of, llm_of, save_clip, save_distilled, save_llm, save_model};
@@ -16,7 +16,7 @@ use crate::config::{HaploVlConfig, MlpKind, NormKind};
 use crate::model::{
     ClipTeacher, ClipVision, DistillationHeads, HaploVl, LanguageModel, PreDecoderModel, VisionTeacher,
 };
-use crate::nn::CheckpointScope;
+use crate::nn::Activations;
 use crate::optim::trainable;
 use crate::processor::Processor;
 use crate::weights::{
@@ -32,7 +32,6 @@ pub(super) struct BuiltStage {
     pub parameters: Parameters,
     /// Names of those that are trained, sorted.
     pub trained: Vec<String>,
-    pub scope: Option<Arc<CheckpointScope>>,
     pub report: Option<InheritReport>,
 }
 
@@ -66,7 +65,7 @@ impl Stage {
 }
 
 /// Builds an objective over the parameters of a builder.
-type Blueprint<'a> = Box<dyn Fn(VarBuilder, Option<Arc<CheckpointScope>>) -> Result<Box<dyn Objective>> + 'a>;
+type Blueprint<'a> = Box<dyn Fn(VarBuilder) -> Result<Box<dyn Objective>> + 'a>;
 
 /// Builds the stage of a recipe; what it inherits is loaded here.
 ///
@@ -81,7 +80,7 @@ pub(super) fn build(
     let parameters = Parameters::new();
     let objective = blueprint(recipe, config, device)?;
     // Once to create every parameter, and once more with the frozen ones detached, which then cost nothing.
-    objective(parameters.var_builder(recipe.seed, DType::F32, device), None)?;
+    objective(parameters.var_builder(recipe.seed, DType::F32, device))?;
     if recipe.stage.sees_from_scratch() {
         lay_out_positions(config, &parameters)?;
         whiten_patches(config, &parameters, &pictures())?;
@@ -92,12 +91,10 @@ pub(super) fn build(
     if trained.is_empty() {
         return Err(Error::config("optimizer.groups", "freeze every parameter: leave some to be trained"));
     }
-    let vars: Vec<Var> = trained.iter().filter_map(|name| parameters.get(name)).collect();
-    let scope = recipe.update.gradient_checkpointing.then(|| CheckpointScope::new(&vars));
     let learns = trained.clone();
     let learns = move |name: &str| learns.binary_search_by(|trained| trained.as_str().cmp(name)).is_ok();
-    let objective = objective(parameters.var_builder_where(recipe.seed, DType::F32, device, learns), scope.clone())?;
-    Ok(BuiltStage { objective, parameters, trained, scope, report: report.flatten() })
+    let objective = objective(parameters.var_builder_where(recipe.seed, DType::F32, device, learns))?;
+    Ok(BuiltStage { objective, parameters, trained, report: report.flatten() })
 }
 
 /// Refuses what the export of a stage could not say: a CLIP has layer norms and no grouped keys, a Qwen2 is gated.
@@ -130,25 +127,27 @@ fn check_form(stage: &Stage, config: &HaploVlConfig) -> Result<()> {
 /// How to build the objective of a stage; teachers are opened here, once.
 fn blueprint<'a>(recipe: &'a Recipe, config: &'a HaploVlConfig, device: &Device) -> Result<Blueprint<'a>> {
     let compute = recipe.update.compute.dtype();
+    let activations =
+        if recipe.update.gradient_checkpointing { Activations::Recomputed } else { Activations::Released };
     Ok(match &recipe.stage {
-        Stage::Vision { projection_dim } => Box::new(move |vb, _| {
-            Ok(Box::new(Contrastive::new(&clip_of(config), &llm_of(config), *projection_dim, vb)?))
-        }),
-        Stage::Language => Box::new(|vb, _| Ok(Box::new(Language::new(LanguageModel::new(&llm_of(config), vb)?)))),
+        Stage::Vision { projection_dim } => {
+            Box::new(move |vb| Ok(Box::new(Contrastive::new(&clip_of(config), &llm_of(config), *projection_dim, vb)?)))
+        }
+        Stage::Language => Box::new(|vb| Ok(Box::new(Language::new(LanguageModel::new(&llm_of(config), vb)?)))),
         Stage::Distill { vision_teacher, teacher_layer, text_teacher, weights, .. } => {
             let teacher = field("vision_teacher", || open_teacher(vision_teacher, *teacher_layer, device))?;
             let text =
                 field("text_teacher", || open_llm(text_teacher)?.embedding(config.vocab_size, DType::F32, device))?;
-            Box::new(move |vb, scope| {
+            Box::new(move |vb| {
                 let (teacher, text) = (Box::new(teacher.clone()), text.clone());
                 let (width, words) = (config.pre_decoder.hidden_size, text.dim(1)?);
                 let heads = DistillationHeads::new(width, teacher.width(), words, vb.clone())?;
-                let model = PreDecoderModel::new(config, vb)?.with_compute_dtype(compute).with_checkpointing(scope);
+                let model = PreDecoderModel::new(config, vb)?.with_compute_dtype(compute).with_activations(activations);
                 Ok(Box::new(Distillation::new(config, model, heads, teacher, text, *weights)?))
             })
         }
-        Stage::Align { .. } | Stage::Tune { .. } => Box::new(move |vb, scope| {
-            let model = HaploVl::new(config, vb)?.with_compute_dtype(compute).with_checkpointing(scope);
+        Stage::Align { .. } | Stage::Tune { .. } => Box::new(move |vb| {
+            let model = HaploVl::new(config, vb)?.with_compute_dtype(compute).with_activations(activations);
             Ok(Box::new(NextToken::new(model)))
         }),
     })

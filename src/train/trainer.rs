@@ -1,7 +1,6 @@
 //! One training step: forward, backward, reduction, clipping, update.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Var;
@@ -9,7 +8,6 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::objective::{Counts, Loss, Objective};
 use crate::batch::MultimodalBatch;
-use crate::nn::CheckpointScope;
 use crate::optim::{AdamW, Gradients, Schedule, clip_scale, global_norm};
 use crate::{Error, Result};
 
@@ -95,7 +93,6 @@ pub struct Trainer<O> {
     parameters: BTreeMap<String, Var>,
     optimizer: AdamW,
     rule: UpdateRule,
-    scope: Option<Arc<CheckpointScope>>,
     reducer: Box<dyn GradientReducer>,
     /// One pool of one thread for each micro-batch that is computed at a time; empty if that is one.
     workers: Vec<ThreadPool>,
@@ -103,16 +100,8 @@ pub struct Trainer<O> {
 
 impl<O: Objective> Trainer<O> {
     /// A trainer of `parameters`; all of them must receive gradients from `objective`.
-    ///
-    /// `scope` is the one that the objective's model was given, if layers are recomputed in the backward pass.
-    pub fn new(
-        objective: O,
-        parameters: BTreeMap<String, Var>,
-        optimizer: AdamW,
-        rule: UpdateRule,
-        scope: Option<Arc<CheckpointScope>>,
-    ) -> Self {
-        Self { objective, parameters, optimizer, rule, scope, reducer: Box::new(SingleProcess), workers: Vec::new() }
+    pub fn new(objective: O, parameters: BTreeMap<String, Var>, optimizer: AdamW, rule: UpdateRule) -> Self {
+        Self { objective, parameters, optimizer, rule, reducer: Box::new(SingleProcess), workers: Vec::new() }
     }
 
     /// The same trainer with up to `threads` micro-batches computed at a time, each on a thread of its own.
@@ -121,12 +110,8 @@ impl<O: Objective> Trainer<O> {
     /// are not. Results are the same to the bit; activations take memory for each of them.
     ///
     /// # Errors
-    /// [`Error::Training`] if a thread cannot be started, or if layers are recomputed in the backward pass, whose
-    /// gradients could not be told apart by micro-batch.
+    /// [`Error::Training`] if a thread cannot be started.
     pub fn with_parallel(self, threads: usize) -> Result<Self> {
-        if threads > 1 && self.scope.is_some() {
-            return Err(Error::Training("gradient checkpointing works on one micro-batch at a time".into()));
-        }
         let worker = |i: usize| {
             let pool = ThreadPoolBuilder::new().num_threads(1).stack_size(STACK_BYTES);
             let pool = pool.thread_name(move |_| format!("trainer-{i}")).build();
@@ -211,16 +196,9 @@ impl<O: Objective> Trainer<O> {
 
     /// What one micro-batch brings to a step of `counts`.
     fn share(&self, batch: &MultimodalBatch, counts: &Counts) -> Result<Share> {
-        // What a failed step may have left there belongs to no other.
-        self.scope.iter().for_each(|scope| drop(scope.take()));
         let Loss { total, parts } = self.objective.loss(batch, counts)?;
         let loss = f64::from(total.to_scalar::<f32>()?);
-        // The store keeps the whole graph alive; only detached gradients of parameters outlive this line.
-        let mut gradients = Gradients::collect(&self.parameters, total.backward()?)?;
-        if let Some(scope) = &self.scope {
-            gradients.accumulate(Gradients::collect(&self.parameters, scope.take())?)?;
-        }
-        Ok(Share { loss, parts, gradients })
+        Ok(Share { loss, parts, gradients: Gradients::of(total, &self.parameters)? })
     }
 
     /// `f` of each batch, in their order; at most as many as there are workers are computed at a time.

@@ -1,13 +1,12 @@
 //! Every parameter learns, and the backward pass is that of the forward pass.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use haplovl::batch::{MultimodalBatch, PaddingSide};
 use haplovl::config::{DecoderConfig, HaploVlConfig, MlpKind, NormKind, Rope};
 use haplovl::model::{ClipTeacher, ClipVision, DistillationHeads, HaploVl, PreDecoderModel};
-use haplovl::nn::CheckpointScope;
+use haplovl::nn::Activations::{self, Kept, Recomputed, Released};
 use haplovl::optim::{AdamW, AdamWConfig, Decay, Gradients, Schedule};
 use haplovl::train::{Distillation, DistillationWeights, NextToken, Objective, Trainer, UpdateRule};
 use haplovl::weights::{ClipConfig, Parameters};
@@ -15,15 +14,11 @@ use haplovl::weights::{ClipConfig, Parameters};
 use crate::{batch, bits, configs, conversations, max_diff, model_over, parameters, random, stir, vars};
 
 /// A constant learning rate, without warm-up.
-pub fn trainer<O: Objective>(
-    objective: O,
-    parameters: BTreeMap<String, Var>,
-    scope: Option<Arc<CheckpointScope>>,
-) -> Trainer<O> {
+pub fn trainer<O: Objective>(objective: O, parameters: BTreeMap<String, Var>) -> Trainer<O> {
     let optimizer = AdamW::new(&parameters, AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() }).unwrap();
     let schedule = Schedule { decay: Decay::Constant, warmup_ratio: 0.0, floor_ratio: 1.0 };
     let rule = UpdateRule { learning_rate: 3e-3, schedule, total_steps: 100, max_grad_norm: 1.0 };
-    Trainer::new(objective, parameters, optimizer, rule, scope)
+    Trainer::new(objective, parameters, optimizer, rule)
 }
 
 /// Loss and gradients of one step over these micro-batches.
@@ -54,39 +49,30 @@ pub fn teacher(config: &HaploVlConfig) -> ClipVision {
 }
 
 /// Stage 1 of a tiny model.
-pub fn distillation(config: &HaploVlConfig, checkpointing: bool) -> Trainer<Distillation> {
+pub fn distillation(config: &HaploVlConfig, activations: Activations) -> Trainer<Distillation> {
     let parameters = Parameters::new();
     let text_width = config.post_decoder.hidden_size;
     let build = || {
         let vb = parameters.var_builder(0, DType::F32, &Device::Cpu);
         let heads = DistillationHeads::new(config.pre_decoder.hidden_size, 12, text_width, vb.clone()).unwrap();
-        (PreDecoderModel::new(config, vb).unwrap(), heads)
+        (PreDecoderModel::new(config, vb).unwrap().with_activations(activations), heads)
     };
     build();
     stir(&parameters);
-    let (mut model, heads) = build();
+    let (model, heads) = build();
     let parameters = vars(&parameters);
-    let scope = checkpointing.then(|| CheckpointScope::new(parameters.values()));
-    if let Some(scope) = &scope {
-        model = model.with_checkpointing(scope.clone());
-    }
     let vision_teacher = Box::new(ClipTeacher::new(teacher(config), -1).unwrap());
     let table = random(&[config.vocab_size, text_width], 7);
     let weights = DistillationWeights::default();
     let objective = Distillation::new(config, model, heads, vision_teacher, table, weights).unwrap();
-    trainer(objective, parameters, scope)
+    trainer(objective, parameters)
 }
 
 /// Stage 2 of a tiny model.
-pub fn next_token(config: &HaploVlConfig, checkpointing: bool) -> Trainer<NextToken> {
+pub fn next_token(config: &HaploVlConfig, activations: Activations) -> Trainer<NextToken> {
     let parameters = parameters(config);
-    let mut model = model_over(config, &parameters);
-    let parameters = vars(&parameters);
-    let scope = checkpointing.then(|| CheckpointScope::new(parameters.values()));
-    if let Some(scope) = &scope {
-        model = model.with_checkpointing(scope.clone());
-    }
-    trainer(NextToken::new(model), parameters, scope)
+    let model = model_over(config, &parameters).with_activations(activations);
+    trainer(NextToken::new(model), vars(&parameters))
 }
 
 fn everything(config: &HaploVlConfig) -> MultimodalBatch {
@@ -110,8 +96,8 @@ fn assert_all_learn<O: Objective>(name: &str, config: &HaploVlConfig, trainer: &
 #[test]
 fn every_parameter_learns_in_both_stages() {
     for (name, config) in configs() {
-        assert_all_learn(name, &config, &next_token(&config, false));
-        assert_all_learn(name, &config, &distillation(&config, false));
+        assert_all_learn(name, &config, &next_token(&config, Kept));
+        assert_all_learn(name, &config, &distillation(&config, Kept));
     }
 }
 
@@ -125,10 +111,12 @@ fn assert_same_bits<O: Objective>(name: &str, config: &HaploVlConfig, trainers: 
 }
 
 #[test]
-fn recomputed_layers_give_identical_gradients() {
+fn released_and_recomputed_layers_give_identical_gradients() {
     for (name, config) in configs() {
-        assert_same_bits(name, &config, [false, true].map(|checkpointing| next_token(&config, checkpointing)));
-        assert_same_bits(name, &config, [false, true].map(|checkpointing| distillation(&config, checkpointing)));
+        for other in [Released, Recomputed] {
+            assert_same_bits(name, &config, [Kept, other].map(|activations| next_token(&config, activations)));
+            assert_same_bits(name, &config, [Kept, other].map(|activations| distillation(&config, activations)));
+        }
     }
 }
 
@@ -150,8 +138,8 @@ fn assert_accumulates<O: Objective>(name: &str, config: &HaploVlConfig, trainer:
 #[test]
 fn four_micro_batches_of_one_are_one_of_four() {
     for (name, config) in configs() {
-        assert_accumulates(name, &config, &next_token(&config, false));
-        assert_accumulates(name, &config, &distillation(&config, true));
+        assert_accumulates(name, &config, &next_token(&config, Released));
+        assert_accumulates(name, &config, &distillation(&config, Recomputed));
     }
 }
 
@@ -164,13 +152,11 @@ fn micro_batches_at_once_are_those_in_turn_to_the_bit() {
         assert!((trainer.evaluate(micro_batches).unwrap() - loss).abs() < 1e-6);
         (loss.to_bits(), found.iter().map(|(_, gradient)| bits(gradient)).collect())
     }
-    let in_turn = run(next_token(&config, false), &micro_batches);
-    for threads in [2, 3, 8] {
-        let at_once = run(next_token(&config, false).with_parallel(threads).unwrap(), &micro_batches);
-        assert!(in_turn == at_once, "{threads} threads");
+    let in_turn = run(next_token(&config, Kept), &micro_batches);
+    for (threads, activations) in [(2, Kept), (2, Released), (3, Recomputed), (8, Released)] {
+        let at_once = run(next_token(&config, activations).with_parallel(threads).unwrap(), &micro_batches);
+        assert!(in_turn == at_once, "{threads} threads, {activations:?}");
     }
-    let error = next_token(&config, true).with_parallel(2).err().unwrap().to_string();
-    assert!(error.contains("checkpointing"), "{error}");
 }
 
 /// Change of the loss per step along `direction`, by central differences.
@@ -210,8 +196,8 @@ fn assert_finite_differences<O: Objective>(name: &str, config: &HaploVlConfig, t
 #[test]
 fn gradients_are_those_of_finite_differences() {
     for (name, config) in configs() {
-        assert_finite_differences(name, &config, &next_token(&config, true));
-        assert_finite_differences(name, &config, &distillation(&config, false));
+        assert_finite_differences(name, &config, &next_token(&config, Recomputed));
+        assert_finite_differences(name, &config, &distillation(&config, Released));
     }
 }
 
@@ -230,7 +216,7 @@ fn frozen_parameters_cost_nothing_and_stay() {
     }
     let before = parameters.iter().map(|(name, var)| (name, bits(&var))).collect::<BTreeMap<_, _>>();
     let connector = vars(&parameters).into_iter().filter(|(name, _)| trained(name)).collect();
-    trainer(objective, connector, None).step(&[batch]).unwrap();
+    trainer(objective, connector).step(&[batch]).unwrap();
     for (name, var) in parameters.iter() {
         assert_eq!(bits(&var) != before[&name], trained(&name), "{name}");
     }

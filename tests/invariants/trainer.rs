@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use haplovl::batch::{MultimodalBatch, PaddingSide, Visual};
 use haplovl::config::HaploVlConfig;
 use haplovl::model::ClipTeacher;
+use haplovl::nn::Activations::{Recomputed, Released};
 use haplovl::train::{Objective, Trainer, on_large_stack};
 
 use crate::gradients::{distillation, next_token, trainer};
@@ -35,9 +36,9 @@ fn steps<O: Objective>(trainer: &mut Trainer<O>, batch: &MultimodalBatch, steps:
 #[test]
 fn both_stages_learn_what_they_see() {
     let config = HaploVlConfig::tiny();
-    let losses = steps(&mut next_token(&config, false), &everything(&config), 40);
+    let losses = steps(&mut next_token(&config, Released), &everything(&config), 40);
     assert!(losses[39] < 0.5 * losses[0], "{losses:?}");
-    let mut stage_1 = distillation(&config, false);
+    let mut stage_1 = distillation(&config, Released);
     let losses = steps(&mut stage_1, &everything(&config), 40);
     assert!(losses[39] < losses[0] - 1.0, "{losses:?}");
 }
@@ -45,14 +46,14 @@ fn both_stages_learn_what_they_see() {
 #[test]
 fn the_same_steps_give_the_same_bits() {
     let config = HaploVlConfig::tiny();
-    let run = |checkpointing| {
-        let mut trainer = next_token(&config, checkpointing);
+    let run = |activations| {
+        let mut trainer = next_token(&config, activations);
         steps(&mut trainer, &everything(&config), 3);
         parameter_bits(&trainer)
     };
-    let once = run(false);
-    assert!(once == run(false), "not repeatable");
-    assert!(once == run(true), "checkpointing leads elsewhere");
+    let once = run(Released);
+    assert!(once == run(Released), "not repeatable");
+    assert!(once == run(Recomputed), "recomputing leads elsewhere");
 }
 
 fn with_nan(mut batch: MultimodalBatch) -> MultimodalBatch {
@@ -82,27 +83,27 @@ fn assert_refuses<O: Objective>(mut trainer: Trainer<O>, good: &MultimodalBatch)
 fn a_picture_of_nan_is_refused_and_nothing_is_touched() {
     let config = HaploVlConfig::tiny();
     let good = everything(&config);
-    assert_refuses(next_token(&config, false), &good);
-    assert_refuses(next_token(&config, true), &good);
-    assert_refuses(distillation(&config, true), &good);
+    assert_refuses(next_token(&config, Released), &good);
+    assert_refuses(next_token(&config, Recomputed), &good);
+    assert_refuses(distillation(&config, Recomputed), &good);
 }
 
 #[test]
 fn a_step_of_text_alone_leaves_the_vision_side_without_gradient_only() {
     let config = HaploVlConfig::tiny();
     let text = batch(&config, &conversations(&config)[2..], PaddingSide::Right);
-    next_token(&config, false).step(std::slice::from_ref(&text)).unwrap();
-    distillation(&config, false).step(&[text]).unwrap();
+    next_token(&config, Released).step(std::slice::from_ref(&text)).unwrap();
+    distillation(&config, Released).step(&[text]).unwrap();
 }
 
 #[test]
 fn a_parameter_that_nothing_reaches_is_an_error() {
     let config = HaploVlConfig::tiny();
-    let whole = next_token(&config, false);
+    let whole = next_token(&config, Released);
     let mut parameters = whole.parameters().clone();
     parameters.insert("model.forgotten".into(), Var::zeros(3, DType::F32, &Device::Cpu).unwrap());
     let objective = haplovl::train::NextToken::new(whole.objective().model().clone());
-    let error = trainer(objective, parameters, None).step(&[everything(&config)]).unwrap_err().to_string();
+    let error = trainer(objective, parameters).step(&[everything(&config)]).unwrap_err().to_string();
     assert!(error.contains("model.forgotten"), "{error}");
 }
 
@@ -112,7 +113,7 @@ fn batches_without_labels_and_unfit_teachers_say_so() {
     let mut rows = conversations(&config);
     rows.iter_mut().for_each(|row| row.labels = None);
     let unlabelled = batch(&config, &rows, PaddingSide::Right);
-    let error = next_token(&config, false).step(&[unlabelled]).unwrap_err().to_string();
+    let error = next_token(&config, Released).step(&[unlabelled]).unwrap_err().to_string();
     assert!(error.contains("has no labels"), "{error}");
     let clip = crate::gradients::teacher(&config);
     for layer in [3, -4, isize::MIN] {

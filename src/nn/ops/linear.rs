@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, 
 use rayon::prelude::*;
 
 use super::{contiguous_slice, dots, is_cpu_f32};
+use crate::nn::deliver;
 
 /// `x W^T + b` for `x` (.., in), `weight` (out, in) and `bias` (out); the result is (.., out).
 ///
@@ -54,8 +55,8 @@ fn cpu_forward(x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Resu
 fn backward(x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
     let g = g.detach().contiguous()?;
     let dx = x.track_op().then(|| g.matmul(&w.detach())).transpose()?;
-    let dw = w.track_op().then(|| g.t()?.matmul(&x.detach())).transpose()?;
-    Ok((dx, dw))
+    let dw = || deliver(w, g.t()?.matmul(&x.detach())?);
+    Ok((dx, if w.track_op() { dw()? } else { None }))
 }
 
 impl CustomOp2 for Linear {
