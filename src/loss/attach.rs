@@ -4,12 +4,12 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, DType, InplaceOp1, Layout, MetalStorage, Result, Shape, Storage, Tensor,
+    CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Storage, Tensor,
 };
-
 use rayon::prelude::*;
 
 use crate::nn::deliver;
+use crate::optim::slices::{is_host_f32, with_slice_mut};
 
 /// Makes the scalar `value` a function of `a` and `b` with the given gradients; `None` for an input without one.
 ///
@@ -25,27 +25,14 @@ struct Precomputed {
 
 /// `gradient * scale`, in the memory of `gradient` where it is on the CPU: that of a head may be the largest of a model.
 fn scaled(gradient: Tensor, scale: &Tensor) -> Result<Tensor> {
-    if gradient.device().is_cpu() && gradient.dtype() == DType::F32 {
-        gradient.inplace_op1(&Scale(scale.to_dtype(DType::F32)?.to_scalar()?))?;
-        return Ok(gradient);
+    if !is_host_f32(&gradient) {
+        return gradient.broadcast_mul(&scale.detach().to_dtype(gradient.dtype())?);
     }
-    gradient.broadcast_mul(&scale.detach().to_dtype(gradient.dtype())?)
-}
-
-struct Scale(f32);
-
-impl InplaceOp1 for Scale {
-    fn name(&self) -> &'static str {
-        "scale"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let CpuStorage::F32(values) = storage else { candle_core::bail!("{}: expected f32", self.name()) };
-        let values = layout.contiguous_offsets().and_then(|(start, end)| values.get_mut(start..end));
-        let Some(values) = values else { candle_core::bail!("{}: expected a contiguous tensor", self.name()) };
-        values.par_iter_mut().with_min_len(1 << 14).for_each(|value| *value *= self.0);
-        Ok(())
-    }
+    let scale: f32 = scale.to_dtype(DType::F32)?.to_scalar()?;
+    with_slice_mut(&gradient, |values| {
+        values.par_iter_mut().with_min_len(1 << 14).for_each(|value| *value *= scale);
+    })?;
+    Ok(gradient)
 }
 
 impl CustomOp2 for Precomputed {

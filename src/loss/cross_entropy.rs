@@ -14,7 +14,8 @@ const CHUNK_LOGITS: usize = 32 << 20;
 ///
 /// Rows labelled [`IGNORE_INDEX`] cost nothing. The others go through the head in chunks; each chunk's loss *and*
 /// gradients are computed while its logits are at hand (the idea of Liger Kernel), so that memory grows with
-/// `hidden` and `head_weight`, not with rows times vocabulary. Gradients are computed only for what is tracked.
+/// `hidden` and `head_weight`, not with rows times vocabulary. Gradients are computed only for what is tracked, and handed
+/// over to the backward pass: there can be only one.
 ///
 /// # Shapes
 /// `hidden` `(n, d)`, `head_weight` `(v, d)` of the same type, `labels` `(n)` u32.

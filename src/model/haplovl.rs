@@ -156,7 +156,7 @@ impl HaploVl {
         Self { front: self.front.with_compute_dtype(compute_dtype), ..self }
     }
 
-    /// Treats the activations of layers in training in this way.
+    /// Treats the activations of layers in training in this way; gradients are then those of [`crate::nn::gradients_of`].
     pub fn with_activations(self, activations: Activations) -> Self {
         Self { front: self.front.with_activations(activations), ..self }
     }

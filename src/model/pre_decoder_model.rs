@@ -51,7 +51,7 @@ impl PreDecoderModel {
         self.compute_dtype
     }
 
-    /// Treats the activations of layers in training in this way.
+    /// Treats the activations of layers in training in this way; gradients are then those of [`crate::nn::gradients_of`].
     pub fn with_activations(self, activations: Activations) -> Self {
         Self { activations, ..self }
     }

@@ -79,13 +79,11 @@ impl DecoderStack {
             }
             let ranges = last.as_ref().filter(|_| i + 1 == self.layers.len()).unwrap_or(pass.ranges);
             let cache = pass.caches.as_mut().and_then(|caches| caches.get_mut(i));
-            x = match (pass.activations, cache) {
-                (Activations::Kept, cache) | (_, cache @ Some(_)) => {
-                    layer.forward(&x, pass.angles.as_ref(), ranges, cache)?
-                }
-                (activations, None) => {
+            x = match cache {
+                Some(cache) => layer.forward(&x, pass.angles.as_ref(), ranges, Some(cache))?,
+                None => {
                     let (layer, angles, ranges) = (layer.clone(), pass.angles.clone(), ranges.clone());
-                    segment(activations, &x, move |x| layer.forward(x, angles.as_ref(), &ranges, None))?
+                    segment(pass.activations, &x, move |x| layer.forward(x, angles.as_ref(), &ranges, None))?
                 }
             };
         }

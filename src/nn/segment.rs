@@ -13,11 +13,11 @@ use crate::Result;
 
 /// What becomes of the activations of a layer that is trained.
 ///
-/// Gradients are the same to the bit. With anything but [`Self::Kept`], those of parameters are found by
-/// [`super::gradients_of`] only, not in what candle's `backward` returns.
+/// Gradients of a model are the same to the bit either way. With anything but [`Self::Kept`] they are found by
+/// [`super::gradients_of`] only (which [`crate::optim::Gradients::of`] calls); candle's own `backward` fails.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Activations {
-    /// They stay until the graph is dropped.
+    /// They stay until the graph is dropped, as candle has it.
     #[default]
     Kept,
     /// They stay until the backward pass has used them. It can pass only once.
@@ -28,10 +28,11 @@ pub enum Activations {
 
 /// `f(x)` as a segment of its own.
 ///
-/// With [`Activations::Recomputed`], `f` must compute the same both times.
+/// Of what is tracked, `f` may hold parameters only: what was computed from them, or from another segment's input, comes
+/// in as `x`. With [`Activations::Recomputed`], `f` must compute the same both times.
 ///
 /// # Errors
-/// Those of `f`.
+/// Those of `f`, and if its result is on another device than `x`.
 pub fn segment(
     activations: Activations,
     x: &Tensor,
@@ -76,7 +77,8 @@ impl Segment {
     /// Hands the finished output to candle, which wants it as the result of this op.
     fn output<S>(&self, copy: impl FnOnce(&Storage, &Layout) -> CandleResult<S>) -> CandleResult<(S, Shape)> {
         let Some(output) = take(&self.output) else { candle_core::bail!("a segment's output was already taken") };
-        let output = output.contiguous()?;
+        // A copy of a storage is a copy of all of it, whatever part the tensor is.
+        let output = output.force_contiguous()?;
         let (storage, layout) = output.storage_and_layout();
         Ok((copy(&storage, layout)?, layout.shape().clone()))
     }
@@ -126,9 +128,10 @@ impl CustomOp1 for Segment {
         };
         // The gradient of sum(y * g) with constant g is what g hands back through the segment.
         let mut gradients = (y * g.detach())?.sum_all()?.backward()?;
-        let dx = gradients.remove(&x).map(|dx| dx.detach());
+        // candle wants a gradient for everything that it has tracked, also where `f` does not look at it.
+        let dx = gradients.remove(&x).map_or_else(|| x.zeros_like(), |dx| Ok(dx.detach()))?;
         deliver_all(gradients)?;
-        Ok(dx)
+        Ok(Some(dx))
     }
 }
 
@@ -175,6 +178,21 @@ mod tests {
         let y = segment(Activations::Released, &values(&[3, 4], 0.1), layer(&w)).unwrap().sum_all().unwrap();
         assert!(y.backward().unwrap_err().to_string().contains("gradients_of"));
         assert!(gradients_of(y, [&w]).unwrap_err().to_string().contains("second backward"));
+    }
+
+    #[test]
+    fn a_part_of_a_tensor_and_an_input_that_is_ignored_are_what_they_are_in_a_plain_graph() {
+        let [x, w] = [(&[3, 4], 0.1), (&[4, 4], 0.2)].map(|(dims, at)| Var::from_tensor(&values(dims, at)).unwrap());
+        for activations in ALL {
+            let last_rows = |x: &Tensor| Ok(x.tanh()?.narrow(0, 1, 2)?);
+            let y = segment(activations, &x, last_rows).unwrap();
+            assert_eq!(max_diff(&y, &last_rows(&x).unwrap()), 0.0, "{activations:?}");
+            let tracked = x.sqr().unwrap();
+            let other = w.as_tensor().clone();
+            let y = segment(activations, &tracked, move |_| Ok(other.sqr()?)).unwrap();
+            let loss = (y.sum_all().unwrap() + tracked.sum_all().unwrap()).unwrap();
+            assert_eq!(gradients_of(loss, [&x, &w]).unwrap().len(), 2, "{activations:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Where the gradients of parameters go in a backward pass.
 //!
 //! candle's [`GradStore`] adds each gradient of an input to zeros, which takes three buffers of a weight's size where one
-//! would do, and it never hears of gradients found inside a [`super::segment`]. Here they are collected beside it.
+//! would do, and it never hears of gradients found inside a [`super::segment`]. Here they are collected beside it, for the
+//! thread that the backward pass runs on: another pass must not run on that thread meanwhile, as a job of a pool could.
 
 use std::cell::RefCell;
 use std::collections::hash_map::Entry;
@@ -10,13 +11,10 @@ use std::collections::{HashMap, HashSet};
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, TensorId, Var};
 
-/// Gradients by the ids of their parameters.
-type Found = HashMap<TensorId, Tensor>;
-
 /// The parameters whose gradients are wanted, and the gradients found so far.
 struct Sink {
     parameters: HashSet<TensorId>,
-    found: Found,
+    found: HashMap<TensorId, Tensor>,
 }
 
 thread_local! {
@@ -27,7 +25,7 @@ thread_local! {
 /// The gradients of `loss` with respect to `parameters`, each cut from the graph that made it: one still attached would
 /// keep all activations alive.
 ///
-/// `loss` is used up: its graph goes as soon as possible. A parameter that the loss does not depend on is absent.
+/// `loss` is used up: its graph goes as soon as it was used. A parameter that the loss does not depend on is absent.
 ///
 /// # Errors
 /// From candle only.
@@ -36,12 +34,12 @@ pub fn gradients_of<'a>(
     parameters: impl IntoIterator<Item = &'a Var>,
 ) -> Result<HashMap<TensorId, Tensor>> {
     let parameters = parameters.into_iter().map(|var| var.id()).collect();
-    let outer = Restore(SINK.replace(Some(Sink { parameters, found: Found::new() })));
+    let _outer = Restore(SINK.replace(Some(Sink { parameters, found: HashMap::new() })));
     deliver_all(loss.backward()?)?;
-    drop(loss);
-    let sink = SINK.take();
-    drop(outer);
-    Ok(sink.map(|sink| sink.found).unwrap_or_default())
+    match SINK.take() {
+        Some(sink) => Ok(sink.found),
+        None => candle_core::bail!("another backward pass on this thread has taken the gradients"),
+    }
 }
 
 /// Puts back the sink of a pass around this one, also when this one fails.
@@ -54,6 +52,8 @@ impl Drop for Restore {
 }
 
 /// Takes the gradient of `parameter` if it is one whose gradient is collected, and gives it back otherwise, for candle.
+///
+/// `gradient` must share its memory with no other tensor: sums over micro-batches are made in it.
 pub(crate) fn deliver(parameter: &Tensor, gradient: Tensor) -> Result<Option<Tensor>> {
     SINK.with_borrow_mut(|sink| match sink {
         Some(sink) if sink.parameters.contains(&parameter.id()) => sink.add(parameter.id(), &gradient).map(|()| None),

@@ -10,8 +10,7 @@ use crate::nn::gradients_of;
 use crate::{Error, Result};
 
 /// One gradient for each named parameter, iterated in sorted order of names.
-///
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Gradients(BTreeMap<String, Tensor>);
 
 impl Gradients {

@@ -9,7 +9,7 @@ mod config;
 mod gradients;
 mod groups;
 mod schedule;
-mod slices;
+pub(crate) mod slices;
 mod slot;
 
 pub use adamw::AdamW;

@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor};
 pub(super) const CHUNK: usize = 16 * 1024;
 
 /// Whether [`with_slice`] and [`with_slice_mut`] can serve this tensor.
-pub(super) fn is_host_f32(tensor: &Tensor) -> bool {
+pub(crate) fn is_host_f32(tensor: &Tensor) -> bool {
     tensor.device().is_cpu() && tensor.dtype() == candle_core::DType::F32 && tensor.is_contiguous()
 }
 
@@ -22,7 +22,7 @@ pub(super) fn with_slice<R>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> R) -> 
 /// Runs `write` on the numbers of `tensor`, in place. Every tensor that shares the storage sees the change.
 ///
 /// `write` must not touch `tensor` by another way: its storage is locked meanwhile.
-pub(super) fn with_slice_mut<R>(tensor: &Tensor, write: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+pub(crate) fn with_slice_mut<R>(tensor: &Tensor, write: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
     let op = WithSliceMut { write: Cell::new(Some(write)), result: Cell::new(None) };
     tensor.inplace_op1(&op)?;
     op.result.take().ok_or_else(|| candle_core::Error::msg("the in-place pass did not run"))

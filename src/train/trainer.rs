@@ -172,10 +172,11 @@ impl<O: Objective> Trainer<O> {
         Ok(StepReport { step: step + 1, loss, parts, learning_rate, grad_norm, counts, seconds })
     }
 
-    /// Loss, its parts, and the gradients of all parameters over some micro-batches of a step of `counts`.
+    /// Loss, its parts, and gradients over some micro-batches of a step of `counts`: of all parameters that the loss
+    /// depends on, and zeros for those that may go without.
     ///
     /// # Errors
-    /// [`Error::Training`] if a parameter got no gradient.
+    /// If a batch does not fit the model.
     pub fn gradients(
         &self,
         micro_batches: &[MultimodalBatch],

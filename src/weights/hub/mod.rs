@@ -49,10 +49,10 @@ fn resolve_with(
         return Ok(path.to_path_buf());
     }
     if path.is_file() {
-        return Err(Error::Hub(format!("`{path_or_id}` is a file, expected the folder of a model")));
+        return Err(Error::Weights(format!("`{path_or_id}` is a file, expected the folder of a model")));
     }
     if split_id(path_or_id).is_none() {
-        return Err(Error::Hub(format!(
+        return Err(Error::Weights(format!(
             "`{path_or_id}` is neither an existing folder nor a hub id of the form organisation/name{}",
             if path.ends_with("export") { ": train the stage that writes it first" } else { "" }
         )));
