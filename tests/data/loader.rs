@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use haplovl::data::shapes::{ShapesConfig, ShapesContent, ShapesDataset, Split};
+use haplovl::data::shapes::{QuestionKind, ShapesConfig, ShapesContent, ShapesDataset, Split};
 use haplovl::data::{
     BadSample, Dataset, Group, Grouping, IMAGE_MARKER, ImageSource, Length, Loader, LoaderConfig, LoaderState,
     SampleResult,
@@ -241,6 +241,7 @@ fn shapes_world_is_a_data_set() {
             side: 32,
             content,
             rounds: 1,
+            kinds: QuestionKind::ALL.into(),
             config: ShapesConfig::default(),
         };
         assert!(dataset.get(40).is_err());
@@ -255,6 +256,22 @@ fn shapes_world_is_a_data_set() {
             assert!(conversation.turns[0].text.starts_with(IMAGE_MARKER));
             assert_eq!(conversation.turns.len() % 2, 0);
         }
+    }
+    let counting = |kinds| ShapesDataset {
+        split: Split::Train,
+        first: 0,
+        scenes: 20,
+        side: 16,
+        content: Questions,
+        rounds: 1,
+        kinds,
+        config: ShapesConfig::default(),
+    };
+    let none = counting(vec![]).validate().unwrap_err().to_string();
+    assert!(none.contains("shapes.kinds"), "{none}");
+    let counting = counting(vec![QuestionKind::Counting]);
+    for turns in (0..20).map(|i| counting.get(i).unwrap().turns) {
+        assert!(turns.len() == 2 && (turns[0].text.contains("many") || turns[0].text.contains("count")), "{turns:?}");
     }
     let mixed: usize = all(ShapesContent::Mixed).iter().map(|c| c.turns.len()).sum();
     let questions: usize = all(ShapesContent::Questions).iter().map(|c| c.turns.len()).sum();

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::attributes::Description;
 use super::caption::caption_prompt;
+use super::location;
 use super::questions::QuestionKind;
 use super::scene::{Scene, ShapesConfig};
 use super::split::Split;
@@ -18,9 +19,10 @@ use crate::data::{BadSample, Dataset, IMAGE_MARKER, ImageSource, Record, SampleR
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ShapesContent {
-    /// A picture and its caption.
+    /// A picture and its caption; or, of half of the scenes, a list of its objects in an order that is asked for, mostly with the
+    /// corner or edge that each is nearest to.
     Captions,
-    /// A picture and each of its objects by its full name, one a turn.
+    /// A picture and each of its objects by its full name, and once more with its place where that is beyond doubt, one a turn.
     Objects,
     /// A picture and questions of every kind that it has.
     Questions,
@@ -48,6 +50,9 @@ pub struct ShapesDataset {
     /// How many questions of each kind are asked, one at a time.
     #[serde(default = "one")]
     pub rounds: usize,
+    /// Which kinds of questions are asked about pictures; any, of a scene that has none of them.
+    #[serde(default = "every_kind")]
+    pub kinds: Vec<QuestionKind>,
     /// How scenes are drawn.
     #[serde(default)]
     pub config: ShapesConfig,
@@ -55,6 +60,10 @@ pub struct ShapesDataset {
 
 fn one() -> usize {
     1
+}
+
+fn every_kind() -> Vec<QuestionKind> {
+    QuestionKind::ALL.into()
 }
 
 /// Most scenes of a data set, whose order is kept in memory.
@@ -74,6 +83,7 @@ impl ShapesDataset {
             ("shapes.scenes", self.scenes, MAX_SCENES),
             ("shapes.side", self.side as usize, MAX_SIDE),
             ("shapes.rounds", self.rounds, MAX_ROUNDS),
+            ("shapes.kinds", self.kinds.len(), QuestionKind::ALL.len()),
         ];
         for (field, value, most) in limits {
             at_least_one(field, value)?;
@@ -85,6 +95,14 @@ impl ShapesDataset {
     /// The scene of sample `index`.
     pub fn scene(&self, index: usize) -> Scene {
         self.split.scene(self.first.wrapping_add(index as u64), &self.config)
+    }
+
+    fn question_turns(&self, scene: &Scene, rng: &mut impl Rng) -> Vec<[Turn; 2]> {
+        let mut questions = scene.questions_of(&self.kinds, self.rounds, rng);
+        if questions.is_empty() {
+            questions = scene.questions_of(&QuestionKind::ALL, self.rounds, rng);
+        }
+        questions.into_iter().map(|q| [Turn::user(q.question), Turn::assistant(q.answer)]).collect()
     }
 }
 
@@ -104,9 +122,9 @@ impl Dataset for ShapesDataset {
         let mut turns = match self.content {
             ShapesContent::Captions => caption_turns(&scene, &mut rng).into(),
             ShapesContent::Objects => object_turns(&scene, &mut rng),
-            ShapesContent::Questions => question_turns(&scene, self.rounds, &mut rng).concat(),
+            ShapesContent::Questions => self.question_turns(&scene, &mut rng).concat(),
             ShapesContent::Mixed => {
-                let mut exchanges = question_turns(&scene, self.rounds, &mut rng);
+                let mut exchanges = self.question_turns(&scene, &mut rng);
                 exchanges.insert(rng.random_range(0..=exchanges.len()), caption_turns(&scene, &mut rng));
                 exchanges.concat()
             }
@@ -126,18 +144,24 @@ impl Dataset for ShapesDataset {
     }
 }
 
+/// A caption, or, of half of the scenes, a list in an order that is asked for, mostly with places.
 fn caption_turns(scene: &Scene, rng: &mut impl Rng) -> [Turn; 2] {
-    [Turn::user(caption_prompt(rng)), Turn::assistant(scene.caption(rng))]
+    let (prompt, caption) = match rng.random() {
+        true => location::list(scene, rng),
+        false => (caption_prompt(rng), scene.caption(rng)),
+    };
+    [Turn::user(prompt), Turn::assistant(caption)]
 }
 
 fn object_turns(scene: &Scene, rng: &mut impl Rng) -> Vec<Turn> {
-    let name = |object| [Turn::user(caption_prompt(rng)), Turn::assistant(Description::full(object).indefinite())];
-    scene.objects.iter().flat_map(name).collect()
-}
-
-fn question_turns(scene: &Scene, rounds: usize, rng: &mut impl Rng) -> Vec<[Turn; 2]> {
-    let questions = scene.questions_of(&QuestionKind::ALL, rounds, rng).into_iter();
-    questions.map(|q| [Turn::user(q.question), Turn::assistant(q.answer)]).collect()
+    let mut turns = Vec::new();
+    for object in &scene.objects {
+        let names = [Some(Description::full(object).indefinite()), location::name(object, rng)];
+        for name in names.into_iter().flatten() {
+            turns.extend([Turn::user(caption_prompt(rng)), Turn::assistant(name)]);
+        }
+    }
+    turns
 }
 
 /// The scene's caption before the first question.

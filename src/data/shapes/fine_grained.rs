@@ -17,9 +17,9 @@ const EDGE_CLEARANCE: f32 = 0.07;
 
 const IN_CORNER: Templates = &["what is in the {where} corner?", "which object is in the {where} corner?"];
 const NEAR_EDGE: Templates = &["object nearest to the {where} edge"];
-const CORNERS: [(&str, [f32; 2]); 4] =
+pub(super) const CORNERS: [(&str, [f32; 2]); 4] =
     [("top left", [0.0, 0.0]), ("top right", [1.0, 0.0]), ("bottom left", [0.0, 1.0]), ("bottom right", [1.0, 1.0])];
-const EDGES: [&str; 4] = ["left", "right", "top", "bottom"];
+pub(super) const EDGES: [&str; 4] = ["left", "right", "top", "bottom"];
 pub(super) const TEMPLATES: &[Templates] = &[IN_CORNER, NEAR_EDGE, &EDGES];
 
 /// Ways to name a small object without its colour, and without its shape.
@@ -71,15 +71,22 @@ fn in_corner(scene: &Scene, rng: &mut impl Rng) -> Draft {
     near.next().is_none().then(|| (phrase(IN_CORNER, &[("where", place)], rng), answer))
 }
 
+impl Object {
+    /// From its centre to an edge of the picture.
+    pub(super) fn distance(&self, edge: &str) -> f32 {
+        match edge {
+            "left" => self.x,
+            "right" => 1.0 - self.x,
+            "top" => self.y,
+            _ => 1.0 - self.y,
+        }
+    }
+}
+
 /// Colour or shape of the object nearest to an edge of the picture.
 fn near_edge(scene: &Scene, rng: &mut impl Rng) -> Draft {
     let edge = *EDGES.choose(rng)?;
-    let distance = |object: &Object| match edge {
-        "left" => object.x - object.radius,
-        "right" => 1.0 - object.x - object.radius,
-        "top" => object.y - object.radius,
-        _ => 1.0 - object.y - object.radius,
-    };
+    let distance = |object: &Object| object.distance(edge) - object.radius;
     let mut objects = Vec::from_iter(&scene.objects);
     objects.sort_by(|a, b| distance(a).total_cmp(&distance(b)));
     let [nearest, next, ..] = objects[..] else { return None };

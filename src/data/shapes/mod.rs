@@ -9,6 +9,7 @@ mod caption;
 mod dataset;
 mod fine_grained;
 mod geometry;
+mod location;
 mod questions;
 mod render;
 mod scene;

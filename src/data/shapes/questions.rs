@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::attributes::{Description, Naming, Size};
 use super::scene::{Object, Scene, shuffled};
 use super::words::{NUMBERS, Templates, phrase};
-use super::{fine_grained, spatial};
+use super::{fine_grained, location, spatial};
 
 pub(super) const EXISTENCE: Templates = &["is there {a}?", "do you see {a}?", "does the picture contain {a}?"];
 pub(super) const COLOUR: Templates =
@@ -61,13 +61,15 @@ pub enum QuestionKind {
     Comparison,
     /// Left, right, above, below.
     Spatial,
+    /// Which corner or edge of the picture an object is nearest to.
+    Location,
     /// What hangs on a small object or on one at the picture's margin.
     FineGrained,
 }
 
 impl QuestionKind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Existence,
         Self::Colour,
         Self::Shape,
@@ -75,6 +77,7 @@ impl QuestionKind {
         Self::Counting,
         Self::Comparison,
         Self::Spatial,
+        Self::Location,
         Self::FineGrained,
     ];
 
@@ -92,6 +95,7 @@ impl QuestionKind {
             Self::Counting => "counting",
             Self::Comparison => "comparison",
             Self::Spatial => "spatial",
+            Self::Location => "location",
             Self::FineGrained => "fine_grained",
         }
     }
@@ -148,6 +152,7 @@ impl Scene {
             QuestionKind::Counting => self.counting(rng),
             QuestionKind::Comparison => self.comparison(rng),
             QuestionKind::Spatial => spatial::ask(self, rng),
+            QuestionKind::Location => location::ask(self, rng),
             QuestionKind::FineGrained => fine_grained::ask(self, rng),
         }?;
         Some(Question { kind, question, answer })

@@ -6,7 +6,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::attributes::{Colour, Shape, Size};
-use super::{caption, fine_grained, questions, spatial, text};
+use super::{caption, fine_grained, location, questions, spatial, text};
 
 /// Names of numbers from zero to [`super::MAX_OBJECTS`].
 pub(super) const NUMBERS: [&str; super::MAX_OBJECTS + 1] = ["zero", "one", "two", "three", "four", "five", "six"];
@@ -32,8 +32,14 @@ pub fn words(text: &str) -> impl Iterator<Item = &str> {
 /// Every word and punctuation mark that shapes world can emit, sorted: what a word-level tokenizer has to know.
 pub fn vocabulary() -> Vec<String> {
     let mut all = BTreeSet::from(["a", "an", "and", ",", "object", "objects"].map(String::from));
-    let rooms =
-        [caption::TEMPLATES, questions::TEMPLATES, spatial::TEMPLATES, fine_grained::TEMPLATES, text::TEMPLATES];
+    let rooms = [
+        caption::TEMPLATES,
+        questions::TEMPLATES,
+        spatial::TEMPLATES,
+        fine_grained::TEMPLATES,
+        location::TEMPLATES,
+        text::TEMPLATES,
+    ];
     for template in rooms.into_iter().flatten().copied().flatten() {
         // Slots are never next to a letter, so what is left of `{name}` are braces and names to be dropped.
         let outside_slots = template.split('{').flat_map(|part| part.rsplit('}').next());
