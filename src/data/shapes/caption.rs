@@ -43,8 +43,7 @@ pub fn caption_prompt(rng: &mut impl Rng) -> String {
 impl Scene {
     /// A caption in varied wording, which names every object, from left to right, by size, colour and shape.
     pub fn caption(&self, rng: &mut impl Rng) -> String {
-        let mut objects = Vec::from_iter(&self.objects);
-        objects.sort_by(|a, b| a.x.total_cmp(&b.x));
+        let objects = self.ordered(|object| object.x);
         let phrases = Vec::from_iter(objects.into_iter().map(|object| Description::full(object).indefinite()));
         let templates = if phrases.len() == 1 { ONE } else { SEVERAL };
         let count = NUMBERS.get(phrases.len()).copied().unwrap_or_default();

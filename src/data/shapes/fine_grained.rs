@@ -87,9 +87,7 @@ impl Object {
 fn near_edge(scene: &Scene, rng: &mut impl Rng) -> Draft {
     let edge = *EDGES.choose(rng)?;
     let distance = |object: &Object| object.distance(edge) - object.radius;
-    let mut objects = Vec::from_iter(&scene.objects);
-    objects.sort_by(|a, b| distance(a).total_cmp(&distance(b)));
-    let [nearest, next, ..] = objects[..] else { return None };
+    let [nearest, next, ..] = scene.ordered(distance)[..] else { return None };
     if distance(next) - distance(nearest) < EDGE_CLEARANCE {
         return None;
     }

@@ -41,14 +41,12 @@ pub(super) fn name(object: &Object, rng: &mut impl Rng) -> Option<String> {
 /// A request for all objects in an order, mostly with their places, and the list; a place in doubt is left out.
 pub(super) fn list(scene: &Scene, rng: &mut impl Rng) -> (String, String) {
     let (order, along): (&str, fn(&Object) -> f32) = if rng.random() { (ACROSS, |o| o.x) } else { (DOWN, |o| o.y) };
-    let mut objects = Vec::from_iter(&scene.objects);
-    objects.sort_by(|a, b| along(a).total_cmp(&along(b)));
     let placed = rng.random_ratio(3, 4);
     let mut named = |object| {
         let placed = if placed { name(object, rng) } else { None };
         placed.unwrap_or_else(|| Description::full(object).indefinite())
     };
-    let named: Vec<String> = objects.into_iter().map(&mut named).collect();
+    let named: Vec<String> = scene.ordered(along).into_iter().map(&mut named).collect();
     (phrase(if placed { PLACES } else { LIST }, &[("order", order)], rng), format!("{}.", enumeration(&named)))
 }
 

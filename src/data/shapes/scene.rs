@@ -106,6 +106,13 @@ impl Scene {
         Self { seed, objects, background }
     }
 
+    /// The objects, from the least to the largest of these numbers.
+    pub(super) fn ordered(&self, number: impl Fn(&Object) -> f32) -> Vec<&Object> {
+        let mut objects = Vec::from_iter(&self.objects);
+        objects.sort_by(|a, b| number(a).total_cmp(&number(b)));
+        objects
+    }
+
     /// How many objects `description` is true of.
     pub fn count(&self, description: &Description) -> usize {
         self.objects.iter().filter(|object| description.matches(object)).count()

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// `main` if `None`). The environment says how, see [`download`].
 ///
 /// # Errors
-/// [`Error::Hub`] if it is neither, or the hub cannot deliver it.
+/// [`Error::Weights`] if it is neither, [`Error::Hub`] if the hub cannot deliver it.
 pub fn resolve_model(path_or_id: &str, revision: Option<&str>) -> Result<PathBuf> {
     resolve_with(path_or_id, revision, download)
 }
