@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use super::ops::KeyRanges;
+use super::ops::{self, KeyRanges};
 use super::{Attention, EachMatrix, LayerCache, Mlp, Norm, RotaryAngles, last_positions};
 use crate::Result;
 use crate::config::DecoderConfig;
@@ -53,9 +53,9 @@ impl DecoderLayer {
         cache: Option<&mut LayerCache>,
     ) -> Result<Tensor> {
         let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, angles, ranges, cache)?;
-        let x = (last_positions(x, ranges.queries())? + attended)?;
+        let x = ops::residual(&last_positions(x, ranges.queries())?, &attended)?;
         let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
-        Ok((x + y)?)
+        Ok(ops::residual(&x, &y)?)
     }
 
     /// The attention weights (batch, heads, seq, seq), f32, that [`Self::forward`] uses on `x`.

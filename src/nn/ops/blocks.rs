@@ -8,8 +8,10 @@ use rayon::prelude::*;
 const TASK_WEIGHTS: usize = 1 << 16;
 /// Up to this many rows of `x`, tasks share the weights, so that each is read once.
 const FEW_ROWS: usize = 64;
-/// Outputs that kernels take together; those of a task are a multiple of it.
+/// Outputs that kernels for floats take together.
 pub(super) const OUTPUTS: usize = 4;
+/// Those of a task are a multiple of this, which is the most that any kernel takes together.
+const TASK_OUTPUTS: usize = 16;
 
 /// Fills (rows, outputs) by blocks: `fill` is given some rows, some outputs, and the block (rows, outputs) to fill.
 pub(super) fn in_blocks(
@@ -22,7 +24,7 @@ pub(super) fn in_blocks(
     if y.is_empty() {
         return y;
     }
-    let per_task = (TASK_WEIGHTS / width).next_multiple_of(OUTPUTS).max(OUTPUTS);
+    let per_task = (TASK_WEIGHTS / width).next_multiple_of(TASK_OUTPUTS).max(TASK_OUTPUTS);
     if rows <= FEW_ROWS && outputs <= per_task {
         fill(0..rows, 0..outputs, &mut y);
     } else if rows == 1 {

@@ -16,6 +16,7 @@ mod linear;
 mod math;
 mod norm;
 mod quantized;
+mod residual;
 mod rope;
 mod single_query;
 
@@ -25,6 +26,7 @@ pub use linear::linear;
 pub(crate) use math::vectorised;
 pub use norm::{layer_norm, rms_norm};
 pub use quantized::{Quantization, QuantizedWeight, quantized_linear};
+pub use residual::residual;
 pub use rope::rope;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};

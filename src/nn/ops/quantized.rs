@@ -18,9 +18,6 @@ const FAST_BLOCK: usize = 256;
 /// From this width on, padding to whole [`FAST_BLOCK`]s costs at most half.
 const PAD_FROM: usize = 512;
 
-/// From this many rows on, turning `Q8_0` into floats first is the faster way where there are no byte products with signs.
-const Q8_0_FLOATS_FROM: usize = 32;
-
 /// How weights are stored: bits a weight, its share of a block's scale included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Quantization {
@@ -149,7 +146,8 @@ impl QuantizedWeight {
 
 /// `x W^T + b` for `x` (.., in) in f32 on the CPU and `bias` (out); the result is (.., out).
 ///
-/// `x` is rounded to 8 bits in blocks as well, except where making floats of the weight first is the faster way.
+/// `x` is rounded to 8 bits in blocks as well (with `Q8_0` and several rows, to 16), except where there are no instructions
+/// for that.
 /// Differentiable in `x` and `bias`; the weight is frozen.
 ///
 /// # Errors
@@ -180,7 +178,7 @@ struct QuantizedLinear(QuantizedWeight);
 
 /// How a product is computed.
 enum Way {
-    /// Own kernels, which round `x` to 8 bits.
+    /// Own kernels, which round `x` to 8 or 16 bits.
     #[cfg(target_arch = "x86_64")]
     Bytes(pulp::x86::V3),
     /// candle's kernels, which do so as well.
@@ -198,8 +196,7 @@ impl QuantizedLinear {
         let tiled = outputs.is_multiple_of(16) && inputs.is_multiple_of(FAST_BLOCK) && has_tiles();
         #[cfg(target_arch = "x86_64")]
         if let (Some(simd), true) = (bytes::instructions(weight.dtype()), few || !tiled) {
-            let floats = weight.dtype() == GgmlDType::Q8_0 && rows >= Q8_0_FLOATS_FROM;
-            return Ok(if floats { Way::Floats } else { Way::Bytes(simd) });
+            return Ok(Way::Bytes(simd));
         }
         Ok(if tiled || few { Way::Candle } else { Way::Floats })
     }
@@ -217,12 +214,6 @@ fn has_tiles() -> bool {
 
 /// The floats that the blocks stand for, without those of the padding.
 fn floats(weight: &QTensor, in_size: usize) -> Result<Tensor> {
-    #[cfg(target_arch = "x86_64")]
-    if let (GgmlDType::Q8_0, Some(simd)) = (weight.dtype(), bytes::instructions(weight.dtype())) {
-        let (outputs, width) = weight.shape().dims2()?;
-        let floats = bytes::q8_0_floats(simd, &weight.data()?, width, in_size);
-        return Tensor::from_vec(floats, (outputs, in_size), &Device::Cpu);
-    }
     weight.dequantize(&Device::Cpu)?.narrow(1, 0, in_size)?.contiguous()
 }
 

@@ -15,10 +15,10 @@ pub(super) trait Block {
     /// The `part`-th 32 weights, bytes without a sign.
     fn weights(&self, simd: V3, part: usize) -> __m256i;
 
-    /// The 16-bit scales of each pair of these weights.
-    fn scales(&self, simd: V3, part: usize) -> __m256i;
-
     /// 16 of 16 bits, for 16 weights each, those of even sixteens first.
+    fn sixteens(&self, simd: V3) -> __m256i;
+
+    /// The same of offsets.
     fn mins(&self, simd: V3) -> __m256i;
 
     /// `scale` and `min`.
@@ -26,69 +26,33 @@ pub(super) trait Block {
 }
 
 /// A type of blocks, as they lie in a file.
-pub(super) trait KType {
+pub(super) trait KType: Clone + Default {
     /// Bytes of a block.
     const BYTES: usize;
+    /// How many times four neighbouring weights, of one scale, are summed in 16 bits: four of them make
+    /// pairs of at most `2 * 127` times the largest weight.
+    const FOURS: usize;
+    /// Whether two neighbouring sixteens have the same offset, and so the same scale.
+    const OFFSET_FOR_32: bool;
     type Block<'a>: Block;
 
     /// A block of so many bytes.
     fn read(bytes: &[u8]) -> Self::Block<'_>;
 }
 
-/// A block whose bits have been sorted out.
-#[repr(align(32))]
-#[derive(Clone, Default)]
-pub(super) struct Unpacked {
-    weights: [[u8; 32]; PARTS],
-    scales: [[i16; 16]; PARTS],
-    mins: [i16; 16],
-    factors: [f32; 2],
-}
-
-impl Unpacked {
-    /// Becomes a copy of a block.
-    #[inline(always)]
-    pub fn set(&mut self, simd: V3, block: &impl Block) {
-        for part in 0..PARTS {
-            self.weights[part] = cast(block.weights(simd, part));
-            self.scales[part] = cast(block.scales(simd, part));
-        }
-        self.mins = cast(block.mins(simd));
-        self.factors = block.factors();
-    }
-}
-
-impl Block for Unpacked {
-    #[inline(always)]
-    fn weights(&self, _: V3, part: usize) -> __m256i {
-        cast(self.weights[part])
-    }
-
-    #[inline(always)]
-    fn scales(&self, _: V3, part: usize) -> __m256i {
-        cast(self.scales[part])
-    }
-
-    #[inline(always)]
-    fn mins(&self, _: V3) -> __m256i {
-        cast(self.mins)
-    }
-
-    #[inline(always)]
-    fn factors(&self) -> [f32; 2] {
-        self.factors
-    }
-}
-
 /// 4 bits a weight; scale and offset of 6 bits for each 32; half floats for both of all.
 ///
 /// The half floats, 12 bytes of scales and offsets, and 32 bytes for each 64 weights: lower half bytes, then upper.
+#[derive(Clone, Default)]
 pub(super) struct Q4K;
 
 pub(super) struct Q4Block<'a>(&'a [u8; Q4K::BYTES]);
 
 impl KType for Q4K {
     const BYTES: usize = 144;
+    // 8 * 2 * 127 * 15 = 30,480
+    const FOURS: usize = 8;
+    const OFFSET_FOR_32: bool = true;
     type Block<'a> = Q4Block<'a>;
 
     #[inline(always)]
@@ -115,9 +79,9 @@ impl Block for Q4Block<'_> {
     }
 
     #[inline(always)]
-    fn scales(&self, simd: V3, part: usize) -> __m256i {
+    fn sixteens(&self, simd: V3) -> __m256i {
         let (low, high) = (self.word(0), self.word(2));
-        pair_scales(simd, twice(simd, [low & SIX_BITS, last_four(high, low)]), part)
+        twice(simd, [low & SIX_BITS, last_four(high, low)])
     }
 
     #[inline(always)]
@@ -149,37 +113,28 @@ fn twice(simd: V3, eight: [u32; 2]) -> __m256i {
 
 /// Of scales of even sixteens and of odd ones, those of each pair of weights in a part.
 #[inline(always)]
-fn pair_scales(simd: V3, scales: __m256i, part: usize) -> __m256i {
+pub(super) fn pair_scales(simd: V3, scales: __m256i, part: usize) -> __m256i {
     simd.avx2._mm256_shuffle_epi8(scales, simd.avx._mm256_set1_epi16(0x0100 + 0x0202 * part as i16))
 }
 
 /// 6 bits a weight, less 32; a scale of 8 bits for each 16; a half float for all.
 ///
 /// For each 128 weights 64 bytes of lower half bytes; for each 128, 32 bytes of upper two bits; scales; the half float.
+#[derive(Clone, Default)]
 pub(super) struct Q6K;
 
 pub(super) struct Q6Block<'a>(&'a [u8; Q6K::BYTES]);
 
 impl KType for Q6K {
     const BYTES: usize = 210;
+    // 2 * 2 * 127 * 63 = 32,004
+    const FOURS: usize = 2;
+    const OFFSET_FOR_32: bool = false;
     type Block<'a> = Q6Block<'a>;
 
     #[inline(always)]
     fn read(bytes: &[u8]) -> Q6Block<'_> {
         Q6Block(bytes.first_chunk().unwrap_or(&[0; Self::BYTES]))
-    }
-}
-
-impl Q6Block<'_> {
-    /// Scales of even sixteens, then of odd ones.
-    #[inline(always)]
-    fn sixteen(&self, simd: V3) -> __m256i {
-        let scales: [u8; 16] = std::array::from_fn(
-            #[inline(always)]
-            |i| self.0[192 + i],
-        );
-        let even_first = cast([0u8, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15]);
-        simd.avx2._mm256_cvtepi8_epi16(simd.ssse3._mm_shuffle_epi8(cast(scales), even_first))
     }
 }
 
@@ -201,13 +156,18 @@ impl Block for Q6Block<'_> {
     }
 
     #[inline(always)]
-    fn scales(&self, simd: V3, part: usize) -> __m256i {
-        pair_scales(simd, self.sixteen(simd), part)
+    fn sixteens(&self, simd: V3) -> __m256i {
+        let scales: [u8; 16] = std::array::from_fn(
+            #[inline(always)]
+            |i| self.0[192 + i],
+        );
+        let even_first = cast([0u8, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15]);
+        simd.avx2._mm256_cvtepi8_epi16(simd.ssse3._mm_shuffle_epi8(cast(scales), even_first))
     }
 
     #[inline(always)]
     fn mins(&self, simd: V3) -> __m256i {
-        simd.avx2._mm256_slli_epi16::<5>(self.sixteen(simd))
+        simd.avx2._mm256_slli_epi16::<5>(self.sixteens(simd))
     }
 
     #[inline(always)]

@@ -1,30 +1,33 @@
-//! `x W^T` over GGUF's blocks with `x` rounded to 8 bits: sums of byte products, for x86-64 with AVX2.
+//! `x W^T` over GGUF's blocks with `x` rounded to integers: exact sums of integer products, for x86-64 with AVX2.
 //!
-//! As in ggml, `x` is rounded in blocks with a scale each, of 32 numbers for `Q8_0` and 256 for the K types. A sum of
-//! byte products is exact; scales enter once a block.
+//! As in ggml, `x` is rounded in blocks with a scale each, of 32 numbers for `Q8_0` and 256 for the K types. Scales
+//! enter once a block.
 //!
 //! All of it is inlined into closures that pulp compiles with these instructions.
 
+mod k_panel;
+mod k_row;
 mod k_types;
-mod k_weights;
+mod panel;
 mod q8_0;
 mod rounded;
 
-use std::ops::Range;
+use std::marker::PhantomData;
 
 use candle_core::quantized::GgmlDType;
 use pulp::NullaryFnOnce;
 use pulp::x86::V3;
 
-use super::blocks::{OUTPUTS, in_blocks};
+use super::blocks::in_blocks;
+use k_panel::KPanel;
+use k_row::KRow;
 use k_types::{Q4K, Q6K};
-use k_weights::KWeights;
-use q8_0::Q8Weights;
-pub(super) use q8_0::floats as q8_0_floats;
+use panel::ByPanels;
+use q8_0::{Q8Panel, Q8Row};
 use rounded::{RoundedBlock, round_all};
 
-/// Rows of `x` that a weight is multiplied with once it is in a register.
-const ROWS: usize = 4;
+/// From this many rows of `x` on, it pays to sort weights into panels first.
+const PANELS_FROM: usize = 4;
 
 /// The proof that this processor has the instructions, if there is a kernel for this type.
 pub(super) fn instructions(dtype: GgmlDType) -> Option<V3> {
@@ -33,104 +36,95 @@ pub(super) fn instructions(dtype: GgmlDType) -> Option<V3> {
 
 /// `x` (rows, width) times the transpose of a matrix of whole blocks (outputs, width): (rows, outputs).
 ///
-/// A row's result does not depend on the other rows, nor on how many there are, nor on threads.
+/// `x` is rounded to 8 bits, from [`PANELS_FROM`] rows on to 16 for `Q8_0`. A row's result does not depend on the other
+/// rows, nor on threads; that of a few rows is summed in another order than that of many.
 pub(super) fn products(simd: V3, x: &[f32], blocks: &[u8], dtype: GgmlDType, width: usize) -> Vec<f32> {
-    let row_bytes = width / dtype.block_size() * dtype.type_size();
-    match dtype {
-        GgmlDType::Q8_0 => products_of::<Q8Weights>(simd, x, blocks, row_bytes, width),
-        GgmlDType::Q6K => products_of::<KWeights<Q6K>>(simd, x, blocks, row_bytes, width),
-        _ => products_of::<KWeights<Q4K>>(simd, x, blocks, row_bytes, width),
+    match (dtype, x.len() / width < PANELS_FROM) {
+        (GgmlDType::Q8_0, true) => products_of::<ByRows<Q8Row>>(simd, x, blocks, width),
+        (GgmlDType::Q8_0, false) => products_of::<ByPanels<Q8Panel>>(simd, x, blocks, width),
+        (GgmlDType::Q6K, true) => products_of::<ByRows<KRow<Q6K>>>(simd, x, blocks, width),
+        (GgmlDType::Q6K, false) => products_of::<ByPanels<KPanel<Q6K>>>(simd, x, blocks, width),
+        (_, true) => products_of::<ByRows<KRow<Q4K>>>(simd, x, blocks, width),
+        (_, false) => products_of::<ByPanels<KPanel<Q4K>>>(simd, x, blocks, width),
     }
 }
 
-fn products_of<'a, W: WeightRow<'a>>(
-    simd: V3,
-    x: &[f32],
-    blocks: &'a [u8],
-    row_bytes: usize,
-    width: usize,
-) -> Vec<f32> {
+fn products_of<K: Kernel>(simd: V3, x: &[f32], blocks: &[u8], width: usize) -> Vec<f32> {
+    let per_row = width / K::X::WIDTH;
+    let row_bytes = per_row * K::BYTES;
     let (rows, outputs) = (x.len() / width, blocks.len() / row_bytes);
-    let x: Vec<W::X> = round_all(simd, x);
-    let per_row = width / W::X::WIDTH;
-    in_blocks(rows, outputs, width, |rows: Range<usize>, outputs, out| {
+    let x: Vec<K::X> = round_all(simd, x);
+    in_blocks(rows, outputs, width, |rows, outputs, out| {
         let x = &x[rows.start * per_row..rows.end * per_row];
         let weights = &blocks[outputs.start * row_bytes..outputs.end * row_bytes];
-        simd.vectorize(Fill::<W> { simd, x, per_row, weights, row_bytes, out });
+        simd.vectorize(Fill::<K> { simd, x, per_row, weights, out });
     })
 }
 
-/// A row of weights, ready to be multiplied.
-trait WeightRow<'a>: Default {
+/// A way to multiply.
+trait Kernel {
     /// How it wants `x`.
     type X: RoundedBlock;
+    /// Bytes of a block of weights.
+    const BYTES: usize;
 
-    /// Becomes the row of these blocks.
-    fn set(&mut self, simd: V3, blocks: &'a [u8]);
-
-    /// Its products with some rows of `x`, each of as many blocks.
-    fn dot<const R: usize>(&self, simd: V3, x: [&[Self::X]; R]) -> [f32; R];
-
-    /// The product of a row of blocks with a single row of `x`.
-    fn dot_once(simd: V3, blocks: &'a [u8], x: &[Self::X]) -> f32;
+    /// Fills `out`.
+    fn fill(task: Fill<'_, Self>);
 }
 
 /// Products of rows of `x` with rows of weights, into `out` (rows, outputs).
-struct Fill<'a, 'b, W: WeightRow<'a>> {
+struct Fill<'a, K: Kernel + ?Sized> {
     simd: V3,
-    x: &'b [W::X],
-    /// Blocks of a row of `x`.
+    x: &'a [K::X],
+    /// Blocks of a row.
     per_row: usize,
     weights: &'a [u8],
-    row_bytes: usize,
-    out: &'b mut [f32],
+    out: &'a mut [f32],
 }
 
-impl<'a, W: WeightRow<'a>> NullaryFnOnce for Fill<'a, '_, W> {
+impl<K: Kernel> NullaryFnOnce for Fill<'_, K> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        let Self { simd, x, per_row, weights, row_bytes, out } = self;
-        let (rows, outputs) = (x.len() / per_row, weights.len() / row_bytes);
-        let row = |row: usize| &x[row * per_row..][..per_row];
-        if rows < ROWS {
-            for (r, out) in out.chunks_exact_mut(outputs).enumerate() {
-                for (out, weights) in out.iter_mut().zip(weights.chunks_exact(row_bytes)) {
-                    *out = W::dot_once(simd, weights, row(r));
-                }
-            }
-            return;
-        }
-        // Rows of `x` stay in the first-level cache while a group of weights passes over them.
-        let mut group: [W; OUTPUTS] = Default::default();
-        for (at, weights) in weights.chunks(OUTPUTS * row_bytes).enumerate() {
-            let found = weights.len() / row_bytes;
-            for (weight, blocks) in group.iter_mut().zip(weights.chunks_exact(row_bytes)) {
-                weight.set(simd, blocks);
-            }
-            for first in (0..rows).step_by(ROWS) {
-                // The last rows may be some of those before them as well: they get the same result again.
-                let first = first.min(rows - ROWS);
-                let members = [row(first), row(first + 1), row(first + 2), row(first + 3)];
-                for (i, weight) in group[..found].iter().enumerate() {
-                    let products: [f32; ROWS] = weight.dot(simd, members);
-                    for (r, product) in products.into_iter().enumerate() {
-                        out[(first + r) * outputs + at * OUTPUTS + i] = product;
-                    }
-                }
+        K::fill(self);
+    }
+}
+
+/// A row of blocks, as they lie in a file.
+trait Row {
+    /// How it wants `x`.
+    type X: RoundedBlock;
+    /// Bytes of a block.
+    const BYTES: usize;
+
+    /// Its product with a row of `x`.
+    fn dot(simd: V3, blocks: &[u8], x: &[Self::X]) -> f32;
+}
+
+/// One row of weights after the other, for a few rows of `x`.
+struct ByRows<W>(PhantomData<W>);
+
+impl<W: Row> Kernel for ByRows<W> {
+    type X = W::X;
+    const BYTES: usize = W::BYTES;
+
+    #[inline(always)]
+    fn fill(Fill { simd, x, per_row, weights, out }: Fill<'_, Self>) {
+        let row_bytes = per_row * W::BYTES;
+        let outputs = weights.len() / row_bytes;
+        for (out, x) in out.chunks_exact_mut(outputs).zip(x.chunks_exact(per_row)) {
+            for (out, weights) in out.iter_mut().zip(weights.chunks_exact(row_bytes)) {
+                *out = W::dot(simd, weights, x);
             }
         }
     }
 }
 
-/// The sums of each eight floats.
+/// The sum of eight floats.
 #[inline(always)]
-fn totals<const R: usize>(simd: V3, sums: [pulp::f32x8; R]) -> [f32; R] {
-    sums.map(
-        #[inline(always)]
-        |sum| pulp::Simd::reduce_sum_f32s(simd, sum),
-    )
+fn total(simd: V3, sum: pulp::f32x8) -> f32 {
+    pulp::Simd::reduce_sum_f32s(simd, sum)
 }
 
 /// A finite half float; infinities and NaNs become large numbers, which no honest scale is.
@@ -160,33 +154,63 @@ mod tests {
     }
 
     /// `x` as its rounded form has it.
-    fn as_rounded(x: &[f32], dtype: GgmlDType) -> Vec<f32> {
+    fn as_rounded(x: &[f32], dtype: GgmlDType, rows: usize) -> Vec<f32> {
+        let steps = if dtype == GgmlDType::Q8_0 && rows >= PANELS_FROM { 32767.0 } else { 127.0 };
         let round = |x: &[f32]| {
-            let step = x.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
+            let step = x.iter().fold(0f32, |most, x| most.max(x.abs())) / steps;
             x.iter().map(|x| if step > 0.0 { (x / step).round_ties_even() * step } else { 0.0 }).collect::<Vec<_>>()
         };
         x.chunks(dtype.block_size()).flat_map(round).collect()
     }
 
+    /// The product of the rounded `x` with the floats of the blocks.
+    fn expected(x: &[f32], weight: &QTensor) -> Result<Tensor> {
+        let width = weight.shape().dims2()?.1;
+        let rows = x.len() / width;
+        let x = Tensor::from_vec(as_rounded(x, weight.dtype(), rows), (rows, width), &Device::Cpu)?;
+        x.matmul(&weight.dequantize(&Device::Cpu)?.t()?)
+    }
+
     #[test]
     fn products_are_those_of_the_floats_with_the_rounded_input() -> Result<()> {
         for (dtype, simd) in types() {
-            for (rows, outputs, width) in [(1, 1, 256), (3, 7, 512), (2, 4, 768), (8, 70, 1280), (131, 9, 256)] {
+            for (rows, outputs, width) in
+                [(1, 1, 256), (3, 7, 512), (2, 4, 768), (4, 8, 256), (8, 70, 1280), (65, 17, 512), (131, 9, 256)]
+            {
                 let (x, w) = (values(&[rows, width], 0.1), values(&[outputs, width], 0.2));
                 let w = QTensor::quantize(&w, dtype)?;
                 let x = x.flatten_all()?.to_vec1::<f32>()?;
                 let y = products(simd, &x, &w.data()?, dtype, width);
-                let rounded = Tensor::from_vec(as_rounded(&x, dtype), (rows, width), &Device::Cpu)?;
-                let expected = rounded.matmul(&w.dequantize(&Device::Cpu)?.t()?)?;
-                let error = max_diff(&Tensor::from_slice(&y, (rows, outputs), &Device::Cpu)?, &expected);
+                let found = Tensor::from_slice(&y, (rows, outputs), &Device::Cpu)?;
+                let error = max_diff(&found, &expected(&x, &w)?);
                 assert!(error < 1e-4 * (width as f32).sqrt(), "{dtype:?} {rows} {outputs} {width}: {error}");
-                for (row, x) in x.chunks(width).enumerate() {
-                    let alone = products(simd, x, &w.data()?, dtype, width);
-                    assert_eq!(alone, y[row * outputs..][..outputs], "{dtype:?}");
-                }
+                // The same as alone, or as among the fewest that go the same way.
+                let together = if rows < PANELS_FROM { 1 } else { PANELS_FROM };
+                let last = products(simd, &x[(rows - together) * width..], &w.data()?, dtype, width);
+                assert_eq!(last, y[(rows - together) * outputs..], "{dtype:?}");
             }
         }
         Ok(())
+    }
+
+    /// A matrix of these bytes but for the upper ones of half floats, which make them 0.06 or so, and its blocks.
+    fn matrix(
+        dtype: GgmlDType,
+        outputs: usize,
+        width: usize,
+        mut byte: impl FnMut() -> u8,
+    ) -> Result<(QTensor, Vec<u8>)> {
+        let size = dtype.type_size();
+        let uppers: &[usize] = match dtype {
+            GgmlDType::Q8_0 => &[1],
+            GgmlDType::Q4K => &[1, 3],
+            _ => &[size - 1],
+        };
+        let bytes: Vec<u8> = (0..outputs * width / dtype.block_size() * size)
+            .map(|i| if uppers.contains(&(i % size)) { 0x2c | byte() & 0x80 } else { byte() })
+            .collect();
+        let storage = QStorage::from_data((&bytes).into(), &Device::Cpu, dtype)?;
+        Ok((QTensor::new(storage, (outputs, width))?, bytes))
     }
 
     #[test]
@@ -197,35 +221,30 @@ mod tests {
             (random >> 56) as u8
         };
         for (dtype, simd) in types() {
-            let (size, width, outputs) = (dtype.type_size(), 512, 5);
-            // The upper bytes of a block's half floats. 0x2c.. is about 0.06.
-            let uppers: &[usize] = match dtype {
-                GgmlDType::Q8_0 => &[1],
-                GgmlDType::Q4K => &[1, 3],
-                _ => &[size - 1],
-            };
-            let bytes: Vec<u8> = (0..outputs * width / dtype.block_size() * size)
-                .map(|i| if uppers.contains(&(i % size)) { 0x2c | byte() & 0x80 } else { byte() })
-                .collect();
-            let weight = QStorage::from_data((&bytes).into(), &Device::Cpu, dtype)?;
-            let weight = QTensor::new(weight, (outputs, width))?.dequantize(&Device::Cpu)?;
-            let x = values(&[4, width], 0.3).flatten_all()?.to_vec1::<f32>()?;
-            let expected = Tensor::from_vec(as_rounded(&x, dtype), (4, width), &Device::Cpu)?.matmul(&weight.t()?)?;
-            let found = products(simd, &x, &bytes, dtype, width);
-            let found = Tensor::from_vec(found, (4, outputs), &Device::Cpu)?;
-            let size = expected.abs()?.max_all()?.to_scalar::<f32>()?;
-            assert!(max_diff(&found, &expected) < 1e-4 * size, "{dtype:?}: {found} {expected}");
+            let (weight, bytes) = matrix(dtype, 5, 512, &mut byte)?;
+            for rows in [1, 4] {
+                let x = values(&[rows, 512], 0.3).flatten_all()?.to_vec1::<f32>()?;
+                let expected = expected(&x, &weight)?;
+                let found = Tensor::from_vec(products(simd, &x, &bytes, dtype, 512), (rows, 5), &Device::Cpu)?;
+                let size = expected.abs()?.max_all()?.to_scalar::<f32>()?;
+                assert!(max_diff(&found, &expected) < 1e-4 * size, "{dtype:?}: {found} {expected}");
+            }
         }
         Ok(())
     }
 
     #[test]
-    fn floats_are_those_of_candle() -> Result<()> {
-        if let Some(simd) = instructions(GgmlDType::Q8_0) {
-            let w = QTensor::quantize(&values(&[70, 1024], 0.2), GgmlDType::Q8_0)?;
-            for in_size in [1024, 1000, 992, 3] {
-                let expected = w.dequantize(&Device::Cpu)?.narrow(1, 0, in_size)?.flatten_all()?.to_vec1::<f32>()?;
-                assert_eq!(q8_0_floats(simd, &w.data()?, 1024, in_size), expected);
+    fn the_largest_sums_fit() -> Result<()> {
+        for (dtype, simd) in types() {
+            for byte in [0xff, 0x7f, 0x80, 0x00] {
+                let (weight, bytes) = matrix(dtype, 3, 256, || byte)?;
+                for (rows, x) in [(1, 1.0), (1, -1.0), (4, 1.0), (4, -1.0)] {
+                    let x = vec![x; rows * 256];
+                    let expected = expected(&x, &weight)?;
+                    let found = Tensor::from_vec(products(simd, &x, &bytes, dtype, 256), (rows, 3), &Device::Cpu)?;
+                    let size = expected.abs()?.max_all()?.to_scalar::<f32>()?.max(1.0);
+                    assert!(max_diff(&found, &expected) < 1e-5 * size, "{dtype:?} {byte}: {found} {expected}");
+                }
             }
         }
         Ok(())
@@ -236,13 +255,16 @@ mod tests {
         for (dtype, simd) in types() {
             let w = QTensor::quantize(&values(&[4, 256], 0.2), dtype)?;
             for bad in [f32::NAN, f32::INFINITY] {
-                let mut x = vec![0.5; 512];
-                x[70] = bad;
-                let y = products(simd, &x, &w.data()?, dtype, 256);
-                assert!(y[..4].iter().all(|y| !y.is_finite()), "{dtype:?}");
-                assert!(y[4..].iter().all(|y| y.is_finite()), "{dtype:?}");
+                for rows in [2, 5] {
+                    let mut x = vec![0.5; rows * 256];
+                    x[70] = bad;
+                    let y = products(simd, &x, &w.data()?, dtype, 256);
+                    assert!(y[..4].iter().all(|y| !y.is_finite()), "{dtype:?}");
+                    assert!(y[4..].iter().all(|y| y.is_finite()), "{dtype:?}");
+                }
             }
             assert_eq!(products(simd, &[0.0; 256], &w.data()?, dtype, 256), [0.0; 4]);
+            assert_eq!(products(simd, &[0.0; 1024], &w.data()?, dtype, 256), [0.0; 16]);
         }
         Ok(())
     }

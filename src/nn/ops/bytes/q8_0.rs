@@ -1,101 +1,91 @@
 //! `Q8_0`: blocks of 32 weights of 8 bits, after their common scale, a half float.
 
+use pulp::cast;
 use pulp::x86::V3;
-use pulp::{NullaryFnOnce, cast};
-use rayon::prelude::*;
 
-use super::rounded::Rounded32;
-use super::{WeightRow, half, totals};
+use super::panel::{LANES, PANELS, Panel, ROWS, Sums, everywhere, transposed};
+use super::rounded::{Rounded32, Rounded32Finely};
+use super::{Row, half, total};
 
 /// The scale, then the weights.
 const BYTES: usize = 2 + 32;
 
-/// A row of blocks.
-#[derive(Default)]
-pub(super) struct Q8Weights<'a>(&'a [[u8; BYTES]]);
+/// A row of blocks, as they lie in a file.
+pub(super) struct Q8Row;
 
-impl<'a> WeightRow<'a> for Q8Weights<'a> {
+impl Row for Q8Row {
     type X = Rounded32;
+    const BYTES: usize = BYTES;
 
     #[inline(always)]
-    fn set(&mut self, _: V3, blocks: &'a [u8]) {
-        self.0 = blocks.as_chunks().0;
-    }
-
-    #[inline(always)]
-    fn dot<const R: usize>(&self, simd: V3, x: [&[Rounded32]; R]) -> [f32; R] {
+    fn dot(simd: V3, blocks: &[u8], x: &[Rounded32]) -> f32 {
         let ones = simd.splat_i16x16(1);
-        let x = x.map(
-            #[inline(always)]
-            |x| &x[..self.0.len()],
-        );
-        let mut sums = [simd.splat_f32x8(0.0); R];
-        for (at, [low, high, weights @ ..]) in self.0.iter().enumerate() {
+        let mut sum = simd.splat_f32x8(0.0);
+        for ([low, high, weights @ ..], x) in blocks.as_chunks::<BYTES>().0.iter().zip(x) {
             let w = cast(*weights);
-            let (size, scale) = (simd.avx2._mm256_abs_epi8(w), half([*low, *high]));
-            for r in 0..R {
-                let x = &x[r][at];
-                // One factor of a byte product has no sign; the other takes over both.
-                let signed = simd.avx2._mm256_sign_epi8(cast(x.bytes), w);
-                let pairs = cast(simd.avx2._mm256_maddubs_epi16(size, signed));
-                let fours = simd.multiply_wrapping_add_adjacent_i16x16(pairs, ones);
-                let scale = simd.splat_f32x8(scale * x.scale);
-                sums[r] = simd.mul_add_f32x8(simd.convert_i32x8_to_f32x8(fours), scale, sums[r]);
-            }
+            // One factor of a byte product has no sign; the other takes over both.
+            let signed = simd.avx2._mm256_sign_epi8(cast(x.bytes), w);
+            let pairs = cast(simd.avx2._mm256_maddubs_epi16(simd.avx2._mm256_abs_epi8(w), signed));
+            let fours = simd.multiply_wrapping_add_adjacent_i16x16(pairs, ones);
+            let scale = simd.splat_f32x8(half([*low, *high]) * x.scale);
+            sum = simd.mul_add_f32x8(simd.convert_i32x8_to_f32x8(fours), scale, sum);
         }
-        totals(simd, sums)
+        total(simd, sum)
+    }
+}
+
+/// 32 weights of eight outputs, in 16 bits: bytes with a sign have no products of their own, and this is as fast as
+/// what stands for them.
+#[repr(align(32))]
+#[derive(Clone, Default)]
+pub(super) struct Q8Panel {
+    /// Two neighbouring weights of each output.
+    weights: [[i32; LANES]; 16],
+    scales: [f32; LANES],
+}
+
+impl Panel for Q8Panel {
+    type X = Rounded32Finely;
+    const BYTES: usize = BYTES;
+
+    #[inline(always)]
+    fn set(&mut self, simd: V3, blocks: [&[u8]; LANES]) {
+        let blocks = blocks.map(
+            #[inline(always)]
+            |bytes| *bytes.first_chunk().unwrap_or(&[0; BYTES]),
+        );
+        for (half, weights) in self.weights.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let rows = blocks.map(
+                #[inline(always)]
+                |block| {
+                    let bytes: [u8; 16] = *block[2 + 16 * half..].first_chunk().unwrap_or(&[0; 16]);
+                    simd.avx2._mm256_cvtepi8_epi16(cast(bytes))
+                },
+            );
+            *weights = cast(transposed(simd, rows));
+        }
+        for (scale, [low, high, ..]) in self.scales.iter_mut().zip(blocks) {
+            *scale = half([low, high]);
+        }
     }
 
     #[inline(always)]
-    fn dot_once(simd: V3, blocks: &'a [u8], x: &[Rounded32]) -> f32 {
-        let [product] = Q8Weights(blocks.as_chunks().0).dot(simd, [x]);
-        product
-    }
-}
-
-/// The first `in_size` weights of each row of `width` as floats, on all threads.
-pub(in super::super) fn floats(simd: V3, blocks: &[u8], width: usize, in_size: usize) -> Vec<f32> {
-    const TASK_WEIGHTS: usize = 1 << 16;
-    let blocks = blocks.as_chunks().0;
-    let (per_row, rows) = (width / 32, (TASK_WEIGHTS / width).max(1));
-    let mut floats = vec![0f32; blocks.len() / per_row * in_size];
-    let parts = floats.par_chunks_mut(rows * in_size).zip(blocks.par_chunks(rows * per_row));
-    parts.for_each(|(floats, blocks)| simd.vectorize(ToFloats { blocks, per_row, floats, in_size }));
-    floats
-}
-
-struct ToFloats<'a> {
-    blocks: &'a [[u8; BYTES]],
-    per_row: usize,
-    floats: &'a mut [f32],
-    in_size: usize,
-}
-
-impl NullaryFnOnce for ToFloats<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        let rows = self.floats.chunks_exact_mut(self.in_size).zip(self.blocks.chunks_exact(self.per_row));
-        for (floats, blocks) in rows {
-            let (whole, rest) = floats.as_chunks_mut::<32>();
-            for (floats, block) in whole.iter_mut().zip(blocks) {
-                *floats = block_floats(block);
+    fn add(simd: V3, panels: [&Self; PANELS], x: [&Rounded32Finely; ROWS], sums: &mut Sums) {
+        let mut products = [[everywhere(simd, 0); PANELS]; ROWS];
+        for two in 0..16 {
+            for r in 0..ROWS {
+                let x = everywhere(simd, x[r].twos[two]);
+                for p in 0..PANELS {
+                    let pairs = simd.avx2._mm256_madd_epi16(cast(panels[p].weights[two]), x);
+                    products[r][p] = simd.avx2._mm256_add_epi32(products[r][p], pairs);
+                }
             }
-            if let Some(block) = blocks.get(whole.len()) {
-                rest.copy_from_slice(&block_floats(block)[..rest.len()]);
+        }
+        for r in 0..ROWS {
+            for p in 0..PANELS {
+                let scale = simd.mul_f32x8(cast(panels[p].scales), simd.splat_f32x8(x[r].scale));
+                sums[r][p] = simd.mul_add_f32x8(simd.convert_i32x8_to_f32x8(cast(products[r][p])), scale, sums[r][p]);
             }
         }
     }
-}
-
-#[inline(always)]
-fn block_floats([low, high, weights @ ..]: &[u8; BYTES]) -> [f32; 32] {
-    let scale = half([*low, *high]);
-    let weights: [i8; 32] = cast(*weights);
-    let mut floats = [0f32; 32];
-    for (float, weight) in floats.iter_mut().zip(weights) {
-        *float = f32::from(weight) * scale;
-    }
-    floats
 }

@@ -1,4 +1,6 @@
-//! Floats rounded to 8 bits in blocks: `x` is about `bytes * scale`.
+//! Floats rounded to 8 or 16 bits in blocks: `x` is about `bytes * scale`.
+
+use std::arch::x86_64::__m256i;
 
 use pulp::x86::V3;
 use pulp::{NullaryFnOnce, Simd, cast};
@@ -6,6 +8,9 @@ use rayon::prelude::*;
 
 /// Numbers of one task: enough work to be worth a thread.
 const TASK_NUMBERS: usize = 1 << 14;
+
+/// The largest number of 8 bits whose negative has 8 bits as well.
+const BYTE: i16 = 127;
 
 /// Numbers of a block with their common scale, which is NaN where one of them is none, or infinite.
 pub(super) trait RoundedBlock: Clone + Default + Send + Sync {
@@ -28,8 +33,33 @@ impl RoundedBlock for Rounded32 {
 
     #[inline(always)]
     fn round(&mut self, simd: V3, x: &[f32]) {
-        self.scale = step(simd, x);
+        self.scale = step(simd, x, BYTE);
         self.bytes = bytes(simd, x, inverse(self.scale));
+    }
+}
+
+/// 32 numbers of 16 bits.
+#[repr(align(32))]
+#[derive(Clone, Default)]
+pub(super) struct Rounded32Finely {
+    /// Each two neighbours.
+    pub twos: [i32; 16],
+    pub scale: f32,
+}
+
+impl RoundedBlock for Rounded32Finely {
+    const WIDTH: usize = 32;
+
+    #[inline(always)]
+    fn round(&mut self, simd: V3, x: &[f32]) {
+        self.scale = step(simd, x, i16::MAX);
+        let [a, b, c, d] = integers(simd, x, inverse(self.scale));
+        let sixteens = [simd.avx2._mm256_packs_epi32(a, b), simd.avx2._mm256_packs_epi32(c, d)];
+        // Packing works on each half of a register: four numbers of `a`, of `b`, then the other fours.
+        self.twos = cast(sixteens.map(
+            #[inline(always)]
+            |fours| simd.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(fours),
+        ));
     }
 }
 
@@ -48,7 +78,7 @@ impl RoundedBlock for Rounded256 {
 
     #[inline(always)]
     fn round(&mut self, simd: V3, x: &[f32]) {
-        self.scale = step(simd, x);
+        self.scale = step(simd, x, BYTE);
         let inverse = inverse(self.scale);
         for (part, (to, x)) in self.bytes.iter_mut().zip(x.chunks_exact(32)).enumerate() {
             *to = bytes(simd, x, inverse);
@@ -88,16 +118,16 @@ impl<X: RoundedBlock> NullaryFnOnce for Round<'_, X> {
     }
 }
 
-/// The 127th part of the largest magnitude.
+/// What makes the largest magnitude so many steps.
 #[inline(always)]
-fn step(simd: V3, x: &[f32]) -> f32 {
+fn step(simd: V3, x: &[f32], steps: i16) -> f32 {
     let (mut most, mut nothing) = (simd.splat_f32x8(0.0), simd.splat_f32x8(0.0));
     for x in V3::as_simd_f32s(x).0 {
         most = simd.max_f32x8(most, simd.abs_f32x8(*x));
         // NaN if a number is none or infinite, which a maximum may forget.
         nothing = simd.add_f32x8(nothing, simd.mul_f32x8(*x, simd.splat_f32x8(0.0)));
     }
-    simd.reduce_max_f32s(most) / 127.0 + simd.reduce_sum_f32s(nothing)
+    simd.reduce_max_f32s(most) / f32::from(steps) + simd.reduce_sum_f32s(nothing)
 }
 
 /// One over a step; zero if all numbers are zeros, too small for an inverse, or none.
@@ -106,17 +136,23 @@ fn inverse(step: f32) -> f32 {
     if step > f32::MIN_POSITIVE { step.recip() } else { 0.0 }
 }
 
-/// 32 numbers times `factor`, to the nearest.
+/// 32 numbers times `factor`, to the nearest byte.
 #[inline(always)]
 fn bytes(simd: V3, x: &[f32], factor: f32) -> [i8; 32] {
+    let [a, b, c, d] = integers(simd, x, factor);
+    let packed = simd.avx2._mm256_packs_epi16(simd.avx2._mm256_packs_epi32(a, b), simd.avx2._mm256_packs_epi32(c, d));
+    // Packing works on each half of a register: four numbers of `a`, of `b`, of `c`, of `d`, then the other fours.
+    let in_order = simd.avx2._mm256_permutevar8x32_epi32(packed, cast([0i32, 4, 1, 5, 2, 6, 3, 7]));
+    cast(in_order)
+}
+
+/// 32 numbers times `factor`, to the nearest.
+#[inline(always)]
+fn integers(simd: V3, x: &[f32], factor: f32) -> [__m256i; 4] {
     let factor = simd.splat_f32x8(factor);
     let mut integers = [cast([0i32; 8]); 4];
     for (to, x) in integers.iter_mut().zip(V3::as_simd_f32s(x).0) {
         *to = simd.avx._mm256_cvtps_epi32(cast(simd.mul_f32x8(*x, factor)));
     }
-    let [a, b, c, d] = integers;
-    let packed = simd.avx2._mm256_packs_epi16(simd.avx2._mm256_packs_epi32(a, b), simd.avx2._mm256_packs_epi32(c, d));
-    // Packing works on each half of a register: four numbers of `a`, of `b`, of `c`, of `d`, then the other fours.
-    let in_order = simd.avx2._mm256_permutevar8x32_epi32(packed, cast([0i32, 4, 1, 5, 2, 6, 3, 7]));
-    cast(in_order)
+    integers
 }

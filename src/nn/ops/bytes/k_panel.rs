@@ -1,0 +1,143 @@
+//! Panels of a K type.
+
+use std::arch::x86_64::__m256i;
+use std::hint::black_box;
+use std::marker::PhantomData;
+
+use pulp::cast;
+use pulp::x86::V3;
+
+use super::k_types::{Block, KType, PARTS};
+use super::panel::{LANES, PANELS, Panel, ROWS, Sums, everywhere, transposed};
+use super::rounded::Rounded256;
+
+/// Four neighbouring weights, or twice a scale, or two neighbouring offsets, of each output.
+type Column = [i32; LANES];
+
+/// 256 weights of eight outputs.
+#[repr(align(32))]
+#[derive(Clone, Default)]
+pub(super) struct KPanel<K> {
+    weights: [[Column; 8]; PARTS],
+    /// For the even sixteens of the parts, then for the odd ones.
+    scales: [[Column; PARTS]; 2],
+    /// Of four even sixteens, each two of them, then of the odd ones; of offsets for 32 weights the former alone.
+    mins: [Column; 8],
+    scale: [f32; LANES],
+    min: [f32; LANES],
+    of: PhantomData<K>,
+}
+
+impl<K: KType> KPanel<K> {
+    /// What is to be taken from the products: offsets times the sums of `x`.
+    #[inline(always)]
+    fn offset(&self, simd: V3, x: &Rounded256) -> __m256i {
+        let avx2 = simd.avx2;
+        let sums = cast(x.sums);
+        let even = avx2._mm256_permute2x128_si256::<0x00>(sums, sums);
+        let odd = avx2._mm256_permute2x128_si256::<0x11>(sums, sums);
+        let [a, b, c, d, e, f, g, h] = self.mins;
+        if K::OFFSET_FOR_32 {
+            pairs(simd, [a, b, c, d], avx2._mm256_add_epi16(even, odd))
+        } else {
+            avx2._mm256_add_epi32(pairs(simd, [a, b, c, d], even), pairs(simd, [e, f, g, h], odd))
+        }
+    }
+}
+
+/// Four pairs of offsets times four pairs of sums, which both halves of the register hold.
+#[inline(always)]
+fn pairs(simd: V3, mins: [Column; 4], sums: __m256i) -> __m256i {
+    let avx2 = simd.avx2;
+    let [a, b, c, d] = mins;
+    let ab = avx2._mm256_add_epi32(
+        avx2._mm256_madd_epi16(cast(a), avx2._mm256_shuffle_epi32::<0x00>(sums)),
+        avx2._mm256_madd_epi16(cast(b), avx2._mm256_shuffle_epi32::<0x55>(sums)),
+    );
+    let cd = avx2._mm256_add_epi32(
+        avx2._mm256_madd_epi16(cast(c), avx2._mm256_shuffle_epi32::<0xaa>(sums)),
+        avx2._mm256_madd_epi16(cast(d), avx2._mm256_shuffle_epi32::<0xff>(sums)),
+    );
+    avx2._mm256_add_epi32(ab, cd)
+}
+
+impl<K: KType> Panel for KPanel<K> {
+    type X = Rounded256;
+    const BYTES: usize = K::BYTES;
+
+    #[inline(always)]
+    fn set(&mut self, simd: V3, blocks: [&[u8]; LANES]) {
+        let blocks = blocks.map(
+            #[inline(always)]
+            |bytes| K::read(bytes),
+        );
+        for (part, weights) in self.weights.iter_mut().enumerate() {
+            let rows = std::array::from_fn(
+                #[inline(always)]
+                |lane| blocks[lane].weights(simd, part),
+            );
+            *weights = cast(transposed(simd, rows));
+        }
+        for (odd, scales) in self.scales.iter_mut().enumerate() {
+            let rows = std::array::from_fn(
+                #[inline(always)]
+                |lane| {
+                    let [even_sixteens, odd_sixteens]: [[i16; 8]; 2] = cast(blocks[lane].sixteens(simd));
+                    let scales = if odd == 0 { even_sixteens } else { odd_sixteens };
+                    let once = simd.avx2._mm256_cvtepu16_epi32(cast(scales));
+                    simd.avx2._mm256_or_si256(once, simd.avx2._mm256_slli_epi32::<16>(once))
+                },
+            );
+            *scales = cast(transposed(simd, rows));
+        }
+        let mins = std::array::from_fn(
+            #[inline(always)]
+            |lane| blocks[lane].mins(simd),
+        );
+        self.mins = cast(transposed(simd, mins));
+        for (lane, block) in blocks.iter().enumerate() {
+            [self.scale[lane], self.min[lane]] = block.factors();
+        }
+    }
+
+    #[inline(always)]
+    fn add(simd: V3, panels: [&Self; PANELS], x: [&Rounded256; ROWS], sums: &mut Sums) {
+        let mut products = [[everywhere(simd, 0); PANELS]; ROWS];
+        // Unrolled, this loop would want more registers than there are.
+        for part in 0..black_box(PARTS) {
+            for first in (0..8).step_by(K::FOURS) {
+                let mut short = [[everywhere(simd, 0); PANELS]; ROWS];
+                for four in first..first + K::FOURS {
+                    for r in 0..ROWS {
+                        let [a, b, c, d] = [0, 1, 2, 3].map(
+                            #[inline(always)]
+                            |i| x[r].bytes[part][4 * four + i] as u8,
+                        );
+                        let x = everywhere(simd, i32::from_le_bytes([a, b, c, d]));
+                        for p in 0..PANELS {
+                            let pairs = simd.avx2._mm256_maddubs_epi16(cast(panels[p].weights[part][four]), x);
+                            short[r][p] = simd.avx2._mm256_add_epi16(short[r][p], pairs);
+                        }
+                    }
+                }
+                for p in 0..PANELS {
+                    let scales = cast(panels[p].scales[first / 4][part]);
+                    for r in 0..ROWS {
+                        let scaled = simd.avx2._mm256_madd_epi16(short[r][p], scales);
+                        products[r][p] = simd.avx2._mm256_add_epi32(products[r][p], scaled);
+                    }
+                }
+            }
+        }
+        for r in 0..ROWS {
+            let step = simd.splat_f32x8(x[r].scale);
+            for p in 0..PANELS {
+                let product = simd.convert_i32x8_to_f32x8(cast(products[r][p]));
+                let offset = simd.convert_i32x8_to_f32x8(cast(panels[p].offset(simd, x[r])));
+                let offset = simd.mul_f32x8(offset, cast(panels[p].min));
+                let both = simd.mul_sub_f32x8(product, cast(panels[p].scale), offset);
+                sums[r][p] = simd.mul_add_f32x8(both, step, sums[r][p]);
+            }
+        }
+    }
+}
