@@ -116,3 +116,40 @@ impl DtypeChoice {
         }
     }
 }
+/// The number type of the keys and values that generation keeps: `auto`, `full` or `half`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CacheChoice {
+    /// Half beside quantised weights, else full.
+    #[default]
+    Auto,
+    /// That of activations.
+    Full,
+    /// 16-bit floats: half the memory, and faster behind a long text.
+    Half,
+}
+
+impl FromStr for CacheChoice {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "full" => Ok(Self::Full),
+            "half" => Ok(Self::Half),
+            _ => Err(Error::Device(format!("unknown cache `{s}`, expected auto, full or half"))),
+        }
+    }
+}
+
+impl CacheChoice {
+    /// The candle type that is asked for beside activations of `dtype`, if any is.
+    pub fn resolve(self, dtype: DType) -> Option<DType> {
+        match self {
+            Self::Auto => None,
+            Self::Full => Some(dtype),
+            // Either half precision is one already.
+            Self::Half if dtype == DType::BF16 => Some(dtype),
+            Self::Half => Some(DType::F16),
+        }
+    }
+}

@@ -7,7 +7,7 @@ use std::path::Path;
 use candle_core::{DType, Device};
 use haplovl::Error;
 use haplovl::config::{GenerationConfig, HaploVlConfig, TextEmbedding};
-use haplovl::device::DeviceChoice;
+use haplovl::device::{CacheChoice, DeviceChoice};
 use haplovl::generation::{CancelToken, FinishReason};
 use haplovl::model::HaploVl;
 use haplovl::pipeline::{Captioner, Chat, LoadOptions, LoadedModel, VisualQuestionAnswerer};
@@ -214,7 +214,13 @@ fn a_quantised_folder_answers_like_the_model_quantised_at_load() {
         assert!(!output.join("model.safetensors").exists());
         let from_file = logits(&load(&output).unwrap());
         let options = LoadOptions { device: DeviceChoice::Cpu, quantization: Some(kind), ..LoadOptions::default() };
-        let at_load = logits(&LoadedModel::from_folder(folder.path(), options).unwrap());
+        let at_load = LoadedModel::from_folder(folder.path(), options).unwrap();
+        // Caches are as coarse as the weights, unless asked not to be.
+        assert_eq!(at_load.model().cache_dtype(), DType::F16);
+        assert_eq!(load(&output).unwrap().model().cache_dtype(), DType::F16);
+        let full = LoadOptions { cache: CacheChoice::Full, ..options };
+        assert_eq!(LoadedModel::from_folder(folder.path(), full).unwrap().model().cache_dtype(), DType::F32);
+        let at_load = logits(&at_load);
         // The text table is f16 in the file, so not equal to the bit.
         for (name, found) in [("file", &from_file), ("load", &at_load)] {
             let error = floats.iter().zip(found).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);

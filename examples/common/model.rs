@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use haplovl::device::{DeviceChoice, DtypeChoice};
+use haplovl::device::{CacheChoice, DeviceChoice, DtypeChoice};
 use haplovl::model::HaploVl;
 use haplovl::nn::ops::Quantization;
 use haplovl::pipeline::{LoadOptions, LoadedModel, ModelSource};
@@ -24,13 +24,17 @@ pub struct ModelOptions {
     /// Keep the weights in blocks of few bits, on the CPU: q8_0, q6_k or q4_k
     #[arg(long, value_name = "TYPE")]
     quantize: Option<Quantization>,
+    /// Number type of the keys and values of what was read: auto (half beside few bits), full or half
+    #[arg(long, default_value = "auto", value_name = "TYPE")]
+    cache: CacheChoice,
 }
 
 impl ModelOptions {
     /// Loads the model, and tells on stderr what it is.
     pub fn load(&self) -> Result<LoadedModel> {
         let start = Instant::now();
-        let options = LoadOptions { device: self.device, dtype: self.dtype, quantization: self.quantize };
+        let Self { device, dtype, quantize, cache, .. } = *self;
+        let options = LoadOptions { device, dtype, quantization: quantize, cache };
         eprintln!("loading {} ...", self.model);
         let loaded = LoadedModel::load(&self.model, options)?;
         let config = loaded.model().config();

@@ -24,6 +24,8 @@ pub struct HaploVl {
     post_decoder: PostDecoder,
     lm_head: LanguageHead,
     post_rotary: Option<RotaryEmbedding>,
+    /// Of caches; that of activations if there is none.
+    cache_dtype: Option<DType>,
 }
 
 /// What a forward pass computed on the way.
@@ -62,13 +64,15 @@ impl HaploVl {
             front,
             lm_head,
             config: config.clone(),
+            cache_dtype: None,
         })
     }
 
     /// Builds the model over a source, without gradients.
     ///
     /// With `quantization`, or where the source is quantised already, the matrices of layers and head are kept in blocks
-    /// of few bits, one matrix converted at a time. That is for the CPU; elsewhere a quantised source becomes floats.
+    /// of few bits, one matrix converted at a time. That is for the CPU; elsewhere a quantised source becomes floats. Caches of
+    /// such a model hold halves, see [`Self::with_cache_dtype`].
     ///
     /// # Errors
     /// As [`Self::new`] and [`check_source`], and [`Error::Device`](crate::Error::Device) for `quantization` elsewhere than
@@ -111,7 +115,8 @@ impl HaploVl {
             let kind = quantization.or(of_others.filter(|_| !source.has_tensor(&name)));
             kind.map_or(Ok(()), |kind| linear.quantize(kind))
         })?;
-        Ok(model)
+        let in_few_bits = quantization.is_some() || !later.is_empty();
+        Ok(if in_few_bits { model.with_cache_dtype(DType::F16) } else { model })
     }
 
     /// The names of the matrices of layers and head, which hold most of a model's weights.
@@ -154,6 +159,19 @@ impl HaploVl {
     /// Computes in another number type than the parameters have: bf16 over f32 master weights.
     pub fn with_compute_dtype(self, compute_dtype: DType) -> Self {
         Self { front: self.front.with_compute_dtype(compute_dtype), ..self }
+    }
+
+    /// Has caches hold keys and values of this number type, whatever activations are of.
+    ///
+    /// [`DType::F16`] halves a cache's memory and what decoding behind a long text reads; keys and values are then rounded
+    /// to 11 bits. Other types than that and the activations' own are converted for each token.
+    pub fn with_cache_dtype(self, cache_dtype: DType) -> Self {
+        Self { cache_dtype: Some(cache_dtype), ..self }
+    }
+
+    /// The number type of keys and values in caches.
+    pub fn cache_dtype(&self) -> DType {
+        self.cache_dtype.unwrap_or(self.front.compute_dtype())
     }
 
     /// Treats the activations of layers in training in this way; gradients are then those of [`crate::nn::gradients_of`].
@@ -222,7 +240,7 @@ impl HaploVl {
     /// # Errors
     /// [`Error::Generation`](crate::Error::Generation) if `capacity` exceeds the context, or memory runs out.
     pub fn cache(&self, batch: usize, capacity: usize) -> Result<Cache> {
-        Cache::new(&self.config, batch, capacity, self.front.compute_dtype(), self.device())
+        Cache::new(&self.config, batch, capacity, self.cache_dtype(), self.device())
     }
 
     /// Appends a batch to the cache and returns the logits (batch, vocab_size) of its last position.

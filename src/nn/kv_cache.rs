@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
+use super::ops::held_as;
 use crate::{Error, Result};
 
 /// Positions that room is made for at first.
@@ -20,7 +21,7 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
-    /// An empty cache for (batch, capacity, kv_heads, head_dim).
+    /// An empty cache for (batch, capacity, kv_heads, head_dim), which holds `dtype` whatever it is given.
     ///
     /// # Errors
     /// From candle, if there is not enough memory on the device.
@@ -59,8 +60,9 @@ impl LayerCache {
             self.keys = enlarged(&self.keys, self.len, room)?;
             self.values = enlarged(&self.values, self.len, room)?;
         }
-        self.keys.slice_set(&keys.transpose(1, 2)?.contiguous()?, 2, self.len)?;
-        self.values.slice_set(&values.transpose(1, 2)?.contiguous()?, 2, self.len)?;
+        for (buffer, new) in [(&self.keys, keys), (&self.values, values)] {
+            buffer.slice_set(&held_as(new, buffer.dtype())?.transpose(1, 2)?.contiguous()?, 2, self.len)?;
+        }
         self.len += new;
         let held = |buffer: &Tensor| buffer.narrow(2, 0, self.len)?.transpose(1, 2);
         Ok((held(&self.keys)?, held(&self.values)?))

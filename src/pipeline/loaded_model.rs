@@ -9,7 +9,7 @@ use super::ModelSource;
 use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::config::{GenerationConfig, HaploVlConfig};
-use crate::device::{DeviceChoice, DtypeChoice};
+use crate::device::{CacheChoice, DeviceChoice, DtypeChoice};
 use crate::generation::Generator;
 use crate::model::{HaploVl, save_quantized};
 use crate::nn::ops::Quantization;
@@ -26,12 +26,21 @@ pub struct LoadOptions {
     /// Keeps the matrices in blocks of few bits, on the CPU: less memory, and more tokens a second. A folder that holds a
     /// quantised model needs no such wish.
     pub quantization: Option<Quantization>,
+    /// The number type of keys and values in caches.
+    pub cache: CacheChoice,
 }
 
 impl LoadOptions {
     fn open(self) -> Result<(Device, DType)> {
         let device = self.device.open()?;
         Ok((device.clone(), self.dtype.resolve(&device)?))
+    }
+
+    fn with_cache(self, model: HaploVl, dtype: DType) -> HaploVl {
+        match self.cache.resolve(dtype) {
+            Some(dtype) => model.with_cache_dtype(dtype),
+            None => model,
+        }
     }
 }
 
@@ -60,7 +69,8 @@ impl LoadedModel {
     #[cfg(feature = "builtin")]
     fn builtin(options: LoadOptions) -> Result<Self> {
         let (device, dtype) = options.open()?;
-        super::builtin::load(options.quantization, dtype, &device)
+        let loaded = super::builtin::load(options.quantization, dtype, &device)?;
+        Ok(Self { model: options.with_cache(loaded.model, dtype), ..loaded })
     }
 
     #[cfg(not(feature = "builtin"))]
@@ -81,7 +91,7 @@ impl LoadedModel {
         let (device, dtype) = options.open()?;
         let (config, processor, generation, weights) = open(folder.as_ref())?;
         let model = HaploVl::from_source(&config, weights, options.quantization, dtype, &device)?;
-        Ok(Self::new(model, processor, generation))
+        Ok(Self::new(options.with_cache(model, dtype), processor, generation))
     }
 
     /// Puts together what was made elsewhere.

@@ -60,6 +60,29 @@ fn joined(parts: &[&Sequence]) -> Sequence {
     }
 }
 
+#[test]
+fn a_cache_of_halves_is_nearly_one_of_floats() {
+    for (name, config) in configs() {
+        let model = model(&config).with_cache_dtype(DType::F16);
+        let [first, second] = in_two_pieces(&config);
+        let mut whole: Vec<Sequence> = first.iter().zip(&second).map(|(a, b)| joined(&[a, b])).collect();
+        let left = |rows: &[Sequence]| batch(&config, rows, PaddingSide::Left);
+        let mut cache = model.cache(2, left(&whole).layout.seq_len + 1).unwrap();
+        model.prefill(&left(&first), &mut cache).unwrap();
+        let check = |found: &Tensor, whole: &[Sequence]| {
+            for (row, sequence) in whole.iter().enumerate() {
+                let expected = last(&logits(&model, sequence));
+                let size = expected.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                let error = max_diff(&found.i(row).unwrap(), &expected);
+                assert!(error > 0.0 && error < 4e-3 * size, "{name}, row {row}: off by {error} of {size}");
+            }
+        };
+        check(&model.prefill(&left(&second), &mut cache).unwrap(), &whole);
+        whole.iter_mut().zip([20, 30]).for_each(|(row, id)| row.input_ids.push(id));
+        check(&model.decode(&[20, 30], &mut cache).unwrap(), &whole);
+    }
+}
+
 /// Two beginnings of different lengths, and goings-on of equal length, each with a picture.
 fn in_two_pieces(config: &HaploVlConfig) -> [[Sequence; 2]; 2] {
     let mut beginnings = [sequence(), sequence()];

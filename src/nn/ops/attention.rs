@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::heads::{Heads, Held};
 use super::math::{Matrix, exp, matmul, vectorised};
 use super::single_query::SingleQuery;
 use super::{is_cpu_f32, is_tracked, with_slices};
@@ -87,7 +88,8 @@ impl KeyRanges {
 /// `softmax(scale q k^T) v` over the keys of each query's range.
 ///
 /// `q` is (batch, queries, heads, head_dim), `k` and `v` are (batch, keys, kv_heads, head_dim); `kv_heads` divides
-/// `heads`, and keys are never repeated. The result is (batch, queries, heads, head_dim). On the CPU in f32, memory is
+/// `heads`, and keys are never repeated. Keys and values may be of another type than queries, as a cache holds them: on the
+/// CPU, halves are read as they are. The result is (batch, queries, heads, head_dim). On the CPU in f32, memory is
 /// linear in the sequence in both directions.
 ///
 /// # Errors
@@ -95,11 +97,13 @@ impl KeyRanges {
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, ranges: &KeyRanges, scale: f64) -> Result<Tensor> {
     let shape = AttentionShape::new(q, k, v)?;
     ranges.check(shape.batch, shape.queries, shape.keys)?;
-    if is_cpu_f32(&[q, k, v]) {
+    let held_in_halves = [k, v].iter().all(|t| t.dtype() == DType::F16) && !is_tracked(&[q, k, v]);
+    if is_cpu_f32(&[q, k, v]) || is_cpu_f32(&[q]) && k.device().is_cpu() && v.device().is_cpu() && held_in_halves {
         let [q, k, v] = [rows_of_heads(q)?, rows_of_heads(k)?, rows_of_heads(v)?];
         return q.apply_op3(&k, &v, Attention { shape, ranges: ranges.clone(), scale: scale as f32 });
     }
-    let weights = attention_weights(q, k, ranges, scale)?;
+    let (k, v) = (k.to_dtype(q.dtype())?, v.to_dtype(q.dtype())?);
+    let weights = attention_weights(q, &k, ranges, scale)?;
     let v = repeat_heads(&v.transpose(1, 2)?, shape.heads / shape.kv_heads)?;
     weights.to_dtype(v.dtype())?.matmul(&v.contiguous()?)?.transpose(1, 2)
 }
@@ -161,38 +165,6 @@ impl AttentionShape {
     }
 }
 
-/// A 4-dimensional tensor (batch, position, head, head_dim) in memory, its last dimension consecutive.
-#[derive(Clone, Copy)]
-struct Heads<'a> {
-    data: &'a [f32],
-    strides: [usize; 3],
-}
-
-impl<'a> Heads<'a> {
-    fn new(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
-        let data = &storage.as_slice::<f32>()?[layout.start_offset()..];
-        let &[batch, position, head, 1] = layout.stride() else {
-            // A dimension of one element may have any stride.
-            if layout.is_contiguous() && layout.dims().len() == 4 {
-                let d = layout.dims();
-                return Ok(Self { data, strides: [d[1] * d[2] * d[3], d[2] * d[3], d[3]] });
-            }
-            candle_core::bail!("attention expects consecutive heads, found strides {:?}", layout.stride());
-        };
-        Ok(Self { data, strides: [batch, position, head] })
-    }
-
-    fn contiguous(data: &'a [f32], positions: usize, heads: usize, head_dim: usize) -> Self {
-        Self { data, strides: [positions * heads * head_dim, heads * head_dim, head_dim] }
-    }
-
-    /// The matrix (positions from `position` on, head_dim) of one head.
-    fn matrix(&self, batch: usize, position: usize, head: usize) -> Matrix {
-        let [b, p, h] = self.strides;
-        Matrix::rows(self.data[batch * b + position * p + head * h..].as_ptr(), p)
-    }
-}
-
 /// A buffer that several threads write disjoint parts of.
 #[derive(Clone, Copy)]
 struct SharedMut(*mut f32);
@@ -210,6 +182,14 @@ impl SharedMut {
         // SAFETY: the caller vouches for the offset.
         unsafe { self.0.add(offset) }
     }
+}
+
+/// What a thread keeps from task to task: weights, and keys and values that were halves.
+#[derive(Default)]
+struct Scratch {
+    p: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
 }
 
 struct Attention {
@@ -267,7 +247,7 @@ impl Attention {
         );
     }
 
-    fn forward(&self, q: Heads, k: Heads, v: Heads) -> Vec<f32> {
+    fn forward(&self, q: Heads, k: Held, v: Held) -> Vec<f32> {
         let AttentionShape { batch, queries, heads, kv_heads, head_dim, .. } = self.shape;
         let mut out = vec![0f32; batch * queries * heads * head_dim];
         let shared = SharedMut(out.as_mut_ptr());
@@ -277,31 +257,37 @@ impl Attention {
             .enumerate()
             .flat_map(|(b, blocks)| blocks.iter().flat_map(move |block| (0..kv_heads).map(move |h| (b, h, block))))
             .collect();
-        let q_heads_stride = q.strides[2];
-        let run = |p: &mut Vec<f32>, &(b, kv_head, block): &(usize, usize, &Block)| {
-            let (k, v) = (k.matrix(b, block.keys.start, kv_head), v.matrix(b, block.keys.start, kv_head));
+        let run = |scratch: &mut Scratch, &(b, kv_head, block): &(usize, usize, &Block)| {
             let ranges = &self.ranges.rows[b][block.queries.clone()];
             let (first, group) = (kv_head * self.shape.group(), self.shape.group());
             let out_at = |head| ((b * queries + block.queries.start) * heads + head) * head_dim;
             if block.queries.len() == 1 {
-                let mut q = q.matrix(b, block.queries.start, first);
-                q.row_stride = q_heads_stride;
-                let (keys, scale) = (block.keys.len(), self.scale);
+                let query = SingleQuery {
+                    q: q.across(b, block.queries.start, first),
+                    k: |keys: Range<usize>, scratch: &mut _| k.matrix(b, keys, kv_head, head_dim, scratch),
+                    v: |keys: Range<usize>, scratch: &mut _| v.matrix(b, keys, kv_head, head_dim, scratch),
+                    heads: group,
+                    // A block of one query has the keys of its range and no others.
+                    keys: block.keys.clone(),
+                    head_dim,
+                    scale: self.scale,
+                };
                 // SAFETY: each task writes the output rows of its own batch row and heads, which lie side by side; the
                 // matrices are those of tensors whose shapes were checked.
                 unsafe {
                     let out = std::slice::from_raw_parts_mut(shared.at(out_at(first)), group * head_dim);
-                    let query = SingleQuery { q, k, v, heads: group, keys, head_dim, scale };
-                    // A block of one query has the keys of its range and no others.
-                    query.run(p, out, |scores| {
+                    query.run(&mut scratch.p, &mut scratch.k, out, |scores| {
                         vectorised(
                             #[inline(always)]
-                            || softmax_within(scores, 0, keys),
+                            || softmax_within(scores, 0, scores.len()),
                         )
                     });
                 }
                 return;
             }
+            let k = k.matrix(b, block.keys.clone(), kv_head, head_dim, &mut scratch.k);
+            let v = v.matrix(b, block.keys.clone(), kv_head, head_dim, &mut scratch.v);
+            let p = &mut scratch.p;
             for head in first..first + group {
                 let rows = block.queries.len();
                 self.probabilities(q.matrix(b, block.queries.start, head), k, rows, block, ranges, p);
@@ -314,10 +300,10 @@ impl Attention {
             }
         };
         if tasks.iter().map(|t| t.2.queries.len() * t.2.keys.len()).sum::<usize>() * head_dim < 1 << 16 {
-            let mut scratch = Vec::new();
+            let mut scratch = Scratch::default();
             tasks.iter().for_each(|task| run(&mut scratch, task));
         } else {
-            tasks.par_iter().for_each_init(Vec::new, run);
+            tasks.par_iter().for_each_init(Scratch::default, run);
         }
         out
     }
@@ -425,7 +411,7 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         lv: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let out = self.forward(Heads::new(q, lq)?, Heads::new(k, lk)?, Heads::new(v, lv)?);
+        let out = self.forward(Heads::new(q, lq)?, Held::new(k, lk)?, Held::new(v, lv)?);
         Ok((CpuStorage::F32(out), lq.shape().clone()))
     }
 
@@ -525,6 +511,29 @@ mod tests {
                 let alone = attention(&q.narrow(1, query, 1)?, &k, &v, &KeyRanges::new(own), 0.5)?;
                 assert!(max_diff(&alone, &all.narrow(1, query, 1)?) < 1e-5, "{head_dim} {group} {keys} {query}");
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn keys_and_values_may_be_halves() -> Result<()> {
+        for (queries, head_dim, group, keys) in
+            [(1, 64, 2, 3), (1, 64, 2, 200), (1, 13, 3, 77), (9, 8, 1, 9), (70, 24, 2, 75)]
+        {
+            let q = values(&[2, queries, 2 * group, head_dim], 0.1);
+            // As a cache has them: heads first, and more room than positions.
+            let held = |seed| -> Result<Tensor> {
+                let cache = values(&[2, 2, keys + 5, head_dim], seed).to_dtype(DType::F16)?;
+                cache.narrow(2, 0, keys)?.transpose(1, 2)
+            };
+            let (k, v) = (held(0.2)?, held(0.3)?);
+            let first = (0..queries).map(|i| 0..keys - queries + i + 1).collect();
+            let ranges = KeyRanges::new(vec![first, vec![2..keys; queries]]);
+            let found = attention(&q, &k, &v, &ranges, 0.5)?;
+            let floats = attention(&q, &k.to_dtype(DType::F32)?, &v.to_dtype(DType::F32)?, &ranges, 0.5)?;
+            assert_eq!(max_diff(&found, &floats), 0.0, "{queries} {head_dim} {group} {keys}");
+            let wide = attention(&q.to_dtype(DType::F64)?, &k, &v, &ranges, 0.5)?;
+            assert!(max_diff(&found, &wide.to_dtype(DType::F32)?) < 2e-6);
         }
         Ok(())
     }

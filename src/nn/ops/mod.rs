@@ -12,6 +12,7 @@ mod blocks;
 #[cfg(target_arch = "x86_64")]
 mod bytes;
 mod dots;
+mod heads;
 mod linear;
 mod math;
 mod norm;
@@ -22,6 +23,7 @@ mod single_query;
 
 pub use activation::{activation, gated_activation};
 pub use attention::{KeyRanges, attention, attention_weights};
+pub(crate) use heads::held_as;
 pub use linear::linear;
 pub(crate) use math::vectorised;
 pub use norm::{layer_norm, rms_norm};

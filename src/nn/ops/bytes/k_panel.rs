@@ -61,43 +61,39 @@ fn pairs(simd: V3, mins: [Column; 4], sums: __m256i) -> __m256i {
     avx2._mm256_add_epi32(ab, cd)
 }
 
+/// Each 16 bits twice.
+#[inline(always)]
+fn twice(simd: V3, eight: [i16; 8]) -> __m256i {
+    let once = simd.avx2._mm256_cvtepu16_epi32(cast(eight));
+    simd.avx2._mm256_or_si256(once, simd.avx2._mm256_slli_epi32::<16>(once))
+}
+
 impl<K: KType> Panel for KPanel<K> {
     type X = Rounded256;
     const BYTES: usize = K::BYTES;
 
     #[inline(always)]
     fn set(&mut self, simd: V3, blocks: [&[u8]; LANES]) {
-        let blocks = blocks.map(
-            #[inline(always)]
-            |bytes| K::read(bytes),
-        );
-        for (part, weights) in self.weights.iter_mut().enumerate() {
-            let rows = std::array::from_fn(
-                #[inline(always)]
-                |lane| blocks[lane].weights(simd, part),
-            );
-            *weights = cast(transposed(simd, rows));
+        // Loops, since what `map` calls is not always inlined, and then these instructions become calls.
+        let mut rows = [everywhere(simd, 0); LANES];
+        for part in 0..PARTS {
+            for (row, bytes) in rows.iter_mut().zip(blocks) {
+                *row = K::read(bytes).weights(simd, part);
+            }
+            self.weights[part] = cast(transposed(simd, rows));
         }
-        for (odd, scales) in self.scales.iter_mut().enumerate() {
-            let rows = std::array::from_fn(
-                #[inline(always)]
-                |lane| {
-                    let [even_sixteens, odd_sixteens]: [[i16; 8]; 2] = cast(blocks[lane].sixteens(simd));
-                    let scales = if odd == 0 { even_sixteens } else { odd_sixteens };
-                    let once = simd.avx2._mm256_cvtepu16_epi32(cast(scales));
-                    simd.avx2._mm256_or_si256(once, simd.avx2._mm256_slli_epi32::<16>(once))
-                },
-            );
-            *scales = cast(transposed(simd, rows));
+        let mut odd = rows;
+        for ((even, odd), bytes) in rows.iter_mut().zip(&mut odd).zip(blocks) {
+            let sixteens: [[i16; 8]; 2] = cast(K::read(bytes).sixteens(simd));
+            [*even, *odd] = [twice(simd, sixteens[0]), twice(simd, sixteens[1])];
         }
-        let mins = std::array::from_fn(
-            #[inline(always)]
-            |lane| blocks[lane].mins(simd),
-        );
-        self.mins = cast(transposed(simd, mins));
-        for (lane, block) in blocks.iter().enumerate() {
+        self.scales = [cast(transposed(simd, rows)), cast(transposed(simd, odd))];
+        for (lane, bytes) in blocks.into_iter().enumerate() {
+            let block = K::read(bytes);
+            rows[lane] = block.mins(simd);
             [self.scale[lane], self.min[lane]] = block.factors();
         }
+        self.mins = cast(transposed(simd, rows));
     }
 
     #[inline(always)]
@@ -109,11 +105,9 @@ impl<K: KType> Panel for KPanel<K> {
                 let mut short = [[everywhere(simd, 0); PANELS]; ROWS];
                 for four in first..first + K::FOURS {
                     for r in 0..ROWS {
-                        let [a, b, c, d] = [0, 1, 2, 3].map(
-                            #[inline(always)]
-                            |i| x[r].bytes[part][4 * four + i] as u8,
-                        );
-                        let x = everywhere(simd, i32::from_le_bytes([a, b, c, d]));
+                        let bytes = &x[r].bytes[part][4 * four..][..4];
+                        let bytes = [bytes[0] as u8, bytes[1] as u8, bytes[2] as u8, bytes[3] as u8];
+                        let x = everywhere(simd, i32::from_le_bytes(bytes));
                         for p in 0..PANELS {
                             let pairs = simd.avx2._mm256_maddubs_epi16(cast(panels[p].weights[part][four]), x);
                             short[r][p] = simd.avx2._mm256_add_epi16(short[r][p], pairs);

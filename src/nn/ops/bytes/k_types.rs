@@ -157,10 +157,7 @@ impl Block for Q6Block<'_> {
 
     #[inline(always)]
     fn sixteens(&self, simd: V3) -> __m256i {
-        let scales: [u8; 16] = std::array::from_fn(
-            #[inline(always)]
-            |i| self.0[192 + i],
-        );
+        let scales = *self.0[192..].first_chunk::<16>().unwrap_or(&[0; 16]);
         let even_first = cast([0u8, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15]);
         simd.avx2._mm256_cvtepi8_epi16(simd.ssse3._mm_shuffle_epi8(cast(scales), even_first))
     }

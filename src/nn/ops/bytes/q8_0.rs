@@ -73,10 +73,11 @@ impl Panel for Q8Panel {
     fn add(simd: V3, panels: [&Self; PANELS], x: [&Rounded32Finely; ROWS], sums: &mut Sums) {
         let mut products = [[everywhere(simd, 0); PANELS]; ROWS];
         for two in 0..16 {
+            let weights = [cast(panels[0].weights[two]), cast(panels[1].weights[two])];
             for r in 0..ROWS {
                 let x = everywhere(simd, x[r].twos[two]);
                 for p in 0..PANELS {
-                    let pairs = simd.avx2._mm256_madd_epi16(cast(panels[p].weights[two]), x);
+                    let pairs = simd.avx2._mm256_madd_epi16(weights[p], x);
                     products[r][p] = simd.avx2._mm256_add_epi32(products[r][p], pairs);
                 }
             }

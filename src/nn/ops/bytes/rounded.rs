@@ -6,6 +6,8 @@ use pulp::x86::V3;
 use pulp::{NullaryFnOnce, Simd, cast};
 use rayon::prelude::*;
 
+use super::panel::transposed;
+
 /// Numbers of one task: enough work to be worth a thread.
 const TASK_NUMBERS: usize = 1 << 14;
 
@@ -80,13 +82,24 @@ impl RoundedBlock for Rounded256 {
     fn round(&mut self, simd: V3, x: &[f32]) {
         self.scale = step(simd, x, BYTE);
         let inverse = inverse(self.scale);
-        for (part, (to, x)) in self.bytes.iter_mut().zip(x.chunks_exact(32)).enumerate() {
+        let (ones, ones_of_16) = (simd.avx._mm256_set1_epi8(1), simd.avx._mm256_set1_epi16(1));
+        let mut fours = [cast([0i32; 8]); 8];
+        for ((to, fours), x) in self.bytes.iter_mut().zip(&mut fours).zip(x.chunks_exact(32)) {
             *to = bytes(simd, x, inverse);
-            let (even, odd) = to.split_at(16);
-            self.sums[part] = even.iter().map(|byte| i16::from(*byte)).sum();
-            self.sums[8 + part] = odd.iter().map(|byte| i16::from(*byte)).sum();
+            let twos = simd.avx2._mm256_maddubs_epi16(ones, cast(*to));
+            *fours = simd.avx2._mm256_madd_epi16(twos, ones_of_16);
         }
+        let [a, b, c, d, e, f, g, h] = transposed(simd, fours);
+        // Packing works on each half of a register.
+        let packed = simd.avx2._mm256_packs_epi32(sum(simd, [a, b, c, d]), sum(simd, [e, f, g, h]));
+        self.sums = cast(simd.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
     }
+}
+
+#[inline(always)]
+fn sum(simd: V3, [a, b, c, d]: [__m256i; 4]) -> __m256i {
+    let (ab, cd) = (simd.avx2._mm256_add_epi32(a, b), simd.avx2._mm256_add_epi32(c, d));
+    simd.avx2._mm256_add_epi32(ab, cd)
 }
 
 /// Rounds whole blocks.
