@@ -116,6 +116,7 @@ impl DtypeChoice {
         }
     }
 }
+
 /// The number type of the keys and values that generation keeps: `auto`, `full` or `half`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CacheChoice {
@@ -124,7 +125,7 @@ pub enum CacheChoice {
     Auto,
     /// That of activations.
     Full,
-    /// 16-bit floats: half the memory, and faster behind a long text.
+    /// 16-bit floats: half the memory. On the CPU they are read as they are, which is half the reading as well.
     Half,
 }
 
@@ -151,5 +152,23 @@ impl CacheChoice {
             Self::Half if dtype == DType::BF16 => Some(dtype),
             Self::Half => Some(DType::F16),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caches_are_named_and_beside_bf16_half_is_bf16() {
+        for (name, f32, bf16) in [
+            ("auto", None, None),
+            ("full", Some(DType::F32), Some(DType::BF16)),
+            ("half", Some(DType::F16), Some(DType::BF16)),
+        ] {
+            let choice: CacheChoice = name.parse().unwrap();
+            assert_eq!([choice.resolve(DType::F32), choice.resolve(DType::BF16)], [f32, bf16], "{name}");
+        }
+        assert!("q8_0".parse::<CacheChoice>().unwrap_err().to_string().contains("expected auto, full or half"));
     }
 }

@@ -215,7 +215,7 @@ fn a_quantised_folder_answers_like_the_model_quantised_at_load() {
         let from_file = logits(&load(&output).unwrap());
         let options = LoadOptions { device: DeviceChoice::Cpu, quantization: Some(kind), ..LoadOptions::default() };
         let at_load = LoadedModel::from_folder(folder.path(), options).unwrap();
-        // Caches are as coarse as the weights, unless asked not to be.
+        // Caches hold halves then, unless asked not to.
         assert_eq!(at_load.model().cache_dtype(), DType::F16);
         assert_eq!(load(&output).unwrap().model().cache_dtype(), DType::F16);
         let full = LoadOptions { cache: CacheChoice::Full, ..options };
@@ -249,7 +249,7 @@ fn a_tied_head_is_quantised_with_the_rest() {
 }
 
 #[test]
-fn quantised_decoding_with_a_cache_says_what_a_pass_without_says() {
+fn a_quantised_model_says_the_same_of_a_picture_alone_and_beside_another() {
     let folder = checkpoint();
     let options = LoadOptions {
         device: DeviceChoice::Cpu,

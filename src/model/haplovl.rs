@@ -71,8 +71,8 @@ impl HaploVl {
     /// Builds the model over a source, without gradients.
     ///
     /// With `quantization`, or where the source is quantised already, the matrices of layers and head are kept in blocks
-    /// of few bits, one matrix converted at a time. That is for the CPU; elsewhere a quantised source becomes floats. Caches of
-    /// such a model hold halves, see [`Self::with_cache_dtype`].
+    /// of few bits, one matrix converted at a time. Caches then hold halves, see
+    /// [`Self::with_cache_dtype`]. That is for the CPU; elsewhere a quantised source becomes floats.
     ///
     /// # Errors
     /// As [`Self::new`] and [`check_source`], and [`Error::Device`](crate::Error::Device) for `quantization` elsewhere than
@@ -163,8 +163,9 @@ impl HaploVl {
 
     /// Has caches hold keys and values of this number type, whatever activations are of.
     ///
-    /// [`DType::F16`] halves a cache's memory and what decoding behind a long text reads; keys and values are then rounded
-    /// to 11 bits. Other types than that and the activations' own are converted for each token.
+    /// [`DType::F16`] halves a cache's memory; keys and values are then rounded to 11 bits, and cut off at 65,504. On the CPU
+    /// they are read as they are, half as much for each token; any other type than the activations' own, and every one on a
+    /// GPU, is converted whole for each token.
     pub fn with_cache_dtype(self, cache_dtype: DType) -> Self {
         Self { cache_dtype: Some(cache_dtype), ..self }
     }

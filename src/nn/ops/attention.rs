@@ -273,7 +273,7 @@ impl Attention {
                     scale: self.scale,
                 };
                 // SAFETY: each task writes the output rows of its own batch row and heads, which lie side by side; the
-                // matrices are those of tensors whose shapes were checked.
+                // matrices are those of tensors whose shapes were checked, or made in the buffer just before their use.
                 unsafe {
                     let out = std::slice::from_raw_parts_mut(shared.at(out_at(first)), group * head_dim);
                     query.run(&mut scratch.p, &mut scratch.k, out, |scores| {
@@ -516,14 +516,28 @@ mod tests {
     }
 
     #[test]
+    fn a_gradient_passes_keys_that_are_halves() -> Result<()> {
+        let q = candle_core::Var::from_tensor(&values(&[1, 3, 2, 8], 0.1))?;
+        let k = values(&[1, 5, 2, 8], 0.2).to_dtype(DType::F16)?;
+        let ranges = KeyRanges::full(1, 3, 5);
+        let gradient = |k: &Tensor| -> Result<Tensor> {
+            let grads = attention(&q, k, k, &ranges, 0.5)?.sqr()?.sum_all()?.backward()?;
+            grads.get(&q).cloned().ok_or_else(|| candle_core::Error::Msg("no gradient".into()))
+        };
+        assert!(max_diff(&gradient(&k)?, &gradient(&k.to_dtype(DType::F32)?)?) < 1e-5);
+        Ok(())
+    }
+
+    #[test]
     fn keys_and_values_may_be_halves() -> Result<()> {
-        for (queries, head_dim, group, keys) in
-            [(1, 64, 2, 3), (1, 64, 2, 200), (1, 13, 3, 77), (9, 8, 1, 9), (70, 24, 2, 75)]
+        for (queries, head_dim, heads, keys) in
+            [(1, 64, (4, 2), 3), (1, 64, (4, 2), 200), (1, 13, (6, 2), 77), (9, 8, (2, 2), 9), (70, 24, (3, 1), 75)]
         {
-            let q = values(&[2, queries, 2 * group, head_dim], 0.1);
+            let (heads, kv_heads) = heads;
+            let q = values(&[2, queries, heads, head_dim], 0.1);
             // As a cache has them: heads first, and more room than positions.
             let held = |seed| -> Result<Tensor> {
-                let cache = values(&[2, 2, keys + 5, head_dim], seed).to_dtype(DType::F16)?;
+                let cache = values(&[2, kv_heads, keys + 5, head_dim], seed).to_dtype(DType::F16)?;
                 cache.narrow(2, 0, keys)?.transpose(1, 2)
             };
             let (k, v) = (held(0.2)?, held(0.3)?);
@@ -531,7 +545,7 @@ mod tests {
             let ranges = KeyRanges::new(vec![first, vec![2..keys; queries]]);
             let found = attention(&q, &k, &v, &ranges, 0.5)?;
             let floats = attention(&q, &k.to_dtype(DType::F32)?, &v.to_dtype(DType::F32)?, &ranges, 0.5)?;
-            assert_eq!(max_diff(&found, &floats), 0.0, "{queries} {head_dim} {group} {keys}");
+            assert_eq!(max_diff(&found, &floats), 0.0, "{queries} {head_dim} {heads} {keys}");
             let wide = attention(&q.to_dtype(DType::F64)?, &k, &v, &ranges, 0.5)?;
             assert!(max_diff(&found, &wide.to_dtype(DType::F32)?) < 2e-6);
         }

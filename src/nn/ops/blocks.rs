@@ -11,7 +11,7 @@ const FEW_ROWS: usize = 64;
 /// Outputs that kernels for floats take together.
 pub(super) const OUTPUTS: usize = 4;
 /// Those of a task are a multiple of this, which is the most that any kernel takes together.
-const TASK_OUTPUTS: usize = 16;
+pub(super) const TASK_OUTPUTS: usize = 16;
 
 /// Fills (rows, outputs) by blocks: `fill` is given some rows, some outputs, and the block (rows, outputs) to fill.
 pub(super) fn in_blocks(

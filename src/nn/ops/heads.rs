@@ -13,18 +13,18 @@ use super::{contiguous_slice, is_cpu_f32};
 /// Numbers that one thread rounds at a time.
 const CHUNK: usize = 1 << 14;
 
-/// `x` as a cache of `dtype` holds it; without a gradient.
+/// `x` as a cache of `dtype` holds it; without a gradient. What is too large for a half, from 65,520 on, becomes the largest.
 ///
 /// # Errors
 /// From candle only.
 pub(crate) fn held_as(x: &Tensor, dtype: DType) -> Result<Tensor> {
     match dtype {
         DType::F16 if is_cpu_f32(&[x]) => x.detach().contiguous()?.apply_op1_no_bwd(&Round),
-        _ => x.to_dtype(dtype),
+        _ => x.detach().to_dtype(dtype),
     }
 }
 
-/// Floats to halves; candle does it on one thread.
+/// Floats to halves; candle does it on one thread, and makes large ones infinite.
 struct Round;
 
 impl CustomOp1 for Round {
@@ -36,7 +36,12 @@ impl CustomOp1 for Round {
         let x = contiguous_slice(x, layout)?;
         let mut halves = vec![f16::ZERO; x.len()];
         let parts = halves.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
-        parts.for_each(|(halves, x)| halves.convert_from_f32_slice(x));
+        parts.for_each(|(halves, x)| {
+            halves.convert_from_f32_slice(x);
+            for half in halves.iter_mut().filter(|half| half.is_infinite()) {
+                *half = if half.is_sign_negative() { f16::MIN } else { f16::MAX };
+            }
+        });
         Ok((CpuStorage::F16(halves), layout.shape().clone()))
     }
 }
@@ -63,7 +68,7 @@ impl<'a, T: WithDType> Heads<'a, T> {
     }
 
     /// The elements of one head, beginning with those at `position`.
-    fn from(&self, batch: usize, position: usize, head: usize) -> &'a [T] {
+    fn elements(&self, batch: usize, position: usize, head: usize) -> &'a [T] {
         let [b, p, h] = self.strides;
         &self.data[batch * b + position * p + head * h..]
     }
@@ -76,12 +81,12 @@ impl<'a> Heads<'a> {
 
     /// The matrix (positions from `position` on, head_dim) of one head.
     pub fn matrix(&self, batch: usize, position: usize, head: usize) -> Matrix {
-        Matrix::rows(self.from(batch, position, head).as_ptr(), self.strides[1])
+        Matrix::rows(self.elements(batch, position, head).as_ptr(), self.strides[1])
     }
 
     /// The matrix (heads from `head` on, head_dim) of one position.
     pub fn across(&self, batch: usize, position: usize, head: usize) -> Matrix {
-        Matrix::rows(self.from(batch, position, head).as_ptr(), self.strides[2])
+        Matrix::rows(self.elements(batch, position, head).as_ptr(), self.strides[2])
     }
 }
 
@@ -116,7 +121,7 @@ impl<'a> Held<'a> {
             Self::Floats(heads) => heads.matrix(batch, positions.start, head),
             Self::Halves(heads) => {
                 scratch.resize(positions.len() * width, 0.0);
-                widen(heads.from(batch, positions.start, head), heads.strides[1], width, scratch);
+                widen(heads.elements(batch, positions.start, head), heads.strides[1], width, scratch);
                 Matrix::rows(scratch.as_ptr(), width)
             }
         }
@@ -130,8 +135,8 @@ fn widen(from: &[f16], stride: usize, width: usize, to: &mut [f32]) {
         // SAFETY: the processor was just asked for these instructions.
         return unsafe { widen_by_eights(from, stride, width, to) };
     }
-    for (to, from) in to.chunks_exact_mut(width).zip(from.chunks(stride)) {
-        from[..width].convert_to_f32_slice(to);
+    for (row, to) in to.chunks_exact_mut(width).enumerate() {
+        from[row * stride..][..width].convert_to_f32_slice(to);
     }
 }
 
@@ -139,8 +144,9 @@ fn widen(from: &[f16], stride: usize, width: usize, to: &mut [f32]) {
 #[target_feature(enable = "avx,f16c")]
 fn widen_by_eights(from: &[f16], stride: usize, width: usize, to: &mut [f32]) {
     let from: &[u16] = from.reinterpret_cast();
-    for (to, from) in to.chunks_exact_mut(width).zip(from.chunks(stride)) {
-        let ((from, rest), (to, rest_to)) = (from[..width].as_chunks::<8>(), to.as_chunks_mut::<8>());
+    for (row, to) in to.chunks_exact_mut(width).enumerate() {
+        let (from, rest) = from[row * stride..][..width].as_chunks::<8>();
+        let (to, rest_to) = to.as_chunks_mut::<8>();
         for (to, from) in to.iter_mut().zip(from) {
             *to = pulp::cast(std::arch::x86_64::_mm256_cvtph_ps(pulp::cast(*from)));
         }
@@ -160,16 +166,21 @@ mod tests {
         let found = held_as(&x, DType::F16)?;
         let bits = |x: &Tensor| x.flatten_all()?.to_vec1::<f16>();
         assert_eq!((found.dims(), bits(&found)?), (x.dims(), bits(&x.to_dtype(DType::F16)?)?));
+        let extremes = [1e6, -1e6, f32::INFINITY, 65_519.0, 1e-7, f32::NAN];
+        let found = bits(&held_as(&Tensor::new(&extremes, x.device())?, DType::F16)?)?;
+        assert_eq!(found[..5], [f16::MAX, f16::MIN, f16::MAX, f16::MAX, f16::from_f32(1e-7)]);
+        assert!(found[5].is_nan());
         Ok(())
     }
 
     #[test]
     fn every_half_becomes_its_float() {
         let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
-        for (stride, width) in [(64, 64), (64, 13), (32, 8), (16, 3)] {
-            let mut floats = vec![0f32; halves.len() / stride * width];
+        for (stride, width) in [(64, 64), (64, 13), (32, 8), (16, 3), (0, 9), (2, 8)] {
+            let rows = (halves.len() - width).checked_div(stride).map_or(5, |most| most + 1);
+            let mut floats = vec![0f32; rows * width];
             widen(&halves, stride, width, &mut floats);
-            let expected = halves.chunks(stride).flat_map(|row| &row[..width]);
+            let expected = (0..rows).flat_map(|row| &halves[row * stride..][..width]);
             assert!(floats.iter().zip(expected).all(|(found, half)| {
                 found.to_bits() == half.to_f32().to_bits() || found.is_nan() && half.is_nan()
             }));

@@ -2,7 +2,7 @@
 //!
 //! candle's own fused normalisation, rotary and softmax kernels have no backward pass and say nothing about it: a
 //! parameter before one of them simply gets no gradient. Every function here is differentiable in every tensor
-//! argument. For f32 on the CPU it is one pass over memory with its derivative written by hand; for other devices and
+//! argument, but for what fills a cache. For f32 on the CPU it is one pass over memory with its derivative written by hand; for other devices and
 //! number types it is composed of differentiable tensor operations while a gradient is tracked, and may use candle's
 //! fused kernels when none is.
 

@@ -56,6 +56,7 @@ mod tests {
             assert_eq!(max_diff(&turned, &(x + y)?.transpose(0, 1)?), 0.0);
         }
         check_gradients(&[values(&[2, 3], 0.1), values(&[2, 3], 0.7)], |t| residual(&t[0], &t[1])?.sqr());
+        check_gradients(&[values(&[2, 3], 0.1)], |t| residual(&t[0], &t[0])?.sqr());
         assert!(residual(&values(&[2, 3], 0.1), &values(&[3, 2], 0.1)).is_err());
         Ok(())
     }

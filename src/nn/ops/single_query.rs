@@ -11,8 +11,8 @@ use super::math::Matrix;
 /// Vectors of a value's row that are summed side by side.
 const SIDE_BY_SIDE: usize = 8;
 
-/// Keys that are gone over together: their values stay in the first-level cache for the other heads of the group, and so
-/// do floats that were made of halves.
+/// Keys that are gone over together: values of 64 numbers stay in the first-level cache for the other heads of the group,
+/// and so do floats that were made of halves.
 const KEYS: usize = 64;
 
 /// The heads of a group, and the keys and values that they share.
@@ -38,7 +38,8 @@ where
     /// head.
     ///
     /// # Safety
-    /// The matrices must lie in live buffers, each row of consecutive elements.
+    /// All matrices must lie in live buffers, each row of consecutive elements; those of `k` and `v` must have a row for
+    /// every key of the range, and be good until the buffer is next used.
     pub unsafe fn run(
         &self,
         scores: &mut Vec<f32>,

@@ -21,7 +21,7 @@ pub(super) struct KPanel<K> {
     weights: [[Column; 8]; PARTS],
     /// For the even sixteens of the parts, then for the odd ones.
     scales: [[Column; PARTS]; 2],
-    /// Of four even sixteens, each two of them, then of the odd ones; of offsets for 32 weights the former alone.
+    /// Four times those of two even sixteens, then of odd ones, which count only where two neighbours may differ.
     mins: [Column; 8],
     scale: [f32; LANES],
     min: [f32; LANES],

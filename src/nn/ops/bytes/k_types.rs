@@ -127,7 +127,7 @@ pub(super) struct Q6Block<'a>(&'a [u8; Q6K::BYTES]);
 
 impl KType for Q6K {
     const BYTES: usize = 210;
-    // 2 * 2 * 127 * 63 = 32,004
+    // 2 * 2 * 127 * 63 = 32,004; with scales and all of a block, 64 * 32,004 * 128 = 262 million of 2,147
     const FOURS: usize = 2;
     const OFFSET_FOR_32: bool = false;
     type Block<'a> = Q6Block<'a>;

@@ -18,7 +18,7 @@ use candle_core::quantized::GgmlDType;
 use pulp::NullaryFnOnce;
 use pulp::x86::V3;
 
-use super::blocks::in_blocks;
+use super::blocks::{TASK_OUTPUTS, in_blocks};
 use k_panel::KPanel;
 use k_row::KRow;
 use k_types::{Q4K, Q6K};
@@ -28,6 +28,8 @@ use rounded::{RoundedBlock, round_all};
 
 /// From this many rows of `x` on, it pays to sort weights into panels first.
 const PANELS_FROM: usize = 4;
+// A task of fewer outputs would multiply zeros.
+const _: () = assert!(TASK_OUTPUTS.is_multiple_of(panel::PANELS * panel::LANES));
 
 /// The proof that this processor has the instructions, if there is a kernel for this type.
 pub(super) fn instructions(dtype: GgmlDType) -> Option<V3> {
@@ -236,14 +238,17 @@ mod tests {
     #[test]
     fn the_largest_sums_fit() -> Result<()> {
         for (dtype, simd) in types() {
-            for byte in [0xff, 0x7f, 0x80, 0x00] {
-                let (weight, bytes) = matrix(dtype, 3, 256, || byte)?;
+            // The last has Q6_K's largest weights with its most negative scales.
+            let mixed = (0..210).map(|i| if (192..208).contains(&i) { 0x80 } else { 0xff });
+            for bytes in [vec![0xff], vec![0x7f], vec![0x80], vec![0x00], mixed.collect()] {
+                let mut bytes = bytes.iter().cycle();
+                let (weight, bytes) = matrix(dtype, 3, 256, || bytes.next().copied().unwrap_or_default())?;
                 for (rows, x) in [(1, 1.0), (1, -1.0), (4, 1.0), (4, -1.0)] {
                     let x = vec![x; rows * 256];
                     let expected = expected(&x, &weight)?;
                     let found = Tensor::from_vec(products(simd, &x, &bytes, dtype, 256), (rows, 3), &Device::Cpu)?;
                     let size = expected.abs()?.max_all()?.to_scalar::<f32>()?.max(1.0);
-                    assert!(max_diff(&found, &expected) < 1e-5 * size, "{dtype:?} {byte}: {found} {expected}");
+                    assert!(max_diff(&found, &expected) < 1e-5 * size, "{dtype:?} {x:?}: {found} {expected}");
                 }
             }
         }

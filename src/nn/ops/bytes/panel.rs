@@ -1,5 +1,5 @@
 //! Weights of several outputs side by side, for several rows of `x`: every lane of a register sums for an output of
-//! its own, so that sums need no scale before a whole block is done, and none is ever taken across a register.
+//! its own, so that a sum needs no float before a whole block is done, and none is ever taken across a register.
 
 use std::arch::x86_64::__m256i;
 use std::marker::PhantomData;

@@ -34,8 +34,8 @@ impl Row for Q8Row {
     }
 }
 
-/// 32 weights of eight outputs, in 16 bits: bytes with a sign have no products of their own, and this is as fast as
-/// what stands for them.
+/// 32 weights of eight outputs, in 16 bits: bytes with a sign have no products of their own, and what stands for them
+/// takes as many instructions. Sums of a block stay below `32 * 128 * 32,767`, 134 of 2,147 million.
 #[repr(align(32))]
 #[derive(Clone, Default)]
 pub(super) struct Q8Panel {
