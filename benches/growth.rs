@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use haplovl::batch::MultimodalBatch;
 use haplovl::config::HaploVlConfig;
-use haplovl::nn::ops::Quantization;
+use haplovl::nn::ops::{Precision, Quantization};
 use haplovl::train::on_large_stack;
 use haplovl::train::plot::{Plot, Series};
 
@@ -210,7 +210,7 @@ fn layers([checkpointed, layers]: [&str; 2]) -> haplovl::Result<Vec<f64>> {
 
 /// Takes two steps and times the second.
 fn step(config: &HaploVlConfig, checkpointed: &str, batch: &MultimodalBatch) -> haplovl::Result<Vec<f64>> {
-    let mut trainer = common::trainer(config, checkpointed == "yes")?;
+    let mut trainer = common::trainer(config, checkpointed == "yes", Precision::Full)?;
     let parameters: usize = trainer.parameters().values().map(|var| var.elem_count()).sum();
     let before = megabytes("VmRSS:");
     trainer.step(std::slice::from_ref(batch))?;

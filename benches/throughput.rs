@@ -22,7 +22,7 @@ use common::{TEXT, config, config_of, images, model, model_of, picture, prompt, 
 use criterion::{Bencher, Criterion, Throughput, criterion_group};
 use haplovl::batch::MultimodalBatch;
 use haplovl::model::{Cache, HaploVl};
-use haplovl::nn::ops::{self, KeyRanges, Quantization, QuantizedWeight};
+use haplovl::nn::ops::{self, KeyRanges, Precision, Quantization, QuantizedWeight};
 use haplovl::train::on_large_stack;
 use haplovl::weights::{LlmSource, Parameters, SaveOptions, open_weights, save_safetensors};
 
@@ -49,6 +49,18 @@ const FORMATS: [Option<Quantization>; 4] =
 
 fn name(format: Option<Quantization>) -> String {
     format.map_or("f32".into(), |kind| kind.to_string())
+}
+
+/// Floats that are rounded to bf16 where they are multiplied.
+fn rounded(c: &mut Criterion) {
+    let model = LazyCell::new(|| model(&config(), None).with_precision(Precision::Bf16));
+    let prompt = prompt(&config(), 1);
+    let length = prompt.layout.seq_len;
+    let cache = LazyCell::new(|| RefCell::new(model.cache(1, length).expect("a cache")));
+    let mut group = c.benchmark_group("prefill");
+    group.sample_size(10).throughput(Throughput::Elements(length as u64));
+    group.bench_function(format!("{length}/bf16"), |b| read(b, &model, &prompt, &mut cache.borrow_mut()));
+    group.finish();
 }
 
 fn inference(c: &mut Criterion) {
@@ -177,9 +189,11 @@ fn linear(c: &mut Criterion) {
     for rows in [1, 8, 640] {
         let x = random((rows, inputs));
         group.throughput(Throughput::Elements((2 * rows * inputs * outputs) as u64));
-        group.bench_function(format!("linear/{rows}/f32"), |b| {
-            b.iter(|| ops::linear(black_box(&x), &weight, None).expect("a product"))
-        });
+        for (name, precision) in [("f32", Precision::Full), ("bf16", Precision::Bf16)] {
+            group.bench_function(format!("linear/{rows}/{name}"), |b| {
+                b.iter(|| ops::linear_with(black_box(&x), &weight, None, precision).expect("a product"))
+            });
+        }
         for kind in Quantization::ALL {
             let weight = QuantizedWeight::quantize(&weight, kind).expect("a weight");
             group.bench_function(format!("linear/{rows}/{kind}"), |b| {
@@ -219,8 +233,13 @@ fn train_step(c: &mut Criterion) {
     let mut group = c.benchmark_group("train_step");
     group.sample_size(10);
     group.throughput(Throughput::Elements(batch.layout.seq_len as u64));
-    for (name, checkpointing) in [("640/f32", false), ("640/f32_checkpointed", true)] {
-        let trainer = LazyCell::new(|| RefCell::new(trainer(&config, checkpointing).expect("a trainer")));
+    for (name, checkpointing, precision) in [
+        ("640/f32", false, Precision::Full),
+        ("640/f32_checkpointed", true, Precision::Full),
+        ("640/bf16", false, Precision::Bf16),
+        ("640/bf16_checkpointed", true, Precision::Bf16),
+    ] {
+        let trainer = LazyCell::new(|| RefCell::new(trainer(&config, checkpointing, precision).expect("a trainer")));
         group.bench_function(name, |b| {
             let trainer = &mut *trainer.borrow_mut();
             b.iter(|| trainer.step(std::slice::from_ref(black_box(&batch))).expect("a step"));
@@ -229,7 +248,7 @@ fn train_step(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, preprocess, linear, attention, inference, language_model, train_step, load);
+criterion_group!(benches, preprocess, linear, attention, inference, rounded, language_model, train_step, load);
 
 /// What `criterion_main!` does, on a stack that is deep enough for the graphs of training.
 fn main() {

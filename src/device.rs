@@ -81,7 +81,7 @@ pub enum DtypeChoice {
     F32,
     /// 16-bit floats; GPU only.
     F16,
-    /// bfloat16; GPU only.
+    /// bfloat16; on a CPU with AVX512-BF16 products of matrices only.
     Bf16,
 }
 
@@ -100,20 +100,48 @@ impl FromStr for DtypeChoice {
 }
 
 impl DtypeChoice {
-    /// The candle type for `device`.
+    /// The candle type for `device`. With bf16 on the CPU that is f32: all but [products](Self::precision) stays exact.
     ///
     /// # Errors
-    /// [`Error::Device`] for half precision on the CPU, where it is slower than f32 and sums lose digits.
+    /// [`Error::Device`] for half precision on the CPU, where it is slower than f32 and sums lose digits, but for bf16 on
+    /// processors that have instructions for it.
     pub fn resolve(self, device: &Device) -> Result<DType> {
         match self {
             Self::Auto if device.is_cpu() => Ok(DType::F32),
+            Self::Bf16 if device.is_cpu() && Precision::has_fast_bf16() => Ok(DType::F32),
             Self::Auto | Self::Bf16 if !device.is_cpu() => Ok(DType::BF16),
             Self::F16 if !device.is_cpu() => Ok(DType::F16),
             Self::F32 => Ok(DType::F32),
             _ => Err(Error::Device(
-                "half precision on the CPU is slower and less exact than f32: use `--dtype f32`, or a GPU".into(),
+                "half precision on this CPU is slower and less exact than f32: use `--dtype f32`, or a GPU".into(),
             )),
         }
+    }
+
+    /// How exact products of matrices are on the CPU.
+    pub fn precision(self) -> Precision {
+        if self == Self::Bf16 { Precision::Bf16 } else { Precision::Full }
+    }
+}
+
+/// How exactly numbers are multiplied; sums are f32 in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// As they are.
+    #[default]
+    Full,
+    /// Of f32 tensors on the CPU, rounded to bf16 (8 bits instead of 24), forward and backward; other tensors as they are.
+    Bf16,
+}
+
+impl Precision {
+    /// Whether this processor rounds faster than it multiplies floats; it does with AVX512-BF16. Elsewhere
+    /// [`Precision::Bf16`] computes as [`Precision::Full`] does.
+    pub fn has_fast_bf16() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return std::is_x86_feature_detected!("avx512bw") && std::is_x86_feature_detected!("avx512bf16");
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
     }
 }
 

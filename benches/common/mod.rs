@@ -13,7 +13,7 @@ use haplovl::batch::{BatchSpec, IGNORE_INDEX, MultimodalBatch, PaddingSide, Sequ
 use haplovl::config::{DecoderConfig, HaploVlConfig, PreprocessorConfig, TextEmbedding};
 use haplovl::model::HaploVl;
 use haplovl::nn::Activations;
-use haplovl::nn::ops::Quantization;
+use haplovl::nn::ops::{Precision, Quantization};
 use haplovl::optim::{AdamW, AdamWConfig, Schedule};
 use haplovl::processor::{ImageProcessor, RgbImage};
 use haplovl::train::{NextToken, Trainer, UpdateRule};
@@ -146,12 +146,17 @@ pub fn prompt_of(config: &HaploVlConfig, rows: usize, (width, height): (u32, u32
 }
 
 /// A trainer of all parameters, started at random; `checkpointing` computes activations again instead of keeping them.
-pub fn trainer(config: &HaploVlConfig, checkpointing: bool) -> haplovl::Result<Trainer<NextToken>> {
+/// Products of matrices are of `precision`.
+pub fn trainer(
+    config: &HaploVlConfig,
+    checkpointing: bool,
+    precision: Precision,
+) -> haplovl::Result<Trainer<NextToken>> {
     let parameters = Parameters::new();
     let model = HaploVl::new(config, parameters.var_builder(0, DType::F32, &Device::Cpu))?;
     let parameters: BTreeMap<String, Var> = parameters.iter().collect();
     let activations = if checkpointing { Activations::Recomputed } else { Activations::Released };
-    let model = model.with_activations(activations);
+    let model = model.with_activations(activations).with_precision(precision);
     let optimizer = AdamW::new(&parameters, AdamWConfig::default())?;
     let rule = UpdateRule {
         learning_rate: 1e-5,

@@ -6,6 +6,7 @@ use candle_nn::VarBuilder;
 use super::{DecoderStack, Pass};
 use crate::Result;
 use crate::config::DecoderConfig;
+use crate::nn::ops::Precision;
 use crate::nn::{EachMatrix, Linear, Norm};
 
 /// The layers of a language model and its final norm.
@@ -28,6 +29,11 @@ impl PostDecoder {
             stack: DecoderStack::new(config, first, vb.pp("layers"))?,
             norm: Norm::new(config.norm_mode, config.hidden_size, config.norm_eps, vb.pp("norm"))?,
         })
+    }
+
+    /// Multiplies this exactly, on the CPU.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.stack.set_precision(precision);
     }
 
     /// Calls `f` with every matrix of the layers.
@@ -72,6 +78,11 @@ impl LanguageHead {
     /// If `x` has another width.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.0.forward(x)
+    }
+
+    /// Multiplies this exactly, on the CPU.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.0.set_precision(precision);
     }
 
     /// Calls `f` with the matrix.

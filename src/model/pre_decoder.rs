@@ -6,6 +6,7 @@ use candle_nn::VarBuilder;
 use super::{DecoderStack, Pass};
 use crate::Result;
 use crate::config::{HaploVlConfig, NormKind};
+use crate::nn::ops::Precision;
 use crate::nn::{EachMatrix, Linear, Norm};
 
 /// Of `pre_norm`, whatever the layers' own: a known constant of the released model, and CLIP's.
@@ -40,6 +41,11 @@ impl PreDecoder {
             pre_norm: Norm::new(NormKind::LayerNorm, decoder.hidden_size, PRE_NORM_EPS, vb.pp("pre_norm"))?,
             stack: DecoderStack::new(decoder, 0, vb.pp("layers"))?,
         })
+    }
+
+    /// Multiplies this exactly, on the CPU.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.stack.set_precision(precision);
     }
 
     /// Calls `f` with every matrix of the layers.

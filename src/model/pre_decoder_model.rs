@@ -7,6 +7,7 @@ use super::{MultimodalEmbeddings, Pass, PreDecoder, PreDecoderOutput};
 use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::config::{HaploVlConfig, ImageAttention, Rope};
+use crate::nn::ops::Precision;
 use crate::nn::{Activations, EachMatrix, RotaryAngles, RotaryEmbedding, key_ranges};
 
 /// From ids and pixels to the pre-decoder's hidden states.
@@ -44,6 +45,12 @@ impl PreDecoderModel {
     /// Computes in another number type than the parameters have.
     pub fn with_compute_dtype(self, compute_dtype: DType) -> Self {
         Self { compute_dtype, ..self }
+    }
+
+    /// Multiplies this exactly in its layers, on the CPU.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.pre_decoder.set_precision(precision);
+        self
     }
 
     /// The number type that activations are computed in.

@@ -5,7 +5,7 @@ use candle_nn::VarBuilder;
 
 use crate::Result;
 use crate::config::DecoderConfig;
-use crate::nn::ops::KeyRanges;
+use crate::nn::ops::{KeyRanges, Precision};
 use crate::nn::{Activations, DecoderLayer, EachMatrix, LayerCache, RotaryAngles, segment};
 
 /// What all layers of one decoder share in one forward pass.
@@ -53,6 +53,11 @@ impl DecoderStack {
     /// The layers, first to last.
     pub fn layers(&self) -> &[DecoderLayer] {
         &self.layers
+    }
+
+    /// Multiplies this exactly, on the CPU.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.layers.iter_mut().for_each(|layer| layer.set_precision(precision));
     }
 
     /// Calls `f` with every matrix of the layers.

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use super::ops::{self, KeyRanges};
+use super::ops::{self, KeyRanges, Precision};
 use super::{EachMatrix, LayerCache, Linear, RotaryAngles, last_positions};
 use crate::Result;
 use crate::config::DecoderConfig;
@@ -18,6 +18,7 @@ pub struct Attention {
     num_heads: usize,
     num_kv_heads: usize,
     head_dim: usize,
+    precision: Precision,
 }
 
 impl Attention {
@@ -36,7 +37,15 @@ impl Attention {
             num_heads: config.num_attention_heads,
             num_kv_heads: config.num_key_value_heads,
             head_dim,
+            precision: Precision::Full,
         })
+    }
+
+    /// Multiplies this exactly, on the CPU.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
+        let parts = [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.o_proj];
+        parts.into_iter().for_each(|linear| linear.set_precision(precision));
     }
 
     /// Calls `f` with every matrix.
@@ -69,7 +78,7 @@ impl Attention {
             Some(cache) => cache.append(&k, &v)?,
             None => (k, v),
         };
-        let out = ops::attention(&q, &k, &v, ranges, self.scale())?;
+        let out = ops::attention_with(&q, &k, &v, ranges, self.scale(), self.precision)?;
         let (batch, seq, ..) = out.dims4()?;
         self.o_proj.forward(&out.reshape((batch, seq, ()))?)
     }

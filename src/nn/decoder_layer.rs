@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use super::ops::{self, KeyRanges};
+use super::ops::{self, KeyRanges, Precision};
 use super::{Attention, EachMatrix, LayerCache, Mlp, Norm, RotaryAngles, last_positions};
 use crate::Result;
 use crate::config::DecoderConfig;
@@ -30,6 +30,12 @@ impl DecoderLayer {
             post_attention_layernorm: norm("post_attention_layernorm")?,
             mlp: Mlp::new(config, vb.pp("mlp"))?,
         })
+    }
+
+    /// Multiplies this exactly, on the CPU.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.self_attn.set_precision(precision);
+        self.mlp.set_precision(precision);
     }
 
     /// Calls `f` with every matrix of attention and MLP.

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::init;
-use super::ops::{self, Quantization, QuantizedWeight};
+use super::ops::{self, Precision, Quantization, QuantizedWeight};
 use crate::{Error, Result};
 
 /// `x W^T + b`.
@@ -12,6 +12,7 @@ use crate::{Error, Result};
 pub struct Linear {
     weight: Weight,
     bias: Option<Tensor>,
+    precision: Precision,
 }
 
 #[derive(Debug, Clone)]
@@ -33,7 +34,7 @@ impl Linear {
 
     /// A layer from its tensors: `weight` (out, in), `bias` (out).
     pub fn from_tensors(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight: Weight::Float(weight), bias }
+        Self { weight: Weight::Float(weight), bias, precision: Precision::Full }
     }
 
     /// The weight, (out, in).
@@ -66,6 +67,11 @@ impl Linear {
             self.weight = Weight::Quantized(QuantizedWeight::quantize(weight, kind)?);
         }
         Ok(())
+    }
+
+    /// Multiplies this exactly, as far as the weight is a float one.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
     }
 
     /// Takes another weight of the same shape.
@@ -115,7 +121,7 @@ impl Linear {
         let cast = |t: &Tensor| t.to_dtype(x.dtype());
         let bias = self.bias.as_ref().map(cast).transpose()?;
         Ok(match &self.weight {
-            Weight::Float(weight) => ops::linear(x, &cast(weight)?, bias.as_ref())?,
+            Weight::Float(weight) => ops::linear_with(x, &cast(weight)?, bias.as_ref(), self.precision)?,
             Weight::Quantized(weight) => ops::quantized_linear(x, weight, bias.as_ref())?,
         })
     }

@@ -3,7 +3,8 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use super::{EachMatrix, Linear, ops};
+use super::ops::{self, Precision};
+use super::{EachMatrix, Linear};
 use crate::Result;
 use crate::config::{Activation, DecoderConfig, MlpKind};
 
@@ -36,6 +37,15 @@ impl Mlp {
             MlpKind::Plain => Matrices::Plain { fc1: wide("fc1")?, fc2: narrow("fc2")? },
         };
         Ok(Self { act: config.hidden_act, matrices })
+    }
+
+    /// Multiplies this exactly, on the CPU.
+    pub fn set_precision(&mut self, precision: Precision) {
+        let set = |linear: &mut Linear| linear.set_precision(precision);
+        match &mut self.matrices {
+            Matrices::Gated { gate, up, down } => [gate, up, down].into_iter().for_each(set),
+            Matrices::Plain { fc1, fc2 } => [fc1, fc2].into_iter().for_each(set),
+        }
     }
 
     /// Calls `f` with every matrix.

@@ -12,7 +12,7 @@ use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::device::{CacheChoice, DeviceChoice, DtypeChoice};
 use crate::generation::Generator;
 use crate::model::{HaploVl, save_quantized};
-use crate::nn::ops::Quantization;
+use crate::nn::ops::{Precision, Quantization};
 use crate::processor::{Conversation, Processor};
 use crate::weights::{TensorSource, check_model_folder, open_weights};
 
@@ -36,7 +36,11 @@ impl LoadOptions {
         Ok((device.clone(), self.dtype.resolve(&device)?))
     }
 
-    fn with_cache(self, model: HaploVl, dtype: DType) -> HaploVl {
+    fn apply(self, model: HaploVl, dtype: DType) -> HaploVl {
+        let model = match self.dtype.precision() {
+            Precision::Full => model,
+            rounded => model.with_precision(rounded),
+        };
         match self.cache.resolve(dtype) {
             Some(dtype) => model.with_cache_dtype(dtype),
             None => model,
@@ -70,7 +74,7 @@ impl LoadedModel {
     fn builtin(options: LoadOptions) -> Result<Self> {
         let (device, dtype) = options.open()?;
         let loaded = super::builtin::load(options.quantization, dtype, &device)?;
-        Ok(Self { model: options.with_cache(loaded.model, dtype), ..loaded })
+        Ok(Self { model: options.apply(loaded.model, dtype), ..loaded })
     }
 
     #[cfg(not(feature = "builtin"))]
@@ -91,7 +95,7 @@ impl LoadedModel {
         let (device, dtype) = options.open()?;
         let (config, processor, generation, weights) = open(folder.as_ref())?;
         let model = HaploVl::from_source(&config, weights, options.quantization, dtype, &device)?;
-        Ok(Self::new(options.with_cache(model, dtype), processor, generation))
+        Ok(Self::new(options.apply(model, dtype), processor, generation))
     }
 
     /// Puts together what was made elsewhere.

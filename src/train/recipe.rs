@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
 use super::DistillationWeights;
 use crate::config::HaploVlConfig;
 use crate::config::checks::{at_least_one, at_most, positive};
 use crate::data::shapes::ShapesDataset;
+use crate::nn::ops::Precision;
 use crate::optim::{AdamWConfig, Schedule};
 use crate::weights::TextInit;
 use crate::{Error, Result};
@@ -198,7 +199,7 @@ pub enum FloatType {
     F32,
     /// 16-bit floats; to export in only, since gradients leave their range.
     F16,
-    /// bfloat16; on a GPU also to compute in, over f32 parameters.
+    /// bfloat16; also to compute in, over f32 parameters. On a CPU with AVX512-BF16 that means products of matrices, and no others.
     Bf16,
 }
 
@@ -208,6 +209,14 @@ impl FloatType {
             Self::F32 => DType::F32,
             Self::F16 => DType::F16,
             Self::Bf16 => DType::BF16,
+        }
+    }
+
+    /// The number type of activations on a device, and how exact products are there.
+    pub(super) fn on(self, device: &Device) -> (DType, Precision) {
+        match self {
+            Self::Bf16 if device.is_cpu() => (DType::F32, Precision::Bf16),
+            _ => (self.dtype(), Precision::Full),
         }
     }
 }
@@ -234,7 +243,7 @@ pub struct UpdateConfig {
     /// Compute activations again in the backward pass instead of keeping them.
     #[serde(default)]
     pub gradient_checkpointing: bool,
-    /// Number type of activations.
+    /// Number type to compute in.
     #[serde(default)]
     pub compute: FloatType,
 }

@@ -27,6 +27,7 @@ use crate::data::shapes::tokenizer;
 use crate::data::{Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Records, guarded, open};
 use crate::generation::Generator;
 use crate::model::HaploVl;
+use crate::nn::ops::Precision;
 use crate::optim::{AdamW, AdamWConfig, ParamGroup, glob_matches, undecayed_groups};
 use crate::processor::{ChatTemplate, Processor, ProcessorSettings, TextTokenizer};
 use crate::weights::{Parameters, check_tensors, write_bytes_atomically};
@@ -177,8 +178,10 @@ impl Run {
     /// [`Error::Training`] for a step that had to be refused, [`Error::Data`] for too many bad samples, and what
     /// checkpoints and files may give.
     pub fn train(&mut self, resume: bool) -> Result<PathBuf> {
-        if self.device.is_cpu() && self.recipe.update.compute != FloatType::F32 {
-            let message = "is half precision, which is slow and inexact on the CPU: set it to f32, or take a GPU";
+        let rounds = self.recipe.update.compute != FloatType::F32;
+        if self.device.is_cpu() && rounds && !Precision::has_fast_bf16() {
+            let message =
+                "is half precision, for which this processor has no instructions: set it to f32, or take a GPU";
             return Err(Error::config("update.compute", message));
         }
         let _alone = lock(&self.recipe.output)?;

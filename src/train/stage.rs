@@ -126,7 +126,7 @@ fn check_form(stage: &Stage, config: &HaploVlConfig) -> Result<()> {
 
 /// How to build the objective of a stage; teachers are opened here, once.
 fn blueprint<'a>(recipe: &'a Recipe, config: &'a HaploVlConfig, device: &Device) -> Result<Blueprint<'a>> {
-    let compute = recipe.update.compute.dtype();
+    let (compute, precision) = recipe.update.compute.on(device);
     let activations =
         if recipe.update.gradient_checkpointing { Activations::Recomputed } else { Activations::Released };
     Ok(match &recipe.stage {
@@ -142,12 +142,18 @@ fn blueprint<'a>(recipe: &'a Recipe, config: &'a HaploVlConfig, device: &Device)
                 let (teacher, text) = (Box::new(teacher.clone()), text.clone());
                 let (width, words) = (config.pre_decoder.hidden_size, text.dim(1)?);
                 let heads = DistillationHeads::new(width, teacher.width(), words, vb.clone())?;
-                let model = PreDecoderModel::new(config, vb)?.with_compute_dtype(compute).with_activations(activations);
+                let model = PreDecoderModel::new(config, vb)?
+                    .with_compute_dtype(compute)
+                    .with_precision(precision)
+                    .with_activations(activations);
                 Ok(Box::new(Distillation::new(config, model, heads, teacher, text, *weights)?))
             })
         }
         Stage::Align { .. } | Stage::Tune { .. } => Box::new(move |vb| {
-            let model = HaploVl::new(config, vb)?.with_compute_dtype(compute).with_activations(activations);
+            let model = HaploVl::new(config, vb)?
+                .with_compute_dtype(compute)
+                .with_precision(precision)
+                .with_activations(activations);
             Ok(Box::new(NextToken::new(model)))
         }),
     })

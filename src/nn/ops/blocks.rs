@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::math::SharedMut;
+
 /// Weights of one task: enough work to be worth a thread.
 const TASK_WEIGHTS: usize = 1 << 16;
 /// Up to this many rows of `x`, tasks share the weights, so that each is read once.
@@ -55,6 +57,43 @@ pub(super) fn in_blocks(
         });
     }
     y
+}
+
+/// Fills (rows, outputs) by columns: `fill` is given some outputs and the place to put their products.
+pub(super) fn in_columns(
+    rows: usize,
+    outputs: usize,
+    per_task: usize,
+    fill: impl Fn(Range<usize>, Columns) + Sync,
+) -> Vec<f32> {
+    let mut y = vec![0f32; rows * outputs];
+    let shared = SharedMut::new(&mut y);
+    let starts: Vec<usize> = (0..outputs).step_by(per_task).collect();
+    starts.par_iter().for_each(|&first| {
+        let columns = first..outputs.min(first + per_task);
+        fill(columns.clone(), Columns { y: shared, rows, stride: outputs, columns });
+    });
+    y
+}
+
+/// Some columns of a matrix of floats, which nothing else uses meanwhile.
+pub(super) struct Columns {
+    y: SharedMut,
+    rows: usize,
+    stride: usize,
+    columns: Range<usize>,
+}
+
+impl Columns {
+    /// Those from the `first` on, at most `N`, in a row.
+    #[inline(always)]
+    pub fn of_row(&mut self, row: usize, first: usize, most: usize) -> &mut [f32] {
+        let first = self.columns.start + first;
+        let len = most.min(self.columns.end.saturating_sub(first));
+        assert!(row < self.rows);
+        // SAFETY: inside of the matrix, and in columns that are this one's.
+        unsafe { self.y.slice(row * self.stride + first, len) }
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,10 @@
 
 use gemm::Parallelism;
 
+use super::Precision;
+#[cfg(target_arch = "x86_64")]
+use super::bf16;
+
 /// Runs `f` compiled for the widest vector instructions of this CPU: AVX2 or AVX-512 where the build's own target has
 /// SSE2 only. What `f` calls must be inlined to profit, closures included.
 ///
@@ -65,42 +69,105 @@ impl Matrix {
     }
 }
 
-/// `out (m, n) = [out +] scale * left (m, k) right (k, n)` on this thread; rows of `out` are `out_stride` apart.
-///
-/// # Safety
-/// All elements that the sizes and strides name must lie inside live buffers, and nothing else may access those of
-/// `out` meanwhile.
-pub(super) unsafe fn matmul(
-    (m, n, k): (usize, usize, usize),
-    out: (*mut f32, usize),
-    accumulate: bool,
-    left: Matrix,
-    right: Matrix,
-    scale: f32,
-) {
-    // SAFETY: the caller vouches for the buffers.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.0,
-            1,
-            out.1 as isize,
-            accumulate,
-            left.pointer,
-            left.column_stride as isize,
-            left.row_stride as isize,
-            right.pointer,
-            right.column_stride as isize,
-            right.row_stride as isize,
-            1.0,
-            scale,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
+/// What a thread keeps from product to product.
+#[cfg(target_arch = "x86_64")]
+pub(super) type ProductScratch = bf16::Scratch;
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) type ProductScratch = ();
+
+/// `out (m, n) = [out +] scale * left (m, k) right (k, n)`, on one thread.
+#[derive(Clone, Copy)]
+pub(super) struct Product {
+    /// `m`, `n` and `k`.
+    pub sizes: (usize, usize, usize),
+    /// Whether it is added to what is there.
+    pub accumulate: bool,
+    pub scale: f32,
+}
+
+impl Product {
+    /// Computes it; rows of `out` are `out_stride` apart.
+    ///
+    /// # Safety
+    /// All elements that the sizes and strides name must lie inside live buffers, and nothing else may access those of
+    /// `out` meanwhile.
+    pub unsafe fn run(
+        self,
+        precision: Precision,
+        (out, out_stride): (*mut f32, usize),
+        left: Matrix,
+        right: Matrix,
+        scratch: &mut ProductScratch,
+    ) {
+        let Self { sizes: (m, n, k), accumulate, scale } = self;
+        #[cfg(target_arch = "x86_64")]
+        if precision == Precision::Bf16 && Precision::has_fast_bf16() {
+            // SAFETY: the caller vouches for the buffers, and the processor was asked.
+            return unsafe { bf16::matmul(self, (out, out_stride), left, right, scratch) };
+        }
+        let _ = (precision, scratch);
+        // SAFETY: the caller vouches for the buffers.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                k,
+                out,
+                1,
+                out_stride as isize,
+                accumulate,
+                left.pointer,
+                left.column_stride as isize,
+                left.row_stride as isize,
+                right.pointer,
+                right.column_stride as isize,
+                right.row_stride as isize,
+                1.0,
+                scale,
+                false,
+                false,
+                false,
+                Parallelism::None,
+            );
+        }
+    }
+}
+
+/// A buffer that several threads write disjoint parts of.
+#[derive(Clone, Copy)]
+pub(super) struct SharedMut(*mut f32);
+// SAFETY: every user writes only elements that no other writes or reads meanwhile.
+unsafe impl Send for SharedMut {}
+// SAFETY: as above.
+unsafe impl Sync for SharedMut {}
+
+impl SharedMut {
+    /// All of `buffer`, which must outlive every use.
+    pub fn new(buffer: &mut [f32]) -> Self {
+        Self(buffer.as_mut_ptr())
+    }
+
+    /// What begins at `pointer`.
+    pub fn from_pointer(pointer: *mut f32) -> Self {
+        Self(pointer)
+    }
+
+    /// The element at `offset`; takes `self` whole, so that closures capture the wrapper and not the bare pointer.
+    ///
+    /// # Safety
+    /// `offset` must lie inside the buffer.
+    pub unsafe fn at(self, offset: usize) -> *mut f32 {
+        // SAFETY: the caller vouches for the offset.
+        unsafe { self.0.add(offset) }
+    }
+
+    /// So many elements from `offset` on.
+    ///
+    /// # Safety
+    /// They must lie inside the buffer, and nothing else may use them meanwhile.
+    pub unsafe fn slice<'a>(self, offset: usize, len: usize) -> &'a mut [f32] {
+        // SAFETY: the caller vouches for place and use.
+        unsafe { std::slice::from_raw_parts_mut(self.at(offset), len) }
     }
 }
 

@@ -8,6 +8,10 @@
 
 mod activation;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 mod blocks;
 #[cfg(target_arch = "x86_64")]
 mod bytes;
@@ -22,14 +26,16 @@ mod rope;
 mod single_query;
 
 pub use activation::{activation, gated_activation};
-pub use attention::{KeyRanges, attention, attention_weights};
+pub use attention::{KeyRanges, attention, attention_weights, attention_with};
 pub(crate) use heads::held_as;
-pub use linear::linear;
+pub use linear::{linear, linear_with};
 pub(crate) use math::vectorised;
 pub use norm::{layer_norm, rms_norm};
 pub use quantized::{Quantization, QuantizedWeight, quantized_linear};
 pub use residual::residual;
 pub use rope::rope;
+
+pub use crate::device::Precision;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};
 

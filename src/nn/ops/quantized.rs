@@ -189,26 +189,24 @@ enum Way {
 
 impl QuantizedLinear {
     fn way(&self, rows: usize) -> Result<Way> {
-        let few = rows <= dots::MAX_ROWS;
-        // candle's kernels are ahead where they work on several rows and outputs at once.
         let weight = &self.0.tensor;
-        let (outputs, inputs) = weight.shape().dims2()?;
-        let tiled = outputs.is_multiple_of(16) && inputs.is_multiple_of(FAST_BLOCK) && has_tiles();
         #[cfg(target_arch = "x86_64")]
-        if let (Some(simd), true) = (bytes::instructions(weight.dtype()), few || !tiled) {
+        if let Some(simd) = bytes::instructions(weight.dtype()) {
             return Ok(Way::Bytes(simd));
         }
+        let few = rows <= dots::MAX_ROWS;
+        // candle's kernels are ahead where they work on several rows and outputs at once.
+        let (outputs, inputs) = weight.shape().dims2()?;
+        let tiled = outputs.is_multiple_of(16) && inputs.is_multiple_of(FAST_BLOCK) && has_tiles();
         Ok(if tiled || few { Way::Candle } else { Way::Floats })
     }
 }
 
 /// Whether candle's kernels for tiles have this processor's instructions for sums of byte products.
 fn has_tiles() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::is_x86_feature_detected!("avx512vnni");
     #[cfg(target_arch = "aarch64")]
     return std::arch::is_aarch64_feature_detected!("dotprod");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    #[cfg(not(target_arch = "aarch64"))]
     return false;
 }
 

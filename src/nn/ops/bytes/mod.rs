@@ -11,6 +11,7 @@ mod k_types;
 mod panel;
 mod q8_0;
 mod rounded;
+mod wide;
 
 use std::marker::PhantomData;
 
@@ -28,6 +29,8 @@ use rounded::{RoundedBlock, round_all};
 
 /// From this many rows of `x` on, it pays to sort weights into panels first.
 const PANELS_FROM: usize = 4;
+/// Those of K types take more work to become wide ones.
+const WIDE_K_FROM: usize = 12;
 // A task of fewer outputs would multiply zeros.
 const _: () = assert!(TASK_OUTPUTS.is_multiple_of(panel::PANELS * panel::LANES));
 
@@ -36,18 +39,48 @@ pub(super) fn instructions(dtype: GgmlDType) -> Option<V3> {
     matches!(dtype, GgmlDType::Q8_0 | GgmlDType::Q6K | GgmlDType::Q4K).then(V3::try_new).flatten()
 }
 
+/// How weights lie while they are multiplied, and how exact `x` is then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// As in a file. `x` has 8 bits, in blocks of 32 for `Q8_0` and 256 for the K types.
+    Rows,
+    /// Eight outputs side by side. As above, but 16 bits for `Q8_0`.
+    Panels,
+    /// Sixteen outputs side by side, where the processor can. 8 bits in blocks of 32.
+    Wide,
+}
+
+impl Way {
+    /// The fastest for so many rows of `x`.
+    fn of(rows: usize, dtype: GgmlDType) -> Self {
+        let wide_from = if dtype == GgmlDType::Q8_0 { PANELS_FROM } else { WIDE_K_FROM };
+        match rows {
+            0..PANELS_FROM => Self::Rows,
+            _ if rows >= wide_from && wide::is_available() => Self::Wide,
+            _ => Self::Panels,
+        }
+    }
+}
+
 /// `x` (rows, width) times the transpose of a matrix of whole blocks (outputs, width): (rows, outputs).
 ///
-/// `x` is rounded to 8 bits, from [`PANELS_FROM`] rows on to 16 for `Q8_0`. A row's result does not depend on the other
-/// rows, nor on threads; that of a few rows is summed in another order than that of many.
+/// A row's result does not depend on the other rows, nor on threads; that of up to three rows is rounded and summed in another
+/// way than that of many.
 pub(super) fn products(simd: V3, x: &[f32], blocks: &[u8], dtype: GgmlDType, width: usize) -> Vec<f32> {
-    match (dtype, x.len() / width < PANELS_FROM) {
-        (GgmlDType::Q8_0, true) => products_of::<ByRows<Q8Row>>(simd, x, blocks, width),
-        (GgmlDType::Q8_0, false) => products_of::<ByPanels<Q8Panel>>(simd, x, blocks, width),
-        (GgmlDType::Q6K, true) => products_of::<ByRows<KRow<Q6K>>>(simd, x, blocks, width),
-        (GgmlDType::Q6K, false) => products_of::<ByPanels<KPanel<Q6K>>>(simd, x, blocks, width),
-        (_, true) => products_of::<ByRows<KRow<Q4K>>>(simd, x, blocks, width),
-        (_, false) => products_of::<ByPanels<KPanel<Q4K>>>(simd, x, blocks, width),
+    products_by(Way::of(x.len() / width, dtype), simd, x, blocks, dtype, width)
+}
+
+fn products_by(way: Way, simd: V3, x: &[f32], blocks: &[u8], dtype: GgmlDType, width: usize) -> Vec<f32> {
+    match (way, dtype) {
+        (Way::Rows, GgmlDType::Q8_0) => products_of::<ByRows<Q8Row>>(simd, x, blocks, width),
+        (Way::Rows, GgmlDType::Q6K) => products_of::<ByRows<KRow<Q6K>>>(simd, x, blocks, width),
+        (Way::Rows, _) => products_of::<ByRows<KRow<Q4K>>>(simd, x, blocks, width),
+        (Way::Panels, GgmlDType::Q8_0) => products_of::<ByPanels<Q8Panel>>(simd, x, blocks, width),
+        (Way::Panels, GgmlDType::Q6K) => products_of::<ByPanels<KPanel<Q6K>>>(simd, x, blocks, width),
+        (Way::Panels, _) => products_of::<ByPanels<KPanel<Q4K>>>(simd, x, blocks, width),
+        (Way::Wide, GgmlDType::Q8_0) => wide::products::<wide::Q8_0>(simd, x, blocks, width),
+        (Way::Wide, GgmlDType::Q6K) => wide::products::<Q6K>(simd, x, blocks, width),
+        (Way::Wide, _) => wide::products::<Q4K>(simd, x, blocks, width),
     }
 }
 
@@ -155,42 +188,61 @@ mod tests {
         types.into_iter().filter_map(|dtype| Some((dtype, instructions(dtype)?)))
     }
 
+    /// The ways that this processor knows.
+    fn ways() -> impl Iterator<Item = Way> {
+        let ways = [Way::Rows, Way::Panels, Way::Wide];
+        ways.into_iter().filter(|way| *way != Way::Wide || wide::is_available())
+    }
+
     /// `x` as its rounded form has it.
-    fn as_rounded(x: &[f32], dtype: GgmlDType, rows: usize) -> Vec<f32> {
-        let steps = if dtype == GgmlDType::Q8_0 && rows >= PANELS_FROM { 32767.0 } else { 127.0 };
+    fn as_rounded(x: &[f32], dtype: GgmlDType, way: Way) -> Vec<f32> {
+        let steps = if dtype == GgmlDType::Q8_0 && way == Way::Panels { 32767.0 } else { 127.0 };
+        let block = if way == Way::Wide { 32 } else { dtype.block_size() };
         let round = |x: &[f32]| {
             let step = x.iter().fold(0f32, |most, x| most.max(x.abs())) / steps;
             x.iter().map(|x| if step > 0.0 { (x / step).round_ties_even() * step } else { 0.0 }).collect::<Vec<_>>()
         };
-        x.chunks(dtype.block_size()).flat_map(round).collect()
+        x.chunks(block).flat_map(round).collect()
     }
 
     /// The product of the rounded `x` with the floats of the blocks.
-    fn expected(x: &[f32], weight: &QTensor) -> Result<Tensor> {
+    fn expected(x: &[f32], weight: &QTensor, way: Way) -> Result<Tensor> {
         let width = weight.shape().dims2()?.1;
         let rows = x.len() / width;
-        let x = Tensor::from_vec(as_rounded(x, weight.dtype(), rows), (rows, width), &Device::Cpu)?;
+        let x = Tensor::from_vec(as_rounded(x, weight.dtype(), way), (rows, width), &Device::Cpu)?;
         x.matmul(&weight.dequantize(&Device::Cpu)?.t()?)
     }
 
     #[test]
     fn products_are_those_of_the_floats_with_the_rounded_input() -> Result<()> {
-        for (dtype, simd) in types() {
+        for ((dtype, simd), way) in types().flat_map(|kind| ways().map(move |way| (kind, way))) {
             for (rows, outputs, width) in
                 [(1, 1, 256), (3, 7, 512), (2, 4, 768), (4, 8, 256), (8, 70, 1280), (65, 17, 512), (131, 9, 256)]
             {
                 let (x, w) = (values(&[rows, width], 0.1), values(&[outputs, width], 0.2));
                 let w = QTensor::quantize(&w, dtype)?;
                 let x = x.flatten_all()?.to_vec1::<f32>()?;
-                let y = products(simd, &x, &w.data()?, dtype, width);
+                let y = products_by(way, simd, &x, &w.data()?, dtype, width);
                 let found = Tensor::from_slice(&y, (rows, outputs), &Device::Cpu)?;
-                let error = max_diff(&found, &expected(&x, &w)?);
-                assert!(error < 1e-4 * (width as f32).sqrt(), "{dtype:?} {rows} {outputs} {width}: {error}");
-                // The same as alone, or as among the fewest that go the same way.
-                let together = if rows < PANELS_FROM { 1 } else { PANELS_FROM };
-                let last = products(simd, &x[(rows - together) * width..], &w.data()?, dtype, width);
-                assert_eq!(last, y[(rows - together) * outputs..], "{dtype:?}");
+                let error = max_diff(&found, &expected(&x, &w, way)?);
+                assert!(error < 1e-4 * (width as f32).sqrt(), "{dtype:?} {way:?} {rows} {outputs} {width}: {error}");
+                // The same as alone.
+                let last = products_by(way, simd, &x[(rows - 1) * width..], &w.data()?, dtype, width);
+                assert_eq!(last, y[(rows - 1) * outputs..], "{dtype:?} {way:?}");
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn q8_0_need_not_be_of_256_inputs() -> Result<()> {
+        let Some(simd) = instructions(GgmlDType::Q8_0) else { return Ok(()) };
+        for (way, width) in ways().flat_map(|way| [32, 96, 320].map(move |width| (way, width))) {
+            let w = QTensor::quantize(&values(&[20, width], 0.2), GgmlDType::Q8_0)?;
+            let x = values(&[5, width], 0.1).flatten_all()?.to_vec1::<f32>()?;
+            let y = products_by(way, simd, &x, &w.data()?, GgmlDType::Q8_0, width);
+            let found = Tensor::from_vec(y, (5, 20), &Device::Cpu)?;
+            assert!(max_diff(&found, &expected(&x, &w, way)?) < 1e-3, "{way:?} {width}");
         }
         Ok(())
     }
@@ -224,10 +276,10 @@ mod tests {
         };
         for (dtype, simd) in types() {
             let (weight, bytes) = matrix(dtype, 5, 512, &mut byte)?;
-            for rows in [1, 4] {
-                let x = values(&[rows, 512], 0.3).flatten_all()?.to_vec1::<f32>()?;
-                let expected = expected(&x, &weight)?;
-                let found = Tensor::from_vec(products(simd, &x, &bytes, dtype, 512), (rows, 5), &Device::Cpu)?;
+            for way in ways() {
+                let x = values(&[4, 512], 0.3).flatten_all()?.to_vec1::<f32>()?;
+                let expected = expected(&x, &weight, way)?;
+                let found = Tensor::from_vec(products_by(way, simd, &x, &bytes, dtype, 512), (4, 5), &Device::Cpu)?;
                 let size = expected.abs()?.max_all()?.to_scalar::<f32>()?;
                 assert!(max_diff(&found, &expected) < 1e-4 * size, "{dtype:?}: {found} {expected}");
             }
@@ -243,10 +295,10 @@ mod tests {
             for bytes in [vec![0xff], vec![0x7f], vec![0x80], vec![0x00], mixed.collect()] {
                 let mut bytes = bytes.iter().cycle();
                 let (weight, bytes) = matrix(dtype, 3, 256, || bytes.next().copied().unwrap_or_default())?;
-                for (rows, x) in [(1, 1.0), (1, -1.0), (4, 1.0), (4, -1.0)] {
-                    let x = vec![x; rows * 256];
-                    let expected = expected(&x, &weight)?;
-                    let found = Tensor::from_vec(products(simd, &x, &bytes, dtype, 256), (rows, 3), &Device::Cpu)?;
+                for (way, x) in ways().flat_map(|way| [(way, 1.0), (way, -1.0)]) {
+                    let x = vec![x; 4 * 256];
+                    let expected = expected(&x, &weight, way)?;
+                    let found = Tensor::from_vec(products_by(way, simd, &x, &bytes, dtype, 256), (4, 3), &Device::Cpu)?;
                     let size = expected.abs()?.max_all()?.to_scalar::<f32>()?.max(1.0);
                     assert!(max_diff(&found, &expected) < 1e-5 * size, "{dtype:?} {x:?}: {found} {expected}");
                 }
@@ -260,16 +312,17 @@ mod tests {
         for (dtype, simd) in types() {
             let w = QTensor::quantize(&values(&[4, 256], 0.2), dtype)?;
             for bad in [f32::NAN, f32::INFINITY] {
-                for rows in [2, 5] {
-                    let mut x = vec![0.5; rows * 256];
+                for way in ways() {
+                    let mut x = vec![0.5; 5 * 256];
                     x[70] = bad;
-                    let y = products(simd, &x, &w.data()?, dtype, 256);
+                    let y = products_by(way, simd, &x, &w.data()?, dtype, 256);
                     assert!(y[..4].iter().all(|y| !y.is_finite()), "{dtype:?}");
                     assert!(y[4..].iter().all(|y| y.is_finite()), "{dtype:?}");
                 }
             }
-            assert_eq!(products(simd, &[0.0; 256], &w.data()?, dtype, 256), [0.0; 4]);
-            assert_eq!(products(simd, &[0.0; 1024], &w.data()?, dtype, 256), [0.0; 16]);
+            for way in ways() {
+                assert_eq!(products_by(way, simd, &[0.0; 1024], &w.data()?, dtype, 256), [0.0; 16]);
+            }
         }
         Ok(())
     }

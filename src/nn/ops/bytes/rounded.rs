@@ -40,6 +40,38 @@ impl RoundedBlock for Rounded32 {
     }
 }
 
+/// 32 numbers and their sums.
+#[derive(Clone, Default)]
+pub(super) struct Summed32 {
+    /// Each four neighbours.
+    pub fours: [i32; 8],
+    pub scale: f32,
+    /// Of each half, negative.
+    pub less: [i32; 2],
+    /// Of all, negative.
+    pub less_all: i32,
+    /// Of all, with the scale.
+    pub sum: f32,
+}
+
+impl RoundedBlock for Summed32 {
+    const WIDTH: usize = 32;
+
+    #[inline(always)]
+    fn round(&mut self, simd: V3, x: &[f32]) {
+        self.scale = step(simd, x, BYTE);
+        let bytes = cast(bytes(simd, x, inverse(self.scale)));
+        self.fours = cast(bytes);
+        let twos = simd.avx2._mm256_maddubs_epi16(simd.avx._mm256_set1_epi8(1), bytes);
+        let fours: [i32; 8] = cast(simd.avx2._mm256_madd_epi16(twos, simd.avx._mm256_set1_epi16(1)));
+        let [a, b, c, d, e, f, g, h] = fours;
+        let (low, high) = (a + b + c + d, e + f + g + h);
+        self.less = [-low, -high];
+        self.less_all = -low - high;
+        self.sum = (low + high) as f32 * self.scale;
+    }
+}
+
 /// 32 numbers of 16 bits.
 #[repr(align(32))]
 #[derive(Clone, Default)]
