@@ -4,6 +4,7 @@
 //! right side then meets eight pairs of the left one, each repeated in all lanes.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -18,8 +19,6 @@ const ROWS: usize = LANES / 2;
 const PANELS: usize = 3;
 /// Lines of a block of the depth: those of three panels and what meets them fit into the nearest cache.
 const LINES: usize = 96;
-/// Columns of the result that one task computes.
-const COLUMNS: usize = PANELS * LANES;
 
 /// Numbers of a row in a line: pairs of neighbours in the depth.
 const PAIR: usize = 2;
@@ -71,6 +70,16 @@ unsafe impl Sync for Side {}
 impl Side {
     fn panels(&self) -> usize {
         self.rows.div_ceil(LANES)
+    }
+
+    /// How many tasks it makes as a right side.
+    fn tasks(&self) -> usize {
+        self.panels().div_ceil(PANELS)
+    }
+
+    /// The panels of a task; all tasks have as many, or one less.
+    fn task(&self, task: usize) -> Range<usize> {
+        task * self.panels() / self.tasks()..(task + 1) * self.panels() / self.tasks()
     }
 
     fn blocks(&self) -> usize {
@@ -145,9 +154,26 @@ struct Target {
 }
 
 impl Target {
-    /// The same for a later block of the depth.
-    fn after(self, block: usize) -> Self {
-        Self { accumulate: self.accumulate || block > 0, ..self }
+    /// Puts eight rows of sums in their place, as far as there is room for them.
+    ///
+    /// # Safety
+    /// The processor must have the instructions, and the target must be there.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn put<const N: usize>(self, (row, column): (usize, usize), sums: &[[__m512; N]; ROWS]) {
+        let scale = _mm512_set1_ps(self.scale);
+        for (r, sums) in sums.iter().enumerate().take(self.rows - row) {
+            for (p, sum) in sums.iter().enumerate() {
+                let column = column + p * LANES;
+                let mask = up_to(self.columns.saturating_sub(column));
+                // SAFETY: masked to what the target has.
+                unsafe {
+                    let to = self.to.at((row + r) * self.stride).wrapping_add(column);
+                    let before = if self.accumulate { _mm512_maskz_loadu_ps(mask, to) } else { _mm512_setzero_ps() };
+                    _mm512_mask_storeu_ps(to, mask, _mm512_fmadd_ps(*sum, scale, before));
+                }
+            }
+        }
     }
 }
 
@@ -170,13 +196,10 @@ pub(super) unsafe fn product((rows, columns, depth): (usize, usize, usize), left
         // SAFETY: the caller vouches for processor and matrix.
         unsafe { left.pack(i % panels, i / panels, panel) };
     });
-    (0..columns.div_ceil(COLUMNS)).into_par_iter().for_each_init(
-        || Box::new([EMPTY; PANELS]),
-        |right_packed, task| {
-            // SAFETY: as above; each task has columns of its own.
-            unsafe { columns_of(&packed, right, right_packed, task * PANELS, target) }
-        },
-    );
+    (0..right.tasks()).into_par_iter().for_each_init(TaskScratch::default, |scratch, task| {
+        // SAFETY: as above; each task has columns of its own.
+        unsafe { columns_of(&packed, right, right.task(task), scratch, target) }
+    });
     out
 }
 
@@ -184,7 +207,16 @@ pub(super) unsafe fn product((rows, columns, depth): (usize, usize, usize), left
 #[derive(Default)]
 pub(super) struct Scratch {
     left: Vec<Panel>,
-    right: Option<Box<[Panel; PANELS]>>,
+    task: TaskScratch,
+}
+
+/// What a thread keeps from task to task.
+#[derive(Default)]
+struct TaskScratch {
+    /// Of the right side.
+    panels: Vec<Panel>,
+    /// Those of the blocks before, side by side: in the result, rows may be so far apart that caches cannot hold them.
+    sums: Vec<[[Line; PANELS]; ROWS]>,
 }
 
 /// The product on this thread.
@@ -209,69 +241,87 @@ pub(super) unsafe fn matmul(
         // SAFETY: the caller vouches for processor and matrix.
         unsafe { left.pack(i % panels, i / panels, panel) };
     }
-    let right_packed = scratch.right.get_or_insert_with(|| Box::new([EMPTY; PANELS]));
-    for first in (0..right.panels()).step_by(PANELS) {
+    for task in 0..right.tasks() {
         // SAFETY: as above.
-        unsafe { columns_of(&scratch.left[..panels * blocks], right, right_packed, first, target) };
+        unsafe { columns_of(&scratch.left[..panels * blocks], right, right.task(task), &mut scratch.task, target) };
     }
 }
 
-/// Three panels of columns of a product.
+/// Some panels of columns of a product, at most [`PANELS`].
 ///
 /// # Safety
 /// As [`product`].
+unsafe fn columns_of(left: &[Panel], right: Side, panels: Range<usize>, scratch: &mut TaskScratch, target: Target) {
+    // SAFETY: the caller vouches for all of it.
+    unsafe {
+        match panels.len() {
+            1 => columns_of_panels::<1>(left, right, panels.start, scratch, target),
+            2 => columns_of_panels::<2>(left, right, panels.start, scratch, target),
+            _ => columns_of_panels::<PANELS>(left, right, panels.start, scratch, target),
+        }
+    }
+}
+
+/// # Safety
+/// As [`product`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn columns_of(left: &[Panel], right: Side, panels: &mut [Panel; PANELS], first: usize, target: Target) {
-    let found = PANELS.min(right.panels() - first);
+unsafe fn columns_of_panels<const N: usize>(
+    left: &[Panel],
+    right: Side,
+    first: usize,
+    scratch: &mut TaskScratch,
+    target: Target,
+) {
+    let (blocks, tiles) = (right.blocks(), target.rows.div_ceil(ROWS));
+    scratch.panels.resize(PANELS, EMPTY);
+    if blocks > 1 && scratch.sums.len() < tiles {
+        scratch.sums.resize(tiles, [[Line::ZERO; PANELS]; ROWS]);
+    }
     for (block, left) in left.chunks(target.rows.div_ceil(LANES)).enumerate() {
         let mut lines = 0;
-        for (i, panel) in panels.iter_mut().enumerate().take(found) {
+        for (i, panel) in scratch.panels.iter_mut().enumerate().take(N) {
             // SAFETY: the caller vouches for processor and matrix.
             lines = unsafe { right.pack(first + i, block, panel) };
         }
-        for (i, left) in left.iter().enumerate() {
-            for half in 0..LANES / ROWS {
-                let row = i * LANES + half * ROWS;
-                if row < target.rows {
-                    // SAFETY: the caller vouches for the target.
-                    unsafe { tile(&left[..lines], half * ROWS, panels, (row, first * LANES), target.after(block)) };
+        let panels: [&[Line]; N] = std::array::from_fn(|i| &scratch.panels[i][..lines]);
+        for tile in 0..tiles {
+            let mut sums = [[_mm512_setzero_ps(); N]; ROWS];
+            if block > 0 {
+                for (sums, before) in sums.iter_mut().zip(&scratch.sums[tile]) {
+                    for (sum, before) in sums.iter_mut().zip(before) {
+                        *sum = _mm512_castsi512_ps(before.load());
+                    }
+                }
+            }
+            add(&left[tile * ROWS / LANES][..lines], tile * ROWS % LANES, panels, &mut sums);
+            if block + 1 == blocks {
+                // SAFETY: the caller vouches for the target.
+                unsafe { target.put((tile * ROWS, first * LANES), &sums) };
+            } else {
+                for (sums, after) in sums.iter().zip(&mut scratch.sums[tile]) {
+                    for (sum, after) in sums.iter().zip(after) {
+                        after.store(_mm512_castps_si512(*sum));
+                    }
                 }
             }
         }
     }
 }
 
-/// Eight rows times three panels.
-///
-/// # Safety
-/// As [`product`].
+/// Adds the products of eight rows with some panels.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn tile(left: &[Line], lane: usize, right: &[Panel; PANELS], (row, column): (usize, usize), target: Target) {
-    let mut sums = [[_mm512_setzero_ps(); PANELS]; ROWS];
-    let [a, b, c] = right;
-    for (((left, a), b), c) in left.iter().zip(a).zip(b).zip(c) {
-        let right = [a.load(), b.load(), c.load()];
+fn add<const N: usize>(left: &[Line], lane: usize, right: [&[Line]; N], sums: &mut [[__m512; N]; ROWS]) {
+    for (i, left) in left.iter().enumerate() {
+        let mut of_right = [_mm512_setzero_si512(); N];
+        for (of_right, panel) in of_right.iter_mut().zip(right) {
+            *of_right = panel[i].load();
+        }
         for (r, sums) in sums.iter_mut().enumerate() {
             let left = _mm512_set1_epi32(left.0[lane + r] as i32);
-            for p in 0..PANELS {
+            for (sum, right) in sums.iter_mut().zip(of_right) {
                 // SAFETY: both types are 512 bits.
-                sums[p] =
-                    unsafe { _mm512_dpbf16_ps(sums[p], std::mem::transmute(left), std::mem::transmute(right[p])) };
-            }
-        }
-    }
-    for (r, sums) in sums.iter().enumerate().take(target.rows - row) {
-        for (p, sum) in sums.iter().enumerate() {
-            let column = column + p * LANES;
-            if column < target.columns {
-                let mask = up_to(target.columns - column);
-                // SAFETY: inside of the target, masked to what it has.
-                unsafe {
-                    let to = target.to.at((row + r) * target.stride + column);
-                    let before = if target.accumulate { _mm512_maskz_loadu_ps(mask, to) } else { _mm512_setzero_ps() };
-                    _mm512_mask_storeu_ps(to, mask, _mm512_fmadd_ps(*sum, _mm512_set1_ps(target.scale), before));
-                }
+                *sum = unsafe { _mm512_dpbf16_ps(*sum, std::mem::transmute(left), std::mem::transmute(right)) };
             }
         }
     }
