@@ -100,16 +100,18 @@ pub(super) fn save_llm(
     save_safetensors(folder, &select(parameters, |_| true), options)
 }
 
-/// The distilled half without its heads, for `inherit.stage` of the next one.
+/// The distilled half without its heads, for `inherit.stage` of the next one, and what the connector is to start from.
 pub(super) fn save_distilled(
     folder: &Path,
     config: &HaploVlConfig,
     parameters: &Parameters,
+    connector: Option<Tensor>,
     options: &SaveOptions,
 ) -> Result<()> {
     let value = serde_json::to_value(config).map_err(|e| Error::format(folder, e.to_string()))?;
     write_config(folder, &value)?;
-    let tensors = select(parameters, |name| !name.starts_with(DistillationHeads::PREFIX));
+    let mut tensors = select(parameters, |name| !name.starts_with(DistillationHeads::PREFIX));
+    tensors.extend(connector.map(|connector| ("model.pre_connector.weight".into(), connector)));
     save_safetensors(folder, &tensors, options)
 }
 

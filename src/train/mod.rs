@@ -1,6 +1,7 @@
 //! The two-stage trainer.
 
 pub mod checkpoint;
+mod connector;
 mod contrastive;
 mod distillation;
 mod export;
@@ -24,6 +25,8 @@ pub use distillation::{Distillation, DistillationWeights};
 pub use language::Language;
 pub use next_token::NextToken;
 pub use objective::{Counts, Loss, Objective};
-pub use recipe::{DataConfig, DataLayout, DataSource, FloatType, Inherit, Recipe, RunConfig, Stage, UpdateConfig};
+pub use recipe::{
+    ConnectorStart, DataConfig, DataLayout, DataSource, FloatType, Inherit, Recipe, RunConfig, Stage, UpdateConfig,
+};
 pub use run::{Evaluation, Facts, Run};
 pub use trainer::{GradientReducer, SingleProcess, StepReport, Trainer, UpdateRule, on_large_stack};

@@ -70,6 +70,9 @@ pub enum Stage {
         /// Factors on the losses.
         #[serde(default)]
         weights: DistillationWeights,
+        /// What the export gives the connector to start from.
+        #[serde(default)]
+        connector: ConnectorStart,
     },
     /// Between the stages: the connector alone.
     Align {
@@ -83,6 +86,17 @@ pub enum Stage {
         #[serde(default)]
         inherit: Inherit,
     },
+}
+
+/// What the connector starts from after stage 1, in which it has no part.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConnectorStart {
+    /// The linear map that takes hidden states of text nearest to the text teacher's embeddings, fitted on some of the training data.
+    #[default]
+    Text,
+    /// Nothing: it begins with random weights.
+    Random,
 }
 
 fn last_layer() -> isize {

@@ -18,7 +18,7 @@ use super::progress::Progress;
 use super::recipe::{DataConfig, DataLayout, DataSource, FloatType, Recipe, RunConfig, Stage};
 use super::samples::SampleForm;
 use super::shown::{Shown, ShownAnswers, listing};
-use super::stage::{BuiltStage, build, export};
+use super::stage::{BuiltStage, build, connector, export};
 use super::tensorboard::TensorBoardWriter;
 use super::{Objective, StepReport, Trainer, UpdateRule};
 use crate::batch::{MultimodalBatch, Sequence, Visual};
@@ -39,6 +39,8 @@ const VALIDATION_LOSS: &str = "validation/loss";
 const SHOWN_TOKENS: usize = 48;
 /// Samples whose pictures tell how pictures are, to a model that starts from nothing.
 const FIRST_PICTURES: usize = 128;
+/// Samples whose texts tell how the pre-decoder gives back embeddings.
+const FIRST_TEXTS: usize = 512;
 
 /// A training run, built and ready to go.
 pub struct Run {
@@ -224,7 +226,24 @@ impl Run {
     }
 
     fn write_export(&mut self, folder: &Path) -> Result<()> {
-        self.averaged(|run| export(&run.recipe, folder, &run.config, &run.parameters, &run.processor))
+        self.averaged(|run| {
+            let Self { recipe, config, parameters, processor, device, .. } = &*run;
+            let connector = connector(&recipe.stage, config, parameters, device, &run.first_batches()?)?;
+            export(recipe, folder, config, parameters, connector, processor)
+        })
+    }
+
+    /// The first samples, for what stage 1 fits to them at its end.
+    fn first_batches(&self) -> Result<Vec<MultimodalBatch>> {
+        if !matches!(self.recipe.stage, Stage::Distill { .. }) {
+            return Ok(Vec::new());
+        }
+        let form = self.recipe.stage.sample_form();
+        let rows: Vec<_> = first_samples(&self.recipe, &self.processor, &self.samples, FIRST_TEXTS)
+            .map(|sample| vec![sample])
+            .collect();
+        let batches = rows.chunks(self.recipe.update.rows);
+        batches.map(|rows| form.collate(rows.to_vec(), &self.config, &self.device)).collect()
     }
 
     fn checkpoints(&self) -> PathBuf {
@@ -536,9 +555,19 @@ fn validation(
 
 /// Pictures of the first samples.
 fn first_pictures(recipe: &Recipe, processor: &Processor, source: &Concat<Records>) -> Vec<Visual> {
+    first_samples(recipe, processor, source, FIRST_PICTURES).flat_map(|sequence| sequence.visuals).collect()
+}
+
+/// Those of the first samples that can be used.
+fn first_samples<'a>(
+    recipe: &'a Recipe,
+    processor: &'a Processor,
+    source: &'a Concat<Records>,
+    most: usize,
+) -> impl Iterator<Item = Sequence> + 'a {
     let form = recipe.stage.sample_form();
-    let prepare = |i| guarded(|| form.prepare(processor, source.get(i)?, recipe.data.max_length)).ok();
-    (0..source.len().min(FIRST_PICTURES)).filter_map(prepare).flat_map(|sequence| sequence.visuals).collect()
+    let prepare = move |i| guarded(|| form.prepare(processor, source.get(i)?, recipe.data.max_length)).ok();
+    (0..source.len().min(most)).filter_map(prepare)
 }
 
 /// The first sample that can be used.

@@ -3,15 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
+use super::connector::connector_of_text;
 use super::export::{clip_of, llm_of, save_clip, save_distilled, save_llm, save_model};
-use super::recipe::{Inherit, Recipe, Stage};
+use super::recipe::{ConnectorStart, Inherit, Recipe, Stage};
 use super::samples::SampleForm;
 use super::start::{lay_out_positions, whiten_patches};
 use super::{Contrastive, Distillation, Language, NextToken, Objective};
-use crate::batch::Visual;
+use crate::batch::{MultimodalBatch, Visual};
 use crate::config::{HaploVlConfig, MlpKind, NormKind};
 use crate::model::{
     ClipTeacher, ClipVision, DistillationHeads, HaploVl, LanguageModel, PreDecoderModel, VisionTeacher,
@@ -214,19 +215,34 @@ fn inherit_stage(folder: &Path, parameters: &Parameters) -> Result<InheritReport
     Ok(report)
 }
 
+/// What the stage gives the connector to start from, fitted on the texts of some batches.
+pub(super) fn connector(
+    stage: &Stage,
+    config: &HaploVlConfig,
+    parameters: &Parameters,
+    device: &Device,
+    batches: &[MultimodalBatch],
+) -> Result<Option<Tensor>> {
+    let Stage::Distill { text_teacher, connector: ConnectorStart::Text, .. } = stage else { return Ok(None) };
+    let table = field("text_teacher", || open_llm(text_teacher)?.embedding(config.vocab_size, DType::F32, device))?;
+    let model = PreDecoderModel::new(config, parameters.var_builder_where(0, DType::F32, device, |_| false))?;
+    connector_of_text(&model, &table, batches)
+}
+
 /// Writes what the stage has made.
 pub(super) fn export(
     recipe: &Recipe,
     folder: &Path,
     config: &HaploVlConfig,
     parameters: &Parameters,
+    connector: Option<Tensor>,
     processor: &Processor,
 ) -> Result<()> {
     let options = SaveOptions { dtype: Some(recipe.run.export.dtype()), ..SaveOptions::default() };
     match &recipe.stage {
         Stage::Vision { .. } => save_clip(folder, &clip_of(config), parameters, &options),
         Stage::Language => save_llm(folder, &llm_of(config), parameters, processor, &options),
-        Stage::Distill { .. } => save_distilled(folder, config, parameters, &options),
+        Stage::Distill { .. } => save_distilled(folder, config, parameters, connector, &options),
         Stage::Align { .. } | Stage::Tune { .. } => save_model(folder, config, parameters, processor, &options),
     }
 }
