@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Tensor};
 use haplovl::config::{GenerationConfig, HaploVlConfig, VisionConfig};
 use haplovl::data::shapes::{Scene, ShapesConfig, token_ids};
-use haplovl::device::DeviceChoice;
+use haplovl::device::{DeviceChoice, Precision};
 use haplovl::model::HaploVl;
 use haplovl::optim::ParamGroup;
 use haplovl::pipeline::{Captioner, LoadOptions, LoadedModel};
-use haplovl::train::{Recipe, Run, on_large_stack};
+use haplovl::train::{FloatType, Recipe, Run, on_large_stack};
 use haplovl::weights::Parameters;
 
 /// A model of shapes world's words, tiles of 32 pixels and patches of 8.
@@ -236,6 +236,28 @@ fn the_stages_build_on_each_other_and_the_last_one_captions() {
     let generation = GenerationConfig { max_new_tokens: Some(4), ..model.generation().clone() };
     let answer = Captioner::new(&model).with_generation(generation).caption(picture).unwrap();
     assert!(answer.timings.new_tokens >= 1);
+}
+
+#[test]
+fn products_are_rounded_in_training_where_the_processor_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let last_loss = |compute| {
+        let name = format!("{compute:?}");
+        let mut recipe = recipe(folder.path(), &name, r#"{ kind = "tune" }"#, "captions", 4);
+        recipe.update.compute = compute;
+        let export = train(recipe, false)?;
+        let metrics = std::fs::read_to_string(export.parent().unwrap().join("metrics.jsonl")).unwrap();
+        let lines = metrics.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        Ok(lines.filter_map(|line| line["loss"].as_f64()).next_back().unwrap())
+    };
+    let rounded: haplovl::Result<f64> = last_loss(FloatType::Bf16);
+    if Precision::has_fast_bf16() {
+        let (exact, rounded) = (last_loss(FloatType::F32).unwrap(), rounded.unwrap());
+        // Measured: 0.0002.
+        assert!(exact != rounded && (exact - rounded).abs() < 0.01, "{exact} {rounded}");
+    } else {
+        assert!(rounded.unwrap_err().to_string().contains("set it to f32"));
+    }
 }
 
 #[test]

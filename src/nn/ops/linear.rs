@@ -143,6 +143,30 @@ fn backward(x: &Tensor, w: &Tensor, g: &Tensor, precision: Precision) -> Result<
     Ok((x.track_op().then(dx).transpose()?, if w.track_op() { dw()? } else { None }))
 }
 
+/// Adds the bias to every row of `y` (rows, out), in place.
+pub(super) fn add_bias(y: &mut CpuStorage, shape: &Shape, bias: &CpuStorage, layout: &Layout) -> Result<()> {
+    let (bias, (_, outputs)) = (contiguous_slice(bias, layout)?, shape.dims2()?);
+    let CpuStorage::F32(y) = y else { candle_core::bail!("a bias is added to f32") };
+    if bias.len() != outputs {
+        candle_core::bail!("linear layer of {outputs} outputs has a bias of {}", bias.len());
+    }
+    let add = |row: &mut [f32]| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+    if y.len() > 1 << 15 {
+        y.par_chunks_mut(outputs).with_min_len(16).for_each(add);
+    } else if outputs > 0 {
+        y.chunks_mut(outputs).for_each(add);
+    }
+    Ok(())
+}
+
+/// The sum of the rows of `g`, if the bias is trained.
+pub(super) fn bias_gradient(bias: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+    // A product with ones: candle's sum over rows runs on one thread and is thirty times slower.
+    let sum_rows =
+        || Tensor::ones((1, g.dim(0)?), DType::F32, g.device())?.matmul(&g.detach().contiguous()?)?.squeeze(0);
+    bias.track_op().then(sum_rows).transpose()
+}
+
 impl CustomOp2 for Linear {
     fn name(&self) -> &'static str {
         "linear"
@@ -179,19 +203,9 @@ impl CustomOp3 for LinearBias {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (y, shape) = cpu_forward(x, lx, w, lw, self.0)?;
-        let bias = contiguous_slice(b, lb)?;
-        let CpuStorage::F32(mut y) = y else { candle_core::bail!("linear-bias expects f32") };
-        if bias.len() != shape.dims2()?.1 {
-            candle_core::bail!("linear layer of {} outputs has a bias of {}", shape.dims2()?.1, bias.len());
-        }
-        let add = |row: &mut [f32]| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-        if y.len() > 1 << 15 {
-            y.par_chunks_mut(bias.len()).with_min_len(16).for_each(add);
-        } else {
-            y.chunks_mut(bias.len()).for_each(add);
-        }
-        Ok((CpuStorage::F32(y), shape))
+        let (mut y, shape) = cpu_forward(x, lx, w, lw, self.0)?;
+        add_bias(&mut y, &shape, b, lb)?;
+        Ok((y, shape))
     }
 
     fn bwd(
@@ -203,11 +217,7 @@ impl CustomOp3 for LinearBias {
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (dx, dw) = backward(x, w, g, self.0)?;
-        // A product with ones: candle's sum over rows runs on one thread and is thirty times slower.
-        let sum_rows =
-            || Tensor::ones((1, g.dim(0)?), DType::F32, g.device())?.matmul(&g.detach().contiguous()?)?.squeeze(0);
-        let db = b.track_op().then(sum_rows).transpose()?;
-        Ok((dx, dw, db))
+        Ok((dx, dw, bias_gradient(b, g)?))
     }
 }
 

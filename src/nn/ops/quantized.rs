@@ -6,10 +6,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result, Shape, Storage, Tensor};
 
 #[cfg(target_arch = "x86_64")]
 use super::bytes;
+use super::linear::{add_bias, bias_gradient};
 use super::{contiguous_slice, dots, is_cpu_f32, linear};
 use crate::Error;
 
@@ -167,11 +168,12 @@ pub fn quantized_linear(x: &Tensor, weight: &QuantizedWeight, bias: Option<&Tens
         *last = out_size;
     }
     let rows = x.reshape(((), in_size))?.contiguous()?;
-    let y = rows.apply_op1(QuantizedLinear(weight.clone()))?.reshape(shape)?;
+    let op = QuantizedLinear(weight.clone());
     match bias {
-        Some(bias) => y.broadcast_add(bias),
-        None => Ok(y),
+        Some(bias) => rows.apply_op2(bias, op)?,
+        None => rows.apply_op1(op)?,
     }
+    .reshape(shape)
 }
 
 struct QuantizedLinear(QuantizedWeight);
@@ -225,12 +227,8 @@ fn padded(x: &[f32], in_size: usize, width: usize) -> Cow<'_, [f32]> {
     Cow::Owned(rows)
 }
 
-impl CustomOp1 for QuantizedLinear {
-    fn name(&self) -> &'static str {
-        "quantized-linear"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
+impl QuantizedLinear {
+    fn forward(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
         let QuantizedWeight { tensor, in_size } = &self.0;
         let (outputs, width) = tensor.shape().dims2()?;
         let rows = lx.shape().dims2()?.0;
@@ -255,8 +253,39 @@ impl CustomOp1 for QuantizedLinear {
         }
     }
 
+    fn backward(&self, g: &Tensor) -> Result<Tensor> {
+        g.detach().contiguous()?.matmul(&floats(&self.0.tensor, self.0.in_size)?)
+    }
+}
+
+impl CustomOp1 for QuantizedLinear {
+    fn name(&self) -> &'static str {
+        "quantized-linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward(x, lx)
+    }
+
     fn bwd(&self, _x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(g.detach().contiguous()?.matmul(&floats(&self.0.tensor, self.0.in_size)?)?))
+        Ok(Some(self.backward(g)?))
+    }
+}
+
+/// With a bias.
+impl CustomOp2 for QuantizedLinear {
+    fn name(&self) -> &'static str {
+        "quantized-linear-bias"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (mut y, shape) = self.forward(x, lx)?;
+        add_bias(&mut y, &shape, b, lb)?;
+        Ok((y, shape))
+    }
+
+    fn bwd(&self, x: &Tensor, b: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((x.track_op().then(|| self.backward(g)).transpose()?, bias_gradient(b, g)?))
     }
 }
 
@@ -299,8 +328,11 @@ mod tests {
     fn gradient_of_the_input_is_that_of_the_floats() -> Result<()> {
         let weight = QuantizedWeight::quantize(&values(&[16, 40], 0.2), Quantization::Q4K)?;
         let x = candle_core::Var::from_tensor(&values(&[2, 40], 0.1))?;
+        let bias = candle_core::Var::from_tensor(&values(&[16], 0.3))?;
         let g = values(&[2, 16], 0.4);
-        let grads = (quantized_linear(&x, &weight, None)? * &g)?.sum_all()?.backward()?;
+        let grads = (quantized_linear(&x, &weight, Some(&bias))? * &g)?.sum_all()?.backward()?;
+        let of_bias = grads.get(&bias).ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
+        assert!(max_diff(of_bias, &g.sum(0)?) < 1e-6);
         let found = grads.get(&x).ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
         assert!(max_diff(found, &g.matmul(&weight.dequantize()?)?) < 1e-5);
         Ok(())
