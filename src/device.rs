@@ -113,14 +113,23 @@ impl DtypeChoice {
             Self::F16 if !device.is_cpu() => Ok(DType::F16),
             Self::F32 => Ok(DType::F32),
             _ => Err(Error::Device(
-                "half precision on this CPU is slower and less exact than f32: use `--dtype f32`, or a GPU".into(),
+                if Precision::has_fast_bf16() {
+                    "f16 on the CPU is slower and less exact than f32: use `--dtype f32` or `bf16`, or a GPU"
+                } else {
+                    "half precision on this CPU is slower and less exact than f32: use `--dtype f32`, or a GPU"
+                }
+                .into(),
             )),
         }
     }
 
-    /// How exact products of matrices are on the CPU.
-    pub fn precision(self) -> Precision {
-        if self == Self::Bf16 { Precision::Bf16 } else { Precision::Full }
+    /// How exact products of matrices are on the CPU; `None` leaves it to the model.
+    pub fn precision(self) -> Option<Precision> {
+        match self {
+            Self::Auto => None,
+            Self::Bf16 => Some(Precision::Bf16),
+            Self::F32 | Self::F16 => Some(Precision::Full),
+        }
     }
 }
 

@@ -116,9 +116,16 @@ impl HaploVl {
             kind.map_or(Ok(()), |kind| linear.quantize(kind))
         })?;
         let in_few_bits = quantization.is_some() || !later.is_empty();
-        // What few bits leave is coarser than what these do to attention.
-        let coarse = |model: Self| model.with_cache_dtype(DType::F16).with_precision(Precision::Bf16);
-        Ok(if in_few_bits { coarse(model) } else { model })
+        if !in_few_bits {
+            return Ok(model);
+        }
+        // What few bits leave is coarser than what these do to attention; matrices that are floats stay exact.
+        let mut model = model.with_cache_dtype(DType::F16).with_precision(Precision::Bf16);
+        model.each_matrix(&mut |_, linear| {
+            linear.set_precision(Precision::Full);
+            Ok(())
+        })?;
+        Ok(model)
     }
 
     /// The names of the matrices of layers and head, which hold most of a model's weights.
@@ -163,7 +170,7 @@ impl HaploVl {
         Self { front: self.front.with_compute_dtype(compute_dtype), ..self }
     }
 
-    /// Multiplies this exactly in layers and head, on the CPU, forward and backward: with [`Precision::Bf16`] processors that have
+    /// Sets how exact the products of layers and head are, on the CPU, forward and backward: with [`Precision::Bf16`] processors that have
     /// [fast instructions](Precision::has_fast_bf16) take some half of the time. The head's losses stay exact.
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.front = self.front.with_precision(precision);

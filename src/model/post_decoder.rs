@@ -31,7 +31,7 @@ impl PostDecoder {
         })
     }
 
-    /// Multiplies this exactly, on the CPU.
+    /// Sets how exact products are, on the CPU.
     pub fn set_precision(&mut self, precision: Precision) {
         self.stack.set_precision(precision);
     }
@@ -80,7 +80,7 @@ impl LanguageHead {
         self.0.forward(x)
     }
 
-    /// Multiplies this exactly, on the CPU.
+    /// Sets how exact products are, on the CPU.
     pub fn set_precision(&mut self, precision: Precision) {
         self.0.set_precision(precision);
     }

@@ -43,7 +43,7 @@ impl PreDecoder {
         })
     }
 
-    /// Multiplies this exactly, on the CPU.
+    /// Sets how exact products are, on the CPU.
     pub fn set_precision(&mut self, precision: Precision) {
         self.stack.set_precision(precision);
     }

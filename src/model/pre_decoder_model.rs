@@ -47,7 +47,7 @@ impl PreDecoderModel {
         Self { compute_dtype, ..self }
     }
 
-    /// Multiplies this exactly in its layers, on the CPU.
+    /// Sets how exact the products of its layers are, on the CPU.
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.pre_decoder.set_precision(precision);
         self

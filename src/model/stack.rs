@@ -55,7 +55,7 @@ impl DecoderStack {
         &self.layers
     }
 
-    /// Multiplies this exactly, on the CPU.
+    /// Sets how exact products are, on the CPU.
     pub fn set_precision(&mut self, precision: Precision) {
         self.layers.iter_mut().for_each(|layer| layer.set_precision(precision));
     }

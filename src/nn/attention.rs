@@ -41,7 +41,7 @@ impl Attention {
         })
     }
 
-    /// Multiplies this exactly, on the CPU.
+    /// Sets how exact products are, on the CPU.
     pub fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
         let parts = [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.o_proj];

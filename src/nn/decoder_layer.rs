@@ -32,7 +32,7 @@ impl DecoderLayer {
         })
     }
 
-    /// Multiplies this exactly, on the CPU.
+    /// Sets how exact products are, on the CPU.
     pub fn set_precision(&mut self, precision: Precision) {
         self.self_attn.set_precision(precision);
         self.mlp.set_precision(precision);

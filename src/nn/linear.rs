@@ -69,7 +69,7 @@ impl Linear {
         Ok(())
     }
 
-    /// Multiplies this exactly, as far as the weight is a float one.
+    /// Sets how exact products are, on the CPU and as far as the weight is a float one.
     pub fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
     }

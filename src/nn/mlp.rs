@@ -39,7 +39,7 @@ impl Mlp {
         Ok(Self { act: config.hidden_act, matrices })
     }
 
-    /// Multiplies this exactly, on the CPU.
+    /// Sets how exact products are, on the CPU.
     pub fn set_precision(&mut self, precision: Precision) {
         let set = |linear: &mut Linear| linear.set_precision(precision);
         match &mut self.matrices {

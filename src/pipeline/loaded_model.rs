@@ -12,7 +12,7 @@ use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::device::{CacheChoice, DeviceChoice, DtypeChoice};
 use crate::generation::Generator;
 use crate::model::{HaploVl, save_quantized};
-use crate::nn::ops::{Precision, Quantization};
+use crate::nn::ops::Quantization;
 use crate::processor::{Conversation, Processor};
 use crate::weights::{TensorSource, check_model_folder, open_weights};
 
@@ -38,8 +38,8 @@ impl LoadOptions {
 
     fn apply(self, model: HaploVl, dtype: DType) -> HaploVl {
         let model = match self.dtype.precision() {
-            Precision::Full => model,
-            rounded => model.with_precision(rounded),
+            Some(precision) => model.with_precision(precision),
+            None => model,
         };
         match self.cache.resolve(dtype) {
             Some(dtype) => model.with_cache_dtype(dtype),

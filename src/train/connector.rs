@@ -7,22 +7,24 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::distillation::select;
+use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::model::PreDecoderModel;
-use crate::{Error, Result};
 
 /// What is added to the squares of hidden states, in units of their mean: directions that text hardly uses stay small.
 const RIDGE: f64 = 1e-3;
 
 /// The matrix (LLM width, hidden_size) that minimises `|W h - t|^2` over the texts of `batches`, with `h` the hidden state of a
-/// token and `t` its row of `table` (vocab_size, LLM width), and a ridge. `None` where there is no text.
+/// token and `t` its row of `table` (vocab_size, LLM width), and a ridge. `None` where there is no text, or hidden
+/// states tell nothing.
 ///
 /// # Errors
 /// If a batch does not fit the model.
 pub(super) fn connector_of_text(
     model: &PreDecoderModel,
     table: &Tensor,
-    batches: &[MultimodalBatch],
+    batches: impl Iterator<Item = MultimodalBatch>,
 ) -> Result<Option<Tensor>> {
     let (mut squares, mut products): (Option<Tensor>, Option<Tensor>) = (None, None);
     for batch in batches {
@@ -30,10 +32,9 @@ pub(super) fn connector_of_text(
         if positions.is_empty() {
             continue;
         }
-        let hidden = model.hidden_states(batch)?.flatten_to(1)?.detach();
-        let index = Tensor::from_vec(positions.clone(), positions.len(), hidden.device())?;
-        let ids = batch.input_ids.flatten_all()?.index_select(&index, 0)?;
-        let [hidden, embeddings] = [hidden.index_select(&index, 0)?, table.index_select(&ids, 0)?]
+        let hidden = model.hidden_states(&batch)?.flatten_to(1)?.detach();
+        let ids = select(&batch.input_ids.flatten_all()?, positions.clone())?;
+        let [hidden, embeddings] = [select(&hidden, positions)?, table.index_select(&ids, 0)?]
             .map(|rows| rows.to_dtype(DType::F32)?.to_device(&Device::Cpu));
         let (hidden, embeddings) = (hidden?, embeddings?);
         add(&mut squares, hidden.t()?.matmul(&hidden)?)?;
@@ -45,9 +46,9 @@ pub(super) fn connector_of_text(
     let ridge = RIDGE * (0..size).map(|i| squares[i * size + i]).sum::<f64>() / size as f64;
     (0..size).for_each(|i| squares[i * size + i] += ridge);
     let mut products = products.flatten_all()?.to_vec1::<f64>()?;
-    solve(&mut squares, &mut products, size).ok_or_else(|| {
-        Error::Training("the connector cannot be fitted: hidden states of text are not finite".into())
-    })?;
+    if solve(&mut squares, &mut products, size).is_none() {
+        return Ok(None);
+    }
     let weights = products.into_iter().map(|x| x as f32).collect::<Vec<_>>();
     Ok(Some(Tensor::from_vec(weights, (width, size), &Device::Cpu)?))
 }
@@ -129,11 +130,11 @@ mod tests {
         let size = config.pre_decoder.hidden_size;
         let map = Tensor::randn(0f32, 1.0, (24, size), &Device::Cpu).unwrap();
         let table = hidden.matmul(&map.t().unwrap()).unwrap();
-        let found = connector_of_text(&model, &table, &[batch]).unwrap().unwrap();
+        let found = connector_of_text(&model, &table, [batch].into_iter()).unwrap().unwrap();
         let again = hidden.matmul(&found.t().unwrap()).unwrap();
         let error = (again - &table).unwrap().sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
         let strength = table.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(error < 1e-2 * strength, "{error} of {strength}");
-        assert!(connector_of_text(&model, &table, &[]).unwrap().is_none());
+        assert!(connector_of_text(&model, &table, std::iter::empty()).unwrap().is_none());
     }
 }

@@ -122,7 +122,7 @@ impl Distillation {
 }
 
 /// Rows of `x` at `positions`.
-fn select(x: &Tensor, positions: Vec<u32>) -> Result<Tensor> {
+pub(super) fn select(x: &Tensor, positions: Vec<u32>) -> Result<Tensor> {
     let index = Tensor::from_vec(positions.clone(), positions.len(), x.device())?;
     Ok(x.index_select(&index, 0)?)
 }

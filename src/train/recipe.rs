@@ -213,7 +213,8 @@ pub enum FloatType {
     F32,
     /// 16-bit floats; to export in only, since gradients leave their range.
     F16,
-    /// bfloat16; also to compute in, over f32 parameters. On a CPU with AVX512-BF16 that means products of matrices, and no others.
+    /// bfloat16; also to compute in, over f32 parameters. On a CPU that means products of matrices only, and
+    /// AVX512-BF16 is needed.
     Bf16,
 }
 

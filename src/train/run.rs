@@ -40,7 +40,7 @@ const SHOWN_TOKENS: usize = 48;
 /// Samples whose pictures tell how pictures are, to a model that starts from nothing.
 const FIRST_PICTURES: usize = 128;
 /// Samples whose texts tell how the pre-decoder gives back embeddings.
-const FIRST_TEXTS: usize = 512;
+const SOME_SAMPLES: usize = 512;
 
 /// A training run, built and ready to go.
 pub struct Run {
@@ -228,22 +228,18 @@ impl Run {
     fn write_export(&mut self, folder: &Path) -> Result<()> {
         self.averaged(|run| {
             let Self { recipe, config, parameters, processor, device, .. } = &*run;
-            let connector = connector(&recipe.stage, config, parameters, device, &run.first_batches()?)?;
+            let connector = connector(&recipe.stage, config, parameters, device, run.some_batches())?;
             export(recipe, folder, config, parameters, connector, processor)
         })
     }
 
-    /// The first samples, for what stage 1 fits to them at its end.
-    fn first_batches(&self) -> Result<Vec<MultimodalBatch>> {
-        if !matches!(self.recipe.stage, Stage::Distill { .. }) {
-            return Ok(Vec::new());
-        }
+    /// Samples from all over the training data, as far as they can be used, one after the other.
+    fn some_batches(&self) -> impl Iterator<Item = MultimodalBatch> {
         let form = self.recipe.stage.sample_form();
-        let rows: Vec<_> = first_samples(&self.recipe, &self.processor, &self.samples, FIRST_TEXTS)
-            .map(|sample| vec![sample])
-            .collect();
-        let batches = rows.chunks(self.recipe.update.rows);
-        batches.map(|rows| form.collate(rows.to_vec(), &self.config, &self.device)).collect()
+        let (count, all) = (SOME_SAMPLES.min(self.samples.len()), self.samples.len());
+        let indices = (0..count).map(move |i| i * all / count);
+        let samples = usable_samples(&self.recipe, &self.processor, &self.samples, indices);
+        samples.filter_map(move |sample| form.collate(vec![vec![sample]], &self.config, &self.device).ok())
     }
 
     fn checkpoints(&self) -> PathBuf {
@@ -555,19 +551,19 @@ fn validation(
 
 /// Pictures of the first samples.
 fn first_pictures(recipe: &Recipe, processor: &Processor, source: &Concat<Records>) -> Vec<Visual> {
-    first_samples(recipe, processor, source, FIRST_PICTURES).flat_map(|sequence| sequence.visuals).collect()
+    let first = 0..source.len().min(FIRST_PICTURES);
+    usable_samples(recipe, processor, source, first).flat_map(|sequence| sequence.visuals).collect()
 }
 
-/// Those of the first samples that can be used.
-fn first_samples<'a>(
+/// Those of the samples that can be used.
+fn usable_samples<'a>(
     recipe: &'a Recipe,
     processor: &'a Processor,
     source: &'a Concat<Records>,
-    most: usize,
+    indices: impl Iterator<Item = usize> + 'a,
 ) -> impl Iterator<Item = Sequence> + 'a {
     let form = recipe.stage.sample_form();
-    let prepare = move |i| guarded(|| form.prepare(processor, source.get(i)?, recipe.data.max_length)).ok();
-    (0..source.len().min(most)).filter_map(prepare)
+    indices.filter_map(move |i| guarded(|| form.prepare(processor, source.get(i)?, recipe.data.max_length)).ok())
 }
 
 /// The first sample that can be used.

@@ -221,10 +221,14 @@ pub(super) fn connector(
     config: &HaploVlConfig,
     parameters: &Parameters,
     device: &Device,
-    batches: &[MultimodalBatch],
+    batches: impl Iterator<Item = MultimodalBatch>,
 ) -> Result<Option<Tensor>> {
     let Stage::Distill { text_teacher, connector: ConnectorStart::Text, .. } = stage else { return Ok(None) };
     let table = field("text_teacher", || open_llm(text_teacher)?.embedding(config.vocab_size, DType::F32, device))?;
+    // A teacher may be another model than the one that stage 2 goes on with.
+    if table.dim(1)? != config.post_decoder.hidden_size {
+        return Ok(None);
+    }
     let model = PreDecoderModel::new(config, parameters.var_builder_where(0, DType::F32, device, |_| false))?;
     connector_of_text(&model, &table, batches)
 }

@@ -223,13 +223,12 @@ impl Attention {
         &self,
         q: Matrix,
         k: Matrix,
-        rows: usize,
         block: &Block,
         ranges: &[Range<usize>],
         p: &mut Vec<f32>,
         scratch: &mut ProductScratch,
     ) {
-        let keys = block.keys.len();
+        let (rows, keys) = (block.queries.len(), block.keys.len());
         p.resize(rows * keys, 0.0);
         // SAFETY: `q` has `rows` rows and `k` as many as the block has keys, all of width head_dim, inside tensors
         // whose shapes were checked; `p` was just given its size.
@@ -291,7 +290,7 @@ impl Attention {
             let Scratch { p, product, .. } = scratch;
             for head in first..first + group {
                 let rows = block.queries.len();
-                self.probabilities(q.matrix(b, block.queries.start, head), k, rows, block, ranges, p, product);
+                self.probabilities(q.matrix(b, block.queries.start, head), k, block, ranges, p, product);
                 let weights = Matrix::rows(p.as_ptr(), block.keys.len());
                 // SAFETY: each task writes the output rows of its own batch row, queries and heads.
                 unsafe {
@@ -330,7 +329,7 @@ impl Attention {
                 for head in kv_head * self.shape.group()..(kv_head + 1) * self.shape.group() {
                     let rows = block.queries.len();
                     let (q, g) = (q.matrix(b, block.queries.start, head), g.matrix(b, block.queries.start, head));
-                    self.probabilities(q, k, rows, block, ranges, p, product);
+                    self.probabilities(q, k, block, ranges, p, product);
                     ds.resize(rows * width, 0.0);
                     let query_at = ((b * queries + block.queries.start) * heads + head) * head_dim;
                     // SAFETY: each task writes gradients of its own batch row and heads only, and all sizes are

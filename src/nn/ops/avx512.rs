@@ -46,6 +46,12 @@ impl Line {
     }
 }
 
+/// A mask of so many lanes, at most sixteen.
+#[inline(always)]
+pub(super) fn up_to(lanes: usize) -> __mmask16 {
+    ((1u32 << lanes.min(16)) - 1) as __mmask16
+}
+
 /// Of sixteen rows of sixteen 32-bit numbers, the sixteen columns.
 #[inline]
 #[target_feature(enable = "avx512f")]

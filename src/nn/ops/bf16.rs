@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::avx512::{Line, transposed};
+use super::avx512::{Line, transposed, up_to};
 use super::math::{Matrix, Product, SharedMut};
 
 /// Rows of a matrix that are packed side by side.
@@ -28,7 +28,14 @@ const PAIR: usize = 2;
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn rounded(first: __m512, second: __m512) -> __m512i {
     // SAFETY: both types are 512 bits.
-    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(second, first)) }
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) }
+}
+
+/// The same bits, known to be bf16.
+#[inline(always)]
+fn pairs(bits: __m512i) -> __m512bh {
+    // SAFETY: both types are 512 bits.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
 }
 
 /// Two vectors, rounded: a number of one, then its counterpart.
@@ -89,7 +96,7 @@ impl Side {
     /// Packs one panel of a block; what lies beyond the matrix becomes zeros. Returns the lines that hold anything.
     ///
     /// # Safety
-    /// The processor must have the instructions, and the matrix must be there.
+    /// The processor must have the instructions, and the matrix must be there, its rows or its columns consecutive.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn pack(&self, panel: usize, block: usize, to: &mut Panel) -> usize {
         let (first_row, first) = (panel * LANES, block * LINES * PAIR);
@@ -132,12 +139,6 @@ impl Side {
         }
         lines
     }
-}
-
-/// A mask of so many lanes.
-#[inline(always)]
-fn up_to(lanes: usize) -> __mmask16 {
-    ((1u32 << lanes.min(LANES)) - 1) as __mmask16
 }
 
 /// Where a product goes: rows of consecutive numbers, `stride` apart, that nothing else uses meanwhile.
@@ -186,6 +187,9 @@ impl Target {
 /// The processor must have the instructions, and all that sizes and strides name must be there.
 pub(super) unsafe fn product((rows, columns, depth): (usize, usize, usize), left: Matrix, right: Matrix) -> Vec<f32> {
     let mut out = vec![0f32; rows * columns];
+    if out.is_empty() || depth == 0 {
+        return out;
+    }
     let to = SharedMut::new(&mut out);
     let target = Target { to, stride: columns, rows, columns, scale: 1.0, accumulate: false };
     let left = Side { matrix: left, rows, depth };
@@ -222,7 +226,7 @@ struct TaskScratch {
 /// The product on this thread.
 ///
 /// # Safety
-/// As [`Product::run`], and the processor must have the instructions.
+/// As [`Product::run`]; no size may be zero, and the processor must have the instructions.
 pub(super) unsafe fn matmul(
     Product { sizes: (rows, columns, depth), accumulate, scale }: Product,
     (out, stride): (*mut f32, usize),
@@ -320,8 +324,7 @@ fn add<const N: usize>(left: &[Line], lane: usize, right: [&[Line]; N], sums: &m
         for (r, sums) in sums.iter_mut().enumerate() {
             let left = _mm512_set1_epi32(left.0[lane + r] as i32);
             for (sum, right) in sums.iter_mut().zip(of_right) {
-                // SAFETY: both types are 512 bits.
-                *sum = unsafe { _mm512_dpbf16_ps(*sum, std::mem::transmute(left), std::mem::transmute(right)) };
+                *sum = _mm512_dpbf16_ps(*sum, pairs(left), pairs(right));
             }
         }
     }

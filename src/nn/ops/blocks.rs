@@ -12,7 +12,7 @@ const TASK_WEIGHTS: usize = 1 << 16;
 const FEW_ROWS: usize = 64;
 /// Outputs that kernels for floats take together.
 pub(super) const OUTPUTS: usize = 4;
-/// Those of a task are a multiple of this, which is the most that any kernel takes together.
+/// Those of a task are a multiple of this, which is the most that any of the kernels that share it takes together.
 pub(super) const TASK_OUTPUTS: usize = 16;
 
 /// Fills (rows, outputs) by blocks: `fill` is given some rows, some outputs, and the block (rows, outputs) to fill.
@@ -64,14 +64,14 @@ pub(super) fn in_columns(
     rows: usize,
     outputs: usize,
     per_task: usize,
-    fill: impl Fn(Range<usize>, Columns) + Sync,
+    fill: impl Fn(Range<usize>, &mut Columns) + Sync,
 ) -> Vec<f32> {
     let mut y = vec![0f32; rows * outputs];
     let shared = SharedMut::new(&mut y);
     let starts: Vec<usize> = (0..outputs).step_by(per_task).collect();
     starts.par_iter().for_each(|&first| {
         let columns = first..outputs.min(first + per_task);
-        fill(columns.clone(), Columns { y: shared, rows, stride: outputs, columns });
+        fill(columns.clone(), &mut Columns { y: shared, rows, stride: outputs, columns });
     });
     y
 }
@@ -85,11 +85,11 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// Those from the `first` on, at most `N`, in a row.
+    /// Those of a row from the `first` on, at most so many; none where they are beyond the last.
     #[inline(always)]
     pub fn of_row(&mut self, row: usize, first: usize, most: usize) -> &mut [f32] {
-        let first = self.columns.start + first;
-        let len = most.min(self.columns.end.saturating_sub(first));
+        let first = (self.columns.start + first).min(self.columns.end);
+        let len = most.min(self.columns.end - first);
         assert!(row < self.rows);
         // SAFETY: inside of the matrix, and in columns that are this one's.
         unsafe { self.y.slice(row * self.stride + first, len) }
@@ -99,6 +99,25 @@ impl Columns {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_are_filled_row_by_row_and_end_where_the_outputs_end() {
+        for (rows, outputs) in [(3, 100), (4, 1), (0, 7), (5, 48), (2, 0)] {
+            let y = in_columns(rows, outputs, 48, |columns, out| {
+                for row in 0..rows {
+                    for first in [0, 16, 32] {
+                        let found = out.of_row(row, first, 16);
+                        let before = columns.start + first;
+                        assert_eq!(found.len(), columns.end.saturating_sub(before).min(16));
+                        let places = (before..).map(|column| row * outputs + column);
+                        found.iter_mut().zip(places).for_each(|(y, place)| *y += place as f32);
+                    }
+                }
+            });
+            assert!(y.iter().enumerate().all(|(place, y)| *y == place as f32), "{rows} {outputs}");
+            assert_eq!(y.len(), rows * outputs);
+        }
+    }
 
     #[test]
     fn every_place_is_filled_once_and_nothing_is_no_work() {

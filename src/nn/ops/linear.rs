@@ -21,7 +21,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     linear_with(x, weight, bias, Precision::Full)
 }
 
-/// As [`linear`], with the products of large f32 matrices on the CPU as exact as asked for.
+/// As [`linear`], with products of f32 matrices on the CPU as exact as asked for; forward, up to eight rows are exact in any case.
 ///
 /// # Errors
 /// As [`linear`].
@@ -67,7 +67,7 @@ fn cpu_forward(
         let y = if rows <= dots::MAX_ROWS {
             Some(dots::products(x, w, width))
         } else {
-            large_product((rows, outputs, width), Side::rows(x, width), Side::rows(w, width), precision)
+            large_product((rows, outputs, width), Operand::rows(x, width), Operand::rows(w, width), precision)
         };
         if let Some(y) = y {
             return Ok((CpuStorage::F32(y), Shape::from((rows, outputs))));
@@ -78,12 +78,12 @@ fn cpu_forward(
 
 /// A matrix of numbers that follow each other by row, or by column.
 #[derive(Clone, Copy)]
-struct Side<'a> {
+struct Operand<'a> {
     numbers: &'a [f32],
     matrix: Matrix,
 }
 
-impl<'a> Side<'a> {
+impl<'a> Operand<'a> {
     fn rows(numbers: &'a [f32], width: usize) -> Self {
         Self { numbers, matrix: Matrix::rows(numbers.as_ptr(), width) }
     }
@@ -96,8 +96,8 @@ impl<'a> Side<'a> {
 /// `left right^T` of (rows, depth) and (columns, depth) in own kernels, if there are any of this precision.
 fn large_product(
     (rows, columns, depth): (usize, usize, usize),
-    left: Side,
-    right: Side,
+    left: Operand,
+    right: Operand,
     precision: Precision,
 ) -> Option<Vec<f32>> {
     assert!(left.numbers.len() == rows * depth && right.numbers.len() == columns * depth);
@@ -115,7 +115,12 @@ fn large_product(
 fn input_gradient(g: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
     let ((rows, outputs), (_, inputs)) = (g.dims2()?, w.dims2()?);
     let product = |[g, w]: [&[f32]; 2]| {
-        large_product((rows, inputs, outputs), Side::rows(g, outputs), Side::rows(w, inputs).transposed(), precision)
+        large_product(
+            (rows, inputs, outputs),
+            Operand::rows(g, outputs),
+            Operand::rows(w, inputs).transposed(),
+            precision,
+        )
     };
     match if is_cpu_f32(&[g, w]) { with_slices([g, w], product)? } else { None } {
         Some(values) => Tensor::from_vec(values, (rows, inputs), g.device()),
@@ -127,7 +132,7 @@ fn input_gradient(g: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor
 fn weight_gradient(g: &Tensor, x: &Tensor, precision: Precision) -> Result<Tensor> {
     let ((rows, outputs), (_, inputs)) = (g.dims2()?, x.dims2()?);
     let product = |[g, x]: [&[f32]; 2]| {
-        let (g, x) = (Side::rows(g, outputs).transposed(), Side::rows(x, inputs).transposed());
+        let (g, x) = (Operand::rows(g, outputs).transposed(), Operand::rows(x, inputs).transposed());
         large_product((outputs, inputs, rows), g, x, precision)
     };
     match if is_cpu_f32(&[g, x]) { with_slices([g, x], product)? } else { None } {
@@ -256,6 +261,12 @@ mod tests {
         let gradient = |var| grads.get(var).ok_or_else(|| candle_core::Error::Msg("no gradient".into()));
         assert!(max_diff(gradient(&x)?, &round(&g)?.matmul(&round(&w)?)?) < 2e-5);
         assert!(max_diff(gradient(&w)?, &round(&g)?.t()?.matmul(&round(&x)?)?) < 2e-5);
+        for (rows, outputs, depth) in [(0, 50, 33), (20, 0, 33), (20, 50, 0), (0, 0, 0)] {
+            let (x, w) = (vec![1.0; rows * depth], vec![1.0; outputs * depth]);
+            let (x, w) = (Operand::rows(&x, depth), Operand::rows(&w, depth));
+            let product = large_product((rows, outputs, depth), x, w, Precision::Bf16);
+            assert_eq!(product, Some(vec![0.0; rows * outputs]));
+        }
         Ok(())
     }
 

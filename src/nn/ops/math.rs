@@ -5,6 +5,8 @@ use gemm::Parallelism;
 use super::Precision;
 #[cfg(target_arch = "x86_64")]
 use super::bf16;
+#[cfg(target_arch = "x86_64")]
+use super::dots::MAX_ROWS;
 
 /// Runs `f` compiled for the widest vector instructions of this CPU: AVX2 or AVX-512 where the build's own target has
 /// SSE2 only. What `f` calls must be inlined to profit, closures included.
@@ -101,7 +103,8 @@ impl Product {
     ) {
         let Self { sizes: (m, n, k), accumulate, scale } = self;
         #[cfg(target_arch = "x86_64")]
-        if precision == Precision::Bf16 && Precision::has_fast_bf16() {
+        // To pack the right side pays for several rows of the left one.
+        if precision == Precision::Bf16 && m > MAX_ROWS && n > 0 && k > 0 && Precision::has_fast_bf16() {
             // SAFETY: the caller vouches for the buffers, and the processor was asked.
             return unsafe { bf16::matmul(self, (out, out_stride), left, right, scratch) };
         }

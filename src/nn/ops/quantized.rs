@@ -147,8 +147,8 @@ impl QuantizedWeight {
 
 /// `x W^T + b` for `x` (.., in) in f32 on the CPU and `bias` (out); the result is (.., out).
 ///
-/// `x` is rounded to 8 bits in blocks as well (to 16 with `Q8_0` and at least 4 rows, where this crate's kernels for AVX2 do
-/// it), or, with many rows and no fast instructions for that, the weight becomes floats.
+/// `x` is rounded to 8 bits in blocks as well (to 16 with `Q8_0` and at least 4 rows on x86-64 with AVX2 and no VNNI of
+/// AVX-512), or, with many rows and no fast instructions for that, the weight becomes floats.
 /// Differentiable in `x` and `bias`; the weight is frozen.
 ///
 /// # Errors

@@ -64,8 +64,8 @@ impl Way {
 
 /// `x` (rows, width) times the transpose of a matrix of whole blocks (outputs, width): (rows, outputs).
 ///
-/// A row's result does not depend on the other rows, nor on threads; that of up to three rows is rounded and summed in another
-/// way than that of many.
+/// A row's result does not depend on the other rows, nor on threads, but on how many there are: each [`Way`] rounds and sums
+/// as it likes.
 pub(super) fn products(simd: V3, x: &[f32], blocks: &[u8], dtype: GgmlDType, width: usize) -> Vec<f32> {
     products_by(Way::of(x.len() / width, dtype), simd, x, blocks, dtype, width)
 }

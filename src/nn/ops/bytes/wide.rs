@@ -10,7 +10,7 @@ use std::hint::black_box;
 use pulp::cast;
 use pulp::x86::V3;
 
-use super::super::avx512::{Floats, Line, transposed};
+use super::super::avx512::{Floats, Line, transposed, up_to};
 use super::super::blocks::{Columns, in_columns};
 use super::half;
 use super::k_types::{Block, KType, PARTS, Q4K, Q6K};
@@ -152,10 +152,10 @@ pub(super) fn products<T: Wide>(simd: V3, x: &[f32], blocks: &[u8], width: usize
     let row_bytes = T::BYTES * per_row / BLOCKS;
     let (rows, outputs) = (x.len() / width, blocks.len() / row_bytes);
     let x: Vec<Summed32> = round_all(simd, x);
-    in_columns(rows, outputs, COLUMNS, |columns, mut out| {
+    in_columns(rows, outputs, COLUMNS, |columns, out| {
         let weights = &blocks[columns.start * row_bytes..columns.end * row_bytes];
         // SAFETY: the processor has the instructions.
-        unsafe { fill::<T>(simd, &x, per_row, weights, &mut out) }
+        unsafe { fill::<T>(simd, &x, per_row, weights, out) }
     })
 }
 
@@ -181,8 +181,8 @@ fn fill<T: Wide>(simd: V3, x: &[Summed32], per_row: usize, weights: &[u8], out: 
             let mut sums = [[_mm512_setzero_ps(); PANELS]; ROWS];
             if first > 0 {
                 for i in 0..ROWS {
-                    for p in 0..PANELS {
-                        sums[i][p] = load(out.of_row(at[i], p * LANES, LANES));
+                    for (p, sum) in sums[i].iter_mut().enumerate() {
+                        *sum = load(out.of_row(at[i], p * LANES, LANES));
                     }
                 }
             }
@@ -192,8 +192,8 @@ fn fill<T: Wide>(simd: V3, x: &[Summed32], per_row: usize, weights: &[u8], out: 
                 add::<T, 32>(&panels, x_of, &mut sums);
             }
             for i in 0..ROWS {
-                for p in 0..PANELS {
-                    store(sums[i][p], out.of_row(at[i], p * LANES, LANES));
+                for (p, sum) in sums[i].iter().enumerate() {
+                    store(*sum, out.of_row(at[i], p * LANES, LANES));
                 }
             }
         }
@@ -205,7 +205,7 @@ fn fill<T: Wide>(simd: V3, x: &[Summed32], per_row: usize, weights: &[u8], out: 
 #[target_feature(enable = "avx512f")]
 fn load(from: &[f32]) -> __m512 {
     // SAFETY: no more is read than there is.
-    unsafe { _mm512_maskz_loadu_ps(first(from.len()), from.as_ptr()) }
+    unsafe { _mm512_maskz_loadu_ps(up_to(from.len()), from.as_ptr()) }
 }
 
 /// Puts as many as there is room for.
@@ -213,13 +213,7 @@ fn load(from: &[f32]) -> __m512 {
 #[target_feature(enable = "avx512f")]
 fn store(floats: __m512, to: &mut [f32]) {
     // SAFETY: no more is written than there is.
-    unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), first(to.len()), floats) }
-}
-
-/// A mask of so many lanes.
-#[inline(always)]
-fn first(lanes: usize) -> __mmask16 {
-    ((1u32 << lanes.min(LANES)) - 1) as __mmask16
+    unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), up_to(to.len()), floats) }
 }
 
 /// Sixteen rows of weights become a panel, as far as they are there: those of 256 inputs from byte `at` of each on.
