@@ -1,9 +1,9 @@
 //! `x W^T` over GGUF's blocks with `x` rounded to integers: exact sums of integer products, for x86-64 with AVX2.
 //!
-//! As in ggml, `x` is rounded in blocks with a scale each, of 32 numbers for `Q8_0` and 256 for the K types. Scales
-//! enter once a block.
+//! `x` is rounded in blocks with a scale each: as in ggml of 32 numbers for `Q8_0` and 256 for the K types, or always of 32 (see
+//! [`Way`]). Scales enter once a block.
 //!
-//! All of it is inlined into closures that pulp compiles with these instructions.
+//! All but [`wide`], which wants AVX-512, is inlined into closures that pulp compiles with these instructions.
 
 mod k_panel;
 mod k_row;
