@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor, Var};
 
+use super::slices::in_pool;
 use super::slot::{Coefficients, Slot};
 use super::{AdamWConfig, Gradients, groups};
 use crate::{Error, Result};
@@ -65,15 +66,17 @@ impl AdamW {
         }
         let gradients = self.slots.iter().map(|slot| slot.gradient(gradients)).collect::<Result<Vec<_>>>()?;
         self.step += 1;
-        for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
-            let coefficients = Coefficients::new(&self.config, slot.settings, self.step, learning_rate, grad_scale);
-            slot.update(gradient, &coefficients)?;
-            if let Some(decay) = self.config.ema_decay {
-                let steps = self.step as f64;
-                slot.update_average(decay.min((1.0 + steps) / (10.0 + steps)))?;
+        in_pool(|| {
+            for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
+                let coefficients = Coefficients::new(&self.config, slot.settings, self.step, learning_rate, grad_scale);
+                slot.update(gradient, &coefficients)?;
+                if let Some(decay) = self.config.ema_decay {
+                    let steps = self.step as f64;
+                    slot.update_average(decay.min((1.0 + steps) / (10.0 + steps)))?;
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Exchanges parameters and their running means, to use those; a second call takes it back. Without

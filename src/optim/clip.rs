@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::Gradients;
-use super::slices::{CHUNK, is_host_f32, with_slice};
+use super::slices::{CHUNK, in_pool, is_host_f32, with_slice};
 use crate::{Error, Result};
 
 /// The Euclidean norm of all gradients taken together, 0 if there is none.
@@ -15,19 +15,21 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::Training`] naming the first gradient that holds NaN or infinity.
 pub fn global_norm(gradients: &Gradients) -> Result<f64> {
-    let mut total = 0.0;
-    for (name, gradient) in gradients.iter() {
-        let sum = sum_of_squares(gradient)?;
-        if !sum.is_finite() {
-            return Err(Error::Training(format!(
-                "the gradient of `{name}` {:?} is not finite: lower the learning rate, or look for bad samples in \
-                 this step",
-                gradient.dims()
-            )));
+    in_pool(|| {
+        let mut total = 0.0;
+        for (name, gradient) in gradients.iter() {
+            let sum = sum_of_squares(gradient)?;
+            if !sum.is_finite() {
+                return Err(Error::Training(format!(
+                    "the gradient of `{name}` {:?} is not finite: lower the learning rate, or look for bad samples in \
+                     this step",
+                    gradient.dims()
+                )));
+            }
+            total += sum;
         }
-        total += sum;
-    }
-    Ok(total.sqrt())
+        Ok(total.sqrt())
+    })
 }
 
 /// The factor, at most 1, that brings gradients of norm `norm` down to `max_norm`.

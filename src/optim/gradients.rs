@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{Tensor, Var};
 use rayon::prelude::*;
 
-use super::slices::{CHUNK, is_host_f32, with_slice, with_slice_mut};
+use super::slices::{CHUNK, in_pool, is_host_f32, with_slice, with_slice_mut};
 use crate::nn::gradients_of;
 use crate::{Error, Result};
 
@@ -59,21 +59,21 @@ impl Gradients {
     /// # Errors
     /// [`Error::Training`] if two gradients of a name differ in shape.
     pub fn accumulate(&mut self, other: Self) -> Result<()> {
-        for (name, gradient) in other.0 {
-            match self.0.get_mut(&name) {
-                Some(sum) if sum.shape() != gradient.shape() => {
-                    return Err(Error::Training(format!(
-                        "gradients of `{name}` have shapes {:?} and {:?}: accumulate only gradients of one model",
-                        sum.dims(),
-                        gradient.dims()
-                    )));
-                }
-                Some(sum) if is_host_f32(sum) && is_host_f32(&gradient) => add_in_place(sum, &gradient)?,
-                Some(sum) => *sum = (&*sum + gradient)?.detach(),
-                None => {
-                    self.0.insert(name, gradient);
-                }
+        in_pool(|| other.0.into_iter().try_for_each(|(name, gradient)| self.add(name, gradient)))
+    }
+
+    fn add(&mut self, name: String, gradient: Tensor) -> Result<()> {
+        match self.0.get_mut(&name) {
+            Some(sum) if sum.shape() != gradient.shape() => {
+                return Err(Error::Training(format!(
+                    "gradients of `{name}` have shapes {:?} and {:?}: accumulate only gradients of one model",
+                    sum.dims(),
+                    gradient.dims()
+                )));
             }
+            Some(sum) if is_host_f32(sum) && is_host_f32(&gradient) => add_in_place(sum, &gradient)?,
+            Some(sum) => *sum = (&*sum + gradient)?.detach(),
+            None => drop(self.0.insert(name, gradient)),
         }
         Ok(())
     }

@@ -7,6 +7,11 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor};
 /// Numbers that one thread treats at a time: small enough to balance, large enough to hide the cost of a task.
 pub(super) const CHUNK: usize = 16 * 1024;
 
+/// `f` on a thread of rayon's pool, where the many short parallel passes of `f` begin without a handover of their own.
+pub(super) fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| f())
+}
+
 /// Whether [`with_slice`] and [`with_slice_mut`] can serve this tensor.
 pub(crate) fn is_host_f32(tensor: &Tensor) -> bool {
     tensor.device().is_cpu() && tensor.dtype() == candle_core::DType::F32 && tensor.is_contiguous()

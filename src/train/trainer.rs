@@ -1,6 +1,8 @@
 //! One training step: forward, backward, reduction, clipping, update.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use candle_core::Var;
@@ -182,49 +184,52 @@ impl<O: Objective> Trainer<O> {
         micro_batches: &[MultimodalBatch],
         counts: &Counts,
     ) -> Result<(f64, BTreeMap<&'static str, f64>, Gradients)> {
-        let (mut total, mut parts, mut gradients) = (0.0, BTreeMap::new(), Gradients::default());
-        for batches in micro_batches.chunks(self.workers.len().max(1)) {
-            // Added up in the order of the batches, so that the sum does not depend on which is done first.
-            for share in self.at_once(batches, |batch| self.share(batch, counts))? {
-                total += share.loss;
-                share.parts.into_iter().for_each(|(name, part)| *parts.entry(name).or_default() += part);
-                gradients.accumulate(share.gradients)?;
-            }
-        }
+        let mut sum = Share::default();
+        self.each(micro_batches, |batch| self.share(batch, counts), |share| sum.add(share))?;
+        let Share { loss, parts, mut gradients } = sum;
         gradients.fill_missing(&self.parameters, |name| self.objective.may_lack_gradient(name, counts))?;
-        Ok((total, parts, gradients))
+        Ok((loss, parts, gradients))
     }
 
     /// What one micro-batch brings to a step of `counts`.
     fn share(&self, batch: &MultimodalBatch, counts: &Counts) -> Result<Share> {
         let Loss { total, parts } = self.objective.loss(batch, counts)?;
         let loss = f64::from(total.to_scalar::<f32>()?);
-        Ok(Share { loss, parts, gradients: Gradients::of(total, &self.parameters)? })
+        Ok(Share { loss, parts: parts.into_iter().collect(), gradients: Gradients::of(total, &self.parameters)? })
     }
 
-    /// `f` of each batch, in their order; at most as many as there are workers are computed at a time.
-    fn at_once<T: Send>(
+    /// `f` of each batch, as many at a time as there are workers, and `fold` of what it gives.
+    ///
+    /// Long batches come first, so that no worker is left with one at the end. Results are folded in that order whichever
+    /// is there first, so that sums do not depend on it.
+    fn each<T: Send>(
         &self,
         batches: &[MultimodalBatch],
         f: impl Fn(&MultimodalBatch) -> Result<T> + Sync,
-    ) -> Result<Vec<T>> {
-        let f = &f;
+        mut fold: impl FnMut(T) -> Result<()> + Send,
+    ) -> Result<()> {
+        let mut order: Vec<_> = batches.iter().collect();
+        order.sort_by_key(|batch| Reverse(batch.input_ids.elem_count()));
         if self.workers.is_empty() {
-            return batches.iter().map(f).collect();
+            return order.into_iter().try_for_each(|batch| fold(f(batch)?));
         }
-        let mut results = Vec::with_capacity(batches.len());
-        for batches in batches.chunks(self.workers.len()) {
-            std::thread::scope(|scope| {
-                let running = batches.iter().zip(&self.workers);
-                let running = running.map(|(batch, worker)| scope.spawn(move || worker.install(|| f(batch))));
-                for running in running.collect::<Vec<_>>() {
-                    let panicked = |_| Error::Training("a training thread panicked; this is a bug".into());
-                    results.push(running.join().map_err(panicked)??);
-                }
-                Ok::<_, Error>(())
-            })?;
-        }
-        Ok(results)
+        let waiting = Mutex::new(order.iter().enumerate());
+        let fold = Mutex::new(InOrder { fold, early: BTreeMap::new(), next: 0 });
+        let work = || -> Result<()> {
+            // In a closure, so that the lock is not held for the whole turn.
+            let next = || locked(&waiting).next();
+            while let Some((place, batch)) = next() {
+                let result = f(batch)?;
+                locked(&fold).take(place, result)?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let running = self.workers.iter().map(|worker| scope.spawn(|| worker.install(work)));
+            running.collect::<Vec<_>>().into_iter().try_for_each(|running| {
+                running.join().map_err(|_| Error::Training("a training thread panicked; this is a bug".into()))?
+            })
+        })
     }
 
     /// Mean loss over batches, without any update.
@@ -235,7 +240,12 @@ impl<O: Objective> Trainer<O> {
         let counts = self.count(batches)?;
         let loss =
             |batch: &MultimodalBatch| Ok(f64::from(self.objective.loss(batch, &counts)?.total.to_scalar::<f32>()?));
-        Ok(self.at_once(batches, loss)?.iter().sum())
+        let mut sum = 0.0;
+        self.each(batches, loss, |loss| {
+            sum += loss;
+            Ok(())
+        })?;
+        Ok(sum)
     }
 
     fn count(&self, batches: &[MultimodalBatch]) -> Result<Counts> {
@@ -243,11 +253,42 @@ impl<O: Objective> Trainer<O> {
     }
 }
 
-/// Loss and gradients of one micro-batch.
+/// Loss, its parts, and gradients of one micro-batch, or of several.
+#[derive(Default)]
 struct Share {
     loss: f64,
-    parts: Vec<(&'static str, f64)>,
+    parts: BTreeMap<&'static str, f64>,
     gradients: Gradients,
+}
+
+impl Share {
+    fn add(&mut self, other: Self) -> Result<()> {
+        self.loss += other.loss;
+        other.parts.into_iter().for_each(|(name, part)| *self.parts.entry(name).or_default() += part);
+        self.gradients.accumulate(other.gradients)
+    }
+}
+
+/// Folds results in the order of their places, though they come in any order.
+struct InOrder<T, F> {
+    fold: F,
+    early: BTreeMap<usize, T>,
+    next: usize,
+}
+
+impl<T, F: FnMut(T) -> Result<()>> InOrder<T, F> {
+    fn take(&mut self, place: usize, result: T) -> Result<()> {
+        self.early.insert(place, result);
+        while let Some(result) = self.early.remove(&self.next) {
+            (self.fold)(result)?;
+            self.next += 1;
+        }
+        Ok(())
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn refused(step: u64, why: &str) -> Error {
