@@ -73,14 +73,14 @@ impl Attention {
         cache: Option<&mut LayerCache>,
     ) -> Result<Tensor> {
         let (q, k) = self.queries_and_keys(x, angles, ranges.queries())?;
-        let v = self.heads(&self.v_proj.forward(x)?, self.num_kv_heads)?;
+        let v = self.heads(&self.v_proj, x, self.num_kv_heads)?;
         let (k, v) = match cache {
             Some(cache) => cache.append(&k, &v)?,
             None => (k, v),
         };
         let out = ops::attention_with(&q, &k, &v, ranges, self.scale(), self.precision)?;
         let (batch, seq, ..) = out.dims4()?;
-        self.o_proj.forward(&out.reshape((batch, seq, ()))?)
+        self.o_proj.forward_as(&out, (batch, seq, self.o_proj.dims2()?.0))
     }
 
     /// The attention weights (batch, heads, seq, seq), f32, of a pass without cache.
@@ -93,17 +93,17 @@ impl Attention {
     }
 
     fn queries_and_keys(&self, x: &Tensor, angles: Option<&RotaryAngles>, queries: usize) -> Result<(Tensor, Tensor)> {
-        let q = self.heads(&self.q_proj.forward(&last_positions(x, queries)?)?, self.num_heads)?;
-        let k = self.heads(&self.k_proj.forward(x)?, self.num_kv_heads)?;
+        let q = self.heads(&self.q_proj, &last_positions(x, queries)?, self.num_heads)?;
+        let k = self.heads(&self.k_proj, x, self.num_kv_heads)?;
         match angles {
             Some(angles) => Ok((angles.last(queries)?.rotate(&q)?, angles.rotate(&k)?)),
             None => Ok((q, k)),
         }
     }
 
-    fn heads(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
+    fn heads(&self, projection: &Linear, x: &Tensor, heads: usize) -> Result<Tensor> {
         let (batch, seq, _) = x.dims3()?;
-        Ok(x.reshape((batch, seq, heads, self.head_dim))?)
+        projection.forward_as(x, (batch, seq, heads, self.head_dim))
     }
 
     fn scale(&self) -> f64 {

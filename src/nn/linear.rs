@@ -1,6 +1,6 @@
 //! A linear layer, with the weight in HF's (out, in) order.
 
-use candle_core::Tensor;
+use candle_core::{Shape, Tensor};
 use candle_nn::VarBuilder;
 
 use super::init;
@@ -118,11 +118,32 @@ impl Linear {
     /// # Errors
     /// If `x` is not `in` wide.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let cast = |t: &Tensor| t.to_dtype(x.dtype());
-        let bias = self.bias.as_ref().map(cast).transpose()?;
+        let bias = self.bias_as(x)?;
         Ok(match &self.weight {
-            Weight::Float(weight) => ops::linear_with(x, &cast(weight)?, bias.as_ref(), self.precision)?,
+            Weight::Float(weight) => ops::linear_with(x, &weight.to_dtype(x.dtype())?, bias.as_ref(), self.precision)?,
             Weight::Quantized(weight) => ops::quantized_linear(x, weight, bias.as_ref())?,
         })
+    }
+
+    /// As [`Self::forward`], where `in` numbers of `x` in turn are a row, to a result of `shape`, of which `out` in turn are
+    /// one: so heads are split and brought together.
+    ///
+    /// # Errors
+    /// If sizes do not fit.
+    pub fn forward_as<S: Into<Shape>>(&self, x: &Tensor, shape: S) -> Result<Tensor> {
+        let bias = self.bias_as(x)?;
+        Ok(match &self.weight {
+            Weight::Float(weight) => {
+                ops::linear_as(x, &weight.to_dtype(x.dtype())?, bias.as_ref(), self.precision, shape)?
+            }
+            Weight::Quantized(weight) => {
+                let rows = x.reshape(((), weight.dims2()?.1))?;
+                ops::quantized_linear(&rows, weight, bias.as_ref())?.reshape(shape.into())?
+            }
+        })
+    }
+
+    fn bias_as(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        Ok(self.bias.as_ref().map(|bias| bias.to_dtype(x.dtype())).transpose()?)
     }
 }

@@ -13,6 +13,7 @@ mod patch_embedding;
 mod rotary;
 mod segment;
 mod sink;
+mod tape;
 
 use candle_core::Tensor;
 

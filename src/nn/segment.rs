@@ -8,7 +8,7 @@ use candle_core::{
     Storage, Tensor, Var,
 };
 
-use super::sink::deliver_all;
+use super::tape::Tape;
 use crate::Result;
 
 /// What becomes of the activations of a layer that is trained.
@@ -42,8 +42,9 @@ pub fn segment(
         Activations::Kept => return f(x),
         Activations::Released => {
             let input = if x.track_op() { Var::from_tensor(&x.detach())?.into_inner() } else { x.clone() };
-            let output = f(&input)?;
-            (output.clone(), Piece::Graph(Mutex::new(Some((input, output)))))
+            let (output, tape) = Tape::of(|| f(&input));
+            let output = output?;
+            (output.clone(), Piece::Graph(Mutex::new(Some((input, output, tape)))))
         }
         Activations::Recomputed => (f(&x.detach())?, Piece::Function(Box::new(f))),
     };
@@ -61,8 +62,8 @@ type Function = Box<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>;
 
 /// What a segment's backward pass needs.
 enum Piece {
-    /// Input and output of a graph that ends at the input; taken by the backward pass, and dropped with it.
-    Graph(Mutex<Option<(Tensor, Tensor)>>),
+    /// Input and output of a graph that ends at the input, and its operations; taken by the backward pass.
+    Graph(Mutex<Option<(Tensor, Tensor, Tape)>>),
     /// What makes that graph once more.
     Function(Function),
 }
@@ -115,23 +116,19 @@ impl CustomOp1 for Segment {
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> CandleResult<Option<Tensor>> {
-        let (x, y) = match &self.piece {
+        let (x, y, tape) = match &self.piece {
             Piece::Graph(graph) => match take(graph) {
                 Some(graph) => graph,
                 None => candle_core::bail!("a second backward pass, and the first has released the activations"),
             },
             Piece::Function(f) => {
                 let x = Var::from_tensor(&x.detach())?.into_inner();
-                let y = f(&x).map_err(CandleError::wrap)?;
-                (x, y)
+                let (y, tape) = Tape::of(|| f(&x));
+                (x, y.map_err(CandleError::wrap)?, tape)
             }
         };
-        // The gradient of sum(y * g) with constant g is what g hands back through the segment.
-        let mut gradients = (y * g.detach())?.sum_all()?.backward()?;
         // candle wants a gradient for everything that it has tracked, also where `f` does not look at it.
-        let dx = gradients.remove(&x).map_or_else(|| x.zeros_like(), |dx| Ok(dx.detach()))?;
-        deliver_all(gradients)?;
-        Ok(Some(dx))
+        Ok(Some(tape.backward(&x, y, g)?.map_or_else(|| x.zeros_like(), Ok)?))
     }
 }
 

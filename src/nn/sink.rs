@@ -61,15 +61,23 @@ pub(crate) fn deliver(parameter: &Tensor, gradient: Tensor) -> Result<Option<Ten
     })
 }
 
+/// # Errors
+/// If no gradients are collected: those of a piece of graph that candle does not see would be lost.
+pub(super) fn require_sink() -> Result<()> {
+    if SINK.with_borrow(Option::is_none) {
+        candle_core::bail!("gradients of parameters in a segment would be lost: use nn::gradients_of");
+    }
+    Ok(())
+}
+
 /// Takes what a backward pass of candle's has found for the parameters.
 ///
 /// # Errors
-/// If no gradients are collected: those of a piece of graph that candle does not see would be lost.
+/// As [`require_sink`].
 pub(super) fn deliver_all(store: GradStore) -> Result<()> {
+    require_sink()?;
     SINK.with_borrow_mut(|sink| {
-        let Some(sink) = sink else {
-            candle_core::bail!("gradients of parameters in a segment would be lost: use nn::gradients_of")
-        };
+        let Some(sink) = sink else { return Ok(()) };
         let ids: Vec<TensorId> = store.get_ids().filter(|id| sink.parameters.contains(id)).copied().collect();
         ids.into_iter().try_for_each(|id| store.get_id(id).map_or(Ok(()), |gradient| sink.add(id, gradient)))
     })

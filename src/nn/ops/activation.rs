@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::math::{sigmoid, vectorised};
 use super::{contiguous_slice, is_cpu_f32, with_slices};
 use crate::config::Activation;
+use crate::nn::tape::{apply1, apply2};
 
 /// `act(x)`, element by element.
 ///
@@ -13,7 +14,7 @@ use crate::config::Activation;
 /// From candle only.
 pub fn activation(x: &Tensor, act: Activation) -> Result<Tensor> {
     match Swish::of(act) {
-        Some(swish) if is_cpu_f32(&[x]) => x.contiguous()?.apply_op1(swish),
+        Some(swish) if is_cpu_f32(&[x]) => apply1(&x.contiguous()?, swish),
         _ => composed(x, act),
     }
 }
@@ -27,7 +28,7 @@ pub fn gated_activation(gate: &Tensor, up: &Tensor, act: Activation) -> Result<T
         candle_core::bail!("gate {:?} and up {:?} differ in shape", gate.dims(), up.dims());
     }
     match Swish::of(act) {
-        Some(swish) if is_cpu_f32(&[gate, up]) => gate.contiguous()?.apply_op2(&up.contiguous()?, swish),
+        Some(swish) if is_cpu_f32(&[gate, up]) => apply2(&gate.contiguous()?, &up.contiguous()?, swish),
         _ => composed(gate, act)? * up,
     }
 }

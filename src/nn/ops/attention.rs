@@ -10,6 +10,7 @@ use super::heads::{Heads, Held};
 use super::math::{Matrix, Product, ProductScratch, SharedMut, exp, vectorised};
 use super::single_query::SingleQuery;
 use super::{Precision, is_cpu_f32, is_tracked, with_slices};
+use crate::nn::tape::apply3;
 
 /// Queries that are handled together; their scores, `QUERIES x keys`, are all that is ever kept of the score matrix.
 const QUERIES: usize = 64;
@@ -115,7 +116,7 @@ pub fn attention_with(
     let held_in_halves = [k, v].iter().all(|t| t.dtype() == DType::F16) && !is_tracked(&[q, k, v]);
     if is_cpu_f32(&[q, k, v]) || is_cpu_f32(&[q]) && k.device().is_cpu() && v.device().is_cpu() && held_in_halves {
         let [q, k, v] = [rows_of_heads(q)?, rows_of_heads(k)?, rows_of_heads(v)?];
-        return q.apply_op3(&k, &v, Attention { shape, ranges: ranges.clone(), scale: scale as f32, precision });
+        return apply3(&q, &k, &v, Attention { shape, ranges: ranges.clone(), scale: scale as f32, precision });
     }
     let (k, v) = (k.to_dtype(q.dtype())?, v.to_dtype(q.dtype())?);
     let weights = attention_weights(q, &k, ranges, scale)?;

@@ -4,6 +4,7 @@
 //! right side then meets eight pairs of the left one, each repeated in all lanes.
 
 use std::arch::x86_64::*;
+use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -184,27 +185,42 @@ impl Target {
 /// A number of the result depends neither on the others nor on threads.
 ///
 /// # Safety
-/// The processor must have the instructions, and all that sizes and strides name must be there.
+/// The processor must have the instructions, no size may be zero, and all that sizes and strides name must be there.
 pub(super) unsafe fn product((rows, columns, depth): (usize, usize, usize), left: Matrix, right: Matrix) -> Vec<f32> {
-    let mut out = vec![0f32; rows * columns];
-    if out.is_empty() || depth == 0 {
-        return out;
-    }
-    let to = SharedMut::new(&mut out);
+    let mut out = Vec::with_capacity(rows * columns);
+    let to = SharedMut::from_pointer(out.as_mut_ptr());
     let target = Target { to, stride: columns, rows, columns, scale: 1.0, accumulate: false };
     let left = Side { matrix: left, rows, depth };
     let right = Side { matrix: right, rows: columns, depth };
     let panels = left.panels();
-    let mut packed = vec![EMPTY; panels * left.blocks()];
+    // Taken, not borrowed: while it waits for others, this thread may begin another product.
+    let mut kept = PACKED.take();
+    if kept.len() < panels * left.blocks() {
+        kept.resize(panels * left.blocks(), EMPTY);
+    }
+    let packed = &mut kept[..panels * left.blocks()];
     packed.par_iter_mut().enumerate().with_min_len(4).for_each(|(i, panel)| {
         // SAFETY: the caller vouches for processor and matrix.
         unsafe { left.pack(i % panels, i / panels, panel) };
     });
     (0..right.tasks()).into_par_iter().for_each_init(TaskScratch::default, |scratch, task| {
         // SAFETY: as above; each task has columns of its own.
-        unsafe { columns_of(&packed, right, right.task(task), scratch, target) }
+        unsafe { columns_of(packed, right, right.task(task), scratch, target) }
     });
+    if kept.len() <= KEPT {
+        PACKED.set(kept);
+    }
+    // SAFETY: the tasks have written every row of all columns.
+    unsafe { out.set_len(rows * columns) };
     out
+}
+
+/// Panels of a left side that are kept for the next product: 12 MB.
+const KEPT: usize = 2048;
+
+thread_local! {
+    /// The last left side, so that not every product begins with zeros for it.
+    static PACKED: Cell<Vec<Panel>> = const { Cell::new(Vec::new()) };
 }
 
 /// What a thread keeps from product to product.

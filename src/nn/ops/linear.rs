@@ -1,14 +1,13 @@
 //! `x W^T + b`, which spends nothing on gradients of frozen weights.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Layout, MetalStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-#[cfg(target_arch = "x86_64")]
-use super::bf16;
-use super::math::Matrix;
+use super::math::{self, Matrix};
 use super::{Precision, contiguous_slice, dots, is_cpu_f32, with_slices};
 use crate::nn::deliver;
+use crate::nn::tape::{apply2, apply3};
 
 /// `x W^T + b` for `x` (.., in), `weight` (out, in) and `bias` (out); the result is (.., out).
 ///
@@ -32,48 +31,56 @@ pub fn linear_with(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, precision
         Some(last) if *last == in_size => *last = out_size,
         _ => candle_core::bail!("linear layer expects width {in_size}, found {:?}", x.dims()),
     }
-    let rows = x.reshape(((), in_size))?.contiguous()?;
-    let y = match bias {
-        Some(bias) if is_cpu_f32(&[x, weight, bias]) => rows.apply_op3(weight, bias, LinearBias(precision))?,
-        Some(bias) => rows.apply_op2(weight, Linear(precision))?.broadcast_add(bias)?,
-        None => rows.apply_op2(weight, Linear(precision))?,
-    };
-    y.reshape(shape)
+    linear_as(x, weight, bias, precision, shape)
 }
 
-struct Linear(Precision);
-struct LinearBias(Precision);
+/// As [`linear_with`], of an `x` and to a result of any shape, `in` and `out` of whose numbers in turn are a row.
+///
+/// Where heads are split or brought together, this saves a tensor of its own, which in candle's backward pass is three
+/// passes over memory.
+///
+/// # Errors
+/// As [`linear`].
+pub fn linear_as(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    precision: Precision,
+    shape: impl Into<Shape>,
+) -> Result<Tensor> {
+    let ((out_size, in_size), shape) = (weight.dims2()?, shape.into());
+    if x.elem_count() * out_size != shape.elem_count() * in_size
+        || in_size > 0 && !x.elem_count().is_multiple_of(in_size)
+    {
+        candle_core::bail!(
+            "linear layer of {in_size} inputs and {out_size} outputs makes no {shape:?} of {:?}",
+            x.dims()
+        );
+    }
+    if is_cpu_f32(&[x, weight]) && bias.is_none_or(|bias| is_cpu_f32(&[bias])) {
+        let (x, linear) = (x.contiguous()?, Linear { precision, shape });
+        return match bias {
+            Some(bias) => apply3(&x, weight, bias, linear),
+            None => apply2(&x, weight, linear),
+        };
+    }
+    let rows = x.reshape(((), in_size))?.contiguous()?;
+    let linear = Linear { precision, shape: Shape::from((rows.dim(0)?, out_size)) };
+    let y = apply2(&rows, weight, linear)?;
+    bias.map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))?.reshape(shape)
+}
+
+/// A product of matrices, whose result has a shape of its own.
+struct Linear {
+    precision: Precision,
+    shape: Shape,
+}
 
 pub(super) fn forward<S: BackendStorage>(x: &S, lx: &Layout, w: &S, lw: &Layout) -> Result<(S, Shape)> {
     let (n, k) = lx.shape().dims2()?;
     let (m, _) = lw.shape().dims2()?;
     let y = x.matmul(w, (1, n, m, k), lx, &lw.transpose(0, 1)?)?;
     Ok((y, Shape::from((n, m))))
-}
-
-/// As [`forward`]; few rows, as in decoding, take a single pass over the weights.
-fn cpu_forward(
-    x: &CpuStorage,
-    lx: &Layout,
-    w: &CpuStorage,
-    lw: &Layout,
-    precision: Precision,
-) -> Result<(CpuStorage, Shape)> {
-    let ((rows, width), (outputs, _)) = (lx.shape().dims2()?, lw.shape().dims2()?);
-    if let (CpuStorage::F32(_), CpuStorage::F32(_), 1.., 1..) = (x, w, rows, width)
-        && lw.is_contiguous()
-    {
-        let (x, w) = (contiguous_slice(x, lx)?, contiguous_slice(w, lw)?);
-        let y = if rows <= dots::MAX_ROWS {
-            Some(dots::products(x, w, width))
-        } else {
-            large_product((rows, outputs, width), Operand::rows(x, width), Operand::rows(w, width), precision)
-        };
-        if let Some(y) = y {
-            return Ok((CpuStorage::F32(y), Shape::from((rows, outputs))));
-        }
-    }
-    forward(x, lx, w, lw)
 }
 
 /// A matrix of numbers that follow each other by row, or by column.
@@ -93,64 +100,77 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// `left right^T` of (rows, depth) and (columns, depth) in own kernels, if there are any of this precision.
-fn large_product(
+/// `left right^T` of (rows, depth) and (columns, depth), on all threads.
+fn product(
     (rows, columns, depth): (usize, usize, usize),
     left: Operand,
     right: Operand,
     precision: Precision,
-) -> Option<Vec<f32>> {
+) -> Vec<f32> {
     assert!(left.numbers.len() == rows * depth && right.numbers.len() == columns * depth);
-    match precision {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the processor is asked, and the sizes are those of the numbers.
-        Precision::Bf16 if Precision::has_fast_bf16() => unsafe {
-            Some(bf16::product((rows, columns, depth), left.matrix, right.matrix))
-        },
-        _ => None,
+    // SAFETY: the sizes are those of the numbers.
+    unsafe { math::product((rows, columns, depth), left.matrix, right.matrix, precision) }
+}
+
+impl Linear {
+    /// What the layer makes of numbers in the CPU's memory; few rows, as in decoding, take a single pass over the weights.
+    fn cpu_forward(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<CpuStorage> {
+        let (x, (outputs, inputs)) = (contiguous_slice(x, lx)?, lw.shape().dims2()?);
+        let rows = self.shape.elem_count().checked_div(outputs).unwrap_or(0);
+        let y = match lw.contiguous_offsets() {
+            Some((start, end)) => {
+                let w = &w.as_slice::<f32>()?[start..end];
+                if rows <= dots::MAX_ROWS && rows > 0 && inputs > 0 {
+                    dots::products(x, w, inputs)
+                } else {
+                    product((rows, outputs, inputs), Operand::rows(x, inputs), Operand::rows(w, inputs), self.precision)
+                }
+            }
+            None => {
+                candle_core::bail!("the weight of a linear layer must be contiguous, found strides {:?}", lw.stride())
+            }
+        };
+        Ok(CpuStorage::F32(y))
+    }
+
+    /// Gradients of input and weight, each if it is wanted.
+    fn backward(&self, x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (x, w, g) = (x, w, g.detach().contiguous()?);
+        let dx = || self.input_gradient(&g, &w.detach(), x.shape());
+        let dw = || deliver(w, self.weight_gradient(&g, &x.detach(), w.shape())?);
+        Ok((x.track_op().then(dx).transpose()?, if w.track_op() { dw()? } else { None }))
+    }
+
+    /// `g w` for `g` (rows, out) and `w` (out, in).
+    fn input_gradient(&self, g: &Tensor, w: &Tensor, shape: &Shape) -> Result<Tensor> {
+        let (outputs, inputs) = w.dims2()?;
+        if !is_cpu_f32(&[g, w]) {
+            return g.matmul(w);
+        }
+        let dx = with_slices([g, &w.contiguous()?], |[g, w]| {
+            let sizes = (shape.elem_count().checked_div(inputs).unwrap_or(0), inputs, outputs);
+            product(sizes, Operand::rows(g, outputs), Operand::rows(w, inputs).transposed(), self.precision)
+        })?;
+        Tensor::from_vec(dx, shape, g.device())
+    }
+
+    /// `g^T x` for `g` (rows, out) and `x` (rows, in).
+    fn weight_gradient(&self, g: &Tensor, x: &Tensor, shape: &Shape) -> Result<Tensor> {
+        let (outputs, inputs) = shape.dims2()?;
+        if !is_cpu_f32(&[g, x]) {
+            return g.t()?.matmul(x);
+        }
+        let dw = with_slices([g, x], |[g, x]| {
+            let (left, right) = (Operand::rows(g, outputs).transposed(), Operand::rows(x, inputs).transposed());
+            product((outputs, inputs, g.len().checked_div(outputs).unwrap_or(0)), left, right, self.precision)
+        })?;
+        Tensor::from_vec(dw, shape, g.device())
     }
 }
 
-/// `g w` for `g` (rows, out) and `w` (out, in).
-fn input_gradient(g: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
-    let ((rows, outputs), (_, inputs)) = (g.dims2()?, w.dims2()?);
-    let product = |[g, w]: [&[f32]; 2]| {
-        large_product(
-            (rows, inputs, outputs),
-            Operand::rows(g, outputs),
-            Operand::rows(w, inputs).transposed(),
-            precision,
-        )
-    };
-    match if is_cpu_f32(&[g, w]) { with_slices([g, w], product)? } else { None } {
-        Some(values) => Tensor::from_vec(values, (rows, inputs), g.device()),
-        None => g.matmul(w),
-    }
-}
-
-/// `g^T x` for `g` (rows, out) and `x` (rows, in).
-fn weight_gradient(g: &Tensor, x: &Tensor, precision: Precision) -> Result<Tensor> {
-    let ((rows, outputs), (_, inputs)) = (g.dims2()?, x.dims2()?);
-    let product = |[g, x]: [&[f32]; 2]| {
-        let (g, x) = (Operand::rows(g, outputs).transposed(), Operand::rows(x, inputs).transposed());
-        large_product((outputs, inputs, rows), g, x, precision)
-    };
-    match if is_cpu_f32(&[g, x]) { with_slices([g, x], product)? } else { None } {
-        Some(values) => Tensor::from_vec(values, (outputs, inputs), g.device()),
-        None => g.t()?.matmul(x),
-    }
-}
-
-fn backward(x: &Tensor, w: &Tensor, g: &Tensor, precision: Precision) -> Result<(Option<Tensor>, Option<Tensor>)> {
-    let g = g.detach().contiguous()?;
-    let dx = || input_gradient(&g, &w.detach().contiguous()?, precision);
-    let dw = || deliver(w, weight_gradient(&g, &x.detach().contiguous()?, precision)?);
-    Ok((x.track_op().then(dx).transpose()?, if w.track_op() { dw()? } else { None }))
-}
-
-/// Adds the bias to every row of `y` (rows, out), in place.
-pub(super) fn add_bias(y: &mut CpuStorage, shape: &Shape, bias: &CpuStorage, layout: &Layout) -> Result<()> {
-    let (bias, (_, outputs)) = (contiguous_slice(bias, layout)?, shape.dims2()?);
+/// Adds the bias to every `outputs` numbers of `y`, in place.
+pub(super) fn add_bias(y: &mut CpuStorage, outputs: usize, bias: &CpuStorage, layout: &Layout) -> Result<()> {
+    let bias = contiguous_slice(bias, layout)?;
     let CpuStorage::F32(y) = y else { candle_core::bail!("a bias is added to f32") };
     if bias.len() != outputs {
         candle_core::bail!("linear layer of {outputs} outputs has a bias of {}", bias.len());
@@ -166,11 +186,31 @@ pub(super) fn add_bias(y: &mut CpuStorage, shape: &Shape, bias: &CpuStorage, lay
 
 /// The sum of the rows of `g`, if the bias is trained.
 pub(super) fn bias_gradient(bias: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-    // A product with ones: candle's sum over rows runs on one thread and is thirty times slower.
-    let sum_rows =
-        || Tensor::ones((1, g.dim(0)?), DType::F32, g.device())?.matmul(&g.detach().contiguous()?)?.squeeze(0);
-    bias.track_op().then(sum_rows).transpose()
+    if !bias.track_op() {
+        return Ok(None);
+    }
+    let (g, width) = (g.detach().contiguous()?, bias.elem_count());
+    if !is_cpu_f32(&[&g]) {
+        // A product with ones: candle's sum over rows is many times slower.
+        let rows = g.elem_count().checked_div(width).unwrap_or(0);
+        let ones = Tensor::ones((1, rows), g.dtype(), g.device())?;
+        return ones.matmul(&g.reshape((rows, width))?)?.squeeze(0).map(Some);
+    }
+    let sum = with_slices([&g], |[g]| {
+        let mut sum = vec![0f32; width];
+        let columns = sum.par_chunks_mut(COLUMNS).enumerate().with_min_len((1 << 16) / g.len().max(1));
+        columns.for_each(|(i, sum)| {
+            for row in g.chunks(width) {
+                sum.iter_mut().zip(&row[i * COLUMNS..]).for_each(|(sum, g)| *sum += g);
+            }
+        });
+        sum
+    })?;
+    Tensor::from_vec(sum, bias.shape(), g.device()).map(Some)
 }
+
+/// Columns that one thread sums at a time.
+const COLUMNS: usize = 256;
 
 impl CustomOp2 for Linear {
     fn name(&self) -> &'static str {
@@ -178,7 +218,10 @@ impl CustomOp2 for Linear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
-        cpu_forward(x, lx, w, lw, self.0)
+        match (x, w) {
+            (CpuStorage::F32(_), CpuStorage::F32(_)) => Ok((self.cpu_forward(x, lx, w, lw)?, self.shape.clone())),
+            _ => forward(x, lx, w, lw),
+        }
     }
 
     fn cuda_fwd(&self, x: &CudaStorage, lx: &Layout, w: &CudaStorage, lw: &Layout) -> Result<(CudaStorage, Shape)> {
@@ -190,11 +233,11 @@ impl CustomOp2 for Linear {
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        backward(x, w, g, self.0)
+        self.backward(x, w, g)
     }
 }
 
-impl CustomOp3 for LinearBias {
+impl CustomOp3 for Linear {
     fn name(&self) -> &'static str {
         "linear-bias"
     }
@@ -208,9 +251,9 @@ impl CustomOp3 for LinearBias {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (mut y, shape) = cpu_forward(x, lx, w, lw, self.0)?;
-        add_bias(&mut y, &shape, b, lb)?;
-        Ok((y, shape))
+        let mut y = self.cpu_forward(x, lx, w, lw)?;
+        add_bias(&mut y, lw.dim(0)?, b, lb)?;
+        Ok((y, self.shape.clone()))
     }
 
     fn bwd(
@@ -221,7 +264,7 @@ impl CustomOp3 for LinearBias {
         _y: &Tensor,
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (dx, dw) = backward(x, w, g, self.0)?;
+        let (dx, dw) = self.backward(x, w, g)?;
         Ok((dx, dw, bias_gradient(b, g)?))
     }
 }
@@ -230,12 +273,31 @@ impl CustomOp3 for LinearBias {
 mod tests {
     use super::super::testing::{check_gradients, max_diff, values};
     use super::*;
+    use candle_core::DType;
 
     #[test]
     fn gradients_match_finite_differences() {
         let inputs = [values(&[2, 3, 4], 0.1), values(&[5, 4], 0.2), values(&[5], 0.3)];
         check_gradients(&inputs, |t| linear(&t[0], &t[1], Some(&t[2])));
         check_gradients(&inputs[..2], |t| linear(&t[0], &t[1], None));
+    }
+
+    #[test]
+    fn heads_are_split_and_brought_together_with_their_gradients() -> Result<()> {
+        let inputs = [values(&[2, 3, 4], 0.1), values(&[6, 4], 0.2), values(&[6], 0.3)];
+        let split = |t: &[Tensor]| linear_as(&t[0], &t[1], Some(&t[2]), Precision::Full, (2, 3, 3, 2));
+        let plain = linear(&inputs[0], &inputs[1], Some(&inputs[2]))?.reshape((2, 3, 3, 2))?;
+        assert_eq!(max_diff(&split(&inputs)?, &plain), 0.0);
+        check_gradients(&inputs, split);
+        let heads = [values(&[2, 3, 2, 2], 0.1), values(&[5, 4], 0.2)];
+        let merged = |t: &[Tensor]| linear_as(&t[0], &t[1], None, Precision::Full, (2, 3, 5));
+        let plain = linear(&heads[0].reshape((2, 3, 4))?, &heads[1], None)?;
+        assert_eq!(max_diff(&merged(&heads)?, &plain), 0.0);
+        check_gradients(&heads, merged);
+        for shape in [(2, 3, 4), (2, 2, 5), (0, 0, 0)] {
+            assert!(linear_as(&heads[0], &heads[1], None, Precision::Full, shape).is_err());
+        }
+        Ok(())
     }
 
     #[test]
@@ -264,8 +326,8 @@ mod tests {
         for (rows, outputs, depth) in [(0, 50, 33), (20, 0, 33), (20, 50, 0), (0, 0, 0)] {
             let (x, w) = (vec![1.0; rows * depth], vec![1.0; outputs * depth]);
             let (x, w) = (Operand::rows(&x, depth), Operand::rows(&w, depth));
-            let product = large_product((rows, outputs, depth), x, w, Precision::Bf16);
-            assert_eq!(product, Some(vec![0.0; rows * outputs]));
+            let product = product((rows, outputs, depth), x, w, Precision::Bf16);
+            assert_eq!(product, vec![0.0; rows * outputs]);
         }
         Ok(())
     }

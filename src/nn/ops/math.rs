@@ -101,7 +101,7 @@ impl Product {
         right: Matrix,
         scratch: &mut ProductScratch,
     ) {
-        let Self { sizes: (m, n, k), accumulate, scale } = self;
+        let (m, n, k) = self.sizes;
         #[cfg(target_arch = "x86_64")]
         // To pack the right side pays for several rows of the left one.
         if precision == Precision::Bf16 && m > MAX_ROWS && n > 0 && k > 0 && Precision::has_fast_bf16() {
@@ -109,6 +109,22 @@ impl Product {
             return unsafe { bf16::matmul(self, (out, out_stride), left, right, scratch) };
         }
         let _ = (precision, scratch);
+        // SAFETY: the caller vouches for the buffers.
+        unsafe { self.in_full((out, out_stride), left, right, Parallelism::None) }
+    }
+
+    /// Computes it in f32.
+    ///
+    /// # Safety
+    /// As [`Self::run`].
+    unsafe fn in_full(
+        self,
+        (out, out_stride): (*mut f32, usize),
+        left: Matrix,
+        right: Matrix,
+        parallelism: Parallelism,
+    ) {
+        let Self { sizes: (m, n, k), accumulate, scale } = self;
         // SAFETY: the caller vouches for the buffers.
         unsafe {
             gemm::gemm(
@@ -130,10 +146,44 @@ impl Product {
                 false,
                 false,
                 false,
-                Parallelism::None,
+                parallelism,
             );
         }
     }
+}
+
+/// `left right^T` of matrices (rows, depth) and (columns, depth), on the threads of the pool: (rows, columns).
+///
+/// candle's own product asks the system for the number of processors each time, and takes that many threads for it where
+/// the pool has fewer.
+///
+/// # Safety
+/// All elements that the sizes and strides name must lie inside live buffers; rows or columns of each side must be consecutive.
+pub(super) unsafe fn product(
+    (rows, columns, depth): (usize, usize, usize),
+    left: Matrix,
+    right: Matrix,
+    precision: Precision,
+) -> Vec<f32> {
+    if rows == 0 || columns == 0 || depth == 0 {
+        return vec![0.0; rows * columns];
+    }
+    #[cfg(target_arch = "x86_64")]
+    if precision == Precision::Bf16 && Precision::has_fast_bf16() {
+        // SAFETY: the caller vouches for the buffers, and the processor was asked.
+        return unsafe { bf16::product((rows, columns, depth), left, right) };
+    }
+    let _ = precision;
+    let threads = rayon::current_num_threads();
+    let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
+    let product = Product { sizes: (rows, columns, depth), accumulate: false, scale: 1.0 };
+    let mut out = Vec::with_capacity(rows * columns);
+    // SAFETY: the caller vouches for the sides; there is room for the result, and all of it is written.
+    unsafe {
+        product.in_full((out.as_mut_ptr(), columns), left, right.transposed(), parallelism);
+        out.set_len(rows * columns);
+    }
+    out
 }
 
 /// A buffer that several threads write disjoint parts of.

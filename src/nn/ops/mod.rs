@@ -28,7 +28,7 @@ mod single_query;
 pub use activation::{activation, gated_activation};
 pub use attention::{KeyRanges, attention, attention_weights, attention_with};
 pub(crate) use heads::held_as;
-pub use linear::{linear, linear_with};
+pub use linear::{linear, linear_as, linear_with};
 pub(crate) use math::vectorised;
 pub use norm::{layer_norm, rms_norm};
 pub use quantized::{Quantization, QuantizedWeight, quantized_linear};

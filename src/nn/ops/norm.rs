@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::math::vectorised;
 use super::{contiguous_slice, is_cpu_f32, is_tracked, with_slices};
+use crate::nn::tape::{apply2, apply3};
 
 /// Rows below this many elements in all are not worth a second thread.
 const PARALLEL_FROM: usize = 1 << 14;
@@ -16,7 +17,7 @@ const PARALLEL_FROM: usize = 1 << 14;
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     check_width(x, weight)?;
     if is_cpu_f32(&[x, weight]) {
-        return x.contiguous()?.apply_op2(weight, RmsNorm { eps: eps as f32 });
+        return apply2(&x.contiguous()?, weight, RmsNorm { eps: eps as f32 });
     }
     if !is_tracked(&[x, weight]) && !x.device().is_cpu() {
         return candle_nn::ops::rms_norm(&x.contiguous()?, &weight.to_dtype(x.dtype())?, eps as f32);
@@ -35,7 +36,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     check_width(x, weight)?;
     check_width(x, bias)?;
     if is_cpu_f32(&[x, weight, bias]) {
-        return x.contiguous()?.apply_op3(weight, bias, LayerNorm { eps: eps as f32 });
+        return apply3(&x.contiguous()?, weight, bias, LayerNorm { eps: eps as f32 });
     }
     if !is_tracked(&[x, weight, bias]) && !x.device().is_cpu() {
         let (weight, bias) = (weight.to_dtype(x.dtype())?, bias.to_dtype(x.dtype())?);

@@ -13,6 +13,7 @@ use super::bytes;
 use super::linear::{add_bias, bias_gradient};
 use super::{contiguous_slice, dots, is_cpu_f32, linear};
 use crate::Error;
+use crate::nn::tape::{apply1, apply2};
 
 /// Blocks of this many inputs are what candle's fast kernels take, and what the K types consist of.
 const FAST_BLOCK: usize = 256;
@@ -170,8 +171,8 @@ pub fn quantized_linear(x: &Tensor, weight: &QuantizedWeight, bias: Option<&Tens
     let rows = x.reshape(((), in_size))?.contiguous()?;
     let op = QuantizedLinear(weight.clone());
     match bias {
-        Some(bias) => rows.apply_op2(bias, op)?,
-        None => rows.apply_op1(op)?,
+        Some(bias) => apply2(&rows, bias, op)?,
+        None => apply1(&rows, op)?,
     }
     .reshape(shape)
 }
@@ -280,7 +281,7 @@ impl CustomOp2 for QuantizedLinear {
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(CpuStorage, Shape)> {
         let (mut y, shape) = self.forward(x, lx)?;
-        add_bias(&mut y, &shape, b, lb)?;
+        add_bias(&mut y, shape.dims2()?.1, b, lb)?;
         Ok((y, shape))
     }
 

@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{contiguous_slice, is_cpu_f32};
+use crate::nn::tape::apply2;
 
 /// Elements that one thread takes at a time.
 const CHUNK: usize = 1 << 14;
@@ -16,7 +17,7 @@ const CHUNK: usize = 1 << 14;
 /// # Errors
 /// From candle, if the shapes differ.
 pub fn residual(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    if x.dims() == y.dims() && is_cpu_f32(&[x, y]) { x.contiguous()?.apply_op2(&y.contiguous()?, Sum) } else { x + y }
+    if x.dims() == y.dims() && is_cpu_f32(&[x, y]) { apply2(&x.contiguous()?, &y.contiguous()?, Sum) } else { x + y }
 }
 
 struct Sum;

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::math::vectorised;
 use super::{contiguous_slice, is_cpu_f32};
+use crate::nn::tape::apply3;
 
 /// Rotates each head of `x` (batch, seq, heads, head_dim) by its position's angles.
 ///
@@ -20,7 +21,7 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
         candle_core::bail!("rotary angles {:?} and {:?} do not fit {:?}", cos.dims(), sin.dims(), x.dims());
     }
     if is_cpu_f32(&[x, cos, sin]) {
-        return x.contiguous()?.apply_op3(cos, sin, RotaryOp { backwards: false });
+        return apply3(&x.contiguous()?, cos, sin, RotaryOp { backwards: false });
     }
     let (cos, sin) = (cos.unsqueeze(2)?.to_dtype(x.dtype())?, sin.unsqueeze(2)?.to_dtype(x.dtype())?);
     let (a, b) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);

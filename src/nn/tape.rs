@@ -1,0 +1,205 @@
+//! The operations of [`super::ops`] in the order in which they ran, and a backward pass over them.
+//!
+//! candle's backward pass adds each gradient to zeros that it makes for it, once more for every change of shape, and adds on
+//! threads of its own, which go on spinning beside those of the kernels. This one hands a gradient on as it is, and adds
+//! where there are two. candle's graph is made all the same: gradients of what other operations made go through it.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Tensor, TensorId};
+
+use super::ops::residual;
+use super::sink::{deliver, deliver_all, require_sink};
+
+type Shared<Op> = Arc<Box<Op>>;
+
+enum Node {
+    One(Shared<dyn CustomOp1 + Send + Sync>, Tensor),
+    Two(Shared<dyn CustomOp2 + Send + Sync>, [Tensor; 2]),
+    Three(Shared<dyn CustomOp3 + Send + Sync>, [Tensor; 3]),
+}
+
+/// What ran on a thread, each operation with its result.
+#[derive(Default)]
+pub(super) struct Tape(Vec<(Node, Tensor)>);
+
+thread_local! {
+    /// The tape of the segment that this thread computes.
+    static TAPE: RefCell<Option<Tape>> = const { RefCell::new(None) };
+}
+
+/// `op` of a tensor.
+pub(super) fn apply1(x: &Tensor, op: impl CustomOp1 + Send + Sync + 'static) -> Result<Tensor> {
+    let op: Shared<dyn CustomOp1 + Send + Sync> = Arc::new(Box::new(op));
+    let result = x.apply_op1_arc(op.clone())?;
+    Ok(recorded(result, || Node::One(op, x.clone())))
+}
+
+/// `op` of two tensors.
+pub(super) fn apply2(x: &Tensor, y: &Tensor, op: impl CustomOp2 + Send + Sync + 'static) -> Result<Tensor> {
+    let op: Shared<dyn CustomOp2 + Send + Sync> = Arc::new(Box::new(op));
+    let result = x.apply_op2_arc(y, op.clone())?;
+    Ok(recorded(result, || Node::Two(op, [x.clone(), y.clone()])))
+}
+
+/// `op` of three tensors.
+pub(super) fn apply3(x: &Tensor, y: &Tensor, z: &Tensor, op: impl CustomOp3 + Send + Sync + 'static) -> Result<Tensor> {
+    let op: Shared<dyn CustomOp3 + Send + Sync> = Arc::new(Box::new(op));
+    let result = x.apply_op3_arc(y, z, op.clone())?;
+    Ok(recorded(result, || Node::Three(op, [x.clone(), y.clone(), z.clone()])))
+}
+
+fn recorded(result: Tensor, node: impl FnOnce() -> Node) -> Tensor {
+    if result.track_op() {
+        TAPE.with_borrow_mut(|tape| {
+            if let Some(tape) = tape {
+                tape.0.push((node(), result.clone()));
+            }
+        });
+    }
+    result
+}
+
+impl Node {
+    /// What it was computed from, each with its gradient if there is one.
+    fn backward(&self, result: &Tensor, g: &Tensor) -> Result<Vec<(&Tensor, Option<Tensor>)>> {
+        Ok(match self {
+            Self::One(op, x) => vec![(x, op.bwd(x, result, g)?)],
+            Self::Two(op, [x, y]) => {
+                let (dx, dy) = op.bwd(x, y, result, g)?;
+                vec![(x, dx), (y, dy)]
+            }
+            Self::Three(op, [x, y, z]) => {
+                let (dx, dy, dz) = op.bwd(x, y, z, result, g)?;
+                vec![(x, dx), (y, dy), (z, dz)]
+            }
+        })
+    }
+}
+
+/// Puts back the tape of the segment around this one, also when this one fails.
+struct Restore(Option<Tape>);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        TAPE.set(self.0.take());
+    }
+}
+
+impl Tape {
+    /// What `f` gives, and how it came about.
+    pub fn of<R>(f: impl FnOnce() -> R) -> (R, Self) {
+        let _outer = Restore(TAPE.replace(Some(Self::default())));
+        let result = f();
+        (result, TAPE.take().unwrap_or_default())
+    }
+
+    /// The gradient of `x`, if there is one, where `g` is that of `y`; those of parameters go into the sink.
+    ///
+    /// # Errors
+    /// If no gradients are collected, and from the operations.
+    pub fn backward(self, x: &Tensor, y: Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        require_sink()?;
+        let mut gradients = Gradients { input: x.id(), found: Vec::new() };
+        gradients.add(&y, g.detach())?;
+        // So that what each operation needed can go as soon as its gradients are there.
+        drop(y);
+        for (node, result) in self.0.into_iter().rev() {
+            if let Some(g) = gradients.take(&result) {
+                for (of, gradient) in node.backward(&result, &g)? {
+                    gradient.map_or(Ok(()), |gradient| gradients.add(of, gradient.detach()))?;
+                }
+            }
+        }
+        let mut dx = gradients.take(x);
+        for (tensor, g) in gradients.found {
+            // Made by other operations. The gradient of sum(t * g) with constant g is what g hands back through t.
+            let mut store = (tensor * g)?.sum_all()?.backward()?;
+            if let Some(more) = store.remove(x) {
+                dx = Some(dx.map_or(Ok(more.detach()), |dx| residual(&dx, &more.detach()))?);
+            }
+            deliver_all(store)?;
+        }
+        Ok(dx)
+    }
+}
+
+/// Gradients on their way to where they are used up.
+struct Gradients {
+    input: TensorId,
+    /// Tensors with their gradients: few at a time, in an order that is always the same.
+    found: Vec<(Tensor, Tensor)>,
+}
+
+impl Gradients {
+    fn add(&mut self, of: &Tensor, gradient: Tensor) -> Result<()> {
+        if !of.track_op() {
+            return Ok(());
+        }
+        if of.is_variable() && of.id() != self.input {
+            // A copy, for gradients of a sum are one tensor, and sums over micro-batches are made in place. Matrices
+            // have delivered theirs already.
+            return deliver(of, gradient.copy()?.detach()).map(drop);
+        }
+        let sum = match self.take(of) {
+            Some(before) => residual(&before, &gradient)?,
+            None => gradient,
+        };
+        self.found.push((of.clone(), sum));
+        Ok(())
+    }
+
+    fn take(&mut self, of: &Tensor) -> Option<Tensor> {
+        let place = self.found.iter().position(|(tensor, _)| tensor.id() == of.id())?;
+        Some(self.found.swap_remove(place).1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::super::gradients_of;
+    use super::super::ops::testing::{max_diff, values};
+    use super::super::ops::{Precision, linear, linear_as, rms_norm};
+    use super::super::segment::{Activations, segment};
+    use super::*;
+
+    /// Own operations between others, parameters used twice or through views, and a gradient that comes from three sides.
+    #[test]
+    fn gradients_are_those_of_the_graph_whatever_is_among_the_operations() {
+        let [x, w, scale, square] = [(&[3, 4][..], 0.1), (&[8, 4], 0.2), (&[4], 0.3), (&[4, 4], 0.4)]
+            .map(|(dims, start)| Var::from_tensor(&values(dims, start)).unwrap());
+        let parameters = [&x, &w, &scale, &square];
+        let (w, scale, square) = (w.as_tensor().clone(), scale.as_tensor().clone(), square.as_tensor().clone());
+        let f = move |x: &Tensor| -> crate::Result<Tensor> {
+            let y = rms_norm(&residual(x, &scale.broadcast_as(x.shape())?.contiguous()?)?, &scale, 1e-6)?;
+            let heads = linear_as(&y, &w, None, Precision::Full, (3, 2, 4))?;
+            let turned = heads.transpose(0, 1)?.contiguous()?.tanh()?;
+            let z = linear(&turned, &square, None)?;
+            let z = residual(&z.narrow(0, 0, 1)?.squeeze(0)?, &linear(&y, &square.t()?.contiguous()?, None)?)?;
+            Ok(residual(&residual(&z, x)?, &(&y * heads.narrow(1, 1, 1)?.squeeze(1)?)?)?)
+        };
+        let plain = f(&x).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        for activations in [Activations::Released, Activations::Recomputed] {
+            let loss = segment(activations, &x, f.clone()).unwrap().sqr().unwrap().sum_all().unwrap();
+            let found = gradients_of(loss, parameters).unwrap();
+            for var in parameters {
+                let expected = plain.get(var).unwrap();
+                assert!(max_diff(&found[&var.id()], expected) < 2e-5, "{activations:?} {:?}", var.dims());
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_recorded_without_a_tape_or_a_parameter() {
+        let x = values(&[3, 4], 0.1);
+        let tracked = Var::from_tensor(&x).unwrap();
+        let sum = |x: &Tensor| residual(x, x).unwrap();
+        assert_eq!(Tape::of(|| sum(&x)).1.0.len(), 0);
+        assert_eq!(Tape::of(|| (sum(&tracked), Tape::of(|| sum(&tracked)))).1.0.len(), 1);
+        sum(&tracked);
+        assert!(TAPE.with_borrow(Option::is_none));
+    }
+}
