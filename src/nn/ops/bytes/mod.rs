@@ -3,7 +3,7 @@
 //! `x` is rounded in blocks with a scale each: as in ggml of 32 numbers for `Q8_0` and 256 for the K types, or always of 32 (see
 //! [`Way`]). Scales enter once a block.
 //!
-//! All but [`wide`], which wants AVX-512, is inlined into closures that pulp compiles with these instructions.
+//! All but [`wide`] and [`wide_row`], which want AVX-512, is inlined into closures that pulp compiles with these instructions.
 
 mod k_panel;
 mod k_row;
@@ -12,6 +12,7 @@ mod panel;
 mod q8_0;
 mod rounded;
 mod wide;
+mod wide_row;
 
 use std::marker::PhantomData;
 
@@ -26,6 +27,7 @@ use k_types::{Q4K, Q6K};
 use panel::ByPanels;
 use q8_0::{Q8Panel, Q8Row};
 use rounded::{RoundedBlock, round_all};
+use wide_row::ByWideRows;
 
 /// From this many rows of `x` on, it pays to sort weights into panels first.
 const PANELS_FROM: usize = 4;
@@ -44,6 +46,8 @@ pub(super) fn instructions(dtype: GgmlDType) -> Option<V3> {
 enum Way {
     /// As in a file. `x` has 8 bits, in blocks of 32 for `Q8_0` and 256 for the K types.
     Rows,
+    /// The same, K types twice as many at a time where the processor can.
+    WideRows,
     /// Eight outputs side by side. As above, but 16 bits for `Q8_0`.
     Panels,
     /// Sixteen outputs side by side, where the processor can. 8 bits in blocks of 32.
@@ -55,6 +59,7 @@ impl Way {
     fn of(rows: usize, dtype: GgmlDType) -> Self {
         let wide_from = if dtype == GgmlDType::Q8_0 { PANELS_FROM } else { WIDE_K_FROM };
         match rows {
+            0..PANELS_FROM if wide::is_available() => Self::WideRows,
             0..PANELS_FROM => Self::Rows,
             _ if rows >= wide_from && wide::is_available() => Self::Wide,
             _ => Self::Panels,
@@ -72,9 +77,11 @@ pub(super) fn products(simd: V3, x: &[f32], blocks: &[u8], dtype: GgmlDType, wid
 
 fn products_by(way: Way, simd: V3, x: &[f32], blocks: &[u8], dtype: GgmlDType, width: usize) -> Vec<f32> {
     match (way, dtype) {
-        (Way::Rows, GgmlDType::Q8_0) => products_of::<ByRows<Q8Row>>(simd, x, blocks, width),
+        (Way::Rows | Way::WideRows, GgmlDType::Q8_0) => products_of::<ByRows<Q8Row>>(simd, x, blocks, width),
         (Way::Rows, GgmlDType::Q6K) => products_of::<ByRows<KRow<Q6K>>>(simd, x, blocks, width),
         (Way::Rows, _) => products_of::<ByRows<KRow<Q4K>>>(simd, x, blocks, width),
+        (Way::WideRows, GgmlDType::Q6K) => products_of::<ByWideRows<Q6K>>(simd, x, blocks, width),
+        (Way::WideRows, _) => products_of::<ByWideRows<Q4K>>(simd, x, blocks, width),
         (Way::Panels, GgmlDType::Q8_0) => products_of::<ByPanels<Q8Panel>>(simd, x, blocks, width),
         (Way::Panels, GgmlDType::Q6K) => products_of::<ByPanels<KPanel<Q6K>>>(simd, x, blocks, width),
         (Way::Panels, _) => products_of::<ByPanels<KPanel<Q4K>>>(simd, x, blocks, width),
@@ -190,8 +197,8 @@ mod tests {
 
     /// The ways that this processor knows.
     fn ways() -> impl Iterator<Item = Way> {
-        let ways = [Way::Rows, Way::Panels, Way::Wide];
-        ways.into_iter().filter(|way| *way != Way::Wide || wide::is_available())
+        let ways = [Way::Rows, Way::Panels, Way::WideRows, Way::Wide];
+        ways.into_iter().take(if wide::is_available() { 4 } else { 2 })
     }
 
     /// `x` as its rounded form has it.
