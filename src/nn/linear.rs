@@ -125,8 +125,8 @@ impl Linear {
         })
     }
 
-    /// As [`Self::forward`], where `in` numbers of `x` in turn are a row, to a result of `shape`, of which `out` in turn are
-    /// one: so heads are split and brought together.
+    /// As [`Self::forward`], but each `in` consecutive numbers of `x` are a row, and each `out` of a result of `shape` what it
+    /// gives: so heads are split and brought together.
     ///
     /// # Errors
     /// If sizes do not fit.

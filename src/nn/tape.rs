@@ -2,9 +2,10 @@
 //!
 //! candle's backward pass adds each gradient to zeros that it makes for it, once more for every change of shape, and adds on
 //! threads of its own, which go on spinning beside those of the kernels. This one hands a gradient on as it is, and adds
-//! where there are two. candle's graph is made all the same: gradients of what other operations made go through it.
+//! where there are two. candle's graph is made all the same, for where other operations are among these.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Tensor, TensorId};
@@ -62,6 +63,14 @@ fn recorded(result: Tensor, node: impl FnOnce() -> Node) -> Tensor {
 }
 
 impl Node {
+    fn inputs(&self) -> &[Tensor] {
+        match self {
+            Self::One(_, x) => std::slice::from_ref(x),
+            Self::Two(_, inputs) => inputs,
+            Self::Three(_, inputs) => inputs,
+        }
+    }
+
     /// What it was computed from, each with its gradient if there is one.
     fn backward(&self, result: &Tensor, g: &Tensor) -> Result<Vec<(&Tensor, Option<Tensor>)>> {
         Ok(match self {
@@ -101,6 +110,12 @@ impl Tape {
     /// If no gradients are collected, and from the operations.
     pub fn backward(self, x: &Tensor, y: Tensor, g: &Tensor) -> Result<Option<Tensor>> {
         require_sink()?;
+        if !self.leads_to(&y) {
+            // The gradient of sum(y * g) with constant g is what g hands back through y.
+            let mut store = (y * g.detach())?.sum_all()?.backward()?;
+            let dx = store.remove(x).map(|dx| dx.detach());
+            return deliver_all(store).map(|()| dx);
+        }
         let mut gradients = Gradients { input: x.id(), found: Vec::new() };
         gradients.add(&y, g.detach())?;
         // So that what each operation needed can go as soon as its gradients are there.
@@ -112,16 +127,14 @@ impl Tape {
                 }
             }
         }
-        let mut dx = gradients.take(x);
-        for (tensor, g) in gradients.found {
-            // Made by other operations. The gradient of sum(t * g) with constant g is what g hands back through t.
-            let mut store = (tensor * g)?.sum_all()?.backward()?;
-            if let Some(more) = store.remove(x) {
-                dx = Some(dx.map_or(Ok(more.detach()), |dx| residual(&dx, &more.detach()))?);
-            }
-            deliver_all(store)?;
-        }
-        Ok(dx)
+        Ok(gradients.take(x))
+    }
+
+    /// Whether all that `y` was computed from is here.
+    fn leads_to(&self, y: &Tensor) -> bool {
+        let made: HashSet<TensorId> = self.0.iter().map(|(_, result)| result.id()).collect();
+        let is_known = |t: &Tensor| !t.track_op() || t.is_variable() || made.contains(&t.id());
+        is_known(y) && self.0.iter().flat_map(|(node, _)| node.inputs()).all(is_known)
     }
 }
 
@@ -166,30 +179,38 @@ mod tests {
     use super::super::segment::{Activations, segment};
     use super::*;
 
-    /// Own operations between others, parameters used twice or through views, and a gradient that comes from three sides.
-    #[test]
-    fn gradients_are_those_of_the_graph_whatever_is_among_the_operations() {
+    /// Parameters used twice or through views, gradients from several sides, and `other` between own operations.
+    fn assert_gradients(is_whole: bool, other: fn(&Tensor) -> Result<Tensor>) {
         let [x, w, scale, square] = [(&[3, 4][..], 0.1), (&[8, 4], 0.2), (&[4], 0.3), (&[4, 4], 0.4)]
             .map(|(dims, start)| Var::from_tensor(&values(dims, start)).unwrap());
         let parameters = [&x, &w, &scale, &square];
         let (w, scale, square) = (w.as_tensor().clone(), scale.as_tensor().clone(), square.as_tensor().clone());
         let f = move |x: &Tensor| -> crate::Result<Tensor> {
-            let y = rms_norm(&residual(x, &scale.broadcast_as(x.shape())?.contiguous()?)?, &scale, 1e-6)?;
-            let heads = linear_as(&y, &w, None, Precision::Full, (3, 2, 4))?;
-            let turned = heads.transpose(0, 1)?.contiguous()?.tanh()?;
-            let z = linear(&turned, &square, None)?;
-            let z = residual(&z.narrow(0, 0, 1)?.squeeze(0)?, &linear(&y, &square.t()?.contiguous()?, None)?)?;
-            Ok(residual(&residual(&z, x)?, &(&y * heads.narrow(1, 1, 1)?.squeeze(1)?)?)?)
+            let y = residual(&rms_norm(x, &scale, 1e-6)?, x)?;
+            let heads = other(&linear_as(&y, &w, None, Precision::Full, (6, 4))?)?;
+            let z = residual(&linear(&heads, &square, None)?, &linear(&heads, &square, Some(&scale))?)?;
+            let z = linear_as(&z, &w, None, Precision::Full, (3, 16))?;
+            Ok(residual(&rms_norm(&residual(&z, &z)?, &values(&[16], 0.5), 1e-6)?, &z)?)
         };
-        let plain = f(&x).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        let (y, tape) = Tape::of(|| f(&x).unwrap());
+        assert_eq!(tape.leads_to(&y), is_whole);
+        let plain = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
         for activations in [Activations::Released, Activations::Recomputed] {
             let loss = segment(activations, &x, f.clone()).unwrap().sqr().unwrap().sum_all().unwrap();
             let found = gradients_of(loss, parameters).unwrap();
             for var in parameters {
-                let expected = plain.get(var).unwrap();
-                assert!(max_diff(&found[&var.id()], expected) < 2e-5, "{activations:?} {:?}", var.dims());
+                let (found, expected) = (&found[&var.id()], plain.get(var).unwrap());
+                // A matrix used twice is summed in another order.
+                assert!(max_diff(found, expected) < 2e-5, "{activations:?} {:?}", var.dims());
             }
         }
+    }
+
+    #[test]
+    fn gradients_are_those_of_the_graph_whatever_is_among_the_operations() {
+        assert_gradients(true, |x| Ok(x.clone()));
+        assert_gradients(false, |x| x.tanh());
+        assert_gradients(false, |x| x.t()?.contiguous()?.t()?.contiguous());
     }
 
     #[test]

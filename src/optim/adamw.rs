@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::slices::in_pool;
+use super::slices::passes;
 use super::slot::{Coefficients, Slot};
 use super::{AdamWConfig, Gradients, groups};
 use crate::{Error, Result};
@@ -66,7 +66,8 @@ impl AdamW {
         }
         let gradients = self.slots.iter().map(|slot| slot.gradient(gradients)).collect::<Result<Vec<_>>>()?;
         self.step += 1;
-        in_pool(|| {
+        let first = self.slots.first().map(|slot| slot.var.as_tensor().clone());
+        passes(first.as_ref(), || {
             for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
                 let coefficients = Coefficients::new(&self.config, slot.settings, self.step, learning_rate, grad_scale);
                 slot.update(gradient, &coefficients)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{Tensor, Var};
 use rayon::prelude::*;
 
-use super::slices::{CHUNK, in_pool, is_host_f32, with_slice, with_slice_mut};
+use super::slices::{CHUNK, is_host_f32, passes, with_slice, with_slice_mut};
 use crate::nn::gradients_of;
 use crate::{Error, Result};
 
@@ -59,7 +59,8 @@ impl Gradients {
     /// # Errors
     /// [`Error::Training`] if two gradients of a name differ in shape.
     pub fn accumulate(&mut self, other: Self) -> Result<()> {
-        in_pool(|| other.0.into_iter().try_for_each(|(name, gradient)| self.add(name, gradient)))
+        let first = other.0.values().next().cloned();
+        passes(first.as_ref(), || other.0.into_iter().try_for_each(|(name, gradient)| self.add(name, gradient)))
     }
 
     fn add(&mut self, name: String, gradient: Tensor) -> Result<()> {

@@ -4,12 +4,14 @@ use std::cell::Cell;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor};
 
+use crate::nn::ops::on_pool;
+
 /// Numbers that one thread treats at a time: small enough to balance, large enough to hide the cost of a task.
 pub(super) const CHUNK: usize = 16 * 1024;
 
-/// `f` on a thread of rayon's pool, where the many short parallel passes of `f` begin without a handover of their own.
-pub(super) fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-    rayon::scope(|_| f())
+/// `f` with tensors like this one. Its many short passes over those on the CPU begin in the pool, without a handover each.
+pub(super) fn passes<R: Send>(over: Option<&Tensor>, f: impl FnOnce() -> R + Send) -> R {
+    if over.is_some_and(|tensor| tensor.device().is_cpu()) { on_pool(f) } else { f() }
 }
 
 /// Whether [`with_slice`] and [`with_slice_mut`] can serve this tensor.

@@ -376,7 +376,7 @@ impl Recipe {
         }
         if self.update.parallel > self.update.accumulation {
             let message = format!(
-                "is {}, but a step has only {} passes: set `update.accumulation` to a multiple of it",
+                "is {}, but a step has only {} passes: set `update.accumulation` to as many or more",
                 self.update.parallel, self.update.accumulation
             );
             return Err(Error::config("update.parallel", message));

@@ -109,7 +109,8 @@ impl<O: Objective> Trainer<O> {
     /// The same trainer with up to `threads` micro-batches computed at a time, each on a thread of its own.
     ///
     /// Small models gain much on a CPU: their operations are too short to be split over threads, whole micro-batches
-    /// are not. Results are the same to the bit; activations take memory for each of them.
+    /// are not. Results are the same to the bit; activations take memory for each of them, and so do gradients that wait for
+    /// those of a longer micro-batch.
     ///
     /// # Errors
     /// [`Error::Training`] if a thread cannot be started.
@@ -219,8 +220,9 @@ impl<O: Objective> Trainer<O> {
             // In a closure, so that the lock is not held for the whole turn.
             let next = || locked(&waiting).next();
             while let Some((place, batch)) = next() {
-                let result = f(batch)?;
-                locked(&fold).take(place, result)?;
+                let done = f(batch).and_then(|result| locked(&fold).take(place, result));
+                // What is left would be for nothing.
+                done.inspect_err(|_| while next().is_some() {})?;
             }
             Ok(())
         };

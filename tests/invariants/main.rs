@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor, Var};
 use haplovl::batch::{BatchSpec, IGNORE_INDEX, MultimodalBatch, PaddingSide, Sequence, Visual};
 use haplovl::config::{
-    DecoderConfig, HaploVlConfig, ImageAspectRatio, ImageAttention, MlpKind, Rope, RopeScaling, TextEmbedding,
+    Activation, DecoderConfig, HaploVlConfig, ImageAspectRatio, ImageAttention, MlpKind, Rope, RopeScaling,
+    TextEmbedding,
 };
 use haplovl::model::HaploVl;
 use haplovl::patch_grid::{PatchGrid, Size};
@@ -36,6 +37,8 @@ pub fn configs() -> Vec<(&'static str, HaploVlConfig)> {
             with(|c| {
                 c.text_embedding = TextEmbedding::Projected;
                 c.pre_decoder.mlp = MlpKind::Plain;
+                // Composed of candle's operations, which then compute a layer's gradients.
+                c.pre_decoder.hidden_act = Activation::Gelu;
                 let post = &mut c.post_decoder;
                 (post.qkv_bias, post.output_bias, post.mlp_bias) = (false, false, false);
             }),

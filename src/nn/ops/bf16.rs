@@ -193,12 +193,13 @@ pub(super) unsafe fn product((rows, columns, depth): (usize, usize, usize), left
     let left = Side { matrix: left, rows, depth };
     let right = Side { matrix: right, rows: columns, depth };
     let panels = left.panels();
+    let needed = panels * left.blocks();
     // Taken, not borrowed: while it waits for others, this thread may begin another product.
-    let mut kept = PACKED.take();
-    if kept.len() < panels * left.blocks() {
-        kept.resize(panels * left.blocks(), EMPTY);
+    let mut kept = if needed <= KEPT { PACKED.take() } else { Vec::new() };
+    if kept.len() < needed {
+        kept = vec![EMPTY; needed];
     }
-    let packed = &mut kept[..panels * left.blocks()];
+    let packed = &mut kept[..needed];
     packed.par_iter_mut().enumerate().with_min_len(4).for_each(|(i, panel)| {
         // SAFETY: the caller vouches for processor and matrix.
         unsafe { left.pack(i % panels, i / panels, panel) };
@@ -207,7 +208,7 @@ pub(super) unsafe fn product((rows, columns, depth): (usize, usize, usize), left
         // SAFETY: as above; each task has columns of its own.
         unsafe { columns_of(packed, right, right.task(task), scratch, target) }
     });
-    if kept.len() <= KEPT {
+    if needed <= KEPT {
         PACKED.set(kept);
     }
     // SAFETY: the tasks have written every row of all columns.
@@ -215,11 +216,11 @@ pub(super) unsafe fn product((rows, columns, depth): (usize, usize, usize), left
     out
 }
 
-/// Panels of a left side that are kept for the next product: 12 MB.
+/// Most panels of a left side that a thread keeps for the next product: 12 MiB.
 const KEPT: usize = 2048;
 
 thread_local! {
-    /// The last left side, so that not every product begins with zeros for it.
+    /// The longest left side of no more panels, so that not every product begins with zeros for it.
     static PACKED: Cell<Vec<Panel>> = const { Cell::new(Vec::new()) };
 }
 

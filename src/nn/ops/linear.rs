@@ -34,7 +34,7 @@ pub fn linear_with(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, precision
     linear_as(x, weight, bias, precision, shape)
 }
 
-/// As [`linear_with`], of an `x` and to a result of any shape, `in` and `out` of whose numbers in turn are a row.
+/// As [`linear_with`], but each `in` consecutive numbers of `x` are a row, and each `out` of a result of `shape` what it gives.
 ///
 /// Where heads are split or brought together, this saves a tensor of its own, which in candle's backward pass is three
 /// passes over memory.
@@ -48,32 +48,35 @@ pub fn linear_as(
     precision: Precision,
     shape: impl Into<Shape>,
 ) -> Result<Tensor> {
-    let ((out_size, in_size), shape) = (weight.dims2()?, shape.into());
-    if x.elem_count() * out_size != shape.elem_count() * in_size
-        || in_size > 0 && !x.elem_count().is_multiple_of(in_size)
-    {
+    let ((outputs, inputs), shape) = (weight.dims2()?, shape.into());
+    let rows = x.elem_count().checked_div(inputs).or(shape.elem_count().checked_div(outputs)).unwrap_or(0);
+    if x.elem_count() != rows * inputs || shape.elem_count() != rows * outputs {
         candle_core::bail!(
-            "linear layer of {in_size} inputs and {out_size} outputs makes no {shape:?} of {:?}",
+            "linear layer of {inputs} inputs and {outputs} outputs makes no {shape:?} of {:?}",
             x.dims()
         );
     }
-    if is_cpu_f32(&[x, weight]) && bias.is_none_or(|bias| is_cpu_f32(&[bias])) {
-        let (x, linear) = (x.contiguous()?, Linear { precision, shape });
+    let own = is_cpu_f32(&[x, weight]) && bias.is_none_or(|bias| is_cpu_f32(&[bias]));
+    if own && (!HAS_OTHER_LIBRARY || precision != Precision::Full || rows <= dots::MAX_ROWS) {
+        let (x, weight, linear) =
+            (x.contiguous()?, weight.contiguous()?, Linear { rows, precision, shape: Some(shape) });
         return match bias {
-            Some(bias) => apply3(&x, weight, bias, linear),
-            None => apply2(&x, weight, linear),
+            Some(bias) => apply3(&x, &weight, bias, linear),
+            None => apply2(&x, &weight, linear),
         };
     }
-    let rows = x.reshape(((), in_size))?.contiguous()?;
-    let linear = Linear { precision, shape: Shape::from((rows.dim(0)?, out_size)) };
-    let y = apply2(&rows, weight, linear)?;
+    let y = apply2(&x.reshape((rows, inputs))?.contiguous()?, weight, Linear { rows, precision, shape: None })?;
     bias.map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))?.reshape(shape)
 }
 
-/// A product of matrices, whose result has a shape of its own.
+/// Whether candle multiplies with a library that was asked for.
+const HAS_OTHER_LIBRARY: bool = cfg!(any(feature = "mkl", feature = "accelerate"));
+
 struct Linear {
+    rows: usize,
     precision: Precision,
-    shape: Shape,
+    /// That of the result of own kernels. Without them all are matrices.
+    shape: Option<Shape>,
 }
 
 pub(super) fn forward<S: BackendStorage>(x: &S, lx: &Layout, w: &S, lw: &Layout) -> Result<(S, Shape)> {
@@ -114,55 +117,46 @@ fn product(
 
 impl Linear {
     /// What the layer makes of numbers in the CPU's memory; few rows, as in decoding, take a single pass over the weights.
-    fn cpu_forward(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<CpuStorage> {
-        let (x, (outputs, inputs)) = (contiguous_slice(x, lx)?, lw.shape().dims2()?);
-        let rows = self.shape.elem_count().checked_div(outputs).unwrap_or(0);
-        let y = match lw.contiguous_offsets() {
-            Some((start, end)) => {
-                let w = &w.as_slice::<f32>()?[start..end];
-                if rows <= dots::MAX_ROWS && rows > 0 && inputs > 0 {
-                    dots::products(x, w, inputs)
-                } else {
-                    product((rows, outputs, inputs), Operand::rows(x, inputs), Operand::rows(w, inputs), self.precision)
-                }
-            }
-            None => {
-                candle_core::bail!("the weight of a linear layer must be contiguous, found strides {:?}", lw.stride())
-            }
-        };
-        Ok(CpuStorage::F32(y))
+    fn own_forward(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<CpuStorage> {
+        let (x, w, (outputs, inputs)) = (contiguous_slice(x, lx)?, contiguous_slice(w, lw)?, lw.shape().dims2()?);
+        Ok(CpuStorage::F32(if (1..=dots::MAX_ROWS).contains(&self.rows) && inputs > 0 {
+            dots::products(x, w, inputs)
+        } else {
+            let sizes = (self.rows, outputs, inputs);
+            product(sizes, Operand::rows(x, inputs), Operand::rows(w, inputs), self.precision)
+        }))
     }
 
     /// Gradients of input and weight, each if it is wanted.
     fn backward(&self, x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (x, w, g) = (x, w, g.detach().contiguous()?);
+        let g = g.detach().contiguous()?;
         let dx = || self.input_gradient(&g, &w.detach(), x.shape());
         let dw = || deliver(w, self.weight_gradient(&g, &x.detach(), w.shape())?);
         Ok((x.track_op().then(dx).transpose()?, if w.track_op() { dw()? } else { None }))
     }
 
-    /// `g w` for `g` (rows, out) and `w` (out, in).
+    /// `g w`, of the numbers of (rows, out) and (out, in).
     fn input_gradient(&self, g: &Tensor, w: &Tensor, shape: &Shape) -> Result<Tensor> {
-        let (outputs, inputs) = w.dims2()?;
-        if !is_cpu_f32(&[g, w]) {
+        if self.shape.is_none() {
             return g.matmul(w);
         }
-        let dx = with_slices([g, &w.contiguous()?], |[g, w]| {
-            let sizes = (shape.elem_count().checked_div(inputs).unwrap_or(0), inputs, outputs);
-            product(sizes, Operand::rows(g, outputs), Operand::rows(w, inputs).transposed(), self.precision)
+        let (outputs, inputs) = w.dims2()?;
+        let dx = with_slices([g, w], |[g, w]| {
+            let (left, right) = (Operand::rows(g, outputs), Operand::rows(w, inputs).transposed());
+            product((self.rows, inputs, outputs), left, right, self.precision)
         })?;
         Tensor::from_vec(dx, shape, g.device())
     }
 
-    /// `g^T x` for `g` (rows, out) and `x` (rows, in).
+    /// `g^T x`, of the numbers of (rows, out) and (rows, in).
     fn weight_gradient(&self, g: &Tensor, x: &Tensor, shape: &Shape) -> Result<Tensor> {
-        let (outputs, inputs) = shape.dims2()?;
-        if !is_cpu_f32(&[g, x]) {
+        if self.shape.is_none() {
             return g.t()?.matmul(x);
         }
+        let (outputs, inputs) = shape.dims2()?;
         let dw = with_slices([g, x], |[g, x]| {
             let (left, right) = (Operand::rows(g, outputs).transposed(), Operand::rows(x, inputs).transposed());
-            product((outputs, inputs, g.len().checked_div(outputs).unwrap_or(0)), left, right, self.precision)
+            product((outputs, inputs, self.rows), left, right, self.precision)
         })?;
         Tensor::from_vec(dw, shape, g.device())
     }
@@ -218,9 +212,9 @@ impl CustomOp2 for Linear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
-        match (x, w) {
-            (CpuStorage::F32(_), CpuStorage::F32(_)) => Ok((self.cpu_forward(x, lx, w, lw)?, self.shape.clone())),
-            _ => forward(x, lx, w, lw),
+        match &self.shape {
+            Some(shape) => Ok((self.own_forward(x, lx, w, lw)?, shape.clone())),
+            None => forward(x, lx, w, lw),
         }
     }
 
@@ -251,9 +245,10 @@ impl CustomOp3 for Linear {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let mut y = self.cpu_forward(x, lx, w, lw)?;
+        let Some(shape) = &self.shape else { candle_core::bail!("a bias is added by own kernels only") };
+        let mut y = self.own_forward(x, lx, w, lw)?;
         add_bias(&mut y, lw.dim(0)?, b, lb)?;
-        Ok((y, self.shape.clone()))
+        Ok((y, shape.clone()))
     }
 
     fn bwd(
@@ -297,6 +292,23 @@ mod tests {
         for shape in [(2, 3, 4), (2, 2, 5), (0, 0, 0)] {
             assert!(linear_as(&heads[0], &heads[1], None, Precision::Full, shape).is_err());
         }
+        Ok(())
+    }
+
+    #[test]
+    fn sizes_of_zero_and_weights_lying_otherwise_are_as_in_candle() -> Result<()> {
+        let device = &candle_core::Device::Cpu;
+        for (rows, outputs, inputs) in [(0, 3, 2), (12, 0, 2), (12, 3, 0), (1, 3, 0), (0, 0, 0)] {
+            let tensor = |dims: (usize, usize)| candle_core::Var::zeros(dims, DType::F32, device);
+            let (x, w) = (tensor((rows, inputs))?, tensor((outputs, inputs))?);
+            let y = linear(&x, &w, None)?;
+            assert_eq!(y.dims(), [rows, outputs]);
+            let grads = y.sum_all()?.backward()?;
+            assert!([&x, &w].iter().all(|var| grads.get(var).is_some_and(|g| g.dims() == var.dims())));
+        }
+        let (x, w) = (values(&[9, 4], 0.1), values(&[4, 5], 0.2));
+        assert!(max_diff(&linear(&x, &w.t()?, None)?, &x.matmul(&w)?) < 1e-6);
+        check_gradients(&[x, w], |t| linear(&t[0], &t[1].t()?, None));
         Ok(())
     }
 
