@@ -1,13 +1,14 @@
 //! The training step: it learns, repeats itself, and refuses what would spoil the model.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor, Var};
 use haplovl::batch::{MultimodalBatch, PaddingSide, Visual};
 use haplovl::config::HaploVlConfig;
 use haplovl::model::ClipTeacher;
 use haplovl::nn::Activations::{Recomputed, Released};
-use haplovl::train::{Objective, Trainer, on_large_stack};
+use haplovl::train::{Counts, Loss, Objective, Trainer, on_large_stack};
 
 use crate::gradients::{distillation, next_token, trainer};
 use crate::{batch, bits, conversations};
@@ -119,6 +120,41 @@ fn batches_without_labels_and_unfit_teachers_say_so() {
     for layer in [3, -4, isize::MIN] {
         let error = ClipTeacher::new(clip.clone(), layer).unwrap_err().to_string();
         assert!(error.contains("teacher.layer"), "{error}");
+    }
+}
+
+/// Fails for every batch, and counts them.
+struct Failing(AtomicUsize);
+
+impl Objective for Failing {
+    fn name(&self) -> &'static str {
+        "failing"
+    }
+
+    fn counts(&self, _: &MultimodalBatch) -> haplovl::Result<Counts> {
+        Ok(Counts { samples: 1, ..Counts::default() })
+    }
+
+    fn loss(&self, _: &MultimodalBatch, _: &Counts) -> haplovl::Result<Loss> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Err(haplovl::Error::Training("on purpose".into()))
+    }
+
+    fn may_lack_gradient(&self, _: &str, _: &Counts) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_batch_that_fails_ends_the_step() {
+    let config = HaploVlConfig::tiny();
+    let batches: Vec<_> = (0..20).map(|_| everything(&config)).collect();
+    for threads in [1, 2, 3] {
+        let objective = Failing(AtomicUsize::new(0));
+        let mut trainer = trainer(objective, BTreeMap::new()).with_parallel(threads).unwrap();
+        let error = trainer.step(&batches).unwrap_err().to_string();
+        assert!(error.contains("on purpose"), "{error}");
+        assert!(trainer.objective().0.load(Ordering::Relaxed) <= threads);
     }
 }
 
