@@ -227,10 +227,10 @@ impl<O: Objective> Trainer<O> {
             Ok(())
         };
         std::thread::scope(|scope| {
-            let running = self.workers.iter().map(|worker| scope.spawn(|| worker.install(work)));
-            running.collect::<Vec<_>>().into_iter().try_for_each(|running| {
-                running.join().map_err(|_| Error::Training("a training thread panicked; this is a bug".into()))?
-            })
+            let running: Vec<_> = self.workers.iter().map(|worker| scope.spawn(|| worker.install(work))).collect();
+            let ended: Vec<_> = running.into_iter().map(|running| running.join()).collect();
+            let panicked = |_| Error::Training("a training thread panicked; this is a bug".into());
+            ended.into_iter().try_for_each(|ended| ended.map_err(panicked)?)
         })
     }
 

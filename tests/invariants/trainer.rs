@@ -1,7 +1,7 @@
 //! The training step: it learns, repeats itself, and refuses what would spoil the model.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor, Var};
 use haplovl::batch::{MultimodalBatch, PaddingSide, Visual};
@@ -123,8 +123,11 @@ fn batches_without_labels_and_unfit_teachers_say_so() {
     }
 }
 
-/// Fails for every batch, and counts them.
-struct Failing(AtomicUsize);
+/// Fails for the first batch, and counts all.
+struct Failing {
+    batches: AtomicUsize,
+    failed: AtomicBool,
+}
 
 impl Objective for Failing {
     fn name(&self) -> &'static str {
@@ -136,8 +139,16 @@ impl Objective for Failing {
     }
 
     fn loss(&self, _: &MultimodalBatch, _: &Counts) -> haplovl::Result<Loss> {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Err(haplovl::Error::Training("on purpose".into()))
+        if self.batches.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.failed.store(true, Ordering::Relaxed);
+            return Err(haplovl::Error::Training("on purpose".into()));
+        }
+        // The others are slow, so that whoever has failed can say so.
+        while !self.failed.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        Ok(Loss { total: Tensor::new(0f32, &Device::Cpu)?, parts: Vec::new() })
     }
 
     fn may_lack_gradient(&self, _: &str, _: &Counts) -> bool {
@@ -150,11 +161,11 @@ fn a_batch_that_fails_ends_the_step() {
     let config = HaploVlConfig::tiny();
     let batches: Vec<_> = (0..20).map(|_| everything(&config)).collect();
     for threads in [1, 2, 3] {
-        let objective = Failing(AtomicUsize::new(0));
+        let objective = Failing { batches: AtomicUsize::new(0), failed: AtomicBool::new(false) };
         let mut trainer = trainer(objective, BTreeMap::new()).with_parallel(threads).unwrap();
         let error = trainer.step(&batches).unwrap_err().to_string();
         assert!(error.contains("on purpose"), "{error}");
-        assert!(trainer.objective().0.load(Ordering::Relaxed) <= threads);
+        assert!(trainer.objective().batches.load(Ordering::Relaxed) < batches.len());
     }
 }
 

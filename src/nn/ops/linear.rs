@@ -56,17 +56,22 @@ pub fn linear_as(
             x.dims()
         );
     }
-    let own = is_cpu_f32(&[x, weight]) && bias.is_none_or(|bias| is_cpu_f32(&[bias]));
-    if own && (!HAS_OTHER_LIBRARY || precision != Precision::Full || rows <= dots::MAX_ROWS) {
-        let (x, weight, linear) =
-            (x.contiguous()?, weight.contiguous()?, Linear { rows, precision, shape: Some(shape) });
+    let on_cpu = is_cpu_f32(&[x, weight]) && bias.is_none_or(|bias| is_cpu_f32(&[bias]));
+    let linear = |shape| Linear { rows, precision, shape };
+    if on_cpu && (!HAS_OTHER_LIBRARY || precision != Precision::Full || rows <= dots::MAX_ROWS) {
+        let (x, weight) = (x.contiguous()?, weight.contiguous()?);
         return match bias {
-            Some(bias) => apply3(&x, &weight, bias, linear),
-            None => apply2(&x, &weight, linear),
+            Some(bias) => apply3(&x, &weight, bias, linear(Some(shape))),
+            None => apply2(&x, &weight, linear(Some(shape))),
         };
     }
-    let y = apply2(&x.reshape((rows, inputs))?.contiguous()?, weight, Linear { rows, precision, shape: None })?;
-    bias.map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))?.reshape(shape)
+    let x = x.reshape((rows, inputs))?.contiguous()?;
+    let y = match bias {
+        Some(bias) if on_cpu => apply3(&x, weight, bias, linear(None))?,
+        Some(bias) => apply2(&x, weight, linear(None))?.broadcast_add(bias)?,
+        None => apply2(&x, weight, linear(None))?,
+    };
+    y.reshape(shape)
 }
 
 /// Whether candle multiplies with a library that was asked for.
@@ -75,7 +80,7 @@ const HAS_OTHER_LIBRARY: bool = cfg!(any(feature = "mkl", feature = "accelerate"
 struct Linear {
     rows: usize,
     precision: Precision,
-    /// That of the result of own kernels. Without them all are matrices.
+    /// Of the result, where own kernels compute it; without, candle does, of matrices.
     shape: Option<Shape>,
 }
 
@@ -184,12 +189,7 @@ pub(super) fn bias_gradient(bias: &Tensor, g: &Tensor) -> Result<Option<Tensor>>
         return Ok(None);
     }
     let (g, width) = (g.detach().contiguous()?, bias.elem_count());
-    if !is_cpu_f32(&[&g]) {
-        // A product with ones: candle's sum over rows is many times slower.
-        let rows = g.elem_count().checked_div(width).unwrap_or(0);
-        let ones = Tensor::ones((1, rows), g.dtype(), g.device())?;
-        return ones.matmul(&g.reshape((rows, width))?)?.squeeze(0).map(Some);
-    }
+    // candle's sum over rows runs on one thread and is many times slower.
     let sum = with_slices([&g], |[g]| {
         let mut sum = vec![0f32; width];
         let columns = sum.par_chunks_mut(COLUMNS).enumerate().with_min_len((1 << 16) / g.len().max(1));
@@ -245,10 +245,9 @@ impl CustomOp3 for Linear {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let Some(shape) = &self.shape else { candle_core::bail!("a bias is added by own kernels only") };
-        let mut y = self.own_forward(x, lx, w, lw)?;
+        let (mut y, shape) = CustomOp2::cpu_fwd(self, x, lx, w, lw)?;
         add_bias(&mut y, lw.dim(0)?, b, lb)?;
-        Ok((y, shape.clone()))
+        Ok((y, shape))
     }
 
     fn bwd(
@@ -317,6 +316,19 @@ mod tests {
         let (x, w, b) = (values(&[2, 3, 4], 0.1), values(&[5, 4], 0.2), values(&[5], 0.3));
         let expected = x.broadcast_matmul(&w.t()?)?.broadcast_add(&b)?;
         assert!(max_diff(&linear(&x, &w, Some(&b))?, &expected) < 1e-6);
+        Ok(())
+    }
+
+    #[test]
+    fn a_bias_of_many_outputs_is_that_of_candle_with_its_gradient() -> Result<()> {
+        let [x, w, b] = [values(&[120, 8], 0.1), values(&[300, 8], 0.2), values(&[300], 0.3)]
+            .map(|t| candle_core::Var::from_tensor(&t));
+        let (x, w, b, g) = (x?, w?, b?, values(&[120, 300], 0.4));
+        let y = linear(&x, &w, Some(&b))?;
+        assert!(max_diff(&y, &x.matmul(&w.t()?)?.broadcast_add(&b)?) < 1e-5);
+        let grads = (y * &g)?.sum_all()?.backward()?;
+        let found = grads.get(&b).ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
+        assert!(max_diff(found, &g.sum(0)?) < 1e-4);
         Ok(())
     }
 

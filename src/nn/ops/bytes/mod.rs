@@ -3,7 +3,7 @@
 //! `x` is rounded in blocks with a scale each: as in ggml of 32 numbers for `Q8_0` and 256 for the K types, or always of 32 (see
 //! [`Way`]). Scales enter once a block.
 //!
-//! All but [`wide`] and [`wide_row`], which want AVX-512, is inlined into closures that pulp compiles with these instructions.
+//! Everything but [`wide`] and [`wide_row`], which want AVX-512, is inlined into closures that pulp compiles with these instructions.
 
 mod k_panel;
 mod k_row;
@@ -46,7 +46,7 @@ pub(super) fn instructions(dtype: GgmlDType) -> Option<V3> {
 enum Way {
     /// As in a file. `x` has 8 bits, in blocks of 32 for `Q8_0` and 256 for the K types.
     Rows,
-    /// The same, K types twice as many at a time where the processor can.
+    /// The same; of K types 64 weights at a time (AVX-512 with VNNI).
     WideRows,
     /// Eight outputs side by side. As above, but 16 bits for `Q8_0`.
     Panels,

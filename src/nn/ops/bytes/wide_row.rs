@@ -32,7 +32,7 @@ fn fill<K: KType>(Fill { simd, x, per_row, weights, out }: Fill<'_, ByWideRows<K
     let scale_of = scale_of_pairs();
     for (out, x) in out.chunks_exact_mut(outputs).zip(x.chunks_exact(per_row)) {
         for (out, blocks) in out.iter_mut().zip(weights.chunks_exact(row_bytes)) {
-            let (mut sum, mut less) = (_mm512_setzero_ps(), _mm256_setzero_ps());
+            let mut sum = _mm512_setzero_ps();
             for (bytes, x) in blocks.chunks_exact(K::BYTES).zip(x) {
                 let block = K::read(bytes);
                 let sixteens = _mm512_castsi256_si512(block.sixteens(simd));
@@ -48,17 +48,17 @@ fn fill<K: KType>(Fill { simd, x, per_row, weights, out }: Fill<'_, ByWideRows<K
                 }
                 let [scale, min] = block.factors();
                 let offset = _mm256_madd_epi16(block.mins(simd), pulp::cast(x.sums));
-                let (scale, min) = (_mm512_set1_ps(scale * x.scale), _mm256_set1_ps(min * x.scale));
+                let (scale, min) = (_mm512_set1_ps(scale * x.scale), _mm512_set1_ps(min * x.scale));
                 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), scale, sum);
-                less = _mm256_fmadd_ps(_mm256_cvtepi32_ps(offset), min, less);
+                sum = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(_mm512_zextsi256_si512(offset)), min, sum);
             }
-            *out = _mm512_reduce_add_ps(sum) - _mm512_reduce_add_ps(_mm512_zextps256_ps512(less));
+            *out = _mm512_reduce_add_ps(sum);
         }
     }
 }
 
 /// For each pair of a quarter's weights the place of its scale, where those of even sixteens come first.
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f")]
 fn scale_of_pairs() -> [__m512i; QUARTERS] {
     const PLACES: [[i16; 32]; QUARTERS] = {
         let mut places = [[0; 32]; QUARTERS];
