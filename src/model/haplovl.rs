@@ -271,12 +271,11 @@ impl HaploVl {
     pub fn prefill(&self, batch: &MultimodalBatch, cache: &mut Cache) -> Result<Tensor> {
         batch.validate()?;
         let (ranges, positions) = cache.place(&batch.layout, self.config.image_attention)?;
-        let mut run = || {
+        let device = self.device();
+        on_pool(device, || {
             let last = self.run(batch, &ranges, &positions, &[], Some(cache))?.post_decoder_output;
             self.lm_head.forward(&last_positions(&last, 1)?.squeeze(1)?)
-        };
-        // Kernels of a GPU share no work over the pool.
-        if self.device().is_cpu() { on_pool(run) } else { run() }
+        })
     }
 
     /// Appends one text token to each row and returns the logits (batch, vocab_size) behind it.

@@ -11,6 +11,7 @@ mod norm;
 pub mod ops;
 mod patch_embedding;
 mod rotary;
+mod scoped;
 mod segment;
 mod sink;
 mod tape;

@@ -11,6 +11,8 @@ use std::collections::{HashMap, HashSet};
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, TensorId, Var};
 
+use super::scoped::scoped;
+
 /// The parameters whose gradients are wanted, and the gradients found so far.
 struct Sink {
     parameters: HashSet<TensorId>,
@@ -34,20 +36,12 @@ pub fn gradients_of<'a>(
     parameters: impl IntoIterator<Item = &'a Var>,
 ) -> Result<HashMap<TensorId, Tensor>> {
     let parameters = parameters.into_iter().map(|var| var.id()).collect();
-    let _outer = Restore(SINK.replace(Some(Sink { parameters, found: HashMap::new() })));
-    deliver_all(loss.backward()?)?;
-    match SINK.take() {
+    let sink = Sink { parameters, found: HashMap::new() };
+    let (done, sink) = scoped(&SINK, sink, || deliver_all(loss.backward()?));
+    done?;
+    match sink {
         Some(sink) => Ok(sink.found),
         None => candle_core::bail!("another backward pass on this thread has taken the gradients"),
-    }
-}
-
-/// Puts back the sink of a pass around this one, also when this one fails.
-struct Restore(Option<Sink>);
-
-impl Drop for Restore {
-    fn drop(&mut self) {
-        SINK.set(self.0.take());
     }
 }
 
@@ -61,23 +55,31 @@ pub(crate) fn deliver(parameter: &Tensor, gradient: Tensor) -> Result<Option<Ten
     })
 }
 
+/// Runs `f` with the sink of this thread.
+///
 /// # Errors
 /// If no gradients are collected: those of a piece of graph that candle does not see would be lost.
+fn with_sink(f: impl FnOnce(&mut Sink) -> Result<()>) -> Result<()> {
+    SINK.with_borrow_mut(|sink| match sink {
+        Some(sink) => f(sink),
+        None => candle_core::bail!("gradients of parameters in a segment would be lost: use nn::gradients_of"),
+    })
+}
+
+/// Whether gradients are collected.
+///
+/// # Errors
+/// As [`with_sink`].
 pub(super) fn require_sink() -> Result<()> {
-    if SINK.with_borrow(Option::is_none) {
-        candle_core::bail!("gradients of parameters in a segment would be lost: use nn::gradients_of");
-    }
-    Ok(())
+    with_sink(|_| Ok(()))
 }
 
 /// Takes what a backward pass of candle's has found for the parameters.
 ///
 /// # Errors
-/// As [`require_sink`].
+/// As [`with_sink`].
 pub(super) fn deliver_all(store: GradStore) -> Result<()> {
-    require_sink()?;
-    SINK.with_borrow_mut(|sink| {
-        let Some(sink) = sink else { return Ok(()) };
+    with_sink(|sink| {
         let ids: Vec<TensorId> = store.get_ids().filter(|id| sink.parameters.contains(id)).copied().collect();
         ids.into_iter().try_for_each(|id| store.get_id(id).map_or(Ok(()), |gradient| sink.add(id, gradient)))
     })

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Tensor, TensorId};
 
 use super::ops::residual;
+use super::scoped::scoped;
 use super::sink::{deliver, deliver_all, require_sink};
 
 type Shared<Op> = Arc<Box<Op>>;
@@ -87,21 +88,11 @@ impl Node {
     }
 }
 
-/// Puts back the tape of the segment around this one, also when this one fails.
-struct Restore(Option<Tape>);
-
-impl Drop for Restore {
-    fn drop(&mut self) {
-        TAPE.set(self.0.take());
-    }
-}
-
 impl Tape {
     /// What `f` gives, and how it came about.
     pub fn of<R>(f: impl FnOnce() -> R) -> (R, Self) {
-        let _outer = Restore(TAPE.replace(Some(Self::default())));
-        let result = f();
-        (result, TAPE.take().unwrap_or_default())
+        let (result, tape) = scoped(&TAPE, Self::default(), f);
+        (result, tape.unwrap_or_default())
     }
 
     /// The gradient of `x`, if there is one, where `g` is that of `y`; those of parameters go into the sink.

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::slices::passes;
 use super::slot::{Coefficients, Slot};
 use super::{AdamWConfig, Gradients, groups};
+use crate::nn::ops::on_pool;
 use crate::{Error, Result};
 
 /// Name of the step counter in [`AdamW::state`].
@@ -66,8 +66,8 @@ impl AdamW {
         }
         let gradients = self.slots.iter().map(|slot| slot.gradient(gradients)).collect::<Result<Vec<_>>>()?;
         self.step += 1;
-        let first = self.slots.first().map(|slot| slot.var.as_tensor().clone());
-        passes(first.as_ref(), || {
+        let device = self.slots.first().map_or(Device::Cpu, |slot| slot.var.device().clone());
+        on_pool(&device, || {
             for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
                 let coefficients = Coefficients::new(&self.config, slot.settings, self.step, learning_rate, grad_scale);
                 slot.update(gradient, &coefficients)?;

@@ -4,7 +4,8 @@ use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::Gradients;
-use super::slices::{CHUNK, is_host_f32, passes, with_slice};
+use super::slices::{CHUNK, is_host_f32, with_slice};
+use crate::nn::ops::on_pool;
 use crate::{Error, Result};
 
 /// The Euclidean norm of all gradients taken together, 0 if there is none.
@@ -15,7 +16,7 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::Training`] naming the first gradient that holds NaN or infinity.
 pub fn global_norm(gradients: &Gradients) -> Result<f64> {
-    passes(gradients.iter().next().map(|(_, gradient)| gradient), || {
+    on_pool(&gradients.device(), || {
         let mut total = 0.0;
         for (name, gradient) in gradients.iter() {
             let sum = sum_of_squares(gradient)?;

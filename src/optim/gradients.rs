@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use rayon::prelude::*;
 
-use super::slices::{CHUNK, is_host_f32, passes, with_slice, with_slice_mut};
+use super::slices::{CHUNK, is_host_f32, with_slice, with_slice_mut};
 use crate::nn::gradients_of;
+use crate::nn::ops::on_pool;
 use crate::{Error, Result};
 
 /// One gradient for each named parameter, iterated in sorted order of names.
@@ -59,8 +60,7 @@ impl Gradients {
     /// # Errors
     /// [`Error::Training`] if two gradients of a name differ in shape.
     pub fn accumulate(&mut self, other: Self) -> Result<()> {
-        let first = other.0.values().next().cloned();
-        passes(first.as_ref(), || other.0.into_iter().try_for_each(|(name, gradient)| self.add(name, gradient)))
+        on_pool(&other.device(), || other.0.into_iter().try_for_each(|(name, gradient)| self.add(name, gradient)))
     }
 
     fn add(&mut self, name: String, gradient: Tensor) -> Result<()> {
@@ -77,6 +77,11 @@ impl Gradients {
             None => drop(self.0.insert(name, gradient)),
         }
         Ok(())
+    }
+
+    /// Where the gradients are; the CPU, if there are none.
+    pub(super) fn device(&self) -> Device {
+        self.0.values().next().map_or(Device::Cpu, |gradient| gradient.device().clone())
     }
 
     /// The gradient of a parameter.

@@ -4,15 +4,8 @@ use std::cell::Cell;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor};
 
-use crate::nn::ops::on_pool;
-
 /// Numbers that one thread treats at a time: small enough to balance, large enough to hide the cost of a task.
 pub(super) const CHUNK: usize = 16 * 1024;
-
-/// `f` with tensors like this one. Its many short passes over those on the CPU begin in the pool, without a handover each.
-pub(super) fn passes<R: Send>(over: Option<&Tensor>, f: impl FnOnce() -> R + Send) -> R {
-    if over.is_some_and(|tensor| tensor.device().is_cpu()) { on_pool(f) } else { f() }
-}
 
 /// Whether [`with_slice`] and [`with_slice_mut`] can serve this tensor.
 pub(crate) fn is_host_f32(tensor: &Tensor) -> bool {

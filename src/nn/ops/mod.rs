@@ -37,14 +37,14 @@ pub use rope::rope;
 
 pub use crate::device::Precision;
 
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor};
 
-/// Runs `f` on a thread of the pool that the kernels share their work on.
+/// Runs `f` on a thread of the pool that the kernels of the CPU share their work on; for another device, right here.
 ///
 /// Anywhere else each kernel hands all its work over to the pool and sleeps until it is done, which takes as long as a
 /// small kernel itself; a token is some hundred kernels.
-pub(crate) fn on_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-    rayon::scope(|_| f())
+pub(crate) fn on_pool<R: Send>(device: &Device, f: impl FnOnce() -> R + Send) -> R {
+    if device.is_cpu() { rayon::scope(|_| f()) } else { f() }
 }
 
 /// Whether the hand-written f32 CPU kernels apply.
