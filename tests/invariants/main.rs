@@ -37,7 +37,6 @@ pub fn configs() -> Vec<(&'static str, HaploVlConfig)> {
             with(|c| {
                 c.text_embedding = TextEmbedding::Projected;
                 c.pre_decoder.mlp = MlpKind::Plain;
-                // Composed of candle's operations, which then compute a layer's gradients.
                 c.pre_decoder.hidden_act = Activation::Gelu;
                 let post = &mut c.post_decoder;
                 (post.qkv_bias, post.output_bias, post.mlp_bias) = (false, false, false);

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::math::{sigmoid, vectorised};
+use super::math::{exp, sigmoid, vectorised};
 use super::{contiguous_slice, is_cpu_f32, with_slices};
 use crate::config::Activation;
 use crate::nn::tape::{apply1, apply2};
@@ -13,10 +13,7 @@ use crate::nn::tape::{apply1, apply2};
 /// # Errors
 /// From candle only.
 pub fn activation(x: &Tensor, act: Activation) -> Result<Tensor> {
-    match Swish::of(act) {
-        Some(swish) if is_cpu_f32(&[x]) => apply1(&x.contiguous()?, swish),
-        _ => composed(x, act),
-    }
+    if is_cpu_f32(&[x]) { by_curve(x, None, act) } else { composed(x, act) }
 }
 
 /// `act(gate) * up`, element by element.
@@ -27,9 +24,23 @@ pub fn gated_activation(gate: &Tensor, up: &Tensor, act: Activation) -> Result<T
     if gate.dims() != up.dims() {
         candle_core::bail!("gate {:?} and up {:?} differ in shape", gate.dims(), up.dims());
     }
-    match Swish::of(act) {
-        Some(swish) if is_cpu_f32(&[gate, up]) => apply2(&gate.contiguous()?, &up.contiguous()?, swish),
-        _ => composed(gate, act)? * up,
+    if is_cpu_f32(&[gate, up]) { by_curve(gate, Some(up), act) } else { composed(gate, act)? * up }
+}
+
+fn by_curve(x: &Tensor, factors: Option<&Tensor>, act: Activation) -> Result<Tensor> {
+    match act {
+        Activation::Silu => apply(x, factors, Swish { beta: 1.0 }),
+        Activation::QuickGelu => apply(x, factors, Swish { beta: 1.702 }),
+        Activation::Gelu => apply(x, factors, Gelu),
+        Activation::GeluPytorchTanh => apply(x, factors, TanhGelu),
+        Activation::Relu => apply(x, factors, Relu),
+    }
+}
+
+fn apply<C: Curve>(x: &Tensor, factors: Option<&Tensor>, curve: C) -> Result<Tensor> {
+    match factors {
+        Some(factors) => apply2(&x.contiguous()?, &factors.contiguous()?, Pointwise(curve)),
+        None => apply1(&x.contiguous()?, Pointwise(curve)),
     }
 }
 
@@ -43,26 +54,18 @@ fn composed(x: &Tensor, act: Activation) -> Result<Tensor> {
     }
 }
 
-/// `x * sigmoid(beta x)`: SiLU at `beta` 1, quick GELU at 1.702. The others are rare enough for candle's own.
+/// A function of one number with a derivative, both without branches, so that loops over them become SIMD code.
+trait Curve: Copy + Send + Sync + 'static {
+    fn value_and_slope(self, x: f32) -> (f32, f32);
+}
+
+/// `x * sigmoid(beta x)`: SiLU at `beta` 1, quick GELU at 1.702.
 #[derive(Clone, Copy)]
 struct Swish {
     beta: f32,
 }
 
-impl Swish {
-    fn of(act: Activation) -> Option<Self> {
-        match act {
-            Activation::Silu => Some(Self { beta: 1.0 }),
-            Activation::QuickGelu => Some(Self { beta: 1.702 }),
-            _ => None,
-        }
-    }
-
-    #[inline(always)]
-    fn value(self, x: f32) -> f32 {
-        x * sigmoid(self.beta * x)
-    }
-
+impl Curve for Swish {
     #[inline(always)]
     fn value_and_slope(self, x: f32) -> (f32, f32) {
         let s = sigmoid(self.beta * x);
@@ -70,12 +73,64 @@ impl Swish {
     }
 }
 
+/// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`, which is `x * sigmoid` of twice that tanh's argument.
+#[derive(Clone, Copy)]
+struct TanhGelu;
+
+impl Curve for TanhGelu {
+    #[inline(always)]
+    fn value_and_slope(self, x: f32) -> (f32, f32) {
+        const TWICE_ROOT: f32 = 1.595_769_2;
+        const CUBIC: f32 = TWICE_ROOT * 0.044_715;
+        // Far outside the curve is straight, and squares would overflow.
+        let square = (x * x).min(1e4);
+        let s = sigmoid(x * (TWICE_ROOT + CUBIC * square));
+        (x * s, s + x * s * (1.0 - s) * (TWICE_ROOT + 3.0 * CUBIC * square))
+    }
+}
+
+/// `x P(x)`, with `P` the normal distribution's by Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26, whose error is
+/// about that of an f32.
+#[derive(Clone, Copy)]
+struct Gelu;
+
+impl Curve for Gelu {
+    #[inline(always)]
+    fn value_and_slope(self, x: f32) -> (f32, f32) {
+        const ROOT_OF_2PI: f32 = 2.506_628_3;
+        let bell = exp(-0.5 * x * x);
+        let t = 1.0 / (1.0 + 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2 * x.abs());
+        let p = 1.061_405_4 * t - 1.453_152;
+        let p = p * t + 1.421_413_7;
+        let p = p * t - 0.284_496_74;
+        let p = p * t + 0.254_829_6;
+        // What lies beyond |x|.
+        let tail = 0.5 * p * t * bell;
+        let below = if x < 0.0 { tail } else { 1.0 - tail };
+        (x * below, below + x * bell / ROOT_OF_2PI)
+    }
+}
+
+/// `max(x, 0)`; what is no number stays so.
+#[derive(Clone, Copy)]
+struct Relu;
+
+impl Curve for Relu {
+    #[inline(always)]
+    fn value_and_slope(self, x: f32) -> (f32, f32) {
+        if x <= 0.0 { (0.0, 0.0) } else { (x, 1.0) }
+    }
+}
+
+/// A curve as an operation of one tensor; of two, its values are factors of the second one's.
+struct Pointwise<C>(C);
+
 /// Elements that one thread takes at a time.
 const CHUNK: usize = 1 << 13;
 
-impl CustomOp1 for Swish {
+impl<C: Curve> CustomOp1 for Pointwise<C> {
     fn name(&self) -> &'static str {
-        "swish"
+        "activation"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
@@ -84,7 +139,7 @@ impl CustomOp1 for Swish {
         y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
             vectorised(
                 #[inline(always)]
-                || y.iter_mut().zip(x).for_each(|(y, &x)| *y = self.value(x)),
+                || y.iter_mut().zip(x).for_each(|(y, &x)| *y = self.0.value_and_slope(x).0),
             );
         });
         Ok((CpuStorage::F32(y), lx.shape().clone()))
@@ -99,7 +154,7 @@ impl CustomOp1 for Swish {
                     #[inline(always)]
                     || {
                         for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
-                            *dx = g * self.value_and_slope(x).1;
+                            *dx = g * self.0.value_and_slope(x).1;
                         }
                     },
                 );
@@ -110,9 +165,9 @@ impl CustomOp1 for Swish {
     }
 }
 
-impl CustomOp2 for Swish {
+impl<C: Curve> CustomOp2 for Pointwise<C> {
     fn name(&self) -> &'static str {
-        "gated-swish"
+        "gated-activation"
     }
 
     fn cpu_fwd(&self, gate: &CpuStorage, lg: &Layout, up: &CpuStorage, lu: &Layout) -> Result<(CpuStorage, Shape)> {
@@ -123,7 +178,7 @@ impl CustomOp2 for Swish {
                 #[inline(always)]
                 || {
                     for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-                        *y = self.value(gate) * up;
+                        *y = self.0.value_and_slope(gate).0 * up;
                     }
                 },
             );
@@ -143,7 +198,7 @@ impl CustomOp2 for Swish {
                     #[inline(always)]
                     || {
                         for ((d_gate, d_up), ((&gate, &up), &g)) in d_gate.iter_mut().zip(d_up).zip(inputs) {
-                            let (value, slope) = self.value_and_slope(gate);
+                            let (value, slope) = self.0.value_and_slope(gate);
                             *d_gate = g * up * slope;
                             *d_up = g * value;
                         }
@@ -161,7 +216,7 @@ impl CustomOp2 for Swish {
 mod tests {
     use super::super::testing::{check_gradients, max_diff, values};
     use super::*;
-    use candle_core::DType;
+    use candle_core::{DType, Device, Error, Var};
 
     const ALL: [Activation; 5] =
         [Activation::Silu, Activation::QuickGelu, Activation::Gelu, Activation::GeluPytorchTanh, Activation::Relu];
@@ -170,14 +225,38 @@ mod tests {
     fn gradients_match_finite_differences() {
         // Not for ReLU, whose kink finite differences may step over.
         for act in &ALL[..4] {
-            check_gradients(&[values(&[3, 7], 0.2)], |t| activation(&t[0], *act));
-            check_gradients(&[values(&[3, 7], 0.2), values(&[3, 7], 0.9)], |t| gated_activation(&t[0], &t[1], *act));
+            for scale in [1.0, 4.0] {
+                let x = (values(&[3, 7], 0.2) * scale).unwrap();
+                check_gradients(std::slice::from_ref(&x), |t| activation(&t[0], *act));
+                check_gradients(&[x, values(&[3, 7], 0.9)], |t| gated_activation(&t[0], &t[1], *act));
+            }
         }
     }
 
     #[test]
+    fn far_outside_curves_are_straight() -> Result<()> {
+        let x = Var::new(&[-1e20f32, -60.0, 60.0, 1e20], &Device::Cpu)?;
+        for act in ALL {
+            let y = activation(&x, act)?;
+            let grads = y.sum_all()?.backward()?;
+            let slopes = grads.get(&x).ok_or_else(|| Error::Msg("no gradient".into()))?.to_vec1::<f32>()?;
+            let close = |found: &[f32], expected: [f32; 4]| {
+                found.iter().zip(expected).all(|(y, expected)| (y - expected).abs() <= 1e-6 * (1.0 + expected.abs()))
+            };
+            let y = y.to_vec1::<f32>()?;
+            assert!(
+                close(&y, [0.0, 0.0, 60.0, 1e20]) && close(&slopes, [0.0, 0.0, 1.0, 1.0]),
+                "{act:?} {y:?} {slopes:?}"
+            );
+            let nothing = activation(&Tensor::new(&[f32::NAN], &Device::Cpu)?, act)?;
+            assert!(nothing.to_vec1::<f32>()?[0].is_nan(), "{act:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
     fn kernels_equal_the_composed_form() -> Result<()> {
-        let x = (values(&[5, 9], 0.2) * 6.0)?;
+        let x = (values(&[50, 9], 0.2) * 6.0)?;
         for act in ALL {
             let expected = activation(&x.to_dtype(DType::F64)?, act)?.to_dtype(DType::F32)?;
             assert!(max_diff(&activation(&x, act)?, &expected) < 2e-6, "{act:?}");
