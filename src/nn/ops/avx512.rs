@@ -23,6 +23,14 @@ impl Floats {
         // SAFETY: as long as a register.
         unsafe { _mm512_load_ps(self.0.as_ptr()) }
     }
+
+    /// Becomes the register's value.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn store(&mut self, value: __m512) {
+        // SAFETY: as long as a register.
+        unsafe { _mm512_store_ps(self.0.as_mut_ptr(), value) }
+    }
 }
 
 impl Line {

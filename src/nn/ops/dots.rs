@@ -3,6 +3,7 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::blocks::{OUTPUTS, in_blocks};
+use super::math::prefetch;
 
 /// Rows up to which reading the weights is most of the work.
 pub(super) const MAX_ROWS: usize = 8;
@@ -102,9 +103,7 @@ pub(super) fn dots<S: Simd, const R: usize>(
     let mut sums = [[simd.splat_f32s(0.0); R]; OUTPUTS];
     let stride = ahead.len() / w[0].0.len().max(1);
     for i in 0..w[0].0.len() {
-        if let Some(soon) = ahead.get(i * stride) {
-            prefetch(soon);
-        }
+        prefetch(ahead.get(i * stride..).unwrap_or_default());
         for (sums, w) in sums.iter_mut().zip(&w) {
             for (sum, x) in sums.iter_mut().zip(&x) {
                 *sum = simd.mul_add_e_f32s(w.0[i], x.0[i], *sum);
@@ -119,19 +118,6 @@ pub(super) fn dots<S: Simd, const R: usize>(
         }
     }
     totals
-}
-
-/// Asks the processor to bring a value and its neighbours into its nearest cache.
-#[inline(always)]
-fn prefetch(soon: &f32) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint that neither reads nor writes as far as a program can tell, and the address is that of a value.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(soon).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = soon;
 }
 
 #[cfg(test)]

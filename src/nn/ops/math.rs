@@ -1,4 +1,4 @@
-//! Scalar functions that the compiler can vectorise, and the gemm call that the CPU kernels share.
+//! Scalar functions that the compiler can vectorise, and what the CPU kernels share: the gemm call, a hint to the caches.
 
 use gemm::Parallelism;
 
@@ -150,6 +150,20 @@ impl Product {
             );
         }
     }
+}
+
+/// Asks the processor to bring the first of these values and its neighbours into its second cache: the nearest one is full of what
+/// is in use.
+#[inline(always)]
+pub(super) fn prefetch<T>(soon: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(soon) = soon.first() {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint that neither reads nor writes as far as a program can tell, and the address is that of a value.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(soon).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = soon;
 }
 
 /// `left right^T` of matrices (rows, depth) and (columns, depth), on the threads of the pool: (rows, columns).

@@ -32,7 +32,7 @@ use wide_row::ByWideRows;
 /// From this many rows of `x` on, it pays to sort weights into panels first.
 const PANELS_FROM: usize = 4;
 /// Those of K types take more work to become wide ones.
-const WIDE_K_FROM: usize = 12;
+const WIDE_K_FROM: usize = 6;
 // A task of fewer outputs would multiply zeros.
 const _: () = assert!(TASK_OUTPUTS.is_multiple_of(panel::PANELS * panel::LANES));
 

@@ -6,13 +6,14 @@
 
 use std::arch::x86_64::*;
 use std::hint::black_box;
+use std::slice::Chunks;
 
 use pulp::cast;
 use pulp::x86::V3;
 
 use super::super::avx512::{Floats, Line, transposed, up_to};
 use super::super::blocks::{Columns, in_columns};
-use super::half;
+use super::super::math::prefetch;
 use super::k_types::{Block, KType, PARTS, Q4K, Q6K};
 use super::rounded::{RoundedBlock, Summed32, round_all};
 
@@ -31,13 +32,16 @@ const BLOCKS: usize = INPUTS / Summed32::WIDTH;
 /// Most scales of an output in these.
 const SCALES: usize = INPUTS / 16;
 
+/// Bytes that come from memory together.
+const CACHE_LINE: usize = 64;
+
 /// Whether this processor has the instructions.
 pub(super) fn is_available() -> bool {
     std::is_x86_feature_detected!("avx512bw") && std::is_x86_feature_detected!("avx512vnni")
 }
 
 /// 256 weights of sixteen outputs.
-struct Panel {
+pub(super) struct Panel {
     /// Four neighbouring weights of each output, bytes without a sign.
     fours: [Line; INPUTS / 4],
     scales: [Floats; SCALES],
@@ -61,8 +65,11 @@ pub(super) trait Wide {
     /// Of 256 weights those from `64 * part` on, without a sign; missing ones count as zeros.
     fn weights(simd: V3, blocks: &[u8], part: usize) -> [__m256i; 2];
 
-    /// Their scales and offsets.
-    fn factors(simd: V3, blocks: &[u8]) -> [[f32; SCALES]; 2];
+    /// Sets the scales of these 256 weights of sixteen outputs, and the offsets if there are any; missing ones become zeros.
+    ///
+    /// # Safety
+    /// The processor must have AVX-512.
+    unsafe fn set_factors(simd: V3, panel: &mut Panel, rows: &[&[u8]; LANES]);
 }
 
 /// As a file has them: 8 bits with a sign, 32 with a common scale.
@@ -89,13 +96,18 @@ impl Wide for Q8_0 {
         weights
     }
 
-    #[inline(always)]
-    fn factors(_: V3, blocks: &[u8]) -> [[f32; SCALES]; 2] {
-        let mut factors = [[0.0; SCALES]; 2];
-        for (i, block) in blocks.as_chunks::<Q8_BYTES>().0.iter().take(BLOCKS).enumerate() {
-            factors[0][i] = half([block[0], block[1]]);
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn set_factors(_: V3, panel: &mut Panel, rows: &[&[u8]; LANES]) {
+        for (block, scales) in panel.scales.iter_mut().take(BLOCKS).enumerate() {
+            let mut halves = [0u16; LANES];
+            for (half, row) in halves.iter_mut().zip(rows) {
+                let bytes = row.get(block * Q8_BYTES..).and_then(|bytes| bytes.first_chunk()).unwrap_or(&[0; 2]);
+                *half = u16::from_le_bytes(*bytes);
+            }
+            // Infinite ones stay so, which `half` makes large numbers: no honest file has any.
+            scales.store(_mm512_cvtph_ps(cast(halves)));
         }
-        factors
     }
 }
 
@@ -123,23 +135,39 @@ impl<K: WideK> Wide for K {
         [block.weights(simd, 2 * part), block.weights(simd, 2 * part + 1)]
     }
 
-    #[inline(always)]
-    fn factors(simd: V3, blocks: &[u8]) -> [[f32; SCALES]; 2] {
-        let block = K::read(blocks);
-        // Those of even sixteens come first, then those of odd ones.
-        let sixteens: [[[i16; PARTS]; 2]; 2] = [cast(block.sixteens(simd)), cast(block.mins(simd))];
-        let mut factors = [[0.0; SCALES]; 2];
-        for ((to, from), by) in factors.iter_mut().zip(sixteens).zip(block.factors()) {
-            for i in 0..PARTS {
-                if Self::SCALE_FOR_16 {
-                    to[2 * i] = by * f32::from(from[0][i]);
-                    to[2 * i + 1] = by * f32::from(from[1][i]);
-                } else {
-                    to[i] = by * f32::from(from[0][i]);
-                }
-            }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn set_factors(simd: V3, panel: &mut Panel, rows: &[&[u8]; LANES]) {
+        let (mut scales, mut offsets) = ([_mm512_setzero_si512(); LANES], [_mm512_setzero_si512(); LANES]);
+        for ((scales, offsets), row) in scales.iter_mut().zip(&mut offsets).zip(rows) {
+            let block = K::read(row);
+            let [scale, min] = block.factors();
+            *scales = scaled(block.sixteens(simd), scale);
+            *offsets = scaled(block.mins(simd), min);
         }
-        factors
+        put::<Self>(&mut panel.scales, &scales);
+        if <Self as Wide>::ZERO.is_none() {
+            put::<Self>(&mut panel.offsets, &offsets);
+        }
+    }
+}
+
+/// The bits of sixteen integers times a float.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn scaled(sixteens: __m256i, by: f32) -> __m512i {
+    let floats = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(sixteens));
+    _mm512_castps_si512(_mm512_mul_ps(floats, _mm512_set1_ps(by)))
+}
+
+/// Puts the factors of sixteen rows, in each those of even sixteens of weights first, in the order of the weights.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn put<T: Wide>(factors: &mut [Floats; SCALES], of_rows: &[__m512i; LANES]) {
+    for (i, column) in transposed(of_rows).into_iter().enumerate() {
+        // Where 32 weights have one factor, those of even sixteens are all there is to read.
+        let place = if T::SCALE_FOR_16 { 2 * (i % PARTS) + i / PARTS } else { i };
+        factors[place].store(_mm512_castsi512_ps(column));
     }
 }
 
@@ -153,21 +181,26 @@ pub(super) fn products<T: Wide>(simd: V3, x: &[f32], blocks: &[u8], width: usize
     let (rows, outputs) = (x.len() / width, blocks.len() / row_bytes);
     let x: Vec<Summed32> = round_all(simd, x);
     in_columns(rows, outputs, COLUMNS, |columns, out| {
-        let weights = &blocks[columns.start * row_bytes..columns.end * row_bytes];
+        let (weights, ahead) = blocks[columns.start * row_bytes..].split_at(columns.len() * row_bytes);
         // SAFETY: the processor has the instructions.
-        unsafe { fill::<T>(simd, &x, per_row, weights, out) }
+        unsafe { fill::<T>(simd, &x, per_row, [weights, ahead], out) }
     })
 }
 
-/// Fills `out` with the products of all rows of `x` with these rows of weights, at most [`COLUMNS`].
+/// Fills `out` with the products of all rows of `x` with these rows of weights, at most [`COLUMNS`]; meanwhile as many of those
+/// ahead are fetched from memory, where a thread mostly goes on.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn fill<T: Wide>(simd: V3, x: &[Summed32], per_row: usize, weights: &[u8], out: &mut Columns) {
+fn fill<T: Wide>(simd: V3, x: &[Summed32], per_row: usize, [weights, ahead]: [&[u8]; 2], out: &mut Columns) {
     let row_bytes = T::BYTES * per_row / BLOCKS;
+    let mut ahead = ahead[..weights.len().min(ahead.len())].chunks(CACHE_LINE);
     let mut panels = Box::new([const { Panel::EMPTY }; PANELS]);
     for first in (0..per_row).step_by(BLOCKS) {
         let found = first..per_row.min(first + BLOCKS);
+        let bytes = first / BLOCKS * T::BYTES..row_bytes.min((first / BLOCKS + 1) * T::BYTES);
         for (panel, weights) in panels.iter_mut().zip(weights.chunks(LANES * row_bytes)) {
-            set::<T>(simd, panel, weights, row_bytes, first / BLOCKS * T::BYTES);
+            let mut rows = [&[][..]; LANES];
+            rows.iter_mut().zip(weights.chunks_exact(row_bytes)).for_each(|(row, all)| *row = &all[bytes.clone()]);
+            set::<T>(simd, panel, &rows, &mut ahead);
         }
         let rows = x.len() / per_row;
         for row in (0..rows).step_by(ROWS) {
@@ -216,30 +249,23 @@ fn store(floats: __m512, to: &mut [f32]) {
     unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), up_to(to.len()), floats) }
 }
 
-/// Sixteen rows of weights become a panel, as far as they are there: those of 256 inputs from byte `at` of each on.
+/// At most 256 weights of each of sixteen rows become a panel. One after the other lines `ahead` are asked for, about as many as
+/// these have; all at once they would keep the panel from its own memory.
 #[target_feature(enable = "avx512f,avx512bw")]
-fn set<T: Wide>(simd: V3, panel: &mut Panel, weights: &[u8], row_bytes: usize, at: usize) {
-    let row = |lane: usize| {
-        let row = weights.get(lane * row_bytes..(lane + 1) * row_bytes).unwrap_or(&[]);
-        row.get(at..row_bytes.min(at + T::BYTES)).unwrap_or(&[])
-    };
-    let mut rows = [_mm512_setzero_si512(); LANES];
+fn set<T: Wide>(simd: V3, panel: &mut Panel, rows: &[&[u8]; LANES], ahead: &mut Chunks<u8>) {
+    let mut parts = [_mm512_setzero_si512(); LANES];
     for (part, fours) in panel.fours.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        for (lane, to) in rows.iter_mut().enumerate() {
-            let [low, high] = T::weights(simd, row(lane), part);
+        for (to, row) in parts.iter_mut().zip(rows) {
+            let [low, high] = T::weights(simd, row, part);
             *to = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
+            ahead.next().into_iter().for_each(prefetch);
         }
-        for (line, column) in fours.iter_mut().zip(transposed(&rows)) {
+        for (line, column) in fours.iter_mut().zip(transposed(&parts)) {
             line.store(column);
         }
     }
-    for lane in 0..LANES {
-        let [scales, offsets] = T::factors(simd, row(lane));
-        for i in 0..SCALES {
-            panel.scales[i].0[lane] = scales[i];
-            panel.offsets[i].0[lane] = offsets[i];
-        }
-    }
+    // SAFETY: the processor has the instructions.
+    unsafe { T::set_factors(simd, panel, rows) }
 }
 
 /// Adds the products of some rows of `x` with three panels to `sums`; `SUB` weights have one scale.
