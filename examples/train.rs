@@ -55,11 +55,15 @@ fn main() -> ExitCode {
             anyhow::bail!("--export and --set output=.. would give all recipes one folder: name one recipe at a time");
         }
         memory::keep();
-        // All are read before the first is run: hours later is no time to hear of a slip in the last one.
+        // All are read and checked before the first is run: hours later is no time to hear of a slip in the last one.
         let recipes = arguments.recipes.iter().map(|path| Ok((path, Recipe::read(path, &arguments.set)?)));
         let recipes = recipes.collect::<Result<Vec<_>>>()?;
         if recipes.iter().any(|(_, recipe)| recipe.update.parallel > 1) {
             leave_threads_to_batches();
+        }
+        let device = arguments.device.open()?;
+        if arguments.export.is_none() {
+            recipes.iter().try_for_each(|(_, recipe)| recipe.check_device(&device))?;
         }
         recipes.into_iter().try_for_each(|(path, recipe)| -> Result<()> {
             let export = recipe.output.join("export");
@@ -68,7 +72,7 @@ fn main() -> ExitCode {
                 eprintln!("{}: finished, see {}", path.display(), export.display());
                 return Ok(());
             }
-            let device = arguments.device.open()?;
+            let device = device.clone();
             on_large_stack(|| {
                 let mut run = Run::new(recipe, device)?;
                 if let Some(folder) = &arguments.export {

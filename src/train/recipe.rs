@@ -326,6 +326,20 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// Checks that a device computes as the recipe asks.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn check_device(&self, device: &Device) -> Result<()> {
+        let rounds = self.update.compute != FloatType::F32;
+        if device.is_cpu() && rounds && !Precision::has_fast_bf16() {
+            let message =
+                "is half precision, for which this processor has no instructions: set it to f32, or take a GPU";
+            return Err(Error::config("update.compute", message));
+        }
+        Ok(())
+    }
+
     /// Checks what can be checked without opening anything.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use super::metrics::{
 };
 use super::plot::{Plot, Series};
 use super::progress::Progress;
-use super::recipe::{DataConfig, DataLayout, DataSource, FloatType, Recipe, RunConfig, Stage};
+use super::recipe::{DataConfig, DataLayout, DataSource, Recipe, RunConfig, Stage};
 use super::samples::SampleForm;
 use super::shown::{Shown, ShownAnswers, listing};
 use super::stage::{BuiltStage, build, connector, export};
@@ -27,7 +27,6 @@ use crate::data::shapes::tokenizer;
 use crate::data::{Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Records, guarded, open};
 use crate::generation::Generator;
 use crate::model::HaploVl;
-use crate::nn::ops::Precision;
 use crate::optim::{AdamW, AdamWConfig, ParamGroup, glob_matches, undecayed_groups};
 use crate::processor::{ChatTemplate, Processor, ProcessorSettings, TextTokenizer};
 use crate::weights::{Parameters, check_tensors, write_bytes_atomically};
@@ -180,12 +179,7 @@ impl Run {
     /// [`Error::Training`] for a step that had to be refused, [`Error::Data`] for too many bad samples, and what
     /// checkpoints and files may give.
     pub fn train(&mut self, resume: bool) -> Result<PathBuf> {
-        let rounds = self.recipe.update.compute != FloatType::F32;
-        if self.device.is_cpu() && rounds && !Precision::has_fast_bf16() {
-            let message =
-                "is half precision, for which this processor has no instructions: set it to f32, or take a GPU";
-            return Err(Error::config("update.compute", message));
-        }
+        self.recipe.check_device(&self.device)?;
         let _alone = lock(&self.recipe.output)?;
         let checkpoints =
             CheckpointFolder::open(self.checkpoints(), self.recipe.identity()?, self.recipe.run.keep_last)?;
