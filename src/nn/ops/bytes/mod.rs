@@ -31,8 +31,6 @@ use wide_row::ByWideRows;
 
 /// From this many rows of `x` on, it pays to sort weights into panels first.
 const PANELS_FROM: usize = 4;
-/// Those of K types take more work to become wide ones.
-const WIDE_K_FROM: usize = 6;
 // A task of fewer outputs would multiply zeros.
 const _: () = assert!(TASK_OUTPUTS.is_multiple_of(panel::PANELS * panel::LANES));
 
@@ -56,13 +54,12 @@ enum Way {
 
 impl Way {
     /// The fastest for so many rows of `x`.
-    fn of(rows: usize, dtype: GgmlDType) -> Self {
-        let wide_from = if dtype == GgmlDType::Q8_0 { PANELS_FROM } else { WIDE_K_FROM };
-        match rows {
-            0..PANELS_FROM if wide::is_available() => Self::WideRows,
-            0..PANELS_FROM => Self::Rows,
-            _ if rows >= wide_from && wide::is_available() => Self::Wide,
-            _ => Self::Panels,
+    fn of(rows: usize) -> Self {
+        match (rows < PANELS_FROM, wide::is_available()) {
+            (true, true) => Self::WideRows,
+            (true, false) => Self::Rows,
+            (false, true) => Self::Wide,
+            (false, false) => Self::Panels,
         }
     }
 }
@@ -72,7 +69,7 @@ impl Way {
 /// A row's result does not depend on the other rows, nor on threads, but on how many there are: each [`Way`] rounds and sums
 /// as it likes.
 pub(super) fn products(simd: V3, x: &[f32], blocks: &[u8], dtype: GgmlDType, width: usize) -> Vec<f32> {
-    products_by(Way::of(x.len() / width, dtype), simd, x, blocks, dtype, width)
+    products_by(Way::of(x.len() / width), simd, x, blocks, dtype, width)
 }
 
 fn products_by(way: Way, simd: V3, x: &[f32], blocks: &[u8], dtype: GgmlDType, width: usize) -> Vec<f32> {
