@@ -57,21 +57,21 @@ fn main() -> ExitCode {
         memory::keep();
         // All are read and checked before the first is run: hours later is no time to hear of a slip in the last one.
         let recipes = arguments.recipes.iter().map(|path| Ok((path, Recipe::read(path, &arguments.set)?)));
-        let recipes = recipes.collect::<Result<Vec<_>>>()?;
+        let mut recipes = recipes.collect::<Result<Vec<_>>>()?;
+        // Its weights are the last thing that an export writes.
+        let export = |recipe: &Recipe| recipe.output.join("export");
+        let is_finished = |recipe: &Recipe| arguments.resume && SafetensorsFiles::open(export(recipe)).is_ok();
+        for (path, recipe) in recipes.extract_if(.., |(_, recipe)| is_finished(recipe)) {
+            eprintln!("{}: finished, see {}", path.display(), export(&recipe).display());
+        }
         if recipes.iter().any(|(_, recipe)| recipe.update.parallel > 1) {
             leave_threads_to_batches();
         }
         let device = arguments.device.open()?;
-        if arguments.export.is_none() {
+        if arguments.export.is_none() && !arguments.dry_run {
             recipes.iter().try_for_each(|(_, recipe)| recipe.check_device(&device))?;
         }
-        recipes.into_iter().try_for_each(|(path, recipe)| -> Result<()> {
-            let export = recipe.output.join("export");
-            // Its weights are the last thing that an export writes.
-            if arguments.resume && SafetensorsFiles::open(&export).is_ok() {
-                eprintln!("{}: finished, see {}", path.display(), export.display());
-                return Ok(());
-            }
+        recipes.into_iter().try_for_each(|(_, recipe)| -> Result<()> {
             let device = device.clone();
             on_large_stack(|| {
                 let mut run = Run::new(recipe, device)?;
