@@ -27,16 +27,9 @@ pub struct Schedule {
     pub warmup_ratio: f64,
     /// Share of all steps that stay at the peak before the decay begins, in `0..=1` and with the warm-up at most 1: "warm-up, stable,
     /// decay" (Hu et al. 2024, MiniCPM). None by default.
-    #[serde(skip_serializing_if = "is_zero")]
     pub hold_ratio: f64,
     /// Last learning rate as a share of the peak, in `0..=1`. A constant schedule has no use for it.
     pub floor_ratio: f64,
-}
-
-// What serde asks for takes a reference.
-#[allow(clippy::trivially_copy_pass_by_ref)]
-fn is_zero(ratio: &f64) -> bool {
-    *ratio == 0.0
 }
 
 impl Default for Schedule {
