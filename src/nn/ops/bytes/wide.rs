@@ -187,8 +187,8 @@ pub(super) fn products<T: Wide>(simd: V3, x: &[f32], blocks: &[u8], width: usize
     })
 }
 
-/// Fills `out` with the products of all rows of `x` with these rows of weights, at most [`COLUMNS`]; meanwhile as many of those
-/// ahead are fetched from memory, where a thread mostly goes on.
+/// Fills `out` with the products of all rows of `x` with these rows of weights, at most [`COLUMNS`]; meanwhile about as many of
+/// those ahead are fetched from memory, where a thread mostly goes on.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn fill<T: Wide>(simd: V3, x: &[Summed32], per_row: usize, [weights, ahead]: [&[u8]; 2], out: &mut Columns) {
     let row_bytes = T::BYTES * per_row / BLOCKS;
