@@ -11,7 +11,7 @@ use super::{Cache, Connector, LanguageHead, Pass, PostDecoder, PreDecoderModel};
 use crate::batch::{MultimodalBatch, SequenceLayout};
 use crate::config::HaploVlConfig;
 use crate::nn::ops::{KeyRanges, Precision, Quantization, on_pool};
-use crate::nn::{Activations, EachMatrix, RotaryEmbedding, key_ranges, last_positions};
+use crate::nn::{Activations, EachMatrix, RotaryEmbedding, key_ranges};
 use crate::weights::{ParameterShapes, TensorSource, check_source, source_var_builder};
 use crate::{Error, Result};
 
@@ -251,7 +251,20 @@ impl HaploVl {
             ));
         }
         let ranges = key_ranges(&batch.layout, self.config.image_attention);
-        self.run(batch, &ranges, &batch.layout.positions(), attention_layers, None)
+        self.run(batch, &ranges, &batch.layout.positions(), attention_layers, None, None)
+    }
+
+    /// The [`HiddenStates::post_decoder_output`] of the last `count` positions, (batch, count, post-decoder width); the last
+    /// layer computes no other.
+    ///
+    /// What is learnt of a picture's words lies behind the picture, so this saves a training step most of a layer.
+    ///
+    /// # Errors
+    /// If the batch does not fit the model.
+    pub fn last_hidden_states(&self, batch: &MultimodalBatch, count: usize) -> Result<Tensor> {
+        batch.validate()?;
+        let ranges = key_ranges(&batch.layout, self.config.image_attention);
+        Ok(self.run(batch, &ranges, &batch.layout.positions(), &[], None, Some(count))?.post_decoder_output)
     }
 
     /// A fresh cache of `batch` rows and `capacity` positions.
@@ -273,8 +286,8 @@ impl HaploVl {
         let (ranges, positions) = cache.place(&batch.layout, self.config.image_attention)?;
         let device = self.device();
         on_pool(device, || {
-            let last = self.run(batch, &ranges, &positions, &[], Some(cache))?.post_decoder_output;
-            self.lm_head.forward(&last_positions(&last, 1)?.squeeze(1)?)
+            let last = self.run(batch, &ranges, &positions, &[], Some(cache), Some(1))?.post_decoder_output;
+            self.lm_head.forward(&last.squeeze(1)?)
         })
     }
 
@@ -296,7 +309,7 @@ impl HaploVl {
         self.prefill(&batch, cache)
     }
 
-    /// With a cache, of the last layer only the last position.
+    /// Of the last layer only the `last` positions, if so many are given.
     fn run(
         &self,
         batch: &MultimodalBatch,
@@ -304,8 +317,8 @@ impl HaploVl {
         positions: &[Vec<u32>],
         attention_layers: &[usize],
         cache: Option<&mut Cache>,
+        last: Option<usize>,
     ) -> Result<HiddenStates> {
-        let last_only = cache.is_some();
         let (pre_caches, post_caches) = match cache {
             Some(cache) => (Some(cache.pre.as_mut_slice()), Some(cache.post.as_mut_slice())),
             None => (None, None),
@@ -324,7 +337,7 @@ impl HaploVl {
         let pre = self.front.forward(batch, &mut pass(angles, pre_caches, &pre_layers))?;
         let x = self.connector.forward(&pre.output)?;
         let angles = angles_at(&self.post_rotary, positions, self.device())?;
-        let mut pass = Pass { last_only, ..pass(angles, post_caches, &post_layers) };
+        let mut pass = Pass { last, ..pass(angles, post_caches, &post_layers) };
         let (post, post_attentions) = self.post_decoder.forward(&x, &mut pass)?;
         let mut attentions = pre.attentions;
         attentions.extend(post_attentions);

@@ -5,7 +5,7 @@ use candle_nn::VarBuilder;
 
 use crate::Result;
 use crate::config::DecoderConfig;
-use crate::nn::ops::{KeyRanges, Precision};
+use crate::nn::ops::{KeyRanges, Precision, last_positions};
 use crate::nn::{Activations, DecoderLayer, EachMatrix, LayerCache, RotaryAngles, segment};
 
 /// What all layers of one decoder share in one forward pass.
@@ -19,8 +19,8 @@ pub struct Pass<'a> {
     pub caches: Option<&'a mut [LayerCache]>,
     /// Layers (counted from 0 in this decoder) whose attention weights are wanted.
     pub attention_layers: &'a [usize],
-    /// Whether only the last position is wanted: the last layer then computes no other.
-    pub last_only: bool,
+    /// How many of the last positions are wanted, if not all: the last layer computes no other.
+    pub last: Option<usize>,
     /// What becomes of each layer's activations in training. With caches, they are kept.
     pub activations: Activations,
 }
@@ -28,7 +28,7 @@ pub struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// A pass without cache and without recorded weights.
     pub fn new(ranges: &'a KeyRanges, angles: Option<RotaryAngles>) -> Self {
-        Self { ranges, angles, caches: None, attention_layers: &[], last_only: false, activations: Activations::Kept }
+        Self { ranges, angles, caches: None, attention_layers: &[], last: None, activations: Activations::Kept }
     }
 }
 
@@ -69,7 +69,7 @@ impl DecoderStack {
         named.into_iter().try_for_each(|(layer, i)| layer.each_matrix(&format!("model.layers.{i}"), f))
     }
 
-    /// (batch, seq, hidden_size) -> the same, or its last position, and the attention weights that were asked for, in the
+    /// (batch, seq, hidden_size) -> the same, or the last positions of it, and the attention weights that were asked for, in the
     /// order of layers.
     ///
     /// # Errors
@@ -77,7 +77,7 @@ impl DecoderStack {
     pub fn forward(&self, x: &Tensor, pass: &mut Pass) -> Result<(Tensor, Vec<Tensor>)> {
         let mut x = x.clone();
         let mut weights = Vec::new();
-        let last = pass.last_only.then(|| pass.ranges.last());
+        let last = pass.last.map(|count| pass.ranges.last(count));
         for (i, layer) in self.layers.iter().enumerate() {
             if pass.attention_layers.contains(&i) {
                 weights.push(layer.attention_weights(&x, pass.angles.as_ref(), pass.ranges)?);
@@ -92,6 +92,8 @@ impl DecoderStack {
                 }
             };
         }
+        // Where there are no layers, nothing was left out yet.
+        let x = pass.last.map(|count| last_positions(&x, count)).transpose()?.unwrap_or(x);
         Ok((x, weights))
     }
 }

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::ops::{self, KeyRanges, Precision};
-use super::{EachMatrix, LayerCache, Linear, RotaryAngles, last_positions};
+use super::{EachMatrix, LayerCache, Linear, RotaryAngles};
 use crate::Result;
 use crate::config::DecoderConfig;
 
@@ -93,7 +93,7 @@ impl Attention {
     }
 
     fn queries_and_keys(&self, x: &Tensor, angles: Option<&RotaryAngles>, queries: usize) -> Result<(Tensor, Tensor)> {
-        let q = self.heads(&self.q_proj, &last_positions(x, queries)?, self.num_heads)?;
+        let q = self.heads(&self.q_proj, &ops::last_positions(x, queries)?, self.num_heads)?;
         let k = self.heads(&self.k_proj, x, self.num_kv_heads)?;
         match angles {
             Some(angles) => Ok((angles.last(queries)?.rotate(&q)?, angles.rotate(&k)?)),

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::ops::{self, KeyRanges, Precision};
-use super::{Attention, EachMatrix, LayerCache, Mlp, Norm, RotaryAngles, last_positions};
+use super::{Attention, EachMatrix, LayerCache, Mlp, Norm, RotaryAngles};
 use crate::Result;
 use crate::config::DecoderConfig;
 
@@ -59,7 +59,7 @@ impl DecoderLayer {
         cache: Option<&mut LayerCache>,
     ) -> Result<Tensor> {
         let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, angles, ranges, cache)?;
-        let x = ops::residual(&last_positions(x, ranges.queries())?, &attended)?;
+        let x = ops::residual(&ops::last_positions(x, ranges.queries())?, &attended)?;
         let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
         Ok(ops::residual(&x, &y)?)
     }

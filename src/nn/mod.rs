@@ -16,8 +16,6 @@ mod segment;
 mod sink;
 mod tape;
 
-use candle_core::Tensor;
-
 pub use attention::Attention;
 pub use decoder_layer::DecoderLayer;
 pub use kv_cache::LayerCache;
@@ -35,14 +33,6 @@ pub use rotary::{RotaryAngles, RotaryEmbedding};
 pub use segment::{Activations, segment};
 pub(crate) use sink::deliver;
 pub use sink::gradients_of;
-
-/// The last `count` positions of a (batch, seq, width) tensor; the tensor itself where it has no more.
-pub(crate) fn last_positions(x: &Tensor, count: usize) -> candle_core::Result<Tensor> {
-    match x.dim(1)?.checked_sub(count) {
-        None | Some(0) => Ok(x.clone()),
-        Some(start) => x.narrow(1, start, count)?.contiguous(),
-    }
-}
 
 /// How weights of `fan_in` inputs start, and embeddings of this width: at random with a deviation of `1 / sqrt(fan_in)`.
 ///

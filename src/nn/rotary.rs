@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 
 use candle_core::{Device, Tensor};
 
-use super::{last_positions, ops};
+use super::ops;
 use crate::Result;
 use crate::config::{DecoderConfig, Rope, RopeScaling};
 
@@ -59,7 +59,7 @@ impl RotaryAngles {
     /// # Errors
     /// From candle only.
     pub fn last(&self, count: usize) -> Result<Self> {
-        Ok(Self { cos: last_positions(&self.cos, count)?, sin: last_positions(&self.sin, count)? })
+        Ok(Self { cos: ops::last_positions(&self.cos, count)?, sin: ops::last_positions(&self.sin, count)? })
     }
 
     /// Rotates the heads of `x` (batch, seq, heads, head_dim).

@@ -30,7 +30,7 @@ impl Objective for Language {
 
     fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {
         let embeddings = self.model.embed(&batch.input_ids)?;
-        let hidden = self.model.hidden_states(&embeddings, &batch.layout)?.flatten_to(1)?;
+        let hidden = self.model.hidden_states(&embeddings, &batch.layout)?;
         next_token_loss(&hidden, self.model.lm_head().weight()?, batch, step)
     }
 

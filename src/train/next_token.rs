@@ -35,7 +35,7 @@ impl Objective for NextToken {
     }
 
     fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {
-        let hidden = self.model.hidden_states(batch, &[])?.post_decoder_output.flatten_to(1)?;
+        let hidden = self.model.last_hidden_states(batch, labelled_tail(batch)?)?;
         let head = self.model.lm_head().weight()?.to_dtype(hidden.dtype())?;
         next_token_loss(&hidden, &head, batch, step)
     }
@@ -51,10 +51,22 @@ pub(super) fn next_token_counts(batch: &MultimodalBatch) -> Result<Counts> {
     Ok(Counts { label_tokens, ..common_counts(batch)? })
 }
 
-/// The share of a batch in the mean next-token loss of a step; `hidden` is (batch * seq, width).
+/// From how many positions before its end on each row holds all its labels.
+fn labelled_tail(batch: &MultimodalBatch) -> Result<usize> {
+    let (labels, seq_len) = (batch.next_token_labels()?, batch.layout.seq_len);
+    let is_label = |label: &u32| *label != IGNORE_INDEX;
+    let first = labels.chunks(seq_len.max(1)).filter_map(|row| row.iter().position(is_label)).min();
+    Ok(first.map_or(1, |first| seq_len - first))
+}
+
+/// The share of a batch in the mean next-token loss of a step; `hidden` is (batch, count, width), of the last `count`
+/// positions, which hold all labels.
 pub(super) fn next_token_loss(hidden: &Tensor, head: &Tensor, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {
-    let labels = batch.next_token_labels()?;
-    let labels = Tensor::from_vec(labels, hidden.dim(0)?, hidden.device())?;
+    let (rows, count, _) = hidden.dims3()?;
+    let (labels, seq_len) = (batch.next_token_labels()?, batch.layout.seq_len);
+    let labels = labels.chunks(seq_len.max(1)).flat_map(|row| &row[seq_len - count..]).copied().collect();
+    let labels = Tensor::from_vec(labels, rows * count, hidden.device())?;
+    let hidden = &hidden.flatten_to(1)?;
     let total = (linear_cross_entropy(hidden, head, &labels)?.sum / step.label_tokens.max(1) as f64)?;
     Ok(Loss { total, parts: vec![] })
 }

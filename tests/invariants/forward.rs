@@ -133,6 +133,23 @@ fn the_cache_changes_nothing_in_one_piece_or_two() {
 }
 
 #[test]
+fn the_last_positions_alone_are_those_of_all() {
+    for (name, config) in configs() {
+        let (model, rows) = (model(&config), conversations(&config));
+        for side in [PaddingSide::Left, PaddingSide::Right] {
+            let batch = batch(&config, &rows, side);
+            let all = model.hidden_states(&batch, &[]).unwrap().post_decoder_output;
+            let seq_len = all.dim(1).unwrap();
+            for count in [1, 5, seq_len] {
+                let found = model.last_hidden_states(&batch, count).unwrap();
+                let error = max_diff(&found, &all.narrow(1, seq_len - count, count).unwrap());
+                assert!(error < CLOSE, "{name}, the last {count} of {seq_len}: off by {error}");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_comes_later_changes_nothing_before() {
     for (name, config) in configs() {
         let model = model(&config);

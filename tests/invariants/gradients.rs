@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
-use haplovl::batch::{MultimodalBatch, PaddingSide};
+use haplovl::batch::{IGNORE_INDEX, MultimodalBatch, PaddingSide};
 use haplovl::config::{DecoderConfig, HaploVlConfig, MlpKind, NormKind, Rope};
+use haplovl::loss::linear_cross_entropy;
 use haplovl::model::{ClipTeacher, ClipVision, DistillationHeads, HaploVl, PreDecoderModel};
 use haplovl::nn::Activations::{self, Kept, Recomputed, Released};
 use haplovl::optim::{AdamW, AdamWConfig, Decay, Gradients, Schedule};
-use haplovl::train::{Distillation, DistillationWeights, NextToken, Objective, Trainer, UpdateRule};
+use haplovl::train::{Counts, Distillation, DistillationWeights, Loss, NextToken, Objective, Trainer, UpdateRule};
 use haplovl::weights::{ClipConfig, Parameters};
 
 use crate::{batch, bits, configs, conversations, max_diff, model_over, parameters, random, stir, vars};
@@ -116,6 +117,58 @@ fn released_and_recomputed_layers_give_identical_gradients() {
         for other in [Released, Recomputed] {
             assert_same_bits(name, &config, [Kept, other].map(|activations| next_token(&config, activations)));
             assert_same_bits(name, &config, [Kept, other].map(|activations| distillation(&config, activations)));
+        }
+    }
+}
+
+/// [`NextToken`] with every position computed to the end.
+struct OfAllPositions(NextToken);
+
+impl Objective for OfAllPositions {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn counts(&self, batch: &MultimodalBatch) -> haplovl::Result<Counts> {
+        self.0.counts(batch)
+    }
+
+    fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> haplovl::Result<Loss> {
+        let hidden = self.0.model().hidden_states(batch, &[])?.post_decoder_output.flatten_to(1)?;
+        let labels = batch.next_token_labels()?;
+        let labels = Tensor::from_vec(labels, hidden.dim(0)?, hidden.device())?;
+        let sum = linear_cross_entropy(&hidden, self.0.model().lm_head().weight()?, &labels)?.sum;
+        Ok(Loss { total: (sum / step.label_tokens as f64)?, parts: vec![] })
+    }
+
+    fn may_lack_gradient(&self, parameter: &str, step: &Counts) -> bool {
+        self.0.may_lack_gradient(parameter, step)
+    }
+}
+
+#[test]
+fn positions_before_the_first_label_are_left_out_and_missed_by_no_gradient() {
+    for (name, config) in configs() {
+        let mut answers = conversations(&config);
+        for labels in answers.iter_mut().flat_map(|row| &mut row.labels) {
+            let questions = labels.len() - 3;
+            labels[..questions].fill(IGNORE_INDEX);
+        }
+        let batches = [PaddingSide::Left, PaddingSide::Right].map(|side| batch(&config, &answers, side));
+        for (batch, activations) in batches.iter().flat_map(|batch| [Kept, Released].map(|kind| (batch, kind))) {
+            let parameters = parameters(&config);
+            let model = || model_over(&config, &parameters).with_activations(activations);
+            let of_all = trainer(OfAllPositions(NextToken::new(model())), vars(&parameters));
+            let (all_loss, all) = gradients(&of_all, std::slice::from_ref(batch));
+            let (loss, found) =
+                gradients(&trainer(NextToken::new(model()), vars(&parameters)), std::slice::from_ref(batch));
+            assert!((loss - all_loss).abs() <= 1e-6 * all_loss.abs(), "{name}: {loss} and {all_loss}");
+            assert_eq!(all.len(), found.len(), "{name}");
+            for ((parameter, all), (_, found)) in all.iter().zip(found.iter()) {
+                let largest = max_diff(all, &all.zeros_like().unwrap());
+                let error = max_diff(found, all);
+                assert!(error <= 2e-6 * (1.0 + largest), "{name}: {parameter} is off by {error} of {largest}");
+            }
         }
     }
 }

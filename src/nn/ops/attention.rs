@@ -47,10 +47,10 @@ impl KeyRanges {
         self.rows.first().map_or(0, Vec::len)
     }
 
-    /// The ranges of each row's last query alone.
+    /// The ranges of each row's last `count` queries alone; of all, where there are no more.
     #[must_use]
-    pub fn last(&self) -> Self {
-        Self::new(self.rows.iter().map(|row| row.last().cloned().into_iter().collect()).collect())
+    pub fn last(&self, count: usize) -> Self {
+        Self::new(self.rows.iter().map(|row| row[row.len().saturating_sub(count)..].to_vec()).collect())
     }
 
     fn check(&self, batch: usize, queries: usize, keys: usize) -> Result<()> {
