@@ -247,8 +247,8 @@ fn shapes_world_is_a_data_set() {
         assert!(dataset.get(40).is_err());
         (0..40).map(|i| dataset.get(i).unwrap()).collect::<Vec<_>>()
     };
-    use ShapesContent::{Captions, Mixed, Objects, Questions};
-    for content in [Captions, Objects, Questions, Mixed] {
+    use ShapesContent::{Captions, Mixed, Objects, Questions, Statements};
+    for content in [Captions, Statements, Objects, Questions, Mixed] {
         let conversations = all(content);
         assert_eq!(conversations, all(content), "the same every time");
         for conversation in conversations {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use haplovl::data::Dataset;
 use haplovl::data::shapes::{
-    Colour, Description, Object, QuestionKind, Scene, ShapesConfig, ShapesContent, ShapesDataset, Split,
+    Colour, Description, Object, QuestionKind, Scene, Shape, ShapesConfig, ShapesContent, ShapesDataset, Size, Split,
     caption_prompt, check_caption, vocabulary, words,
 };
 use rand::SeedableRng;
@@ -159,20 +159,69 @@ fn captions_read_back_true() {
     assert!(wordings.len() > 8, "{wordings:?}");
 }
 
+fn dataset(content: ShapesContent, scenes: usize) -> ShapesDataset {
+    let (kinds, config) = (QuestionKind::ALL.into(), ShapesConfig::default());
+    ShapesDataset { split: Split::Train, first: 0, scenes, side: 16, content, rounds: 1, kinds, config }
+}
+
+/// Whether no other edge, or corner, is nearer to the object than this one, such as `left edge`.
+fn is_nearest(object: &Object, place: &str) -> bool {
+    let [x, y] = [object.x, object.y];
+    let [left, top] = [x < 0.5, y < 0.5];
+    let clear = |distance: f32| [x, 1.0 - x, y, 1.0 - y].iter().filter(|d| **d <= distance).count() == 1;
+    match place {
+        "left edge" => clear(x),
+        "right edge" => clear(1.0 - x),
+        "top edge" => clear(y),
+        "bottom edge" => clear(1.0 - y),
+        "top left corner" => top && left,
+        "top right corner" => top && !left,
+        "bottom left corner" => !top && left,
+        "bottom right corner" => !top && !left,
+        _ => panic!("{place}"),
+    }
+}
+
+/// The attributes that a text names.
+fn described(text: &str) -> Description {
+    Description {
+        size: words(text).find_map(Size::from_word),
+        colour: words(text).find_map(Colour::from_word),
+        shape: words(text).find_map(Shape::from_word),
+    }
+}
+
+#[test]
+fn statements_find_each_object_by_what_is_its_alone_and_tell_the_rest() {
+    let data = dataset(ShapesContent::Statements, 300);
+    let mut seen = BTreeMap::<_, usize>::new();
+    for (scene, turns) in (0..data.len()).map(|i| (data.scene(i), data.get(i).unwrap().turns)) {
+        let sentences: Vec<_> = turns[1].text.split_terminator('.').collect();
+        assert_eq!(sentences.len(), scene.objects.len(), "{}", turns[1].text);
+        for sentence in sentences {
+            let (subject, told) = sentence.trim().strip_prefix("the ").unwrap().split_once(" is ").unwrap();
+            let (told, place) = told.split_once("nearest to the ").unwrap_or((told, ""));
+            let (subject, told) = (described(subject), described(told));
+            let [object] = scene.objects.iter().filter(|o| subject.matches(o)).collect::<Vec<_>>()[..] else {
+                panic!("{sentence} in {scene:?}");
+            };
+            assert!(told.matches(object), "{sentence}: {object:?}");
+            assert!(place.is_empty() || is_nearest(object, place), "{sentence}: {object:?}");
+            let Description { size, colour, shape } = told;
+            assert_eq!([subject.size, size].iter().flatten().count(), 1, "{sentence}");
+            assert_eq!([subject.colour, colour].iter().flatten().count(), 1, "{sentence}");
+            assert_eq!([subject.shape, shape].iter().flatten().count(), 1, "{sentence}");
+            let told = [size.is_some(), colour.is_some(), shape.is_some(), place.is_empty()];
+            *seen.entry(told).or_default() += 1;
+        }
+    }
+    assert_eq!(seen.len(), 12, "all but none and all three attributes, with and without a place: {seen:?}");
+    assert!(seen.values().all(|&count| count > 5), "{seen:?}");
+}
+
 #[test]
 fn lists_are_in_the_order_asked_for_and_tell_places() {
-    let config = ShapesConfig::default();
-    let content = ShapesContent::Captions;
-    let data = ShapesDataset {
-        split: Split::Train,
-        first: 0,
-        scenes: 400,
-        side: 16,
-        content,
-        rounds: 1,
-        kinds: QuestionKind::ALL.into(),
-        config,
-    };
+    let data = dataset(ShapesContent::Captions, 400);
     let mut seen = BTreeMap::<_, usize>::new();
     for (scene, turns) in (0..data.len()).map(|i| (data.scene(i), data.get(i).unwrap().turns)) {
         let down = turns[0].text.contains("from top to bottom");
@@ -192,22 +241,7 @@ fn lists_are_in_the_order_asked_for_and_tell_places() {
         let along = |object: &Object| if down { object.y } else { object.x };
         assert!(items.iter().map(|(object, _)| along(object)).is_sorted(), "{text}");
         for (object, place) in items {
-            let [x, y] = [object.x, object.y];
-            let [left, top] = [x < 0.5, y < 0.5];
-            let clear = |distance: f32| [x, 1.0 - x, y, 1.0 - y].iter().filter(|d| **d <= distance).count() == 1;
-            let right = match place {
-                "" => true,
-                "left edge" => clear(x),
-                "right edge" => clear(1.0 - x),
-                "top edge" => clear(y),
-                "bottom edge" => clear(1.0 - y),
-                "top left corner" => top && left,
-                "top right corner" => top && !left,
-                "bottom left corner" => !top && left,
-                "bottom right corner" => !top && !left,
-                _ => panic!("{place}"),
-            };
-            assert!(right, "{place}: {object:?}");
+            assert!(place.is_empty() || is_nearest(object, place), "{place}: {object:?}");
             *seen.entry((down, place.split(' ').next_back().map(String::from))).or_default() += 1;
         }
     }

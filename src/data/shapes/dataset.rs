@@ -11,6 +11,7 @@ use super::location;
 use super::questions::QuestionKind;
 use super::scene::{Scene, ShapesConfig};
 use super::split::Split;
+use super::statements;
 use crate::Result;
 use crate::config::checks::{at_least_one, at_most};
 use crate::data::{BadSample, Dataset, IMAGE_MARKER, ImageSource, Record, SampleResult, Turn, random_stream};
@@ -22,6 +23,8 @@ pub enum ShapesContent {
     /// A picture and its caption; or, of half of the scenes, a list of its objects in an order that is asked for, mostly with the
     /// corner or edge that each is nearest to.
     Captions,
+    /// A picture and a sentence about each of its objects, which finds it by some of its attributes and tells the others.
+    Statements,
     /// A picture and each of its objects by its full name, and once more with its place where that is beyond doubt, one a turn.
     Objects,
     /// A picture and questions of every kind that it has.
@@ -121,6 +124,7 @@ impl Dataset for ShapesDataset {
         let mut rng = random_stream(scene.seed, 2);
         let mut turns = match self.content {
             ShapesContent::Captions => caption_turns(&scene, &mut rng).into(),
+            ShapesContent::Statements => turns_of(statements::ask(&scene, &mut rng)).into(),
             ShapesContent::Objects => object_turns(&scene, &mut rng),
             ShapesContent::Questions => self.question_turns(&scene, &mut rng).concat(),
             ShapesContent::Mixed => {
@@ -146,11 +150,14 @@ impl Dataset for ShapesDataset {
 
 /// A caption, or, of half of the scenes, a list in an order that is asked for, mostly with places.
 fn caption_turns(scene: &Scene, rng: &mut impl Rng) -> [Turn; 2] {
-    let (prompt, caption) = match rng.random() {
+    turns_of(match rng.random() {
         true => location::list(scene, rng),
         false => (caption_prompt(rng), scene.caption(rng)),
-    };
-    [Turn::user(prompt), Turn::assistant(caption)]
+    })
+}
+
+fn turns_of((asked, answer): (String, String)) -> [Turn; 2] {
+    [Turn::user(asked), Turn::assistant(answer)]
 }
 
 fn object_turns(scene: &Scene, rng: &mut impl Rng) -> Vec<Turn> {

@@ -15,6 +15,7 @@ mod render;
 mod scene;
 mod spatial;
 mod split;
+mod statements;
 mod text;
 mod tokenizer;
 mod words;

@@ -6,7 +6,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::attributes::{Colour, Shape, Size};
-use super::{caption, fine_grained, location, questions, spatial, text};
+use super::{caption, fine_grained, location, questions, spatial, statements, text};
 
 /// Names of numbers from zero to [`super::MAX_OBJECTS`].
 pub(super) const NUMBERS: [&str; super::MAX_OBJECTS + 1] = ["zero", "one", "two", "three", "four", "five", "six"];
@@ -38,6 +38,7 @@ pub fn vocabulary() -> Vec<String> {
         spatial::TEMPLATES,
         fine_grained::TEMPLATES,
         location::TEMPLATES,
+        statements::TEMPLATES,
         text::TEMPLATES,
     ];
     for template in rooms.into_iter().flatten().copied().flatten() {

@@ -1,0 +1,50 @@
+//! Sentences that find an object by some of its attributes and tell the others.
+//!
+//! A caption walks from object to object and ends in the shape, so nothing in it hangs on finding one by its shape. Here the
+//! order of objects is random and any attribute may come first: the rest can only be told by looking for it.
+
+use rand::Rng;
+use rand::seq::IndexedRandom;
+
+use super::attributes::{Description, Naming};
+use super::caption::enumeration;
+use super::location;
+use super::scene::{Object, Scene, shuffled};
+use super::words::{Templates, phrase};
+
+const PROMPTS: Templates = &["describe all objects.", "describe all objects in the picture.", "what are the objects?"];
+const SENTENCE: Templates = &["the {a} is {told}."];
+pub(super) const TEMPLATES: &[Templates] = &[PROMPTS, SENTENCE];
+
+/// Every way to name some attributes, and not all of them.
+const NAMINGS: [Naming; 6] = [
+    [false, false, true],
+    [false, true, false],
+    [true, false, false],
+    [false, true, true],
+    [true, false, true],
+    [true, true, false],
+];
+
+/// A request to describe all objects, and a sentence about each, in random order.
+pub(super) fn ask(scene: &Scene, rng: &mut impl Rng) -> (String, String) {
+    let objects = shuffled(&Vec::from_iter(&scene.objects), rng);
+    let sentences = Vec::from_iter(objects.into_iter().filter_map(|object| sentence(scene, object, rng)));
+    (phrase(PROMPTS, &[], rng), sentences.join(" "))
+}
+
+/// `the ring is small, red and nearest to the left edge.`, `the small object is a red ring.`
+fn sentence(scene: &Scene, object: &Object, rng: &mut impl Rng) -> Option<String> {
+    // There is one, for no two objects share colour and shape.
+    let is_alone = |naming: &Naming| scene.count(&Description::of(object, *naming)) == 1;
+    let naming = *Vec::from_iter(NAMINGS.into_iter().filter(is_alone)).choose(rng)?;
+    let (subject, rest) = (Description::of(object, naming), Description::of(object, naming.map(|named| !named)));
+    let place = location::place(object, rng).map(|place| format!("nearest to {place}"));
+    let told = if rest.shape.is_some() {
+        Vec::from_iter([rest.indefinite()].into_iter().chain(place)).join(" ")
+    } else {
+        let words = [rest.size.map(|size| size.to_string()), rest.colour.map(|colour| colour.to_string()), place];
+        enumeration(&Vec::from_iter(words.into_iter().flatten()))
+    };
+    Some(phrase(SENTENCE, &[("a", &subject.to_string()), ("told", &told)], rng))
+}
