@@ -54,7 +54,7 @@ const TABLES: [Table; 5] = [
     },
     Table {
         name: "tiles",
-        by: [("weights", FORMATS), ("tiles", &["1", "2", "3", "4"])],
+        by: [("weights", FORMATS), ("tiles", &["1", "2", "3", "4", "5", "6"])],
         measured: INFERENCE,
         measure: tiles,
     },
@@ -151,10 +151,11 @@ fn short(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// The model of the other benches, with room for the longest prompt.
+/// The model of the other benches, with room for the longest prompt and for six tiles in more than one row or column.
 fn config() -> HaploVlConfig {
     let mut config = common::config();
     config.max_position_embeddings = 8192;
+    config.vision.image_grid_pinpoints.extend([[336, 1680], [672, 1008]]);
     config
 }
 
@@ -167,7 +168,9 @@ fn tiles([format, tiles]: [&str; 2]) -> haplovl::Result<Vec<f64>> {
         "1" => (1, 1),
         "2" => (2, 1),
         "3" => (3, 1),
-        _ => (2, 2),
+        "4" => (2, 2),
+        "5" => (5, 1),
+        _ => (3, 2),
     };
     inference(format, &common::prompt_of(&config(), 1, (336 * columns, 336 * rows)))
 }

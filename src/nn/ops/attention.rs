@@ -9,6 +9,8 @@ use rayon::prelude::*;
 use super::heads::{Heads, Held};
 use super::math::{Matrix, Product, ProductScratch, SharedMut, exp, vectorised};
 use super::single_query::SingleQuery;
+#[cfg(target_arch = "x86_64")]
+use super::wide_query::{self, Rows, WideQuery};
 use super::{Precision, is_cpu_f32, is_tracked, with_slices};
 use crate::nn::tape::apply3;
 
@@ -263,6 +265,26 @@ impl Attention {
             let (first, group) = (kv_head * self.shape.group(), self.shape.group());
             let out_at = |head| ((b * queries + block.queries.start) * heads + head) * head_dim;
             if block.queries.len() == 1 {
+                let softmax = |scores: &mut [f32]| {
+                    vectorised(
+                        #[inline(always)]
+                        || softmax_within(scores, 0, scores.len()),
+                    );
+                };
+                // SAFETY: each task writes the output rows of its own batch row and heads, which lie side by side.
+                let out = unsafe { shared.slice(out_at(first), group * head_dim) };
+                #[cfg(target_arch = "x86_64")]
+                if wide_query::suits(head_dim) {
+                    match (k, v) {
+                        (Held::Floats(k), Held::Floats(v)) => {
+                            return self.wide_query(q, [k, v], b, kv_head, block).run(&mut scratch.p, out, softmax);
+                        }
+                        (Held::Halves(k), Held::Halves(v)) => {
+                            return self.wide_query(q, [k, v], b, kv_head, block).run(&mut scratch.p, out, softmax);
+                        }
+                        _ => {}
+                    }
+                }
                 let query = SingleQuery {
                     q: q.across(b, block.queries.start, first),
                     k: |keys: Range<usize>, scratch: &mut _| k.matrix(b, keys, kv_head, head_dim, scratch),
@@ -273,18 +295,9 @@ impl Attention {
                     head_dim,
                     scale: self.scale,
                 };
-                // SAFETY: each task writes the output rows of its own batch row and heads, which lie side by side; the
-                // matrices are those of tensors whose shapes were checked, or made in the buffer just before their use.
-                unsafe {
-                    let out = shared.slice(out_at(first), group * head_dim);
-                    query.run(&mut scratch.p, &mut scratch.k, out, |scores| {
-                        vectorised(
-                            #[inline(always)]
-                            || softmax_within(scores, 0, scores.len()),
-                        )
-                    });
-                }
-                return;
+                // SAFETY: the matrices are those of tensors whose shapes were checked, or made in the buffer just before
+                // their use.
+                return unsafe { query.run(&mut scratch.p, &mut scratch.k, out, softmax) };
             }
             let k = k.matrix(b, block.keys.clone(), kv_head, head_dim, &mut scratch.k);
             let v = v.matrix(b, block.keys.clone(), kv_head, head_dim, &mut scratch.v);
@@ -308,6 +321,26 @@ impl Attention {
             tasks.par_iter().for_each_init(Scratch::default, run);
         }
         out
+    }
+
+    /// The heads of a group for a block of one query, whose keys are those of its range and no others.
+    #[cfg(target_arch = "x86_64")]
+    fn wide_query<'a, T>(
+        &self,
+        q: Heads<'a>,
+        [k, v]: [Heads<'a, T>; 2],
+        batch: usize,
+        kv_head: usize,
+        block: &Block,
+    ) -> WideQuery<'a, T> {
+        let (group, width) = (self.shape.group(), self.shape.head_dim);
+        let held = |heads: Heads<'a, T>| Rows {
+            data: heads.elements(batch, block.keys.start, kv_head),
+            stride: heads.position_stride(),
+            width,
+        };
+        let q = Rows { data: q.elements(batch, block.queries.start, kv_head * group), stride: q.head_stride(), width };
+        WideQuery { q, k: held(k), v: held(v), heads: group, keys: block.keys.len(), scale: self.scale }
     }
 
     /// With `P` the weights and `dP = dO V^T`: `dS = P (dP - rowsum(P dP))`, `dQ = scale dS K`, `dK = scale dS^T Q`,

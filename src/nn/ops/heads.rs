@@ -66,11 +66,25 @@ impl<'a, T: WithDType> Heads<'a, T> {
         };
         Ok(Self { data, strides: [batch, position, head] })
     }
+}
 
+impl<'a, T> Heads<'a, T> {
     /// The elements of one head, beginning with those at `position`.
-    fn elements(&self, batch: usize, position: usize, head: usize) -> &'a [T] {
+    pub fn elements(&self, batch: usize, position: usize, head: usize) -> &'a [T] {
         let [b, p, h] = self.strides;
         &self.data[batch * b + position * p + head * h..]
+    }
+
+    /// From one position to the next.
+    #[cfg(target_arch = "x86_64")]
+    pub fn position_stride(&self) -> usize {
+        self.strides[1]
+    }
+
+    /// From one head to the next.
+    #[cfg(target_arch = "x86_64")]
+    pub fn head_stride(&self) -> usize {
+        self.strides[2]
     }
 }
 

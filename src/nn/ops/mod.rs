@@ -25,6 +25,8 @@ mod quantized;
 mod residual;
 mod rope;
 mod single_query;
+#[cfg(target_arch = "x86_64")]
+mod wide_query;
 
 pub use activation::{activation, gated_activation};
 pub use attention::{KeyRanges, attention, attention_weights, attention_with};

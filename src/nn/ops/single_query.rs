@@ -1,4 +1,5 @@
-//! Attention of one query, as in decoding: the heads that share keys pass over keys and values together.
+//! Attention of one query, as in decoding, on any processor (with AVX-512 see `wide_query`): the heads that share keys pass
+//! over keys and values together.
 
 use std::ops::Range;
 
