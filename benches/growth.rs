@@ -151,7 +151,7 @@ fn short(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// The model of the other benches, with room for the longest prompt and for six tiles in more than one row or column.
+/// The model of the other benches, with room for the longest prompt, and for five and six tiles.
 fn config() -> HaploVlConfig {
     let mut config = common::config();
     config.max_position_embeddings = 8192;

@@ -254,8 +254,8 @@ impl HaploVl {
         self.run(batch, &ranges, &batch.layout.positions(), attention_layers, None, None)
     }
 
-    /// The [`HiddenStates::post_decoder_output`] of the last `count` positions, (batch, count, post-decoder width); the last
-    /// layer computes no other.
+    /// The [`HiddenStates::post_decoder_output`] of the last `count` positions, (batch, count, post-decoder width), or of all
+    /// where there are no more; the last layer computes no other.
     ///
     /// What is learnt of a picture's words lies behind the picture, so this saves a training step most of a layer.
     ///
@@ -309,7 +309,7 @@ impl HaploVl {
         self.prefill(&batch, cache)
     }
 
-    /// Of the last layer only the `last` positions, if so many are given.
+    /// Of the last layer only the `last` positions, if a number is given.
     fn run(
         &self,
         batch: &MultimodalBatch,

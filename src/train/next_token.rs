@@ -35,9 +35,10 @@ impl Objective for NextToken {
     }
 
     fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {
-        let hidden = self.model.last_hidden_states(batch, labelled_tail(batch)?)?;
+        let labels = batch.next_token_labels()?;
+        let hidden = self.model.last_hidden_states(batch, labelled_tail(&labels, batch.layout.seq_len))?;
         let head = self.model.lm_head().weight()?.to_dtype(hidden.dtype())?;
-        next_token_loss(&hidden, &head, batch, step)
+        next_token_loss(&hidden, &head, &labels, step)
     }
 
     fn may_lack_gradient(&self, parameter: &str, step: &Counts) -> bool {
@@ -51,22 +52,36 @@ pub(super) fn next_token_counts(batch: &MultimodalBatch) -> Result<Counts> {
     Ok(Counts { label_tokens, ..common_counts(batch)? })
 }
 
-/// From how many positions before its end on each row holds all its labels.
-fn labelled_tail(batch: &MultimodalBatch) -> Result<usize> {
-    let (labels, seq_len) = (batch.next_token_labels()?, batch.layout.seq_len);
+/// How many of each row's last positions hold all of these labels (batch * seq_len); one where there are none, since no row
+/// is of nothing.
+fn labelled_tail(labels: &[u32], seq_len: usize) -> usize {
     let is_label = |label: &u32| *label != IGNORE_INDEX;
     let first = labels.chunks(seq_len.max(1)).filter_map(|row| row.iter().position(is_label)).min();
-    Ok(first.map_or(1, |first| seq_len - first))
+    first.map_or(1, |first| seq_len - first)
 }
 
 /// The share of a batch in the mean next-token loss of a step; `hidden` is (batch, count, width), of the last `count`
-/// positions, which hold all labels.
-pub(super) fn next_token_loss(hidden: &Tensor, head: &Tensor, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {
+/// positions of each row, which hold all of `labels` (batch * seq_len).
+pub(super) fn next_token_loss(hidden: &Tensor, head: &Tensor, labels: &[u32], step: &Counts) -> Result<Loss> {
     let (rows, count, _) = hidden.dims3()?;
-    let (labels, seq_len) = (batch.next_token_labels()?, batch.layout.seq_len);
-    let labels = labels.chunks(seq_len.max(1)).flat_map(|row| &row[seq_len - count..]).copied().collect();
-    let labels = Tensor::from_vec(labels, rows * count, hidden.device())?;
-    let hidden = &hidden.flatten_to(1)?;
-    let total = (linear_cross_entropy(hidden, head, &labels)?.sum / step.label_tokens.max(1) as f64)?;
+    let seq_len = labels.len().checked_div(rows).unwrap_or_default().max(1);
+    let tail = labels.chunks(seq_len).flat_map(|row| &row[row.len().saturating_sub(count)..]).copied().collect();
+    let tail = Tensor::from_vec(tail, rows * count, hidden.device())?;
+    let total = (linear_cross_entropy(&hidden.flatten_to(1)?, head, &tail)?.sum / step.label_tokens.max(1) as f64)?;
     Ok(Loss { total, parts: vec![] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_begins_with_the_first_label_of_any_row() {
+        const NONE: u32 = IGNORE_INDEX;
+        assert_eq!(labelled_tail(&[NONE, NONE, 7, NONE, NONE, NONE, NONE, 8], 4), 2);
+        assert_eq!(labelled_tail(&[NONE, NONE, NONE, NONE, NONE, 7, NONE, NONE], 4), 3, "a row without labels");
+        assert_eq!(labelled_tail(&[5, NONE, NONE, 6], 4), 4);
+        assert_eq!(labelled_tail(&[NONE; 8], 4), 1);
+        assert_eq!(labelled_tail(&[], 0), 1);
+    }
 }

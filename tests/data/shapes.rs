@@ -198,6 +198,7 @@ fn statements_find_each_object_by_what_is_its_alone_and_tell_the_rest() {
     for (scene, turns) in (0..data.len()).map(|i| (data.scene(i), data.get(i).unwrap().turns)) {
         let sentences: Vec<_> = turns[1].text.split_terminator('.').collect();
         assert_eq!(sentences.len(), scene.objects.len(), "{}", turns[1].text);
+        let mut told_of = BTreeSet::new();
         for sentence in sentences {
             let (subject, told) = sentence.trim().strip_prefix("the ").unwrap().split_once(" is ").unwrap();
             let (told, place) = told.split_once("nearest to the ").unwrap_or((told, ""));
@@ -205,6 +206,7 @@ fn statements_find_each_object_by_what_is_its_alone_and_tell_the_rest() {
             let [object] = scene.objects.iter().filter(|o| subject.matches(o)).collect::<Vec<_>>()[..] else {
                 panic!("{sentence} in {scene:?}");
             };
+            told_of.insert((object.colour, object.shape));
             assert!(told.matches(object), "{sentence}: {object:?}");
             assert!(place.is_empty() || is_nearest(object, place), "{sentence}: {object:?}");
             let Description { size, colour, shape } = told;
@@ -214,6 +216,7 @@ fn statements_find_each_object_by_what_is_its_alone_and_tell_the_rest() {
             let told = [size.is_some(), colour.is_some(), shape.is_some(), place.is_empty()];
             *seen.entry(told).or_default() += 1;
         }
+        assert_eq!(told_of.len(), scene.objects.len(), "{}", turns[1].text);
     }
     assert_eq!(seen.len(), 12, "all but none and all three attributes, with and without a place: {seen:?}");
     assert!(seen.values().all(|&count| count > 5), "{seen:?}");

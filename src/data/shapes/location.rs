@@ -32,15 +32,15 @@ pub(super) fn ask(scene: &Scene, rng: &mut impl Rng) -> Draft {
 
 /// An object with where it is, if that is beyond doubt: `a small red ring nearest to the left edge`.
 pub(super) fn name(object: &Object, rng: &mut impl Rng) -> Option<String> {
-    Some(format!("{} nearest to {}", Description::full(object).indefinite(), place(object, rng)?))
+    Some(format!("{} {}", Description::full(object).indefinite(), place(object, rng)?))
 }
 
-/// The corner or the edge that an object is nearest to beyond doubt: `the left edge`.
+/// The corner or the edge that an object is nearest to beyond doubt: `nearest to the left edge`.
 pub(super) fn place(object: &Object, rng: &mut impl Rng) -> Option<String> {
     let corner = nearest_corner(object).map(|place| (place, "corner"));
     let edge = nearest_edge(object).map(|place| (place, "edge"));
     let (place, what) = if rng.random() { corner.or(edge) } else { edge.or(corner) }?;
-    Some(format!("the {place} {what}"))
+    Some(format!("nearest to the {place} {what}"))
 }
 
 /// A request for all objects in an order, mostly with their places, and the list; a place in doubt is left out.

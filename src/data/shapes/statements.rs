@@ -39,7 +39,7 @@ fn sentence(scene: &Scene, object: &Object, rng: &mut impl Rng) -> Option<String
     let is_alone = |naming: &Naming| scene.count(&Description::of(object, *naming)) == 1;
     let naming = *Vec::from_iter(NAMINGS.into_iter().filter(is_alone)).choose(rng)?;
     let (subject, rest) = (Description::of(object, naming), Description::of(object, naming.map(|named| !named)));
-    let place = location::place(object, rng).map(|place| format!("nearest to {place}"));
+    let place = location::place(object, rng);
     let told = if rest.shape.is_some() {
         Vec::from_iter([rest.indefinite()].into_iter().chain(place)).join(" ")
     } else {

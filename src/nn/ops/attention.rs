@@ -10,7 +10,7 @@ use super::heads::{Heads, Held};
 use super::math::{Matrix, Product, ProductScratch, SharedMut, exp, vectorised};
 use super::single_query::SingleQuery;
 #[cfg(target_arch = "x86_64")]
-use super::wide_query::{self, Rows, WideQuery};
+use super::wide_query::{self, WideQuery};
 use super::{Precision, is_cpu_f32, is_tracked, with_slices};
 use crate::nn::tape::apply3;
 
@@ -265,39 +265,9 @@ impl Attention {
             let (first, group) = (kv_head * self.shape.group(), self.shape.group());
             let out_at = |head| ((b * queries + block.queries.start) * heads + head) * head_dim;
             if block.queries.len() == 1 {
-                let softmax = |scores: &mut [f32]| {
-                    vectorised(
-                        #[inline(always)]
-                        || softmax_within(scores, 0, scores.len()),
-                    );
-                };
                 // SAFETY: each task writes the output rows of its own batch row and heads, which lie side by side.
                 let out = unsafe { shared.slice(out_at(first), group * head_dim) };
-                #[cfg(target_arch = "x86_64")]
-                if wide_query::suits(head_dim) {
-                    match (k, v) {
-                        (Held::Floats(k), Held::Floats(v)) => {
-                            return self.wide_query(q, [k, v], b, kv_head, block).run(&mut scratch.p, out, softmax);
-                        }
-                        (Held::Halves(k), Held::Halves(v)) => {
-                            return self.wide_query(q, [k, v], b, kv_head, block).run(&mut scratch.p, out, softmax);
-                        }
-                        _ => {}
-                    }
-                }
-                let query = SingleQuery {
-                    q: q.across(b, block.queries.start, first),
-                    k: |keys: Range<usize>, scratch: &mut _| k.matrix(b, keys, kv_head, head_dim, scratch),
-                    v: |keys: Range<usize>, scratch: &mut _| v.matrix(b, keys, kv_head, head_dim, scratch),
-                    heads: group,
-                    // A block of one query has the keys of its range and no others.
-                    keys: block.keys.clone(),
-                    head_dim,
-                    scale: self.scale,
-                };
-                // SAFETY: the matrices are those of tensors whose shapes were checked, or made in the buffer just before
-                // their use.
-                return unsafe { query.run(&mut scratch.p, &mut scratch.k, out, softmax) };
+                return self.single_query(q, [k, v], (b, kv_head), block, scratch, out);
             }
             let k = k.matrix(b, block.keys.clone(), kv_head, head_dim, &mut scratch.k);
             let v = v.matrix(b, block.keys.clone(), kv_head, head_dim, &mut scratch.v);
@@ -323,24 +293,55 @@ impl Attention {
         out
     }
 
-    /// The heads of a group for a block of one query, whose keys are those of its range and no others.
-    #[cfg(target_arch = "x86_64")]
-    fn wide_query<'a, T>(
+    /// What the heads of a group give for a block of one query, whose keys are those of its range and no others, into `out`
+    /// (heads, head_dim), which holds zeros.
+    fn single_query(
         &self,
-        q: Heads<'a>,
-        [k, v]: [Heads<'a, T>; 2],
-        batch: usize,
-        kv_head: usize,
+        q: Heads,
+        [k, v]: [Held; 2],
+        (batch, kv_head): (usize, usize),
         block: &Block,
-    ) -> WideQuery<'a, T> {
-        let (group, width) = (self.shape.group(), self.shape.head_dim);
-        let held = |heads: Heads<'a, T>| Rows {
-            data: heads.elements(batch, block.keys.start, kv_head),
-            stride: heads.position_stride(),
-            width,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) {
+        let softmax = |scores: &mut [f32]| {
+            vectorised(
+                #[inline(always)]
+                || softmax_within(scores, 0, scores.len()),
+            );
         };
-        let q = Rows { data: q.elements(batch, block.queries.start, kv_head * group), stride: q.head_stride(), width };
-        WideQuery { q, k: held(k), v: held(v), heads: group, keys: block.keys.len(), scale: self.scale }
+        let (heads, head_dim) = (self.shape.group(), self.shape.head_dim);
+        let (first, at) = (kv_head * heads, block.queries.start);
+        #[cfg(target_arch = "x86_64")]
+        if wide_query::suits(head_dim) {
+            let q = q.rows_across(batch, at, first, head_dim);
+            let keys = &block.keys;
+            // Both are floats or both halves.
+            match (k, v) {
+                (Held::Floats(k), Held::Floats(v)) => {
+                    let [k, v] = [k, v].map(|held| held.rows(batch, keys.start, kv_head, head_dim));
+                    let query = WideQuery { q, k, v, heads, keys: keys.len(), scale: self.scale };
+                    return query.run(&mut scratch.p, out, softmax);
+                }
+                (Held::Halves(k), Held::Halves(v)) => {
+                    let [k, v] = [k, v].map(|held| held.rows(batch, keys.start, kv_head, head_dim));
+                    let query = WideQuery { q, k, v, heads, keys: keys.len(), scale: self.scale };
+                    return query.run(&mut scratch.p, out, softmax);
+                }
+                _ => {}
+            }
+        }
+        let query = SingleQuery {
+            q: q.across(batch, at, first),
+            k: |keys: Range<usize>, scratch: &mut _| k.matrix(batch, keys, kv_head, head_dim, scratch),
+            v: |keys: Range<usize>, scratch: &mut _| v.matrix(batch, keys, kv_head, head_dim, scratch),
+            heads,
+            keys: block.keys.clone(),
+            head_dim,
+            scale: self.scale,
+        };
+        // SAFETY: the matrices are those of tensors whose shapes were checked, or made in the buffer just before their use.
+        unsafe { query.run(&mut scratch.p, &mut scratch.k, out, softmax) };
     }
 
     /// With `P` the weights and `dP = dO V^T`: `dS = P (dP - rowsum(P dP))`, `dQ = scale dS K`, `dK = scale dS^T Q`,
@@ -561,7 +562,7 @@ mod tests {
 
     #[test]
     fn a_query_alone_gives_what_it_gives_among_others() -> Result<()> {
-        for (head_dim, group, keys) in [(4, 1, 3), (13, 3, 10), (64, 2, 77)] {
+        for (head_dim, group, keys) in [(4, 1, 3), (13, 3, 10), (64, 2, 77), (76, 3, 70), (128, 7, 70)] {
             let q = values(&[2, keys, 2 * group, head_dim], 0.1);
             let (k, v) = (values(&[2, keys, 2, head_dim], 0.2), values(&[2, keys, 2, head_dim], 0.3));
             let ranges = mixed(keys);
@@ -591,7 +592,7 @@ mod tests {
     #[test]
     fn keys_and_values_may_be_halves() -> Result<()> {
         for (queries, head_dim, heads, keys) in
-            [(1, 64, (4, 2), 3), (1, 64, (4, 2), 200), (1, 13, (6, 2), 77), (9, 8, (2, 2), 9), (70, 24, (3, 1), 75)]
+            [(1, 64, (4, 2), 3), (1, 64, (4, 2), 200), (1, 76, (6, 2), 77), (9, 8, (2, 2), 9), (70, 24, (3, 1), 75)]
         {
             let (heads, kv_heads) = heads;
             let q = values(&[2, queries, heads, head_dim], 0.1);

@@ -8,6 +8,8 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::math::Matrix;
+#[cfg(target_arch = "x86_64")]
+use super::wide_query::Rows;
 use super::{contiguous_slice, is_cpu_f32};
 
 /// Numbers that one thread rounds at a time.
@@ -70,21 +72,21 @@ impl<'a, T: WithDType> Heads<'a, T> {
 
 impl<'a, T> Heads<'a, T> {
     /// The elements of one head, beginning with those at `position`.
-    pub fn elements(&self, batch: usize, position: usize, head: usize) -> &'a [T] {
+    fn elements(&self, batch: usize, position: usize, head: usize) -> &'a [T] {
         let [b, p, h] = self.strides;
         &self.data[batch * b + position * p + head * h..]
     }
 
-    /// From one position to the next.
+    /// The rows (positions from `position` on, width) of one head.
     #[cfg(target_arch = "x86_64")]
-    pub fn position_stride(&self) -> usize {
-        self.strides[1]
+    pub fn rows(&self, batch: usize, position: usize, head: usize, width: usize) -> Rows<'a, T> {
+        Rows { data: self.elements(batch, position, head), stride: self.strides[1], width }
     }
 
-    /// From one head to the next.
+    /// The rows (heads from `head` on, width) of one position.
     #[cfg(target_arch = "x86_64")]
-    pub fn head_stride(&self) -> usize {
-        self.strides[2]
+    pub fn rows_across(&self, batch: usize, position: usize, head: usize, width: usize) -> Rows<'a, T> {
+        Rows { data: self.elements(batch, position, head), stride: self.strides[2], width }
     }
 }
 

@@ -7,6 +7,8 @@ use crate::nn::tape::apply1;
 
 /// The last `count` positions of `x` (batch, seq, width); `x` itself where it has no more.
 ///
+/// A narrowed tensor is no operation of this crate's: a layer with one would be left to candle's backward pass whole.
+///
 /// # Errors
 /// From candle, if `x` has another rank.
 pub fn last_positions(x: &Tensor, count: usize) -> Result<Tensor> {

@@ -1,6 +1,7 @@
-//! Attention of one query by AVX-512: keys and values are read once, as they lie in memory, for all heads that share them.
+//! Attention of one query by AVX-512: the heads that share keys pass over keys and values together, as these lie in memory.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use half::f16;
 
@@ -14,6 +15,8 @@ const SUMS: usize = 16;
 const SIDE_BY_SIDE: usize = 4;
 /// So many bytes ahead are asked for: some hundred nanoseconds of work.
 const AHEAD: usize = 4096;
+/// Keys that all heads go over before the next ones: those of 128 numbers stay in the nearest cache for the fifth head and on.
+const TILE: usize = 64;
 
 /// What keys and values may be.
 pub(super) trait Number: Copy {
@@ -57,12 +60,12 @@ impl<T> Rows<'_, T> {
         self.data[row * self.stride..][..self.width].as_ptr()
     }
 
-    /// Asks for what follows a row after so many bytes.
+    /// Asks for what follows these numbers of a row after [`AHEAD`].
     #[inline]
-    fn ask_behind(&self, row: usize) {
+    fn ask_behind(&self, row: usize, numbers: Range<usize>) {
         let next = row * self.stride + AHEAD / size_of::<T>();
-        for line in (0..self.width).step_by(64 / size_of::<T>()) {
-            prefetch(self.data.get(next + line..).unwrap_or_default());
+        for number in numbers.step_by(64 / size_of::<T>()) {
+            prefetch(self.data.get(next + number..).unwrap_or_default());
         }
     }
 }
@@ -86,61 +89,65 @@ pub(super) fn suits(head_dim: usize) -> bool {
 }
 
 impl<T: Number> WideQuery<'_, T> {
-    /// `softmax(scale q k^T) v` into `out` (heads, head_dim); `softmax` works on the scores of one head.
+    /// `softmax(scale q k^T) v` into `out` (heads, head_dim), which holds zeros; `softmax` works on the scores of one head.
     pub fn run(&self, scores: &mut Vec<f32>, out: &mut [f32], softmax: impl Fn(&mut [f32])) {
         let width = self.v.width;
         assert!(suits(width) && self.k.width == width && self.q.width == width && out.len() == self.heads * width);
         scores.resize(self.heads * self.keys, 0.0);
-        if self.keys == 0 {
-            return;
-        }
         // SAFETY: the processor has the instructions, and rows are whole registers.
         unsafe {
-            self.by_heads(|first, heads| match heads {
-                4 => self.scores::<4, 4>(first, scores),
-                2 => self.scores::<2, 8>(first, scores),
-                _ => self.scores::<1, 16>(first, scores),
+            self.tiles(|first, heads, keys| match heads {
+                4 => self.scores::<4, 4>(first, keys, scores),
+                2 => self.scores::<2, 8>(first, keys, scores),
+                _ => self.scores::<1, 16>(first, keys, scores),
             });
-            scores.chunks_exact_mut(self.keys).for_each(softmax);
-            self.by_heads(|first, heads| match heads {
-                4 => self.values::<4>(first, scores, out),
-                2 => self.values::<2>(first, scores, out),
-                _ => self.values::<1>(first, scores, out),
+            scores.chunks_exact_mut(self.keys.max(1)).for_each(softmax);
+            self.tiles(|first, heads, keys| match heads {
+                4 => self.values::<4>(first, keys, scores, out),
+                2 => self.values::<2>(first, keys, scores, out),
+                _ => self.values::<1>(first, keys, scores, out),
             });
         }
     }
 
-    /// Calls `f` with the first of four, two or one heads, and how many they are, until there are no more.
-    fn by_heads(&self, mut f: impl FnMut(usize, usize)) {
-        let mut first = 0;
-        while first < self.heads {
-            let heads = match self.heads - first {
-                4.. => 4,
-                2..4 => 2,
-                _ => 1,
-            };
-            f(first, heads);
-            first += heads;
+    /// Calls `f` with the first of four, two or one heads, how many they are, and some keys, until there are no more.
+    fn tiles(&self, mut f: impl FnMut(usize, usize, Range<usize>)) {
+        for start in (0..self.keys).step_by(TILE) {
+            let mut first = 0;
+            while first < self.heads {
+                let heads = match self.heads - first {
+                    4.. => 4,
+                    2..4 => 2,
+                    _ => 1,
+                };
+                f(first, heads, start..self.keys.min(start + TILE));
+                first += heads;
+            }
         }
     }
 
-    /// Scores (heads, keys) of some heads, a few keys at a time.
+    /// Scores (heads, keys) of some heads and keys, a few at a time.
     ///
     /// # Safety
-    /// Rows must be whole registers.
+    /// The processor must have AVX-512, and rows must be whole registers, as many in `q` as in `k`.
     #[target_feature(enable = "avx512f")]
-    unsafe fn scores<const HEADS: usize, const KEYS: usize>(&self, first_head: usize, scores: &mut [f32]) {
+    unsafe fn scores<const HEADS: usize, const KEYS: usize>(
+        &self,
+        first_head: usize,
+        keys: Range<usize>,
+        scores: &mut [f32],
+    ) {
         const { assert!(HEADS * KEYS == SUMS) };
         let mut q = [std::ptr::null(); HEADS];
         for (head, q) in q.iter_mut().enumerate() {
             *q = self.q.at(first_head + head);
         }
-        for first in (0..self.keys).step_by(KEYS) {
+        for first in keys.clone().step_by(KEYS) {
             let mut k = [std::ptr::null(); KEYS];
             for (i, k) in k.iter_mut().enumerate() {
                 // The last keys of all may be fewer: the others repeat one of them.
-                *k = self.k.at((first + i).min(self.keys - 1));
-                self.k.ask_behind(first + i);
+                *k = self.k.at((first + i).min(keys.end - 1));
+                self.k.ask_behind(first + i, 0..self.k.width);
             }
             let mut sums = [_mm512_setzero_ps(); SUMS];
             for at in (0..self.k.width).step_by(LANES) {
@@ -162,27 +169,34 @@ impl<T: Number> WideQuery<'_, T> {
             unsafe {
                 _mm512_storeu_ps(found.as_mut_ptr(), _mm512_mul_ps(_mm512_set1_ps(self.scale), totals(&sums)));
             }
-            let count = KEYS.min(self.keys - first);
+            let count = KEYS.min(keys.end - first);
             for (head, found) in found.chunks_exact(KEYS).enumerate() {
                 scores[(first_head + head) * self.keys + first..][..count].copy_from_slice(&found[..count]);
             }
         }
     }
 
-    /// Sums of values of some heads.
+    /// Adds the values of some keys for some heads.
     ///
     /// # Safety
-    /// Rows must be whole registers.
+    /// The processor must have AVX-512, and rows must be whole registers.
     #[target_feature(enable = "avx512f")]
-    unsafe fn values<const HEADS: usize>(&self, first_head: usize, scores: &[f32], out: &mut [f32]) {
+    unsafe fn values<const HEADS: usize>(
+        &self,
+        first_head: usize,
+        keys: Range<usize>,
+        scores: &[f32],
+        out: &mut [f32],
+    ) {
         let mut at = 0;
         while at < self.v.width {
+            let keys = keys.clone();
             // SAFETY: the caller vouches for the rows.
             at += unsafe {
                 match self.v.width - at {
-                    64.. => self.values_at::<HEADS, SIDE_BY_SIDE>(at, first_head, scores, out),
-                    32..64 => self.values_at::<HEADS, 2>(at, first_head, scores, out),
-                    _ => self.values_at::<HEADS, 1>(at, first_head, scores, out),
+                    64.. => self.values_at::<HEADS, SIDE_BY_SIDE>(at, first_head, keys, scores, out),
+                    32..64 => self.values_at::<HEADS, 2>(at, first_head, keys, scores, out),
+                    _ => self.values_at::<HEADS, 1>(at, first_head, keys, scores, out),
                 }
             };
         }
@@ -191,23 +205,30 @@ impl<T: Number> WideQuery<'_, T> {
     /// Their numbers from `at` on, so many registers; how many numbers that are.
     ///
     /// # Safety
-    /// As many must lie there in each row.
+    /// The processor must have AVX-512, and as many numbers must lie there in each row.
     #[target_feature(enable = "avx512f")]
     unsafe fn values_at<const HEADS: usize, const REGISTERS: usize>(
         &self,
         at: usize,
         first_head: usize,
+        keys: Range<usize>,
         scores: &[f32],
         out: &mut [f32],
     ) -> usize {
+        let numbers = at..at + REGISTERS * LANES;
         let mut weights = [[].as_slice(); HEADS];
-        for (head, weights) in weights.iter_mut().enumerate() {
-            *weights = &scores[(first_head + head) * self.keys..][..self.keys];
-        }
         let mut sums = [[_mm512_setzero_ps(); REGISTERS]; HEADS];
-        for key in 0..self.keys {
+        for (head, (weights, sums)) in weights.iter_mut().zip(&mut sums).enumerate() {
+            *weights = &scores[(first_head + head) * self.keys..][..self.keys];
+            let out = &out[(first_head + head) * self.v.width..][numbers.clone()];
+            for (sum, out) in sums.iter_mut().zip(out.chunks_exact(LANES)) {
+                // SAFETY: as long as a register.
+                *sum = unsafe { f32::load(out.as_ptr()) };
+            }
+        }
+        for key in keys {
             let row = self.v.at(key);
-            self.v.ask_behind(key);
+            self.v.ask_behind(key, numbers.clone());
             let mut values = [_mm512_setzero_ps(); REGISTERS];
             for (i, value) in values.iter_mut().enumerate() {
                 // SAFETY: the caller vouches for the numbers.
@@ -221,13 +242,13 @@ impl<T: Number> WideQuery<'_, T> {
             }
         }
         for (head, sums) in sums.iter().enumerate() {
-            let out = &mut out[(first_head + head) * self.v.width + at..][..REGISTERS * LANES];
+            let out = &mut out[(first_head + head) * self.v.width..][numbers.clone()];
             for (sum, out) in sums.iter().zip(out.chunks_exact_mut(LANES)) {
                 // SAFETY: as long as a register.
                 unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *sum) };
             }
         }
-        REGISTERS * LANES
+        numbers.len()
     }
 }
 
@@ -288,7 +309,7 @@ mod tests {
             if !suits(width) {
                 continue;
             }
-            for keys in [1, 3, 4, 8, 17, 100] {
+            for keys in [1, 3, 4, 8, 17, 64, 100, 150] {
                 let stride = width + 16;
                 let [q, k, v] =
                     [(heads, 0.1), (keys, 0.2), (keys, 0.3)].map(|(rows, at)| numbers(rows * stride - 16, at));
@@ -306,6 +327,8 @@ mod tests {
                 let mut of_halves = vec![0.0; heads * width];
                 query.run(&mut scores, &mut of_halves, softmax);
                 assert_eq!(found, of_halves, "{heads} heads of {width}, {keys} keys");
+                WideQuery { keys: 0, ..query }.run(&mut scores, &mut of_halves, softmax);
+                assert_eq!(found, of_halves, "nothing seen adds nothing");
             }
         }
     }
