@@ -34,7 +34,7 @@ use model::ModelOptions;
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:\n  \
     evaluate --scenes 200\n  \
-    evaluate --model runs/shapes/tune/export --scenes 2000 --json")]
+    evaluate --model runs/shapes/relate/export --scenes 2000 --json")]
 struct Arguments {
     #[command(flatten)]
     model: ModelOptions,
