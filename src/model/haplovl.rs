@@ -242,7 +242,6 @@ impl HaploVl {
     /// # Errors
     /// If the batch does not fit the model.
     pub fn hidden_states(&self, batch: &MultimodalBatch, attention_layers: &[usize]) -> Result<HiddenStates> {
-        batch.validate()?;
         let layers = self.config.pre_decoder.num_hidden_layers + self.config.post_decoder.num_hidden_layers;
         if let Some(layer) = attention_layers.iter().find(|layer| **layer >= layers) {
             return Err(Error::config(
@@ -250,8 +249,7 @@ impl HaploVl {
                 format!("is {layer}, the model has layers 0 to {}", layers - 1),
             ));
         }
-        let ranges = key_ranges(&batch.layout, self.config.image_attention);
-        self.run(batch, &ranges, &batch.layout.positions(), attention_layers, None, None)
+        self.uncached(batch, attention_layers, None)
     }
 
     /// The [`HiddenStates::post_decoder_output`] of the last `count` positions, (batch, count, post-decoder width), or of all
@@ -262,9 +260,7 @@ impl HaploVl {
     /// # Errors
     /// If the batch does not fit the model.
     pub fn last_hidden_states(&self, batch: &MultimodalBatch, count: usize) -> Result<Tensor> {
-        batch.validate()?;
-        let ranges = key_ranges(&batch.layout, self.config.image_attention);
-        Ok(self.run(batch, &ranges, &batch.layout.positions(), &[], None, Some(count))?.post_decoder_output)
+        Ok(self.uncached(batch, &[], Some(count))?.post_decoder_output)
     }
 
     /// A fresh cache of `batch` rows and `capacity` positions.
@@ -307,6 +303,18 @@ impl HaploVl {
             visuals: vec![],
         };
         self.prefill(&batch, cache)
+    }
+
+    /// [`Self::run`] of a whole batch.
+    fn uncached(
+        &self,
+        batch: &MultimodalBatch,
+        attention_layers: &[usize],
+        last: Option<usize>,
+    ) -> Result<HiddenStates> {
+        batch.validate()?;
+        let ranges = key_ranges(&batch.layout, self.config.image_attention);
+        self.run(batch, &ranges, &batch.layout.positions(), attention_layers, None, last)
     }
 
     /// Of the last layer only the `last` positions, if a number is given.

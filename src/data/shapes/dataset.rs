@@ -105,7 +105,7 @@ impl ShapesDataset {
         if questions.is_empty() {
             questions = scene.questions_of(&QuestionKind::ALL, self.rounds, rng);
         }
-        questions.into_iter().map(|q| [Turn::user(q.question), Turn::assistant(q.answer)]).collect()
+        questions.into_iter().map(|q| turns_of((q.question, q.answer))).collect()
     }
 }
 
@@ -165,7 +165,7 @@ fn object_turns(scene: &Scene, rng: &mut impl Rng) -> Vec<Turn> {
     for object in &scene.objects {
         let names = [Some(Description::full(object).indefinite()), location::name(object, rng)];
         for name in names.into_iter().flatten() {
-            turns.extend([Turn::user(caption_prompt(rng)), Turn::assistant(name)]);
+            turns.extend(turns_of((caption_prompt(rng), name)));
         }
     }
     turns
@@ -179,5 +179,5 @@ fn text_turns(scene: &Scene, rounds: usize, rng: &mut impl Rng) -> Vec<Turn> {
         Some(first) => first.question.insert_str(0, &format!("{told} ")),
         None => return vec![Turn::assistant(told)],
     }
-    questions.into_iter().flat_map(|q| [Turn::user(q.question), Turn::assistant(q.answer)]).collect()
+    questions.into_iter().flat_map(|q| turns_of((q.question, q.answer))).collect()
 }

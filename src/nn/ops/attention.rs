@@ -314,20 +314,15 @@ impl Attention {
         let (first, at) = (kv_head * heads, block.queries.start);
         #[cfg(target_arch = "x86_64")]
         if wide_query::suits(head_dim) {
-            let q = q.rows_across(batch, at, first, head_dim);
-            let keys = &block.keys;
-            // Both are floats or both halves.
+            let place = (batch, kv_head);
             match (k, v) {
                 (Held::Floats(k), Held::Floats(v)) => {
-                    let [k, v] = [k, v].map(|held| held.rows(batch, keys.start, kv_head, head_dim));
-                    let query = WideQuery { q, k, v, heads, keys: keys.len(), scale: self.scale };
-                    return query.run(&mut scratch.p, out, softmax);
+                    return self.wide_query(q, [k, v], place, block).run(&mut scratch.p, out, softmax);
                 }
                 (Held::Halves(k), Held::Halves(v)) => {
-                    let [k, v] = [k, v].map(|held| held.rows(batch, keys.start, kv_head, head_dim));
-                    let query = WideQuery { q, k, v, heads, keys: keys.len(), scale: self.scale };
-                    return query.run(&mut scratch.p, out, softmax);
+                    return self.wide_query(q, [k, v], place, block).run(&mut scratch.p, out, softmax);
                 }
+                // Both are floats or both halves.
                 _ => {}
             }
         }
@@ -342,6 +337,21 @@ impl Attention {
         };
         // SAFETY: the matrices are those of tensors whose shapes were checked, or made in the buffer just before their use.
         unsafe { query.run(&mut scratch.p, &mut scratch.k, out, softmax) };
+    }
+
+    /// The heads of a group, and the keys and values that they share for a block of one query.
+    #[cfg(target_arch = "x86_64")]
+    fn wide_query<'a, T>(
+        &self,
+        q: Heads<'a>,
+        held: [Heads<'a, T>; 2],
+        (batch, kv_head): (usize, usize),
+        block: &Block,
+    ) -> WideQuery<'a, T> {
+        let (heads, width) = (self.shape.group(), self.shape.head_dim);
+        let q = q.rows_across(batch, block.queries.start, kv_head * heads, width);
+        let [k, v] = held.map(|held| held.rows(batch, block.keys.start, kv_head, width));
+        WideQuery { q, k, v, heads, keys: block.keys.len(), scale: self.scale }
     }
 
     /// With `P` the weights and `dP = dO V^T`: `dS = P (dP - rowsum(P dP))`, `dQ = scale dS K`, `dK = scale dS^T Q`,
