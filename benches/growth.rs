@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use haplovl::batch::MultimodalBatch;
 use haplovl::config::HaploVlConfig;
-use haplovl::nn::ops::{Precision, Quantization};
+use haplovl::options::{Precision, Quantization};
 use haplovl::train::on_large_stack;
 use haplovl::train::plot::{Plot, Series};
 

@@ -22,7 +22,8 @@ use common::{TEXT, config, config_of, images, model, model_of, picture, prompt, 
 use criterion::{Bencher, Criterion, Throughput, criterion_group};
 use haplovl::batch::MultimodalBatch;
 use haplovl::model::{Cache, HaploVl};
-use haplovl::nn::ops::{self, KeyRanges, Precision, Quantization, QuantizedWeight};
+use haplovl::nn::ops::{self, KeyRanges, QuantizedWeight};
+use haplovl::options::{Precision, Quantization};
 use haplovl::train::on_large_stack;
 use haplovl::weights::{LlmSource, Parameters, SaveOptions, open_weights, save_safetensors};
 

@@ -13,9 +13,9 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use clap::Parser;
 use haplovl::data::shapes::{ShapesConfig, Split};
-use haplovl::device::DeviceChoice;
 use haplovl::eval::Divergence;
-use haplovl::nn::ops::Quantization;
+use haplovl::options::DeviceChoice;
+use haplovl::options::Quantization;
 use haplovl::pipeline::{LoadOptions, LoadedModel, ModelSource, quantize_folder};
 use haplovl::processor::{Content, Message};
 

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
-use haplovl::device::DeviceChoice;
+use haplovl::options::DeviceChoice;
 use haplovl::train::{Recipe, Run, on_large_stack};
 use haplovl::weights::SafetensorsFiles;
 

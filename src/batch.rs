@@ -120,7 +120,7 @@ impl SequenceLayout {
     pub fn validate(&self) -> Result<()> {
         for (row, samples) in self.rows.iter().enumerate() {
             let wrong = |what: &str, range: &Range<usize>, within: Range<usize>| {
-                Err(Error::Batch(format!(
+                Err(Error::batch(format!(
                     "row {row}: {what} at {range:?}, expected a range that is not empty, behind the one before it, and \
                      inside {within:?}"
                 )))
@@ -263,7 +263,7 @@ impl MultimodalBatch {
         device: &Device,
     ) -> Result<Self> {
         if rows.is_empty() || seq_len == 0 {
-            return Err(Error::Batch("is empty, expected at least one sequence of one token".into()));
+            return Err(Error::batch("is empty, expected at least one sequence of one token"));
         }
         if seq_len > spec.max_len {
             return Err(too_long(seq_len, spec.max_len));
@@ -282,7 +282,7 @@ impl MultimodalBatch {
                 input_ids[flat.clone()].copy_from_slice(&sequence.input_ids);
                 if let Some(sequence_labels) = &sequence.labels {
                     if sequence_labels.len() != range.len() {
-                        return Err(Error::Batch(format!(
+                        return Err(Error::batch(format!(
                             "{} labels for {} tokens: give one label a token",
                             sequence_labels.len(),
                             range.len()
@@ -310,7 +310,7 @@ impl MultimodalBatch {
         let expected = [self.layout.rows.len(), self.layout.seq_len];
         let labels = self.labels.as_ref().map_or(expected.as_slice(), |labels| labels.dims());
         if self.input_ids.dims() != expected || labels != expected {
-            return Err(Error::Batch(format!(
+            return Err(Error::batch(format!(
                 "has ids of shape {:?} and labels of shape {labels:?}, its layout says {expected:?} (rows, positions)",
                 self.input_ids.dims()
             )));
@@ -330,7 +330,7 @@ impl MultimodalBatch {
     /// [`Error::Batch`] if there are no labels, and as [`Self::validate`].
     pub fn next_token_labels(&self) -> Result<Vec<u32>> {
         self.validate()?;
-        let labels = self.labels.as_ref().ok_or_else(|| Error::Batch("has no labels".into()))?.to_vec2::<u32>()?;
+        let labels = self.labels.as_ref().ok_or_else(|| Error::batch("has no labels"))?.to_vec2::<u32>()?;
         let mut next = vec![IGNORE_INDEX; self.batch_size() * self.layout.seq_len];
         for ((row, samples), labels) in self.layout.rows.iter().enumerate().zip(&labels) {
             for Range { start, end } in samples.iter().map(|sample| sample.range.clone()) {
@@ -382,7 +382,7 @@ impl MultimodalBatch {
 
 /// The error of a prompt that does not fit the model's context.
 pub(crate) fn too_long(length: usize, context: usize) -> Error {
-    Error::Prompt(format!(
+    Error::prompt(format!(
         "is {length} tokens long (text and image patches together), more than the model's context of {context}: shorten \
          it, or use fewer or smaller pictures"
     ))
@@ -424,7 +424,7 @@ impl Sequence {
     /// Finds each picture's run of placeholders, and lays the sequence out from position `start` on.
     fn sample(&self, start: usize, spec: BatchSpec<'_>) -> Result<Sample> {
         if self.is_empty() {
-            return Err(Error::Batch("holds an empty sequence, expected at least one token".into()));
+            return Err(Error::batch("holds an empty sequence, expected at least one token"));
         }
         let is_placeholder = |id: u32| id == spec.image_token || id == spec.video_token;
         let mut sample = Sample { range: start..start + self.len(), visual_blocks: vec![], visuals: vec![] };
@@ -447,7 +447,7 @@ impl Sequence {
         }
         let left = self.input_ids[at..].iter().filter(|&&id| is_placeholder(id)).count();
         if left > 0 {
-            return Err(Error::Prompt(format!(
+            return Err(Error::prompt(format!(
                 "{left} image or video placeholder tokens are left over after its {} picture(s): give one picture for \
                  each `<image>`, and do not write the placeholder in the text",
                 self.visuals.len()
@@ -458,7 +458,7 @@ impl Sequence {
 
     fn placeholder_error(&self, n: usize, run: usize, tokens: usize, spec: BatchSpec<'_>) -> Error {
         let total = self.input_ids.iter().filter(|&&id| id == spec.image_token || id == spec.video_token).count();
-        Error::Prompt(format!(
+        Error::prompt(format!(
             "picture {} of {} needs {tokens} placeholder tokens, but {run} stand in its place ({total} in the whole \
              prompt): give one `<image>` for each picture, in the same order",
             n + 1,

@@ -1,18 +1,26 @@
 //! The one error type of the library.
-//!
-//! Every message names the field, file or tensor, what was found, what was expected, and what to do.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// The cause of an error, of whatever type it is.
+pub type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// Characters of a message at most; what files and users wrote may be of any length.
+const MAX_CHARS: usize = 300;
+
 /// Everything that can go wrong in this crate.
-#[derive(Debug, thiserror::Error)]
+///
+/// [`Display`](fmt::Display) gives one line of less than 300 characters that is complete in itself: it names the field, file or
+/// tensor, what was found, what was expected, and what to do, the cause included. Control characters are escaped, and the
+/// middle of longer messages is left out. [`source`](std::error::Error::source) is the cause for programs that look at it.
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// A configuration field holds a value that cannot work.
-    #[error("configuration field `{field}`: {message}")]
+    /// A field of a configuration, recipe or option holds a value that cannot work.
     Config {
         /// Path of the field, for example `pre_decoder.num_attention_heads`.
         field: String,
@@ -20,7 +28,6 @@ pub enum Error {
         message: String,
     },
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -28,68 +35,146 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file is readable but its content is not what it should be.
-    #[error("{}: {message}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
         /// What was found, what was expected, what to do.
         message: String,
+        /// The cause, if another library found it.
+        source: Option<Source>,
     },
     /// The tensors of a checkpoint are not those that the model needs.
-    #[error("{0}")]
-    Weights(String),
-    /// A picture or video frame cannot be used.
-    #[error("image {name}: {message}")]
+    Weights(Message),
+    /// An image or video frame cannot be used.
     Image {
         /// The file name, or which image of the input it is.
         name: String,
         /// What was found, what was expected, what to do.
         message: String,
+        /// The cause, if another library found it.
+        source: Option<Source>,
     },
     /// The tokenizer is broken or does not fit the model.
-    #[error("tokenizer: {0}")]
-    Tokenizer(String),
+    Tokenizer(Message),
     /// The chat template failed on a conversation.
-    #[error("chat template: {0}")]
-    ChatTemplate(String),
-    /// A prompt does not fit its pictures, or the model's context.
-    #[error("prompt: {0}")]
-    Prompt(String),
+    ChatTemplate(Message),
+    /// A prompt does not fit its images, or the model's context.
+    Prompt(Message),
     /// A batch is inconsistent in itself or with the model.
-    #[error("batch: {0}")]
-    Batch(String),
+    Batch(Message),
     /// Generation cannot go on.
-    #[error("generation: {0}")]
-    Generation(String),
-    /// The asked-for device or number type is not available.
-    #[error("device: {0}")]
-    Device(String),
+    Generation(Message),
+    /// The requested device or dtype is not available.
+    Device(Message),
     /// A training or evaluation data set is unusable.
-    #[error("data: {0}")]
-    Data(String),
+    Data(Message),
     /// A training checkpoint is truncated, foreign, or does not fit the run.
-    #[error("checkpoint {}: {message}", path.display())]
     Checkpoint {
         /// The checkpoint's folder.
         path: PathBuf,
         /// What was found, what was expected, what to do.
         message: String,
+        /// The cause, if another error led to it.
+        source: Option<Source>,
     },
     /// Training had to stop.
-    #[error("training: {0}")]
-    Training(String),
+    Training(Message),
     /// The model hub could not deliver a file.
-    #[error("hub: {0}")]
-    Hub(String),
+    Hub(Message),
     /// An error of candle, the tensor library.
-    #[error("tensor operation: {0}")]
-    Candle(#[from] candle_core::Error),
+    Candle(candle_core::Error),
+}
+
+/// What an error says, and its cause.
+#[derive(Debug)]
+pub struct Message {
+    text: String,
+    source: Option<Source>,
+}
+
+impl Message {
+    fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), source: None }
+    }
+
+    /// What was found, what was expected, what to do.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+/// Constructors of variants that hold a [`Message`] alone.
+macro_rules! message_constructors {
+    ($($name:ident => $variant:ident),* $(,)?) => {
+        $(
+            #[doc = concat!("An [`Error::", stringify!($variant), "`] with this message.")]
+            pub fn $name(message: impl Into<String>) -> Self {
+                Self::$variant(Message::new(message))
+            }
+        )*
+    };
 }
 
 impl Error {
-    /// A [`Error::Config`] for `field`.
+    message_constructors! {
+        weights => Weights,
+        tokenizer => Tokenizer,
+        chat_template => ChatTemplate,
+        prompt => Prompt,
+        batch => Batch,
+        generation => Generation,
+        device => Device,
+        data => Data,
+        training => Training,
+        hub => Hub,
+    }
+
+    /// An [`Error::Config`] for `field`.
     pub fn config(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Config { field: field.into(), message: message.into() }
+    }
+
+    /// An [`Error::Io`] for `path`.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_path_buf(), source }
+    }
+
+    /// An [`Error::Format`] for `path`.
+    pub fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Self::Format { path: path.as_ref().to_path_buf(), message: message.into(), source: None }
+    }
+
+    /// An [`Error::Image`] for the image called `name`.
+    pub fn image(name: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Image { name: name.into(), message: message.into(), source: None }
+    }
+
+    /// An [`Error::Checkpoint`] for the folder `path`.
+    pub fn checkpoint(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Self::Checkpoint { path: path.as_ref().to_path_buf(), message: message.into(), source: None }
+    }
+
+    /// The same error with `cause` as its source; the message should say the cause already. [`Error::Config`],
+    /// [`Error::Io`] and [`Error::Candle`] keep what they have.
+    #[must_use]
+    pub fn caused_by(mut self, cause: impl Into<Source>) -> Self {
+        match &mut self {
+            Self::Format { source, .. } | Self::Image { source, .. } | Self::Checkpoint { source, .. } => {
+                *source = Some(cause.into());
+            }
+            Self::Weights(message)
+            | Self::Tokenizer(message)
+            | Self::ChatTemplate(message)
+            | Self::Prompt(message)
+            | Self::Batch(message)
+            | Self::Generation(message)
+            | Self::Device(message)
+            | Self::Data(message)
+            | Self::Training(message)
+            | Self::Hub(message) => message.source = Some(cause.into()),
+            Self::Config { .. } | Self::Io { .. } | Self::Candle(_) => {}
+        }
+        self
     }
 
     /// The same with the file that a configuration field stands in.
@@ -100,13 +185,132 @@ impl Error {
         }
     }
 
-    /// A [`Error::Io`] for `path`.
-    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
-        Self::Io { path: path.as_ref().to_path_buf(), source }
+    /// The message without its limits.
+    fn message(&self) -> String {
+        match self {
+            Self::Config { field, message } => format!("configuration field `{field}`: {message}"),
+            Self::Io { path, source } => format!("{}: {source}", path.display()),
+            Self::Format { path, message, .. } => format!("{}: {message}", path.display()),
+            Self::Image { name, message, .. } => format!("image {name}: {message}"),
+            Self::Checkpoint { path, message, .. } => format!("checkpoint {}: {message}", path.display()),
+            Self::Weights(message) => message.text.clone(),
+            Self::Tokenizer(message) => format!("tokenizer: {}", message.text),
+            Self::ChatTemplate(message) => format!("chat template: {}", message.text),
+            Self::Prompt(message) => format!("prompt: {}", message.text),
+            Self::Batch(message) => format!("batch: {}", message.text),
+            Self::Generation(message) => format!("generation: {}", message.text),
+            Self::Device(message) => format!("device: {}", message.text),
+            Self::Data(message) => format!("data: {}", message.text),
+            Self::Training(message) => format!("training: {}", message.text),
+            Self::Hub(message) => format!("hub: {}", message.text),
+            Self::Candle(error) => format!("tensor operation: {error}"),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&one_line(&self.message()))
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            Self::Candle(error) => Some(error),
+            Self::Config { .. } => None,
+            Self::Format { source, .. } | Self::Image { source, .. } | Self::Checkpoint { source, .. } => {
+                source.as_deref().map(as_error)
+            }
+            Self::Weights(message)
+            | Self::Tokenizer(message)
+            | Self::ChatTemplate(message)
+            | Self::Prompt(message)
+            | Self::Batch(message)
+            | Self::Generation(message)
+            | Self::Device(message)
+            | Self::Data(message)
+            | Self::Training(message)
+            | Self::Hub(message) => message.source.as_deref().map(as_error),
+        }
+    }
+}
+
+fn as_error<'a>(source: &'a (dyn std::error::Error + Send + Sync + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    source
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Candle(error)
+    }
+}
+
+/// `text` as one line of less than [`MAX_CHARS`] characters: line breaks become spaces, other control characters are escaped, so
+/// that no file can write to a terminal, and a long middle is left out.
+pub(crate) fn one_line(text: &str) -> String {
+    // The start and the end of hostile megabytes are enough; what is escaped grows at most tenfold.
+    let (start, end) = match text.len() > 8 * MAX_CHARS {
+        true => (
+            &text[..text.floor_char_boundary(4 * MAX_CHARS)],
+            &text[text.ceil_char_boundary(text.len() - 4 * MAX_CHARS)..],
+        ),
+        false => (text, ""),
+    };
+    let line: Vec<char> = escaped(start).chars().chain(escaped(end).chars()).collect();
+    if line.len() < MAX_CHARS && end.is_empty() {
+        return line.into_iter().collect();
+    }
+    let (head, tail) = (&line[..MAX_CHARS * 3 / 5], &line[line.len() - MAX_CHARS / 3..]);
+    head.iter().chain(&[' ', '…', ' ']).chain(tail).collect()
+}
+
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for (i, line) in text.lines().map(str::trim).filter(|line| !line.is_empty()).enumerate() {
+        if i > 0 {
+            out.push(' ');
+        }
+        for c in line.chars() {
+            if c.is_control() || is_invisible(c) { out.extend(c.escape_default()) } else { out.push(c) }
+        }
+    }
+    out
+}
+
+/// Characters that change how the text around them is shown.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn messages_are_one_short_line_without_control_characters() {
+        for hostile in ["\u{1b}[31mred".into(), "a\nb\r\n  c".to_string(), "x".repeat(10 << 20), "\0".repeat(5000)] {
+            let message = Error::format("file.json", format!("found `{hostile}`, expected `q8_0`")).to_string();
+            assert!(message.chars().count() < 300 && !message.chars().any(char::is_control), "{message}");
+            assert!(message.starts_with("file.json: found `") && message.ends_with("`, expected `q8_0`"), "{message}");
+        }
+        assert_eq!(Error::data("a\n\tb\u{7}").to_string(), "data: a b\\u{7}");
     }
 
-    /// A [`Error::Format`] for `path`.
-    pub fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
-        Self::Format { path: path.as_ref().to_path_buf(), message: message.into() }
+    #[test]
+    fn causes_are_kept() {
+        let cause = || std::io::Error::other("no");
+        for error in [
+            Error::io("x", cause()),
+            Error::weights("w").caused_by(cause()),
+            Error::format("x", "w").caused_by(cause()),
+            Error::image("x", "w").caused_by(cause()),
+        ] {
+            assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("no"), "{error}");
+        }
+        assert!(Error::hub("w").source().is_none());
     }
 }

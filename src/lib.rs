@@ -3,14 +3,16 @@
 pub mod batch;
 pub mod config;
 pub mod data;
-pub mod device;
 mod error;
+
 pub mod eval;
+mod files;
 pub mod generation;
 pub mod loss;
 pub mod model;
 pub mod nn;
 pub mod optim;
+pub mod options;
 pub mod patch_grid;
 pub mod pipeline;
 pub mod processor;

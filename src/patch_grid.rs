@@ -55,7 +55,7 @@ impl PatchGrid {
     /// [`Error::Image`] if a side is 0, and [`Error::Config`] if there is no pinpoint.
     pub fn new(config: &VisionConfig, image: Size) -> Result<Self> {
         if image.area() == 0 {
-            return Err(Error::Image { name: image.to_string(), message: "has no pixels".into() });
+            return Err(Error::image(image.to_string(), "has no pixels"));
         }
         if config.image_size == 0 || config.patch_size == 0 {
             return Err(Error::config("vision.image_size", "or vision.patch_size is 0, expected at least 1"));

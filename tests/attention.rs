@@ -116,7 +116,7 @@ fn what_is_not_there_says_so() {
     let message = |word, layer, head| model.word_attention(&conversation, word, layer, head).unwrap_err().to_string();
     // `user` stands in the prompt, but only in the template.
     let error = model.word_attention(&conversation, "user", 0, None).unwrap_err();
-    assert!(matches!(&error, Error::Prompt(text) if text.contains("`user`")), "{error}");
+    assert!(matches!(&error, Error::Prompt(message) if message.text().contains("`user`")), "{error}");
     assert!(message("cat", 4, None).contains("the model has 4 layers, 2 of them pre-decoder"));
     assert!(message("cat", 1, Some(2)).contains("layer 1 has 2 heads"));
     assert!(message("cat", 2, Some(4)).contains("layer 2 has 4 heads"));

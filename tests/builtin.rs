@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use haplovl::data::shapes::{Scene, ShapesConfig, Split, check_caption};
-use haplovl::device::DeviceChoice;
 use haplovl::eval::Accuracy;
 use haplovl::generation::GeneratedSequence;
-use haplovl::nn::ops::Quantization;
+use haplovl::options::DeviceChoice;
+use haplovl::options::Quantization;
 use haplovl::pipeline::{Captioner, LoadOptions, LoadedModel, ModelSource, VisualQuestionAnswerer};
 use haplovl::processor::{Content, Message, RgbImage};
 use image::Rgb;

@@ -7,18 +7,18 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use haplovl::train::checkpoint::{CheckpointFolder, Contents};
+use haplovl::train::checkpoint::{CheckpointManager, Contents};
 
 fn tensors(value: f32) -> BTreeMap<String, Tensor> {
     let tensor = |n: usize| Tensor::full(value, (n, 3), &Device::Cpu).unwrap();
     BTreeMap::from([("a.weight".into(), tensor(2)), ("b".into(), tensor(1))])
 }
 
-fn open(folder: &Path, keep_last: usize) -> CheckpointFolder {
-    CheckpointFolder::open(folder, "tune of tiny", keep_last).unwrap()
+fn open(folder: &Path, keep_last: usize) -> CheckpointManager {
+    CheckpointManager::open(folder, "tune of tiny", keep_last).unwrap()
 }
 
-fn save(checkpoints: &CheckpointFolder, step: u64, score: Option<f64>) {
+fn save(checkpoints: &CheckpointManager, step: u64, score: Option<f64>) {
     let (parameters, mut optimizer) = (tensors(step as f32), tensors(-(step as f32)));
     optimizer.insert("step".into(), Tensor::new(step as i64, &Device::Cpu).unwrap());
     let state = BTreeMap::from([("epoch".to_string(), step * 10)]);

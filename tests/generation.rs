@@ -179,7 +179,7 @@ fn logits_that_are_no_numbers_say_where() {
             sampler.observe(&[5; 12]);
             let error = sampler.sample(&mut logits).unwrap_err();
             let message = error.to_string();
-            assert!(matches!(error, Error::Generation(_)), "{message}");
+            assert!(matches!(error, Error::Generation { .. }), "{message}");
             assert!(message.contains("position 12") && message.contains(what), "{message}");
         }
     }
@@ -275,7 +275,7 @@ fn llama_like() -> Tokenizer {
 #[test]
 fn spaces_and_byte_tokens_of_a_llama_like_tokenizer() {
     let tokenizer = llama_like();
-    let decode = |ids: &[u32]| tokenizer.decode(ids, true).map_err(|e| Error::Tokenizer(e.to_string()));
+    let decode = |ids: &[u32]| tokenizer.decode(ids, true).map_err(|e| Error::tokenizer(e.to_string()));
     assert_eq!(pieces(decode, &[0, 1, 2, 0]), ["Hello", " world", "!", " Hello", ""]);
     // The special token in between has no text, and must not make the next one the first of its window.
     assert_eq!(pieces(decode, &[0, 9, 9, 1]), ["Hello", "", "", " world", ""]);

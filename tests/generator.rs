@@ -131,7 +131,7 @@ fn a_stream_gives_pieces_and_then_the_facts() {
     assert_eq!(answer.text(), "ab");
     assert_eq!(answer.timings.new_tokens, 4);
     assert!(answer.timings.tokens_per_second > 0.0);
-    assert!(matches!(generator.stream(&prompts(&[&[1], &[2]]), &config()), Err(Error::Batch(_))));
+    assert!(matches!(generator.stream(&prompts(&[&[1], &[2]]), &config()), Err(Error::Batch { .. })));
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn the_context_limits_the_answer() {
     assert_eq!(generation.sequences[0].tokens.len(), 6);
     assert_eq!(generation.sequences[0].finish_reason, FinishReason::Length);
     let error = generator.generate(&prompts(&[&[1; 256]]), &config).unwrap_err();
-    assert!(matches!(error, Error::Prompt(_)) && error.to_string().contains("context of 256"), "{error}");
+    assert!(matches!(error, Error::Prompt { .. }) && error.to_string().contains("context of 256"), "{error}");
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn unsuitable_batches_and_settings_are_refused() {
     assert!(message.contains("`pad_token_id`") && message.contains("96"), "{message}");
     let one_too_many = generator.generate(&prompts(&[&[1], &[2], &[3]]), &config()).unwrap_err();
     assert!(one_too_many.to_string().contains("2 rows, expected 3"), "{one_too_many}");
-    assert!(matches!(generator.session(&prompts(&[&[1], &[2]]), &[5], &config()), Err(Error::Batch(_))));
+    assert!(matches!(generator.session(&prompts(&[&[1], &[2]]), &[5], &config()), Err(Error::Batch { .. })));
 }
 
 mod with_a_model {

@@ -7,9 +7,9 @@ use std::path::Path;
 use candle_core::{DType, Device};
 use haplovl::Error;
 use haplovl::config::{GenerationConfig, HaploVlConfig, TextEmbedding};
-use haplovl::device::{CacheChoice, DeviceChoice};
 use haplovl::generation::{CancelToken, FinishReason};
 use haplovl::model::HaploVl;
+use haplovl::options::{CacheChoice, DeviceChoice};
 use haplovl::pipeline::{Captioner, Chat, LoadOptions, LoadedModel, VisualQuestionAnswerer};
 use haplovl::processor::{Content, Conversation, Message, RgbImage, Role};
 use haplovl::weights::{Parameters, SaveOptions, save_safetensors};
@@ -86,7 +86,7 @@ fn a_folder_loads_and_describes_pictures_alone_and_together() {
     }
     let prompt: Vec<String> = captioner.stream(picture(3)).unwrap().map(|piece| piece.unwrap()).collect();
     assert_eq!(prompt.concat(), alone[0].sequence.text);
-    assert!(matches!(captioner.caption_all([]), Err(Error::Batch(_))));
+    assert!(matches!(captioner.caption_all([]), Err(Error::Batch { .. })));
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn questions_take_several_pictures_or_none() {
     assert!(answer.timings.new_tokens <= 5);
     assert!(answer.timings.prompt_tokens > answerer.ask([], "what differs").unwrap().timings.prompt_tokens);
     let error = answerer.ask(two(), "what is in <image>").unwrap_err();
-    assert!(matches!(error, Error::Prompt(_)), "{error}");
+    assert!(matches!(error, Error::Prompt { .. }), "{error}");
     let error = answerer.ask([], &"a ".repeat(300)).unwrap_err();
     assert!(error.to_string().contains("context of 256"), "{error}");
 }
@@ -138,8 +138,8 @@ fn a_chat_goes_on_after_what_went_wrong_and_after_an_interrupted_reply() {
     let folder = checkpoint();
     let model = load(folder.path()).unwrap();
     let mut chat = Chat::new(&model);
-    assert!(matches!(chat.ask([picture(3).into(), "<image> <image>".into()]), Err(Error::Prompt(_))));
-    assert!(matches!(chat.ask(["a ".repeat(300).into()]), Err(Error::Prompt(_))));
+    assert!(matches!(chat.ask([picture(3).into(), "<image> <image>".into()]), Err(Error::Prompt { .. })));
+    assert!(matches!(chat.ask(["a ".repeat(300).into()]), Err(Error::Prompt { .. })));
     assert!(chat.conversation().messages.is_empty());
     let mut reply = chat.say(["a b".into()]).unwrap();
     let piece = reply.next().unwrap().unwrap();
@@ -195,7 +195,7 @@ fn the_processor_of_a_loaded_model_can_be_changed() {
 
 #[test]
 fn a_quantised_folder_answers_like_the_model_quantised_at_load() {
-    use haplovl::nn::ops::Quantization;
+    use haplovl::options::Quantization;
     use haplovl::pipeline::quantize_folder;
 
     // Larger weights than random ones usually are would blow up every rounding.
@@ -244,7 +244,7 @@ fn a_tied_head_is_quantised_with_the_rest() {
     let folder = checkpoint_with(&tied, 1.0);
     assert!(load(folder.path()).unwrap().model().lm_head().weight().is_ok());
     let output = folder.path().join("q8_0");
-    haplovl::pipeline::quantize_folder(folder.path(), &output, haplovl::nn::ops::Quantization::Q8_0).unwrap();
+    haplovl::pipeline::quantize_folder(folder.path(), &output, haplovl::options::Quantization::Q8_0).unwrap();
     assert!(load(&output).unwrap().model().lm_head().weight().is_err());
 }
 
@@ -253,7 +253,7 @@ fn a_quantised_model_says_the_same_of_a_picture_alone_and_beside_another() {
     let folder = checkpoint();
     let options = LoadOptions {
         device: DeviceChoice::Cpu,
-        quantization: Some(haplovl::nn::ops::Quantization::Q8_0),
+        quantization: Some(haplovl::options::Quantization::Q8_0),
         ..LoadOptions::default()
     };
     let model = LoadedModel::from_folder(folder.path(), options).unwrap();

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use haplovl::config::{DecoderConfig, GenerationConfig, HaploVlConfig, VisionConfig};
 use haplovl::data::shapes::{ShapesConfig, Split};
-use haplovl::device::DeviceChoice;
+use haplovl::options::DeviceChoice;
 use haplovl::pipeline::{Captioner, LoadOptions, LoadedModel};
 use haplovl::processor::TextTokenizer;
 use haplovl::train::{Recipe, Run, on_large_stack};

@@ -13,8 +13,8 @@ use haplovl::batch::{BatchSpec, IGNORE_INDEX, MultimodalBatch, PaddingSide, Sequ
 use haplovl::config::{DecoderConfig, HaploVlConfig, PreprocessorConfig, TextEmbedding};
 use haplovl::model::HaploVl;
 use haplovl::nn::Activations;
-use haplovl::nn::ops::{Precision, Quantization};
 use haplovl::optim::{AdamW, AdamWConfig, Schedule};
+use haplovl::options::{Precision, Quantization};
 use haplovl::processor::{ImageProcessor, RgbImage};
 use haplovl::train::{NextToken, Trainer, UpdateRule};
 use haplovl::weights::{LlmSource, Parameters, TensorSource};

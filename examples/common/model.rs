@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use haplovl::device::{CacheChoice, DeviceChoice, DtypeChoice};
 use haplovl::model::HaploVl;
-use haplovl::nn::ops::Quantization;
+use haplovl::options::Quantization;
+use haplovl::options::{CacheChoice, DeviceChoice, DtypeChoice};
 use haplovl::pipeline::{LoadOptions, LoadedModel, ModelSource};
 
 /// Which model, and where it is computed.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::checks::{at_least_one, at_most, multiple_of, positive};
+use super::validate::{at_least_one, at_most, multiple_of, positive};
 use crate::{Error, Result};
 
 /// The non-linearity of an MLP. HF names, so that `hidden_act` reads as in other checkpoints.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::checks::at_most;
 use super::file::read_json;
+use super::validate::at_most;
 use crate::{Error, Result};
 
 /// How to pick the next token, and when to stop.
@@ -74,7 +74,7 @@ impl Default for GenerationConfig {
 }
 
 impl GenerationConfig {
-    /// Reads and checks a `generation_config.json`.
+    /// Reads and validate a `generation_config.json`.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is not such a file, [`Error::Config`] as

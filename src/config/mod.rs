@@ -1,12 +1,12 @@
 //! Plain configuration data, readable from JSON and checked by `validate()` before anything is built from it.
 
-pub(crate) mod checks;
 mod decoder;
 mod file;
 mod generation;
 mod model;
 mod official;
 mod processor;
+pub(crate) mod validate;
 mod vision;
 
 pub(crate) use file::from_value;

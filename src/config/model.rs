@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::checks::{at_least_one, at_most};
+use super::validate::{at_least_one, at_most};
 use super::{Activation, DecoderConfig, ImageAspectRatio, MlpKind, NormKind, Rope, VisionConfig};
 use crate::{Error, Result};
 

@@ -5,8 +5,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::VisionConfig;
-use super::checks::{at_least_one, at_most, positive};
 use super::official::Fields;
+use super::validate::{at_least_one, at_most, positive};
 use crate::{Error, Result};
 
 /// Mean of each colour in the pictures that CLIP was trained on.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::checks::{at_least_one, at_most, multiple_of};
+use super::validate::{at_least_one, at_most, multiple_of};
 use crate::{Error, Result};
 
 /// Every picture is enlarged to a pinpoint, so this bounds the memory of one: 800 MB of f32.

@@ -173,7 +173,7 @@ impl ImageFolder {
         if images.is_empty() {
             let known = IMAGE_EXTENSIONS.join(", ");
             let message = format!("the folder {} holds no picture: expected files of {known}", folder.display());
-            return Err(Error::Data(message));
+            return Err(Error::data(message));
         }
         images.sort();
         Ok(Self { images })

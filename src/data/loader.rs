@@ -255,7 +255,7 @@ impl<T: Length + Send + 'static> Loader<T> {
         (self.on_bad)(&BadReport { sample: &sample, reason, bad, seen });
         let limit = self.config.max_bad_share;
         if bad as f64 > limit * seen.max(SHARE_COUNTS_FROM.min(samples as u64)) as f64 {
-            return Err(Error::Data(format!(
+            return Err(Error::data(format!(
                 "{bad} of {seen} samples are bad, more than the allowed share of {limit}; the last is {sample}: {reason}. \
                  Mend the data, or raise `max_bad_share`"
             )));
@@ -280,10 +280,10 @@ impl<T: Length + Send + 'static> Iterator for Loader<T> {
 /// Refuses a state of another data set.
 fn check_state(state: &LoaderState, samples: usize) -> Result<()> {
     if samples == 0 {
-        return Err(Error::Data("the data set holds no sample, expected at least one".into()));
+        return Err(Error::data("the data set holds no sample, expected at least one"));
     }
     if state.samples != 0 && state.samples != samples || state.position >= samples {
-        return Err(Error::Data(format!(
+        return Err(Error::data(format!(
             "cannot go on: the loader stood at sample {} of {}, but the data set now holds {samples}: give the data \
              set that the run began with, or begin anew",
             state.position, state.samples

@@ -43,7 +43,7 @@ impl<I: Send + 'static, O: Send + 'static> Prefetch<I, O> {
             thread::Builder::new().name(format!("loader-{number}")).spawn(run)
         };
         let workers = (0..workers.max(1)).map(worker).collect::<std::io::Result<_>>();
-        let workers = workers.map_err(|e| Error::Data(format!("cannot start a loader thread: {e}")))?;
+        let workers = workers.map_err(|e| Error::data(format!("cannot start a loader thread: {e}")))?;
         Ok(Self { jobs: Some(jobs), results: VecDeque::new(), workers, stopped })
     }
 
@@ -65,10 +65,7 @@ impl<I: Send + 'static, O: Send + 'static> Prefetch<I, O> {
     /// The result of the earliest input that is left; waits for it. `None` if there is none.
     pub(super) fn pop(&mut self) -> Option<Result<O>> {
         let result = self.results.pop_front()?.recv();
-        Some(
-            result
-                .map_err(|_| Error::Data("a loader thread panicked while preparing a sample: see its message".into())),
-        )
+        Some(result.map_err(|_| Error::data("a loader thread panicked while preparing a sample: see its message")))
     }
 }
 

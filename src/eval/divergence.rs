@@ -25,7 +25,7 @@ impl Divergence {
     pub fn of(reference: &Tensor, other: &Tensor) -> Result<Self> {
         if reference.dims() != other.dims() || reference.rank() == 0 {
             let (a, b) = (reference.dims(), other.dims());
-            return Err(Error::Batch(format!("of logits {b:?} cannot be compared with logits {a:?}")));
+            return Err(Error::batch(format!("of logits {b:?} cannot be compared with logits {a:?}")));
         }
         let rows = |t: &Tensor| t.to_dtype(DType::F32)?.flatten_to(D::Minus2);
         let (reference, other) = match reference.rank() {

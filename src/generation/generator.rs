@@ -62,7 +62,7 @@ impl<'a, M: CausalModel> Generator<'a, M> {
     /// As [`Session::new`], and [`Error::Batch`] for a batch of several.
     pub fn stream(&self, batch: &MultimodalBatch, config: &GenerationConfig) -> Result<TextIter<'a, M>> {
         if batch.batch_size() != 1 {
-            return Err(Error::Batch(format!("has {} rows, expected 1 to stream its text", batch.batch_size())));
+            return Err(Error::batch(format!("has {} rows, expected 1 to stream its text", batch.batch_size())));
         }
         let (session, cache) = self.start(batch, config)?;
         Ok(TextIter { model: self.model, cache, session })

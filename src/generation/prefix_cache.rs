@@ -91,7 +91,7 @@ fn only_row(batch: &MultimodalBatch) -> Result<(Vec<u32>, &Sample)> {
         [row] if matches!(row.as_slice(), [one] if one.range == (0..batch.layout.seq_len) && !one.range.is_empty()) => {
             Ok((batch.input_ids.flatten_all()?.to_vec1()?, &row[0]))
         }
-        rows => Err(Error::Batch(format!("of {} rows, expected one row of one sequence without padding", rows.len()))),
+        rows => Err(Error::batch(format!("of {} rows, expected one row of one sequence without padding", rows.len()))),
     }
 }
 

@@ -127,7 +127,7 @@ impl Sampler {
     }
 
     fn broken(&self, what: &str) -> Error {
-        Error::Generation(format!(
+        Error::generation(format!(
             "at position {} {what}: check that the weights are complete and finite, and if they are 16 bits wide try \
              `--dtype f32`",
             self.position

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
-use super::result::Clock;
-use super::row::Row;
+use super::output::Clock;
+use super::sequence_state::SequenceState;
 use super::{Answer, CancelToken, CausalModel, FinishReason, GeneratedSequence, Generation, Sampler};
 use crate::batch::MultimodalBatch;
 use crate::config::{GenerationConfig, HaploVlConfig};
@@ -23,7 +23,7 @@ enum Input {
 /// A generation under way. It holds neither model nor cache, so that the cache can outlive it.
 pub struct Session<'a> {
     input: Input,
-    rows: Vec<Row<'a>>,
+    rows: Vec<SequenceState<'a>>,
     cancel: CancelToken,
     clock: Clock,
     prompt_tokens: usize,
@@ -46,7 +46,7 @@ impl<'a> Session<'a> {
         decode: &Decode<'a>,
     ) -> Result<Self> {
         if !cached.is_empty() && batch.batch_size() != 1 {
-            return Err(Error::Batch(format!("has {} rows, expected 1 to continue a text", batch.batch_size())));
+            return Err(Error::batch(format!("has {} rows, expected 1 to continue a text", batch.batch_size())));
         }
         let budget = token_budget(model, cached.len() + batch.layout.seq_len, config)?;
         let pad = pad_token(model, config)?;
@@ -56,7 +56,7 @@ impl<'a> Session<'a> {
             let mut sampler = Sampler::new(config, i as u64)?.ban(&[model.image_token_index, model.video_token_index]);
             sampler.observe(cached);
             sampler.observe(&prompt);
-            Ok(Row::new(sampler, config, budget, pad, decode.clone()))
+            Ok(SequenceState::new(sampler, config, budget, pad, decode.clone()))
         };
         Ok(Self {
             rows: prompts.into_iter().enumerate().map(row).collect::<Result<_>>()?,
@@ -152,7 +152,7 @@ impl<'a> Session<'a> {
     /// Those of the decoder.
     pub fn finish(&mut self) -> Result<Generation> {
         self.finish_all(FinishReason::Cancelled, &mut |_, _| ())?;
-        let sequence = |row: &Row<'_>| GeneratedSequence {
+        let sequence = |row: &SequenceState<'_>| GeneratedSequence {
             text: row.text.clone(),
             tokens: row.tokens.clone(),
             finish_reason: row.finish_reason.clone().unwrap_or(FinishReason::Cancelled),
@@ -167,7 +167,7 @@ impl<'a> Session<'a> {
     /// As [`Self::finish`].
     pub fn answer(&mut self) -> Result<Answer> {
         let Generation { sequences, timings } = self.finish()?;
-        let sequence = sequences.into_iter().next().ok_or_else(|| Error::Batch("has no rows".into()))?;
+        let sequence = sequences.into_iter().next().ok_or_else(|| Error::batch("has no rows"))?;
         Ok(Answer { sequence, timings })
     }
 
@@ -191,7 +191,7 @@ impl<'a> Session<'a> {
 fn token_budget(model: &HaploVlConfig, used: usize, config: &GenerationConfig) -> Result<usize> {
     let room = model.max_position_embeddings.saturating_sub(used);
     if room == 0 {
-        return Err(Error::Prompt(format!(
+        return Err(Error::prompt(format!(
             "is {used} tokens long (text and image patches together) and leaves no room for an answer in the model's \
              context of {}: shorten it, or use fewer or smaller pictures",
             model.max_position_embeddings
@@ -214,8 +214,8 @@ fn prompt_ids(batch: &MultimodalBatch) -> Result<Vec<Vec<u32>>> {
     let ids = batch.input_ids.to_vec2::<u32>()?;
     let row = |(ids, samples): (Vec<u32>, &Vec<crate::batch::Sample>)| match samples.as_slice() {
         [sample] if sample.range.end == ids.len() => Ok(ids.get(sample.range.clone()).unwrap_or_default().to_vec()),
-        _ => Err(Error::Batch(
-            "has a row that is packed or padded on the right, expected one prompt a row, padded on the left".into(),
+        _ => Err(Error::batch(
+            "has a row that is packed or padded on the right, expected one prompt a row, padded on the left",
         )),
     };
     ids.into_iter().zip(&batch.layout.rows).map(row).collect()
@@ -226,5 +226,5 @@ fn logits_by_row(logits: &Tensor, rows: usize) -> Result<Vec<Vec<f32>>> {
     if found.len() == rows {
         return Ok(found);
     }
-    Err(Error::Generation(format!("the model gave logits for {} rows, expected {rows}", found.len())))
+    Err(Error::generation(format!("the model gave logits for {} rows, expected {rows}", found.len())))
 }

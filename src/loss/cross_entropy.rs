@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Device, Tensor};
 
 use super::LossSum;
-use super::attach::attach;
+use super::precomputed_grad::with_gradients;
 use crate::batch::IGNORE_INDEX;
 use crate::{Error, Result};
 
@@ -53,7 +53,7 @@ fn chunked(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor, chunk_logits:
         .then(|| hidden.zeros_like()?.detach().index_add(&index, &Tensor::cat(&d_selected, 0)?, 0))
         .transpose()?;
     let d_weight = d_weight.map(|d| d.to_dtype(head_weight.dtype())).transpose()?;
-    Ok(LossSum { sum: attach(sum, hidden, head_weight, [d_hidden, d_weight])?, count })
+    Ok(LossSum { sum: with_gradients(sum, hidden, head_weight, [d_hidden, d_weight])?, count })
 }
 
 /// The rows that count, and their labels.
@@ -77,7 +77,7 @@ impl LabelledRows {
                 continue;
             }
             if label as usize >= vocabulary {
-                return Err(Error::Batch(format!(
+                return Err(Error::batch(format!(
                     "label {label} of row {position} is outside the vocabulary of {vocabulary}: use the tokenizer of \
                      the model, and {IGNORE_INDEX} where there is no label"
                 )));
@@ -90,7 +90,7 @@ impl LabelledRows {
 }
 
 fn misshapen(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor) -> Error {
-    Error::Batch(format!(
+    Error::batch(format!(
         "hidden states {:?} {:?}, head weight {:?} {:?} and labels {:?} {:?} do not fit, expected (n, d) and (v, d) of \
          one type, and (n) U32",
         hidden.dims(),

@@ -62,7 +62,7 @@ pub fn current_token_prediction(
 
 fn comparable(what: &str, student: &Tensor, teacher: &Tensor) -> Result<(Tensor, Tensor)> {
     if student.rank() != 2 || student.shape() != teacher.shape() {
-        return Err(Error::Batch(format!(
+        return Err(Error::batch(format!(
             "the {what} student has shape {:?} and its teacher {:?}, expected both (rows, teacher width)",
             student.dims(),
             teacher.dims()

@@ -3,9 +3,9 @@
 //! Each is a [`LossSum`]: a sum with the number of its terms, so that the mean can be taken over all micro-batches of
 //! a step, however the terms are spread over them.
 
-mod attach;
 mod cross_entropy;
 mod distillation;
+mod precomputed_grad;
 
 pub use cross_entropy::linear_cross_entropy;
 pub use distillation::{current_token_prediction, feature_distillation, vision_distillation};

@@ -29,7 +29,7 @@ impl Cache {
         device: &Device,
     ) -> Result<Self> {
         if capacity > config.max_position_embeddings {
-            return Err(Error::Generation(format!(
+            return Err(Error::generation(format!(
                 "a cache of {capacity} positions exceeds the model's context of {}",
                 config.max_position_embeddings
             )));
@@ -89,7 +89,7 @@ impl Cache {
             return Ok((key_ranges(layout, attention), layout.positions()));
         }
         if self.starts.iter().any(|start| *start > past) {
-            return Err(Error::Batch("continues a cache that was cut within a row's padding: truncate it to 0".into()));
+            return Err(Error::batch("continues a cache that was cut within a row's padding: truncate it to 0"));
         }
         let ranges = key_ranges(layout, attention);
         let rows = ranges.rows().iter().zip(&self.starts);
@@ -100,14 +100,14 @@ impl Cache {
 
     fn check(&self, layout: &SequenceLayout) -> Result<()> {
         if layout.rows.len() != self.batch {
-            return Err(Error::Batch(format!("of {} rows for a cache of {}", layout.rows.len(), self.batch)));
+            return Err(Error::batch(format!("of {} rows for a cache of {}", layout.rows.len(), self.batch)));
         }
         let first = self.is_empty();
         for (row, samples) in layout.rows.iter().enumerate() {
             match samples.as_slice() {
                 [one] if one.range.end == layout.seq_len && (first || one.range.start == 0) => {}
                 _ => {
-                    return Err(Error::Batch(format!(
+                    return Err(Error::batch(format!(
                         "row {row} cannot go through a cache: it needs one sequence a row, padded on the left, and no \
                          padding at all when it continues earlier ones"
                     )));

@@ -67,7 +67,7 @@ impl ClipVision {
         let class = self.class_embedding.reshape((1, 1, hidden))?.broadcast_as((tiles, 1, hidden))?;
         let x = Tensor::cat(&[&class.contiguous()?, &patches], 1)?;
         if x.dim(1)? != self.position_embedding.dim(0)? {
-            return Err(Error::Batch(format!(
+            return Err(Error::batch(format!(
                 "pixel values {:?} do not fit a CLIP of {size}x{size} pixels",
                 pixel_values.dims(),
                 size = self.config.image_size
@@ -103,7 +103,7 @@ impl ClipVision {
 
     fn last_hidden_state(&self, pixel_values: &Tensor) -> Result<Tensor> {
         let last = self.hidden_states(pixel_values, self.stack.layers().len())?.pop();
-        last.ok_or_else(|| Error::Batch("no hidden state".into()))
+        last.ok_or_else(|| Error::batch("no hidden state"))
     }
 }
 

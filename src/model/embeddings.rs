@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 
-use super::packing::Packing;
+use super::merge_visuals::MergePlan;
 use crate::batch::MultimodalBatch;
 use crate::config::{HaploVlConfig, TextEmbedding, VisionConfig};
 use crate::nn::{Linear, PatchEmbedding, init};
@@ -99,7 +99,7 @@ impl MultimodalEmbeddings {
         if batch.visuals.is_empty() {
             return Ok(text);
         }
-        let packing = Packing::new(batch, &self.config)?;
+        let packing = MergePlan::new(batch, &self.config)?;
         let (rows, seq, hidden) = text.dims3()?;
         let patches = self.patches(&batch.pixel_values()?)?.flatten_to(1)?;
         let mut sources = vec![text.flatten_to(1)?, patches.clone()];
@@ -118,7 +118,7 @@ impl MultimodalEmbeddings {
         }
         let vocab_size = self.embed_tokens.dim(0)?;
         match ids.to_vec1::<u32>()?.into_iter().find(|&id| id as usize >= vocab_size) {
-            Some(id) => Err(Error::Batch(format!("token id {id} is outside the model's table of {vocab_size}"))),
+            Some(id) => Err(Error::batch(format!("token id {id} is outside the model's table of {vocab_size}"))),
             None => Ok(()),
         }
     }

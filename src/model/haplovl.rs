@@ -10,8 +10,9 @@ use super::pre_decoder_model::angles_at;
 use super::{Cache, Connector, LanguageHead, Pass, PostDecoder, PreDecoderModel};
 use crate::batch::{MultimodalBatch, SequenceLayout};
 use crate::config::HaploVlConfig;
-use crate::nn::ops::{KeyRanges, Precision, Quantization, on_pool};
+use crate::nn::ops::{KeyRanges, on_pool};
 use crate::nn::{Activations, EachMatrix, RotaryEmbedding, key_ranges};
+use crate::options::{Precision, Quantization};
 use crate::weights::{ParameterShapes, TensorSource, check_source, source_var_builder};
 use crate::{Error, Result};
 
@@ -75,7 +76,7 @@ impl HaploVl {
     /// [`Self::with_cache_dtype`]. That is for the CPU; elsewhere a quantised source becomes floats.
     ///
     /// # Errors
-    /// As [`Self::new`] and [`check_source`], and [`Error::Device`](crate::Error::Device) for `quantization` elsewhere than
+    /// As [`Self::new`] and [`check_source`], and [`Error::Device`](crate::Error::device) for `quantization` elsewhere than
     /// on the CPU or in another number type than f32.
     pub fn from_source(
         config: &HaploVlConfig,
@@ -87,14 +88,14 @@ impl HaploVl {
         check_source(&*source, &Self::parameter_shapes(config)?)?;
         let possible = device.is_cpu() && dtype == DType::F32;
         if let Some(kind) = quantization.filter(|_| !possible) {
-            return Err(Error::Device(format!(
+            return Err(Error::device(format!(
                 "{kind} weights are for the CPU in f32: choose these, or no quantisation"
             )));
         }
         let mut later = Self::matrices(config)?;
         let other = |kind: Quantization| later.iter().filter_map(|name| source.quantization(name)).find(|o| *o != kind);
         if let Some((kind, other)) = quantization.and_then(|kind| Some((kind, other(kind)?))) {
-            return Err(Error::Weights(format!(
+            return Err(Error::weights(format!(
                 "{}: the weights are {other} already and cannot become {kind}: leave out the quantisation, or start from \
                  the model's floats",
                 source.path().display()
@@ -266,7 +267,7 @@ impl HaploVl {
     /// A fresh cache of `batch` rows and `capacity` positions.
     ///
     /// # Errors
-    /// [`Error::Generation`](crate::Error::Generation) if `capacity` exceeds the context, or memory runs out.
+    /// [`Error::Generation`](crate::Error::generation) if `capacity` exceeds the context, or memory runs out.
     pub fn cache(&self, batch: usize, capacity: usize) -> Result<Cache> {
         Cache::new(&self.config, batch, capacity, self.cache_dtype(), self.device())
     }
@@ -294,7 +295,7 @@ impl HaploVl {
     pub fn decode(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
         // Here on the host it costs nothing, also for a model on a GPU.
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.config.vocab_size) {
-            return Err(Error::Batch(format!("token id {id} is outside the vocabulary of {}", self.config.vocab_size)));
+            return Err(Error::batch(format!("token id {id} is outside the vocabulary of {}", self.config.vocab_size)));
         }
         let batch = MultimodalBatch {
             input_ids: Tensor::from_slice(ids, (ids.len(), 1), self.device())?,

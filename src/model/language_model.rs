@@ -67,7 +67,7 @@ impl LanguageModel {
     pub fn hidden_states(&self, embeddings: &Tensor, layout: &SequenceLayout) -> Result<Tensor> {
         let (rows, seq_len, _) = embeddings.dims3()?;
         if (rows, seq_len) != (layout.rows.len(), layout.seq_len) {
-            return Err(Error::Batch(format!(
+            return Err(Error::batch(format!(
                 "has {rows} rows of {seq_len} embeddings, its layout {} of {}",
                 layout.rows.len(),
                 layout.seq_len

@@ -6,8 +6,8 @@ use candle_nn::VarBuilder;
 use super::{DecoderStack, Pass};
 use crate::Result;
 use crate::config::DecoderConfig;
-use crate::nn::ops::Precision;
 use crate::nn::{EachMatrix, Linear, Norm};
+use crate::options::Precision;
 
 /// The layers of a language model and its final norm.
 #[derive(Debug, Clone)]
@@ -96,7 +96,7 @@ impl LanguageHead {
     /// The weight, (vocab_size, hidden_size), for losses that never hold all logits.
     ///
     /// # Errors
-    /// [`Error::Weights`](crate::Error::Weights) if it is quantised.
+    /// [`Error::Weights`](crate::Error::weights) if it is quantised.
     pub fn weight(&self) -> Result<&Tensor> {
         self.0.weight()
     }

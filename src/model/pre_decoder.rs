@@ -6,8 +6,8 @@ use candle_nn::VarBuilder;
 use super::{DecoderStack, Pass};
 use crate::Result;
 use crate::config::{HaploVlConfig, NormKind};
-use crate::nn::ops::Precision;
 use crate::nn::{EachMatrix, Linear, Norm};
+use crate::options::Precision;
 
 /// Of `pre_norm`, whatever the layers' own: a known constant of the released model, and CLIP's.
 const PRE_NORM_EPS: f64 = 1e-5;

@@ -7,8 +7,8 @@ use super::{MultimodalEmbeddings, Pass, PreDecoder, PreDecoderOutput};
 use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::config::{HaploVlConfig, ImageAttention, Rope};
-use crate::nn::ops::Precision;
 use crate::nn::{Activations, EachMatrix, RotaryAngles, RotaryEmbedding, key_ranges};
+use crate::options::Precision;
 
 /// From ids and pixels to the pre-decoder's hidden states.
 #[derive(Debug, Clone)]

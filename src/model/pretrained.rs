@@ -8,7 +8,8 @@ use candle_core::{DType, Device, Tensor};
 
 use super::HaploVl;
 use crate::config::{GenerationConfig, HaploVlConfig};
-use crate::nn::ops::{Quantization, QuantizedWeight};
+use crate::nn::ops::QuantizedWeight;
+use crate::options::Quantization;
 use crate::processor::Processor;
 use crate::weights::{
     SaveOptions, TensorSource, check_source, check_tensors, save_gguf, save_safetensors, write_bytes_atomically,
@@ -59,7 +60,7 @@ pub fn save_quantized(
     let convert = |name: String| -> Result<(String, QTensor)> {
         if let Some(found) = source.quantization(&name) {
             let path = source.path().display();
-            return Err(Error::Weights(format!("{path}: `{name}` is {found} already: start from the model's floats")));
+            return Err(Error::weights(format!("{path}: `{name}` is {found} already: start from the model's floats")));
         }
         let tensor = source.load_tensor(&name, DType::F32, &Device::Cpu)?;
         let stored = match (matrices.contains(&name), name.as_str()) {

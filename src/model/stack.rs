@@ -5,8 +5,9 @@ use candle_nn::VarBuilder;
 
 use crate::Result;
 use crate::config::DecoderConfig;
-use crate::nn::ops::{KeyRanges, Precision, last_positions};
-use crate::nn::{Activations, DecoderLayer, EachMatrix, LayerCache, RotaryAngles, segment};
+use crate::nn::ops::{KeyRanges, last_positions};
+use crate::nn::{Activations, DecoderLayer, EachMatrix, LayerCache, RotaryAngles, checkpoint};
+use crate::options::Precision;
 
 /// What all layers of one decoder share in one forward pass.
 #[derive(Debug)]
@@ -88,7 +89,7 @@ impl DecoderStack {
                 Some(cache) => layer.forward(&x, pass.angles.as_ref(), ranges, Some(cache))?,
                 None => {
                     let (layer, angles, ranges) = (layer.clone(), pass.angles.clone(), ranges.clone());
-                    segment(pass.activations, &x, move |x| layer.forward(x, angles.as_ref(), &ranges, None))?
+                    checkpoint(pass.activations, &x, move |x| layer.forward(x, angles.as_ref(), &ranges, None))?
                 }
             };
         }

@@ -57,7 +57,7 @@ impl VisionTeacher for ClipTeacher {
 
     fn features(&self, pixel_values: &Tensor) -> Result<Tensor> {
         let mut states = self.clip.hidden_states(&pixel_values.detach(), self.layers)?;
-        let last = states.pop().ok_or_else(|| Error::Batch("the teacher computed nothing".into()))?;
+        let last = states.pop().ok_or_else(|| Error::batch("the teacher computed nothing"))?;
         Ok(last.narrow(1, 1, last.dim(1)? - 1)?.contiguous()?.detach())
     }
 }

@@ -3,10 +3,11 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use super::ops::{self, KeyRanges, Precision};
+use super::ops::{self, KeyRanges};
 use super::{EachMatrix, LayerCache, Linear, RotaryAngles};
 use crate::Result;
 use crate::config::DecoderConfig;
+use crate::options::Precision;
 
 /// Self-attention of one layer.
 #[derive(Debug, Clone)]

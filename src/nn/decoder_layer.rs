@@ -3,10 +3,11 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use super::ops::{self, KeyRanges, Precision};
+use super::ops::{self, KeyRanges};
 use super::{Attention, EachMatrix, LayerCache, Mlp, Norm, RotaryAngles};
 use crate::Result;
 use crate::config::DecoderConfig;
+use crate::options::Precision;
 
 /// Pre-norm attention and MLP, each with a residual connection.
 #[derive(Debug, Clone)]

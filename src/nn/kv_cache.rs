@@ -48,7 +48,7 @@ impl LayerCache {
     pub fn append(&mut self, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
         let (new, capacity) = (keys.dim(1)?, self.capacity);
         if self.len + new > capacity {
-            return Err(Error::Generation(format!(
+            return Err(Error::generation(format!(
                 "the cache holds {} of at most {capacity} positions and cannot take {new} more: make it with a larger \
                  capacity",
                 self.len

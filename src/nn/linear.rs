@@ -4,7 +4,8 @@ use candle_core::{Shape, Tensor};
 use candle_nn::VarBuilder;
 
 use super::init;
-use super::ops::{self, Precision, Quantization, QuantizedWeight};
+use super::ops::{self, QuantizedWeight};
+use crate::options::{Precision, Quantization};
 use crate::{Error, Result};
 
 /// `x W^T + b`.
@@ -44,8 +45,8 @@ impl Linear {
     pub fn weight(&self) -> Result<&Tensor> {
         match &self.weight {
             Weight::Float(weight) => Ok(weight),
-            Weight::Quantized(_) => Err(Error::Weights(
-                "the weights are quantised, and this needs floats: load the model without quantisation".into(),
+            Weight::Quantized(_) => Err(Error::weights(
+                "the weights are quantised, and this needs floats: load the model without quantisation",
             )),
         }
     }
@@ -97,7 +98,7 @@ impl Linear {
     fn check_dims(&self, found: (usize, usize)) -> Result<()> {
         let expected = self.dims2()?;
         if found != expected {
-            return Err(Error::Weights(format!("a new weight is {found:?}, expected {expected:?}")));
+            return Err(Error::weights(format!("a new weight is {found:?}, expected {expected:?}")));
         }
         Ok(())
     }

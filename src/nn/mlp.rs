@@ -3,10 +3,11 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use super::ops::{self, Precision};
+use super::ops;
 use super::{EachMatrix, Linear};
 use crate::Result;
 use crate::config::{Activation, DecoderConfig, MlpKind};
+use crate::options::Precision;
 
 /// Two or three matrices around a non-linearity.
 #[derive(Debug, Clone)]

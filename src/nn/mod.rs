@@ -1,7 +1,10 @@
 //! Differentiable layers, from fused operations up to one decoder layer.
 
+mod activation_checkpoint;
 mod attention;
 mod decoder_layer;
+mod grad_collector;
+mod kernels;
 mod kv_cache;
 mod linear;
 mod logit_scale;
@@ -11,10 +14,9 @@ mod norm;
 pub mod ops;
 mod patch_embedding;
 mod rotary;
-mod scoped;
-mod segment;
-mod sink;
 mod tape;
+pub(crate) mod tensor_data;
+mod thread_local_scope;
 
 pub use attention::Attention;
 pub use decoder_layer::DecoderLayer;
@@ -23,6 +25,9 @@ pub use linear::Linear;
 
 /// What is done with each matrix, by its name without `.weight`.
 pub type EachMatrix<'f> = dyn FnMut(&str, &mut Linear) -> crate::Result<()> + 'f;
+pub use activation_checkpoint::{Activations, checkpoint};
+pub(crate) use grad_collector::deliver;
+pub use grad_collector::gradients_of;
 pub use logit_scale::LogitScale;
 pub use mask::key_ranges;
 pub use mlp::Mlp;
@@ -30,9 +35,6 @@ pub use norm::Norm;
 pub use patch_embedding::PatchEmbedding;
 pub(crate) use patch_embedding::cut_patches;
 pub use rotary::{RotaryAngles, RotaryEmbedding};
-pub use segment::{Activations, segment};
-pub(crate) use sink::deliver;
-pub use sink::gradients_of;
 
 /// How weights of `fan_in` inputs start, and embeddings of this width: at random with a deviation of `1 / sqrt(fan_in)`.
 ///

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Tensor, TensorId};
 
+use super::grad_collector::{deliver, deliver_all, require_sink};
 use super::ops::residual;
-use super::scoped::scoped;
-use super::sink::{deliver, deliver_all, require_sink};
+use super::thread_local_scope::scoped;
 
 type Shared<Op> = Arc<Box<Op>>;
 
@@ -164,11 +164,12 @@ impl Gradients {
 mod tests {
     use candle_core::Var;
 
+    use super::super::activation_checkpoint::{Activations, checkpoint};
     use super::super::gradients_of;
     use super::super::ops::testing::{max_diff, values};
-    use super::super::ops::{Precision, linear, linear_as, rms_norm};
-    use super::super::segment::{Activations, segment};
+    use super::super::ops::{linear, linear_as, rms_norm};
     use super::*;
+    use crate::options::Precision;
 
     /// Parameters used twice or through views, gradients from several sides, and `other` between own operations.
     fn assert_gradients(is_whole: bool, other: fn(&Tensor) -> Result<Tensor>) {
@@ -187,7 +188,7 @@ mod tests {
         assert_eq!(tape.leads_to(&y), is_whole);
         let plain = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
         for activations in [Activations::Released, Activations::Recomputed] {
-            let loss = segment(activations, &x, f.clone()).unwrap().sqr().unwrap().sum_all().unwrap();
+            let loss = checkpoint(activations, &x, f.clone()).unwrap().sqr().unwrap().sum_all().unwrap();
             let found = gradients_of(loss, parameters).unwrap();
             for var in parameters {
                 let (found, expected) = (&found[&var.id()], plain.get(var).unwrap());

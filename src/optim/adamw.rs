@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::slot::{Coefficients, Slot};
+use super::param_state::{Coefficients, ParamState};
 use super::{AdamWConfig, Gradients, groups};
 use crate::nn::ops::on_pool;
 use crate::{Error, Result};
@@ -19,7 +19,7 @@ const STEP: &str = "step";
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
-    slots: Vec<Slot>,
+    slots: Vec<ParamState>,
     step: u64,
 }
 
@@ -34,7 +34,7 @@ impl AdamW {
         let settings = groups::resolve(&config.groups, config.weight_decay, params.keys())?;
         let trained = params.iter().zip(settings).filter(|(_, settings)| settings.lr_scale > 0.0);
         let averaged = config.ema_decay.is_some();
-        let slots = trained.map(|((name, var), settings)| Slot::new(name, var, settings, averaged));
+        let slots = trained.map(|((name, var), settings)| ParamState::new(name, var, settings, averaged));
         let slots = slots.collect::<Result<Vec<_>>>()?;
         refuse_aliases(&slots)?;
         Ok(Self { config, slots, step: 0 })
@@ -61,7 +61,7 @@ impl AdamW {
     pub fn step(&mut self, gradients: &Gradients, learning_rate: f64, grad_scale: f64) -> Result<()> {
         for (what, value) in [("learning rate", learning_rate), ("gradient scale", grad_scale)] {
             if !value.is_finite() {
-                return Err(Error::Training(format!("the {what} of step {} is {value}", self.step)));
+                return Err(Error::training(format!("the {what} of step {} is {value}", self.step)));
             }
         }
         let gradients = self.slots.iter().map(|slot| slot.gradient(gradients)).collect::<Result<Vec<_>>>()?;
@@ -86,7 +86,7 @@ impl AdamW {
     /// # Errors
     /// From candle only.
     pub fn swap_averages(&mut self) -> Result<()> {
-        self.slots.iter_mut().try_for_each(Slot::swap_average)
+        self.slots.iter_mut().try_for_each(ParamState::swap_average)
     }
 
     /// Everything a resumed optimizer needs: `m.NAME` and `v.NAME` for each parameter, `ema.NAME` if there is a mean of it,
@@ -111,7 +111,7 @@ impl AdamW {
     pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let faults = self.state_faults(state);
         if !faults.is_empty() {
-            return Err(Error::Weights(format!(
+            return Err(Error::weights(format!(
                 "the optimizer's state is not of these parameters ({}): resume with the recipe it was saved by",
                 faults.join("; ")
             )));
@@ -153,11 +153,11 @@ impl AdamW {
 }
 
 /// Two names for one variable would move it twice a step.
-fn refuse_aliases(slots: &[Slot]) -> Result<()> {
+fn refuse_aliases(slots: &[ParamState]) -> Result<()> {
     let mut seen = HashMap::new();
     for slot in slots {
         if let Some(first) = seen.insert(slot.var.id(), &slot.name) {
-            return Err(Error::Training(format!(
+            return Err(Error::training(format!(
                 "`{first}` and `{}` are the same variable: list tied parameters once",
                 slot.name
             )));

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor, Var};
 use rayon::prelude::*;
 
-use super::slices::{CHUNK, is_host_f32, with_slice, with_slice_mut};
 use crate::nn::gradients_of;
 use crate::nn::ops::on_pool;
+use crate::nn::tensor_data::{CHUNK, is_host_f32, with_slice, with_slice_mut};
 use crate::{Error, Result};
 
 /// One gradient for each named parameter, iterated in sorted order of names.
@@ -66,7 +66,7 @@ impl Gradients {
     fn add(&mut self, name: String, gradient: Tensor) -> Result<()> {
         match self.0.get_mut(&name) {
             Some(sum) if sum.shape() != gradient.shape() => {
-                return Err(Error::Training(format!(
+                return Err(Error::training(format!(
                     "gradients of `{name}` have shapes {:?} and {:?}: accumulate only gradients of one model",
                     sum.dims(),
                     gradient.dims()

@@ -4,17 +4,16 @@
 //! [`global_norm`], and applied by [`AdamW`] with the clip and the loss normalisation folded into the step.
 
 mod adamw;
-mod clip;
 mod config;
+mod grad_clip;
 mod gradients;
 mod groups;
+mod param_state;
 mod schedule;
-pub(crate) mod slices;
-mod slot;
 
 pub use adamw::AdamW;
-pub use clip::{clip_scale, global_norm};
 pub use config::AdamWConfig;
+pub use grad_clip::{clip_scale, global_norm};
 pub use gradients::Gradients;
 pub use groups::{ParamGroup, glob_matches, trainable, undecayed_groups};
 pub use schedule::{Decay, Schedule};

@@ -8,7 +8,7 @@ use super::LoadedModel;
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::data::shapes::tokenizer;
 use crate::model::HaploVl;
-use crate::nn::ops::Quantization;
+use crate::options::Quantization;
 use crate::processor::{Processor, ProcessorSettings};
 use crate::weights::SafetensorsFiles;
 use crate::{Error, Result};

@@ -9,10 +9,10 @@ use super::ModelSource;
 use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::config::{GenerationConfig, HaploVlConfig};
-use crate::device::{CacheChoice, DeviceChoice, DtypeChoice};
 use crate::generation::Generator;
 use crate::model::{HaploVl, save_quantized};
-use crate::nn::ops::Quantization;
+use crate::options::Quantization;
+use crate::options::{CacheChoice, DeviceChoice, DtypeChoice};
 use crate::processor::{Conversation, Processor};
 use crate::weights::{TensorSource, check_model_folder, open_weights};
 
@@ -79,9 +79,8 @@ impl LoadedModel {
 
     #[cfg(not(feature = "builtin"))]
     fn builtin(_: LoadOptions) -> Result<Self> {
-        Err(crate::Error::Weights(
-            "the built-in model is not part of this build: build with `--features builtin`, or name a folder or a hub id"
-                .into(),
+        Err(crate::Error::weights(
+            "the built-in model is not part of this build: build with `--features builtin`, or name a folder or a hub id",
         ))
     }
 
@@ -89,7 +88,7 @@ impl LoadedModel {
     /// `generation_config.json` if there is one.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) for a device that is not available, and for broken, missing or
+    /// [`Error::Device`](crate::Error::device) for a device that is not available, and for broken, missing or
     /// contradictory files the error that names them.
     pub fn from_folder(folder: impl AsRef<Path>, options: LoadOptions) -> Result<Self> {
         let (device, dtype) = options.open()?;

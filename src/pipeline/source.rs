@@ -26,9 +26,7 @@ impl FromStr for ModelSource {
 
     fn from_str(s: &str) -> Result<Self> {
         if s.is_empty() {
-            return Err(Error::Weights(
-                "the model is named by an empty text: give `builtin`, a folder or a hub id".into(),
-            ));
+            return Err(Error::weights("the model is named by an empty text: give `builtin`, a folder or a hub id"));
         }
         if s == "builtin" {
             return Ok(Self::Builtin);
@@ -60,9 +58,8 @@ impl ModelSource {
     pub fn folder(&self) -> Result<PathBuf> {
         match self {
             Self::Named { name, revision } => resolve_model(name, revision.as_deref()),
-            Self::Builtin => Err(Error::Weights(
-                "the built-in model is no folder: name one, for example `assets/builtin` of this crate's repository"
-                    .into(),
+            Self::Builtin => Err(Error::weights(
+                "the built-in model is no folder: name one, for example `assets/builtin` of this crate's repository",
             )),
         }
     }

@@ -38,7 +38,7 @@ impl AttentionMap {
         let grid = PatchGrid::new(config, image)?;
         if weights.len() != grid.tokens() {
             let (found, expected) = (weights.len(), grid.tokens());
-            return Err(Error::Batch(format!("{found} weights for a picture of {expected} tokens")));
+            return Err(Error::batch(format!("{found} weights for a picture of {expected} tokens")));
         }
         let canvas = Size::new(grid.tiles.height * config.image_size, grid.tiles.width * config.image_size);
         let Placement { fitted, top, left } = Placement::new(image, canvas);

@@ -135,7 +135,7 @@ impl ChatTemplate {
         };
         let mut prompt = Prompt::default();
         template.render_captured_to(variables, &mut prompt).map_err(template_error)?;
-        String::from_utf8(prompt.0).map_err(|e| Error::ChatTemplate(e.to_string()))
+        String::from_utf8(prompt.0).map_err(|e| Error::chat_template(e.to_string()))
     }
 
     /// Tells by trying what the template was made for: one for text prints a list of parts as it stands, or fails.
@@ -251,7 +251,7 @@ fn template_error(error: JinjaError) -> Error {
         ErrorKind::SyntaxError => "; mend the checkpoint's chat template".into(),
         _ => String::new(),
     };
-    Error::ChatTemplate(format!("{error}{advice}"))
+    Error::chat_template(format!("{error}{advice}"))
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ impl ImageDecoder {
         File::open(path).map_err(io)?.take(most.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
         if bytes.len() as u64 > most {
             let message = format!("is larger than {most} bytes: shrink it, or raise `max_pixels`");
-            return Err(Error::Image { name: path.display().to_string(), message });
+            return Err(Error::image(path.display().to_string(), message));
         }
         Ok(bytes)
     }
@@ -113,7 +113,7 @@ impl ImageDecoder {
     }
 
     fn format(&self, bytes: &[u8], name: &str) -> Result<ImageFormat> {
-        let bad = |message: &str| Err(Error::Image { name: name.into(), message: message.into() });
+        let bad = |message: &str| Err(Error::image(name, message));
         if bytes.is_empty() {
             return bad("is empty (0 bytes): copy or download it again");
         }
@@ -137,7 +137,7 @@ impl ImageDecoder {
         } else {
             return Ok(());
         };
-        Err(Error::Image { name: name.into(), message })
+        Err(Error::image(name, message))
     }
 
     /// Bytes of the largest picture that is allowed: four 16-bit channels, and a little for headers.
@@ -172,5 +172,5 @@ fn image_error(name: &str, error: ImageError) -> Error {
         ImageError::Unsupported(e) => format!("uses a feature that is not supported ({e}): convert it to PNG or JPEG"),
         e => format!("is damaged or truncated ({e}): copy or download it again"),
     };
-    Error::Image { name: name.into(), message }
+    Error::image(name, message)
 }

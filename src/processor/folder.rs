@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::chat_template::ChatTemplate;
-use super::sequence::ProcessorSettings;
+use super::processor::ProcessorSettings;
 use super::tokenizer::TextTokenizer;
 use crate::config::{HaploVlConfig, PreprocessorConfig, ProcessorConfig};
 use crate::weights::write_bytes_atomically;
@@ -66,6 +66,6 @@ pub(super) fn write(
     ] {
         write_bytes_atomically(folder.join(name), format!("{content:#}\n").as_bytes())?;
     }
-    let tokenizer = tokenizer.inner().to_string(true).map_err(|e| Error::Tokenizer(e.to_string()))?;
+    let tokenizer = tokenizer.inner().to_string(true).map_err(|e| Error::tokenizer(e.to_string()))?;
     write_bytes_atomically(folder.join("tokenizer.json"), tokenizer.as_bytes())
 }

@@ -43,7 +43,7 @@ impl Prompt {
         special_tokens: Value,
     ) -> Result<Self> {
         if conversation.messages.is_empty() {
-            return Err(Error::Prompt("the conversation has no message, expected at least one".into()));
+            return Err(Error::prompt("the conversation has no message, expected at least one"));
         }
         let messages = conversation.messages.iter().enumerate();
         let messages = messages.map(|(n, message)| {
@@ -72,7 +72,7 @@ impl Prompt {
 }
 
 fn torn() -> Error {
-    Error::ChatTemplate("takes the text of a message apart, so that it cannot be told from control tokens".into())
+    Error::chat_template("takes the text of a message apart, so that it cannot be told from control tokens")
 }
 
 /// What the template is given of a message.
@@ -122,7 +122,7 @@ impl Parts {
 fn placed(message: &Message, n: usize, token: &str, given: usize) -> Result<bool> {
     let written: usize = message.texts().map(|text| text.matches(token).count()).sum();
     if written != 0 && written != given {
-        return Err(Error::Prompt(format!(
+        return Err(Error::prompt(format!(
             "message {} says `{token}` {written} time(s) but comes with {given}: write it once for each, or leave it \
              out to have them first",
             n + 1

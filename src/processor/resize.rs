@@ -27,10 +27,10 @@ const BLOCK: usize = 256;
 pub fn resize(image: &RgbImage, width: u32, height: u32, resample: Resample) -> Result<RgbImage> {
     for side in [image.width(), image.height(), width, height] {
         if !(1..=MAX_SIDE).contains(&side) {
-            return Err(Error::Image {
-                name: format!("of {}x{} (height x width)", image.height(), image.width()),
-                message: format!("cannot be resized to {height}x{width}: sides must be 1 to {MAX_SIDE} pixels"),
-            });
+            return Err(Error::image(
+                format!("of {}x{} (height x width)", image.height(), image.width()),
+                format!("cannot be resized to {height}x{width}: sides must be 1 to {MAX_SIDE} pixels"),
+            ));
         }
     }
     let passes = if height_first(image.dimensions(), (width, height)) {

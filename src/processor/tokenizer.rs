@@ -48,7 +48,7 @@ impl TextTokenizer {
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join("tokenizer.json");
         let advice = "copy the `tokenizer.json` of the language model into the folder";
-        let fail = |e: &dyn std::fmt::Display| Error::Tokenizer(format!("{}: {e}; {advice}", path.display()));
+        let fail = |e: &dyn std::fmt::Display| Error::tokenizer(format!("{}: {e}; {advice}", path.display()));
         let bytes = std::fs::read(&path).map_err(|e| fail(&e))?;
         let tokenizer = guarded(|| Tokenizer::from_bytes(&bytes)).map_err(|e| fail(&e))?;
         let config = match read_json(&folder.as_ref().join("tokenizer_config.json"))? {
@@ -133,7 +133,7 @@ impl TextTokenizer {
     pub(super) fn check_placeholder(&self, token: &str, field: &str, id: u32) -> Result<()> {
         match self.id(token) {
             Some(found) if found == id => Ok(()),
-            found => Err(Error::Tokenizer(format!(
+            found => Err(Error::tokenizer(format!(
                 "`{token}` {}, but `{field}` of config.json is {id}: add it as a special token to tokenizer.json, or \
                  set `{field}` to its id",
                 found.map_or("is missing".into(), |found| format!("has id {found}"))
@@ -144,7 +144,7 @@ impl TextTokenizer {
     pub(super) fn check_vocabulary(&self, vocab_size: usize) -> Result<()> {
         let most = self.tokenizer.get_vocab(true).into_iter().max_by_key(|&(_, id)| id);
         match most {
-            Some((token, id)) if id as usize >= vocab_size => Err(Error::Tokenizer(format!(
+            Some((token, id)) if id as usize >= vocab_size => Err(Error::tokenizer(format!(
                 "`{token}` has id {id}, outside the model's vocabulary of {vocab_size}: this tokenizer belongs to \
                  another model"
             ))),
@@ -173,7 +173,7 @@ impl TextTokenizer {
         tokens.extend(encode(&self.tokenizer, &prompt.text, at..prompt.text.len())?);
         match tokens.iter().find(|token| said(token)) {
             None => Ok(tokens),
-            Some(token) => Err(Error::Tokenizer(format!(
+            Some(token) => Err(Error::tokenizer(format!(
                 "cannot write {:?} as plain text: leave it out of the messages",
                 &prompt.text[token.range.clone()]
             ))),
@@ -204,5 +204,5 @@ fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Resul
 }
 
 fn tokenizer_error(error: tokenizers::Error) -> Error {
-    Error::Tokenizer(error.to_string())
+    Error::tokenizer(error.to_string())
 }

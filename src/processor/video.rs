@@ -78,8 +78,8 @@ impl VideoProcessor {
         let wanted = self.sample(frames.len());
         let empty = |&n: &usize| frames[n].as_raw().is_empty();
         if wanted.is_empty() || wanted.iter().any(empty) {
-            let message = "has no frame, or one without pixels: give at least one picture".into();
-            return Err(Error::Image { name: "video".into(), message });
+            let message = "has no frame, or one without pixels: give at least one picture";
+            return Err(Error::image("video", message));
         }
         let side = self.image_size;
         let mut values = vec![0f32; wanted.len() * 3 * side * side];
@@ -109,8 +109,8 @@ fn frame_files(folder: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     if files.is_empty() {
-        let message = "is a folder without pictures: give a folder that holds the video's frames".into();
-        return Err(Error::Image { name: folder.display().to_string(), message });
+        let message = "is a folder without pictures: give a folder that holds the video's frames";
+        return Err(Error::image(folder.display().to_string(), message));
     }
     files.sort_by(|a, b| natural_order(&a.to_string_lossy(), &b.to_string_lossy()).then_with(|| a.cmp(b)));
     Ok(files)

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::conversation::Conversation;
-use super::sequence::Processor;
+use super::processor::Processor;
 use crate::{Error, Result};
 
 impl Processor {
@@ -29,7 +29,7 @@ impl Processor {
         let found: Vec<_> = said.map(tokens_of).filter(|tokens| !tokens.is_empty()).collect();
         if found.is_empty() {
             let message = format!("does not say the word `{word}`: choose one that stands in it, in the same case");
-            return Err(Error::Prompt(message));
+            return Err(Error::prompt(message));
         }
         Ok(found)
     }

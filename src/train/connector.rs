@@ -7,7 +7,7 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::distillation::select;
+use super::objectives::select;
 use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::model::PreDecoderModel;

@@ -1,30 +1,22 @@
 //! The two-stage trainer.
 
 pub mod checkpoint;
+mod collate;
 mod connector;
-mod contrastive;
-mod distillation;
+mod eval_samples;
 mod export;
-mod language;
+mod init;
 pub mod metrics;
-mod next_token;
-mod objective;
+mod objectives;
 pub mod plot;
 pub mod progress;
 mod recipe;
 mod run;
-mod samples;
-mod shown;
 mod stage;
-mod start;
 pub mod tensorboard;
 mod trainer;
 
-pub use contrastive::Contrastive;
-pub use distillation::{Distillation, DistillationWeights};
-pub use language::Language;
-pub use next_token::NextToken;
-pub use objective::{Counts, Loss, Objective};
+pub use objectives::{Contrastive, Counts, Distillation, DistillationWeights, Language, Loss, NextToken, Objective};
 pub use recipe::{
     ConnectorStart, DataConfig, DataLayout, DataSource, FloatType, Inherit, Recipe, RunConfig, Stage, UpdateConfig,
 };

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::DistillationWeights;
 use crate::config::HaploVlConfig;
-use crate::config::checks::{at_least_one, at_most, positive};
+use crate::config::validate::{at_least_one, at_most, positive};
 use crate::data::shapes::ShapesDataset;
-use crate::nn::ops::Precision;
 use crate::optim::{AdamWConfig, Schedule};
+use crate::options::Precision;
 use crate::weights::TextInit;
 use crate::{Error, Result};
 
@@ -431,7 +431,7 @@ impl Recipe {
         // These may change from one start to the next.
         let data =
             DataConfig { validation: None, validation_samples: 0, workers: 1, max_bad_share: 0.0, ..self.data.clone() };
-        let data = toml::to_string(&data).map_err(|e| Error::Training(format!("recipe: {e}")))?;
+        let data = toml::to_string(&data).map_err(|e| Error::training(format!("recipe: {e}")))?;
         let samples = crc32fast::hash(data.as_bytes());
         Ok(format!(
             "{} of {} with seed {}, {accumulation} x {rows} rows a step, samples {samples:08x}",

@@ -9,15 +9,15 @@ use std::time::Instant;
 use candle_core::{DType, Device, Var};
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::{Checkpoint, CheckpointFolder, Contents};
+use super::checkpoint::{Checkpoint, CheckpointManager, Contents};
+use super::collate::SampleForm;
+use super::eval_samples::{EvalSample, EvalSampleLog, listing};
 use super::metrics::{
     GRAD_NORM, LEARNING_RATE, LOSS, MetricsLog, Record, SAMPLES_PER_SECOND, TOKENS_PER_SECOND, read_metrics,
 };
 use super::plot::{Plot, Series};
 use super::progress::Progress;
 use super::recipe::{DataConfig, DataLayout, DataSource, Recipe, RunConfig, Stage};
-use super::samples::SampleForm;
-use super::shown::{Shown, ShownAnswers, listing};
 use super::stage::{BuiltStage, build, connector, export};
 use super::tensorboard::TensorBoardWriter;
 use super::{Objective, StepReport, Trainer, UpdateRule};
@@ -51,7 +51,7 @@ pub struct Run {
     parameters: Parameters,
     trainer: Trainer<Box<dyn Objective>>,
     validation: Vec<MultimodalBatch>,
-    shown: Vec<Shown>,
+    shown: Vec<EvalSample>,
     facts: Facts,
     stop_after: Option<u64>,
     hook: Option<Hook>,
@@ -182,13 +182,13 @@ impl Run {
         self.recipe.check_device(&self.device)?;
         let _alone = lock(&self.recipe.output)?;
         let checkpoints =
-            CheckpointFolder::open(self.checkpoints(), self.recipe.identity()?, self.recipe.run.keep_last)?;
+            CheckpointManager::open(self.checkpoints(), self.recipe.identity()?, self.recipe.run.keep_last)?;
         let state = self.start(&checkpoints, resume)?;
         self.echo()?;
         let mut session = Session::open(self, checkpoints, state)?;
         while self.trainer.optimizer().steps() < self.recipe.update.steps && !session.gave_up(&self.recipe.run) {
             if self.stop_after.is_some_and(|steps| self.trainer.optimizer().steps() >= steps) {
-                return Err(Error::Training("stopped as asked; go on with `--resume`".into()));
+                return Err(Error::training("stopped as asked; go on with `--resume`"));
             }
             session.step(self)?;
         }
@@ -208,11 +208,11 @@ impl Run {
     /// [`Error::Checkpoint`] if there is none, and as [`Self::train`] for reading and writing files.
     pub fn export_checkpoint(&mut self, folder: impl AsRef<Path>) -> Result<u64> {
         let path = self.checkpoints();
-        let checkpoints = CheckpointFolder::view(&path, self.recipe.identity()?);
+        let checkpoints = CheckpointManager::view(&path, self.recipe.identity()?);
         let newest = if path.is_dir() { newest(&checkpoints)? } else { None };
         let Some(checkpoint) = newest else {
-            let message = "there is none of this recipe yet: wait for the first, or train".into();
-            return Err(Error::Checkpoint { path, message });
+            let message = "there is none of this recipe yet: wait for the first, or train";
+            return Err(Error::checkpoint(path, message));
         };
         self.load(&checkpoint)?;
         self.write_export(folder.as_ref())?;
@@ -240,14 +240,14 @@ impl Run {
         self.recipe.output.join("checkpoints")
     }
 
-    fn start(&mut self, checkpoints: &CheckpointFolder, resume: bool) -> Result<RunState> {
+    fn start(&mut self, checkpoints: &CheckpointManager, resume: bool) -> Result<RunState> {
         if !resume {
             return match checkpoints.steps()?.last() {
                 None => Ok(RunState::default()),
-                Some(step) => Err(Error::Checkpoint {
-                    path: checkpoints.path(*step),
-                    message: "this run was begun already: go on with `--resume`, or choose another `output`".into(),
-                }),
+                Some(step) => Err(Error::checkpoint(
+                    checkpoints.path(*step),
+                    "this run was begun already: go on with `--resume`, or choose another `output`",
+                )),
             };
         }
         match newest(checkpoints)? {
@@ -279,7 +279,7 @@ impl Run {
 
     /// The recipe as it is run, defaults and overrides included.
     fn echo(&self) -> Result<()> {
-        let text = toml::to_string(&self.recipe).map_err(|e| Error::Training(format!("recipe: {e}")))?;
+        let text = toml::to_string(&self.recipe).map_err(|e| Error::training(format!("recipe: {e}")))?;
         write_bytes_atomically(self.recipe.output.join("recipe.toml"), text.as_bytes())
     }
 
@@ -297,7 +297,7 @@ impl Run {
             max_new_tokens: Some(SHOWN_TOKENS),
             ..GenerationConfig::default()
         };
-        let answer = |shown: &Shown| {
+        let answer = |shown: &EvalSample| {
             let batch = self.processor.batch(std::slice::from_ref(&shown.prompt), &self.device)?;
             let answer = generator.generate(&batch, &generation)?;
             Ok(answer.sequences.first().map_or_else(String::new, |sequence| sequence.text.trim().to_string()))
@@ -307,13 +307,14 @@ impl Run {
 }
 
 /// The newest checkpoint that can be taken up, if there is any.
-fn newest(checkpoints: &CheckpointFolder) -> Result<Option<Checkpoint>> {
+fn newest(checkpoints: &CheckpointManager) -> Result<Option<Checkpoint>> {
     let latest = checkpoints.latest_valid()?;
     latest.refused.iter().for_each(|why| eprintln!("passed over: {why}"));
     match (latest.checkpoint, latest.refused.into_iter().next()) {
-        (None, Some(Error::Checkpoint { path, message })) => Err(Error::Checkpoint {
+        (None, Some(Error::Checkpoint { path, message, source })) => Err(Error::Checkpoint {
             path,
             message: format!("{message}; nor can any other be resumed from: begin anew with another `output`"),
+            source,
         }),
         (None, Some(other)) => Err(other),
         (checkpoint, _) => Ok(checkpoint),
@@ -328,7 +329,7 @@ fn lock(folder: &Path) -> Result<File> {
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => {
             let folder = folder.display();
-            Err(Error::Training(format!(
+            Err(Error::training(format!(
                 "another process is training in {folder}: wait for it, or set another `output`"
             )))
         }
@@ -339,17 +340,17 @@ fn lock(folder: &Path) -> Result<File> {
 
 /// Where a running loop keeps its things.
 struct Session {
-    checkpoints: CheckpointFolder,
+    checkpoints: CheckpointManager,
     loader: Loader<Sequence>,
     metrics: MetricsLog,
     tensorboard: TensorBoardWriter,
     progress: Progress,
-    samples: ShownAnswers,
+    samples: EvalSampleLog,
     state: RunState,
 }
 
 impl Session {
-    fn open(run: &Run, checkpoints: CheckpointFolder, state: RunState) -> Result<Self> {
+    fn open(run: &Run, checkpoints: CheckpointManager, state: RunState) -> Result<Self> {
         let (recipe, done) = (&run.recipe, run.trainer.optimizer().steps());
         let resumed = (done > 0).then_some(done);
         let form = recipe.stage.sample_form();
@@ -364,7 +365,7 @@ impl Session {
             loader: loader.on_bad(|bad| eprintln!("skipped {}: {}", bad.sample, bad.reason)),
             metrics: MetricsLog::open(recipe.output.join("metrics.jsonl"), resumed)?,
             tensorboard: TensorBoardWriter::create(recipe.output.join("tensorboard"), resumed)?,
-            samples: ShownAnswers::open(&recipe.output, resumed, &run.shown)?,
+            samples: EvalSampleLog::open(&recipe.output, resumed, &run.shown)?,
             progress: Progress::new(recipe.stage.name(), recipe.update.steps, done, recipe.run.log_every),
             state,
         })
@@ -428,7 +429,7 @@ impl Session {
         let form = run.recipe.stage.sample_form();
         let mut batches = Vec::with_capacity(run.recipe.update.accumulation);
         for _ in 0..run.recipe.update.accumulation {
-            let group = self.loader.next().ok_or_else(|| Error::Data("there are no samples left".into()))??;
+            let group = self.loader.next().ok_or_else(|| Error::data("there are no samples left"))??;
             self.state.loader = group.state;
             batches.push(form.collate(group.rows, &run.config, &run.device)?);
         }
@@ -521,7 +522,7 @@ fn validation(
     config: &HaploVlConfig,
     processor: &Processor,
     device: &Device,
-) -> Result<(Vec<MultimodalBatch>, Vec<Shown>)> {
+) -> Result<(Vec<MultimodalBatch>, Vec<EvalSample>)> {
     let Some(source) = &recipe.data.validation else { return Ok((vec![], vec![])) };
     let source = source.open()?;
     let form = recipe.stage.sample_form();
@@ -531,11 +532,11 @@ fn validation(
         let sequence = guarded(|| {
             let sample = source.get(index)?;
             if shown.len() < recipe.run.show && form == SampleForm::Dialogue {
-                shown.extend(Shown::of(processor, &sample)?);
+                shown.extend(EvalSample::of(processor, &sample)?);
             }
             form.prepare(processor, sample, longest)
         });
-        let bad = |e| Error::Data(format!("validation: {}: {e}", source.describe(index)));
+        let bad = |e| Error::data(format!("validation: {}: {e}", source.describe(index)));
         sequences.push(sequence.map_err(bad)?);
     }
     let rows: Vec<Vec<Sequence>> = sequences.into_iter().map(|sequence| vec![sequence]).collect();
@@ -571,7 +572,7 @@ fn first_sample(recipe: &Recipe, processor: &Processor, source: &Concat<Records>
         }
     }
     let refused = refused.unwrap_or_else(|| "there is none".into());
-    Err(Error::Data(format!("none of the first 100 samples can be used, for a start {refused}")))
+    Err(Error::data(format!("none of the first 100 samples can be used, for a start {refused}")))
 }
 
 /// A sample decoded again, with learnt stretches in brackets.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
+use super::collate::SampleForm;
 use super::connector::connector_of_text;
 use super::export::{clip_of, llm_of, save_clip, save_distilled, save_llm, save_model};
+use super::init::{lay_out_positions, whiten_patches};
 use super::recipe::{ConnectorStart, Inherit, Recipe, Stage};
-use super::samples::SampleForm;
-use super::start::{lay_out_positions, whiten_patches};
 use super::{Contrastive, Distillation, Language, NextToken, Objective};
 use crate::batch::{MultimodalBatch, Visual};
 use crate::config::{HaploVlConfig, MlpKind, NormKind};

@@ -8,7 +8,7 @@ use std::time::Instant;
 use candle_core::Var;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::objective::{Counts, Loss, Objective};
+use super::objectives::{Counts, Loss, Objective};
 use crate::batch::MultimodalBatch;
 use crate::optim::{AdamW, Gradients, Schedule, clip_scale, global_norm};
 use crate::{Error, Result};
@@ -118,7 +118,7 @@ impl<O: Objective> Trainer<O> {
         let worker = |i: usize| {
             let pool = ThreadPoolBuilder::new().num_threads(1).stack_size(STACK_BYTES);
             let pool = pool.thread_name(move |_| format!("trainer-{i}")).build();
-            pool.map_err(|e| Error::Training(format!("no thread: {e}")))
+            pool.map_err(|e| Error::training(format!("no thread: {e}")))
         };
         let threads = if threads > 1 { threads } else { 0 };
         Ok(Self { workers: (0..threads).map(worker).collect::<Result<_>>()?, ..self })
@@ -229,7 +229,7 @@ impl<O: Objective> Trainer<O> {
         std::thread::scope(|scope| {
             let running: Vec<_> = self.workers.iter().map(|worker| scope.spawn(|| worker.install(work))).collect();
             let ended: Vec<_> = running.into_iter().map(|running| running.join()).collect();
-            let panicked = |_| Error::Training("a training thread panicked; this is a bug".into());
+            let panicked = |_| Error::training("a training thread panicked; this is a bug");
             ended.into_iter().try_for_each(|ended| ended.map_err(panicked)?)
         })
     }
@@ -294,7 +294,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn refused(step: u64, why: &str) -> Error {
-    Error::Training(format!(
+    Error::training(format!(
         "step {}: {why}; the update was refused and the last checkpoint is good: resume with a lower learning rate, or \
          look at the samples of this step",
         step + 1
@@ -308,7 +308,7 @@ fn refused(step: u64, why: &str) -> Error {
 pub fn on_large_stack<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("trainer".into()).stack_size(STACK_BYTES);
-        let handle = thread.spawn_scoped(scope, f).map_err(|e| Error::Training(format!("no thread: {e}")))?;
-        handle.join().map_err(|_| Error::Training("the training thread panicked; this is a bug".into()))?
+        let handle = thread.spawn_scoped(scope, f).map_err(|e| Error::training(format!("no thread: {e}")))?;
+        handle.join().map_err(|_| Error::training("the training thread panicked; this is a bug"))?
     })
 }

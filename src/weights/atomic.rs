@@ -106,9 +106,9 @@ mod tests {
         write_bytes_atomically(&path, b"old").unwrap();
         let failed: Result<()> = write_atomically(&path, |writer| {
             writer.write_all(b"half").unwrap();
-            Err(Error::Training("stopped".into()))
+            Err(Error::training("stopped"))
         });
-        assert!(matches!(failed, Err(Error::Training(_))));
+        assert!(matches!(failed, Err(Error::Training { .. })));
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(names(folder.path()), ["a.json"]);
     }

@@ -3,15 +3,15 @@
 mod atomic;
 mod gguf;
 mod hub;
-mod inherit;
 mod init;
+mod init_from;
 mod model_folder;
 mod parameter_shapes;
 mod parameters;
 mod safetensors;
 mod save;
 mod source;
-mod strict;
+mod validate;
 
 pub(crate) use atomic::sync_folder;
 pub use atomic::{write_atomically, write_bytes_atomically};
@@ -19,7 +19,7 @@ pub use gguf::{GgufFile, GgufValue, save_gguf};
 #[cfg(feature = "hub")]
 pub use hub::Hub;
 pub use hub::{download, resolve_model};
-pub use inherit::{
+pub use init_from::{
     ClipConfig, ClipSource, InheritReport, LlmConfig, LlmSource, TextInit, inherit_clip, inherit_llm,
     inherit_text_embedding, principal_components,
 };
@@ -29,4 +29,4 @@ pub use parameters::Parameters;
 pub use safetensors::SafetensorsFiles;
 pub use save::{SaveOptions, save_safetensors, save_safetensors_file};
 pub use source::{TensorSource, check_source, open_weights, source_var_builder};
-pub use strict::check_tensors;
+pub use validate::check_tensors;

@@ -9,7 +9,7 @@ use candle_nn::{Init, VarBuilder};
 
 use super::SafetensorsFiles;
 use super::init::initial_tensor;
-use super::strict::check_tensors;
+use super::validate::check_tensors;
 use crate::{Error, Result};
 
 type Vars = BTreeMap<String, Var>;
@@ -54,7 +54,7 @@ impl Parameters {
 
     /// The variable of this name, which must exist.
     pub(super) fn require(&self, name: &str) -> Result<Var> {
-        self.get(name).ok_or_else(|| Error::Weights(format!("the model has no parameter `{name}`")))
+        self.get(name).ok_or_else(|| Error::weights(format!("the model has no parameter `{name}`")))
     }
 
     /// Adds or replaces a variable and returns the one that bore the name. Models built before keep the old one.
@@ -69,7 +69,7 @@ impl Parameters {
     pub fn set(&self, name: &str, values: &Tensor) -> Result<()> {
         let var = self.require(name)?;
         if var.dims() != values.dims() {
-            return Err(Error::Weights(format!(
+            return Err(Error::weights(format!(
                 "parameter `{name}` is {:?}, but the values for it are {:?}",
                 var.dims(),
                 values.dims()

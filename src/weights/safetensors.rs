@@ -163,12 +163,12 @@ impl SafetensorsFiles {
     /// # Errors
     /// [`Error::Weights`] if there is no such tensor, or it holds no floats (and not `dtype` itself).
     pub fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let missing = || Error::Weights(format!("{}: there is no tensor `{name}`", self.path.display()));
+        let missing = || Error::weights(format!("{}: there is no tensor `{name}`", self.path.display()));
         let entry = self.tensors.get(name).ok_or_else(missing)?;
         let shard = self.shards.get(entry.shard).ok_or_else(missing)?;
         let stored = DType::try_from(entry.info.dtype).ok();
         let Some(stored) = stored.filter(|s| *s == dtype || is_float(*s) && is_float(dtype)) else {
-            return Err(Error::Weights(format!(
+            return Err(Error::weights(format!(
                 "{}: tensor `{name}` holds {}, which cannot become {}: expected f64, f32, f16 or bf16",
                 shard.path.display(),
                 entry.info.dtype,

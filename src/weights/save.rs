@@ -154,7 +154,7 @@ fn header(tensors: &[(&str, &Tensor)], options: &SaveOptions) -> Result<Vec<u8>>
         header.insert(name.to_string(), entry);
         start = end;
     }
-    serde_json::to_vec(&header).map_err(|e| Error::Weights(format!("cannot write the tensors' names: {e}")))
+    serde_json::to_vec(&header).map_err(|e| Error::weights(format!("cannot write the tensors' names: {e}")))
 }
 
 fn little_endian(flat: &Tensor) -> Result<Vec<u8>> {
@@ -167,7 +167,7 @@ fn little_endian(flat: &Tensor) -> Result<Vec<u8>> {
         DType::U32 => bytes(flat.to_vec1()?, u32::to_le_bytes),
         DType::U8 => flat.to_vec1()?,
         other => {
-            return Err(Error::Weights(format!("tensors of {} cannot be saved: convert them first", other.as_str())));
+            return Err(Error::weights(format!("tensors of {} cannot be saved: convert them first", other.as_str())));
         }
     })
 }

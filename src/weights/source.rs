@@ -11,7 +11,8 @@ use candle_nn::{Init, VarBuilder};
 use super::gguf::MODEL_FILE;
 use super::safetensors::{INDEX_FILE, SINGLE_FILE};
 use super::{GgufFile, SafetensorsFiles, check_tensors};
-use crate::nn::ops::{Quantization, QuantizedWeight};
+use crate::nn::ops::QuantizedWeight;
+use crate::options::Quantization;
 use crate::{Error, Result};
 
 /// Tensors by HF name, wherever they are stored.
@@ -28,7 +29,7 @@ pub trait TensorSource: Send + Sync {
     /// Copies a tensor to `device`, converted to `dtype`.
     ///
     /// # Errors
-    /// [`Error::Weights`](crate::Error::Weights) if there is none of this name, or it cannot be converted.
+    /// [`Error::Weights`](crate::Error::weights) if there is none of this name, or it cannot be converted.
     fn load_tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor>;
 
     /// How a matrix is stored, if in blocks that a layer can use as they are.

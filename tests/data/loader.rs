@@ -135,7 +135,7 @@ fn bad_samples_are_named_and_counted() {
     let numbers = Numbers { len: 200, bad: vec![9] };
     let config = LoaderConfig { shuffle: false, epochs: Some(1), max_bad_share: 0.02, ..LoaderConfig::default() };
     let prepare =
-        |number| if number == 20 { Err(haplovl::Error::Prompt("too odd".into()).into()) } else { Ok(Number(number)) };
+        |number| if number == 20 { Err(haplovl::Error::prompt("too odd").into()) } else { Ok(Number(number)) };
     let keep = Arc::clone(&log);
     let loader = Loader::new(numbers, config, LoaderState::default(), prepare)
         .unwrap()

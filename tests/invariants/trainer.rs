@@ -141,7 +141,7 @@ impl Objective for Failing {
     fn loss(&self, _: &MultimodalBatch, _: &Counts) -> haplovl::Result<Loss> {
         if self.batches.fetch_add(1, Ordering::Relaxed) == 0 {
             self.failed.store(true, Ordering::Relaxed);
-            return Err(haplovl::Error::Training("on purpose".into()));
+            return Err(haplovl::Error::training("on purpose"));
         }
         // The others are slow, so that whoever has failed can say so.
         while !self.failed.load(Ordering::Relaxed) {

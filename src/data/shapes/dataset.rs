@@ -13,7 +13,7 @@ use super::scene::{Scene, ShapesConfig};
 use super::split::Split;
 use super::statements;
 use crate::Result;
-use crate::config::checks::{at_least_one, at_most};
+use crate::config::validate::{at_least_one, at_most};
 use crate::data::{BadSample, Dataset, IMAGE_MARKER, ImageSource, Record, SampleResult, Turn, random_stream};
 
 /// What the conversations are about.

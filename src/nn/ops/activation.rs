@@ -3,9 +3,9 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::math::{exp, sigmoid, vectorised};
 use super::{contiguous_slice, is_cpu_f32, with_slices};
 use crate::config::Activation;
+use crate::nn::kernels::simd_math::{exp, sigmoid, vectorised};
 use crate::nn::tape::{apply1, apply2};
 
 /// `act(x)`, element by element.

@@ -3,16 +3,19 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor, WithDType};
 use rayon::prelude::*;
 
-use super::heads::{Heads, Held};
-use super::math::{Matrix, Product, ProductScratch, SharedMut, exp, vectorised};
-use super::single_query::SingleQuery;
+use super::{is_cpu_f32, is_tracked, with_slices};
+use crate::nn::kernels::decode_attention::SingleQuery;
 #[cfg(target_arch = "x86_64")]
-use super::wide_query::{self, WideQuery};
-use super::{Precision, is_cpu_f32, is_tracked, with_slices};
+use crate::nn::kernels::decode_attention_avx512::{self as wide_query, WideQuery};
+use crate::nn::kernels::kv_view::{HeadView, KvView};
+use crate::nn::kernels::matmul::{Matrix, Product, ProductScratch};
+use crate::nn::kernels::shared_mut::SharedMut;
+use crate::nn::kernels::simd_math::{exp, vectorised};
 use crate::nn::tape::apply3;
+use crate::options::Precision;
 
 /// Queries that are handled together; their scores, `QUERIES x keys`, are all that is ever kept of the score matrix.
 const QUERIES: usize = 64;
@@ -250,7 +253,7 @@ impl Attention {
         );
     }
 
-    fn forward(&self, q: Heads, k: Held, v: Held) -> Vec<f32> {
+    fn forward(&self, q: HeadView, k: KvView, v: KvView) -> Vec<f32> {
         let AttentionShape { batch, queries, heads, kv_heads, head_dim, .. } = self.shape;
         let mut out = vec![0f32; batch * queries * heads * head_dim];
         let shared = SharedMut::new(&mut out);
@@ -297,8 +300,8 @@ impl Attention {
     /// (heads, head_dim), which holds zeros.
     fn single_query(
         &self,
-        q: Heads,
-        [k, v]: [Held; 2],
+        q: HeadView,
+        [k, v]: [KvView; 2],
         (batch, kv_head): (usize, usize),
         block: &Block,
         scratch: &mut Scratch,
@@ -316,10 +319,10 @@ impl Attention {
         if wide_query::suits(head_dim) {
             let place = (batch, kv_head);
             match (k, v) {
-                (Held::Floats(k), Held::Floats(v)) => {
+                (KvView::F32(k), KvView::F32(v)) => {
                     return self.wide_query(q, [k, v], place, block).run(&mut scratch.p, out, softmax);
                 }
-                (Held::Halves(k), Held::Halves(v)) => {
+                (KvView::F16(k), KvView::F16(v)) => {
                     return self.wide_query(q, [k, v], place, block).run(&mut scratch.p, out, softmax);
                 }
                 // Both are floats or both halves.
@@ -343,8 +346,8 @@ impl Attention {
     #[cfg(target_arch = "x86_64")]
     fn wide_query<'a, T>(
         &self,
-        q: Heads<'a>,
-        held: [Heads<'a, T>; 2],
+        q: HeadView<'a>,
+        held: [HeadView<'a, T>; 2],
         (batch, kv_head): (usize, usize),
         block: &Block,
     ) -> WideQuery<'a, T> {
@@ -356,7 +359,7 @@ impl Attention {
 
     /// With `P` the weights and `dP = dO V^T`: `dS = P (dP - rowsum(P dP))`, `dQ = scale dS K`, `dK = scale dS^T Q`,
     /// `dV = P^T dO`. The weights are computed again instead of kept.
-    fn backward(&self, q: Heads, k: Heads, v: Heads, g: Heads) -> [Vec<f32>; 3] {
+    fn backward(&self, q: HeadView, k: HeadView, v: HeadView, g: HeadView) -> [Vec<f32>; 3] {
         let AttentionShape { batch, queries, keys, heads, kv_heads, head_dim } = self.shape;
         let mut dq = vec![0f32; batch * queries * heads * head_dim];
         let mut dk = vec![0f32; batch * keys * kv_heads * head_dim];
@@ -443,6 +446,28 @@ fn softmax_backward(p: &[f32], ds: &mut [f32], width: usize) {
     }
 }
 
+/// The elements of a 4-dimensional tensor (batch, position, head, head_dim) whose last dimension is consecutive.
+fn head_view<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<HeadView<'a, T>> {
+    let data = &storage.as_slice::<T>()?[layout.start_offset()..];
+    match *layout.stride() {
+        [batch, position, head, 1] => Ok(HeadView::new(data, [batch, position, head])),
+        // A dimension of one element may have any stride.
+        _ if layout.is_contiguous() && layout.dims().len() == 4 => {
+            let d = layout.dims();
+            Ok(HeadView::new(data, [d[1] * d[2] * d[3], d[2] * d[3], d[3]]))
+        }
+        _ => candle_core::bail!("attention expects consecutive heads, found strides {:?}", layout.stride()),
+    }
+}
+
+/// The same of keys or values, which may be f16.
+fn kv_view<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<KvView<'a>> {
+    Ok(match storage {
+        CpuStorage::F16(_) => KvView::F16(head_view(storage, layout)?),
+        _ => KvView::F32(head_view(storage, layout)?),
+    })
+}
+
 impl CustomOp3 for Attention {
     fn name(&self) -> &'static str {
         "attention"
@@ -457,7 +482,7 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         lv: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let out = self.forward(Heads::new(q, lq)?, Held::new(k, lk)?, Held::new(v, lv)?);
+        let out = self.forward(head_view(q, lq)?, kv_view(k, lk)?, kv_view(v, lv)?);
         Ok((CpuStorage::F32(out), lq.shape().clone()))
     }
 
@@ -472,8 +497,8 @@ impl CustomOp3 for Attention {
         let AttentionShape { queries, keys, heads, kv_heads, head_dim, .. } = self.shape;
         let inputs = [q.contiguous()?, k.contiguous()?, v.contiguous()?, g.contiguous()?];
         let [dq, dk, dv] = with_slices(inputs.each_ref(), |[q, k, v, g]| {
-            let of_queries = |data| Heads::contiguous(data, queries, heads, head_dim);
-            let of_keys = |data| Heads::contiguous(data, keys, kv_heads, head_dim);
+            let of_queries = |data| HeadView::contiguous(data, queries, heads, head_dim);
+            let of_keys = |data| HeadView::contiguous(data, keys, kv_heads, head_dim);
             self.backward(of_queries(q), of_keys(k), of_keys(v), of_queries(g))
         })?;
         let gradient = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device()).map(Some);

@@ -4,10 +4,12 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Layout, MetalStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::math::{self, Matrix};
-use super::{Precision, contiguous_slice, dots, is_cpu_f32, with_slices};
+use super::{contiguous_slice, is_cpu_f32, with_slices};
 use crate::nn::deliver;
+use crate::nn::kernels::gemv;
+use crate::nn::kernels::matmul::{self, Matrix};
 use crate::nn::tape::{apply2, apply3};
+use crate::options::Precision;
 
 /// `x W^T + b` for `x` (.., in), `weight` (out, in) and `bias` (out); the result is (.., out).
 ///
@@ -58,7 +60,7 @@ pub fn linear_as(
     }
     let on_cpu = is_cpu_f32(&[x, weight]) && bias.is_none_or(|bias| is_cpu_f32(&[bias]));
     let linear = |shape| Linear { rows, precision, shape };
-    if on_cpu && (!HAS_OTHER_LIBRARY || precision != Precision::Full || rows <= dots::MAX_ROWS) {
+    if on_cpu && (!HAS_OTHER_LIBRARY || precision != Precision::Full || rows <= gemv::MAX_ROWS) {
         let (x, weight) = (x.contiguous()?, weight.contiguous()?);
         return match bias {
             Some(bias) => apply3(&x, &weight, bias, linear(Some(shape))),
@@ -117,15 +119,15 @@ fn product(
 ) -> Vec<f32> {
     assert!(left.numbers.len() == rows * depth && right.numbers.len() == columns * depth);
     // SAFETY: the sizes are those of the numbers.
-    unsafe { math::product((rows, columns, depth), left.matrix, right.matrix, precision) }
+    unsafe { matmul::product((rows, columns, depth), left.matrix, right.matrix, precision) }
 }
 
 impl Linear {
     /// What the layer makes of numbers in the CPU's memory; few rows, as in decoding, take a single pass over the weights.
     fn own_forward(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<CpuStorage> {
         let (x, w, (outputs, inputs)) = (contiguous_slice(x, lx)?, contiguous_slice(w, lw)?, lw.shape().dims2()?);
-        Ok(CpuStorage::F32(if (1..=dots::MAX_ROWS).contains(&self.rows) && inputs > 0 {
-            dots::products(x, w, inputs)
+        Ok(CpuStorage::F32(if (1..=gemv::MAX_ROWS).contains(&self.rows) && inputs > 0 {
+            gemv::products(x, w, inputs)
         } else {
             let sizes = (self.rows, outputs, inputs);
             product(sizes, Operand::rows(x, inputs), Operand::rows(w, inputs), self.precision)

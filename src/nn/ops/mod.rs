@@ -8,38 +8,24 @@
 
 mod activation;
 mod attention;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
-#[cfg(target_arch = "x86_64")]
-mod bf16;
-mod blocks;
-#[cfg(target_arch = "x86_64")]
-mod bytes;
-mod dots;
-mod heads;
+mod cache_cast;
 mod last_positions;
 mod linear;
-mod math;
 mod norm;
-mod quantized;
+mod quantized_linear;
 mod residual;
 mod rope;
-mod single_query;
-#[cfg(target_arch = "x86_64")]
-mod wide_query;
 
+pub(crate) use crate::nn::kernels::simd_math::vectorised;
 pub use activation::{activation, gated_activation};
 pub use attention::{KeyRanges, attention, attention_weights, attention_with};
-pub(crate) use heads::held_as;
+pub(crate) use cache_cast::held_as;
 pub use last_positions::last_positions;
 pub use linear::{linear, linear_as, linear_with};
-pub(crate) use math::vectorised;
 pub use norm::{layer_norm, rms_norm};
-pub use quantized::{Quantization, QuantizedWeight, quantized_linear};
+pub use quantized_linear::{QuantizedWeight, quantized_linear};
 pub use residual::residual;
 pub use rope::rope;
-
-pub use crate::device::Precision;
 
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor};
 

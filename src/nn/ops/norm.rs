@@ -3,8 +3,8 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::math::vectorised;
 use super::{contiguous_slice, is_cpu_f32, is_tracked, with_slices};
+use crate::nn::kernels::simd_math::vectorised;
 use crate::nn::tape::{apply2, apply3};
 
 /// Rows below this many elements in all are not worth a second thread.

@@ -3,8 +3,8 @@
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::math::vectorised;
 use super::{contiguous_slice, is_cpu_f32};
+use crate::nn::kernels::simd_math::vectorised;
 use crate::nn::tape::apply3;
 
 /// Rotates each head of `x` (batch, seq, heads, head_dim) by its position's angles.

@@ -79,7 +79,7 @@ impl Fingerprint {
 
 /// The error for a checkpoint that cannot be used.
 pub(super) fn refuse(path: &Path, message: String) -> Error {
-    Error::Checkpoint { path: path.to_path_buf(), message }
+    Error::checkpoint(path, message)
 }
 
 /// Name of the folder of a step; zeros keep them in order.

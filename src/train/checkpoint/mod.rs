@@ -5,9 +5,9 @@
 //! that a process may be killed at any moment: what bears the name of a step is complete. Whatever damages it later is
 //! noticed when it is opened.
 
-mod folder;
+mod manager;
 mod manifest;
-mod opened;
+mod reader;
 
-pub use folder::{CheckpointFolder, Contents, Latest};
-pub use opened::Checkpoint;
+pub use manager::{CheckpointManager, Contents, Latest};
+pub use reader::Checkpoint;

@@ -5,7 +5,7 @@ use candle_core::{DType, Device};
 use super::{GgufFile, GgufValue};
 use crate::config::{Activation, DecoderConfig, MlpKind, NormKind, Rope, RopeScaling};
 use crate::weights::TensorSource;
-use crate::weights::inherit::LlmConfig;
+use crate::weights::init_from::LlmConfig;
 use crate::{Error, Result};
 
 /// Rotary divisors by frequency, which GGUF has instead of the parameters of Llama 3.1's scaling.

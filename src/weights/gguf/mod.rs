@@ -19,7 +19,8 @@ use header::{Header, TensorInfo};
 pub use write::save_gguf;
 
 use super::TensorSource;
-use crate::nn::ops::{Quantization, QuantizedWeight};
+use crate::nn::ops::QuantizedWeight;
+use crate::options::Quantization;
 use crate::{Error, Result};
 
 /// The name of a quantised model's weights in its folder.
@@ -74,7 +75,7 @@ impl GgufFile {
 
     /// A tensor as it is stored.
     fn stored(&self, name: &str) -> Result<QTensor> {
-        let missing = || Error::Weights(format!("{}: there is no tensor `{name}`", self.path.display()));
+        let missing = || Error::weights(format!("{}: there is no tensor `{name}`", self.path.display()));
         let info = self.tensors.get(name).ok_or_else(missing)?;
         let bytes = self.map.get(info.bytes.clone()).ok_or_else(missing)?;
         Ok(qtensor_from_ggml(info.dtype, bytes, info.shape.clone(), &Device::Cpu)?)

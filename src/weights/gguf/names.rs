@@ -40,7 +40,7 @@ fn layer_to_hf(name: &str) -> Option<String> {
 pub(super) fn split_rotary_pairs(tensor: &Tensor, heads: usize) -> Result<Tensor> {
     let rows = tensor.dims().first().copied().unwrap_or(0);
     if heads == 0 || !rows.is_multiple_of(heads.saturating_mul(2)) {
-        return Err(Error::Weights(format!("a projection with {rows} rows cannot be that of {heads} rotary heads")));
+        return Err(Error::weights(format!("a projection with {rows} rows cannot be that of {heads} rotary heads")));
     }
     let columns = tensor.elem_count() / rows.max(1);
     let pairs = tensor.reshape((heads, rows / heads / 2, 2, columns))?;

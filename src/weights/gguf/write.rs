@@ -21,7 +21,7 @@ const MAX_NAME: usize = 64;
 pub fn save_gguf(folder: impl AsRef<Path>, tensors: &[(String, QTensor)]) -> Result<()> {
     let path = &folder.as_ref().join(MODEL_FILE);
     if let Some((name, _)) = tensors.iter().find(|(name, _)| name.len() > MAX_NAME) {
-        return Err(Error::Weights(format!("the name `{name}` is longer than the {MAX_NAME} bytes that GGUF allows")));
+        return Err(Error::weights(format!("the name `{name}` is longer than the {MAX_NAME} bytes that GGUF allows")));
     }
     let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let architecture = Value::String(ARCHITECTURE.into());

@@ -56,11 +56,11 @@ impl Hub {
     pub fn download(&self, id: &str, revision: Option<&str>) -> Result<PathBuf> {
         let revision = revision.unwrap_or("main");
         let (organisation, name) =
-            split_id(id).ok_or_else(|| Error::Hub(format!("`{id}` is not an id of the form organisation/name")))?;
+            split_id(id).ok_or_else(|| Error::hub(format!("`{id}` is not an id of the form organisation/name")))?;
         if !is_revision(revision) {
-            return Err(Error::Hub(format!("`{revision}` is not a revision: expected a branch, tag or commit")));
+            return Err(Error::hub(format!("`{revision}` is not a revision: expected a branch, tag or commit")));
         }
-        let failed = |e| Error::Hub(format!("`{id}` at revision `{revision}`: {e}{}", self.advice(&e)));
+        let failed = |e| Error::hub(format!("`{id}` at revision `{revision}`: {e}{}", self.advice(&e)));
         let mut client = HFClient::builder();
         if let Some(cache) = &self.cache {
             client = client.cache_dir(cache);

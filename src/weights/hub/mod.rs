@@ -33,7 +33,7 @@ pub fn download(id: &str, revision: Option<&str>) -> Result<PathBuf> {
     #[cfg(feature = "hub")]
     return Hub::from_env().download(id, revision);
     #[cfg(not(feature = "hub"))]
-    return Err(Error::Hub(format!(
+    return Err(Error::hub(format!(
         "cannot fetch `{id}`{}: support is not compiled in, build with `--features hub` or give a local folder",
         revision.map(|r| format!(" at revision `{r}`")).unwrap_or_default()
     )));
@@ -49,16 +49,16 @@ fn resolve_with(
         return Ok(path.to_path_buf());
     }
     if path.is_file() {
-        return Err(Error::Weights(format!("`{path_or_id}` is a file, expected the folder of a model")));
+        return Err(Error::weights(format!("`{path_or_id}` is a file, expected the folder of a model")));
     }
     if split_id(path_or_id).is_none() {
-        return Err(Error::Weights(format!(
+        return Err(Error::weights(format!(
             "`{path_or_id}` is neither an existing folder nor a hub id of the form organisation/name{}",
             if path.ends_with("export") { ": train the stage that writes it first" } else { "" }
         )));
     }
     download(path_or_id, revision).map_err(|e| match e {
-        Error::Hub(message) => Error::Hub(format!("{message} (and there is no folder `{path_or_id}` here)")),
+        Error::Hub(message) => Error::hub(format!("{} (and there is no folder `{path_or_id}` here)", message.text())),
         other => other,
     })
 }
@@ -113,7 +113,7 @@ mod tests {
             Ok(Path::new("/cache").join(id).join(revision.unwrap()))
         });
         assert_eq!(asked.unwrap(), Path::new("/cache/some-org/a_model.v1/v2"));
-        let refused = resolve_with("some-org/x", None, |_, _| Err(Error::Hub("no network".into())));
+        let refused = resolve_with("some-org/x", None, |_, _| Err(Error::hub("no network")));
         let message = refused.unwrap_err().to_string();
         assert!(message.contains("no network") && message.contains("no folder `some-org/x`"), "{message}");
     }

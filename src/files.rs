@@ -1,0 +1,97 @@
+//! Reading files that may be anything: only regular files, and never more bytes than a limit.
+//!
+//! Every file that this crate reads whole goes through here. A FIFO or a device in a file's place is an error instead of a
+//! hang or of memory without end, and a link that leads nowhere counts as a file that is there and cannot be read.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// Most bytes of a JSON, TOML or template file.
+pub(crate) const MAX_TEXT_BYTES: u64 = 16 << 20;
+
+/// Opens a regular file for reading.
+///
+/// # Errors
+/// [`Error::Io`] if it is not there, or no regular file.
+pub(crate) fn open(path: impl AsRef<Path>) -> Result<File> {
+    let path = path.as_ref();
+    // Asked before it is opened, since opening a FIFO waits for a writer.
+    let found = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if !found.is_file() {
+        let kind = if found.is_dir() { "a folder" } else { "a pipe, socket or device" };
+        return Err(Error::io(path, std::io::Error::other(format!("is {kind}, expected a regular file"))));
+    }
+    File::open(path).map_err(|e| Error::io(path, e))
+}
+
+/// All bytes of a regular file.
+///
+/// # Errors
+/// As [`open`], and [`Error::Format`] for more than `limit` bytes.
+pub(crate) fn read(path: impl AsRef<Path>, limit: u64) -> Result<Vec<u8>> {
+    let path = path.as_ref();
+    let mut bytes = Vec::new();
+    let file = open(path)?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::format(path, format!("is larger than {limit} bytes, the most that is read of such a file")));
+    }
+    Ok(bytes)
+}
+
+/// All text of a regular file.
+///
+/// # Errors
+/// As [`read`], and [`Error::Format`] if it is not UTF-8.
+pub(crate) fn read_text(path: impl AsRef<Path>, limit: u64) -> Result<String> {
+    let path = path.as_ref();
+    String::from_utf8(read(path, limit)?).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::format(path, format!("is not UTF-8 from byte {at} on: save it as UTF-8")).caused_by(e)
+    })
+}
+
+/// Whether anything bears this name, a link that leads nowhere included.
+///
+/// # Errors
+/// [`Error::Io`] if that cannot be told.
+pub(crate) fn exists(path: impl AsRef<Path>) -> Result<bool> {
+    match std::fs::symlink_metadata(&path) {
+        Ok(_) => Ok(true),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+        Err(e) => Err(Error::io(path, e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_up_to_the_limit_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        assert!(!exists(&path).unwrap() && read(&path, 9).is_err());
+        std::fs::write(&path, "123456789").unwrap();
+        assert_eq!(read_text(&path, 9).unwrap(), "123456789");
+        assert!(read(&path, 8).unwrap_err().to_string().contains("larger than 8 bytes"));
+        std::fs::write(&path, b"ab\xff").unwrap();
+        assert!(read_text(&path, 9).unwrap_err().to_string().contains("from byte 2 on"));
+        assert!(read(folder.path(), 9).unwrap_err().to_string().contains("is a folder"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn devices_are_refused_and_a_dangling_link_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
+        assert!(read(&link, 9).unwrap_err().to_string().contains("device"));
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        assert!(exists(&link).unwrap() && read(&link, 9).is_err());
+    }
+}

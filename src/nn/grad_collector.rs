@@ -1,0 +1,131 @@
+//! Where the gradients of parameters go in a backward pass.
+//!
+//! candle's [`GradStore`] adds each gradient of an input to zeros, which takes three buffers of a weight's size where one
+//! would do, and it never hears of gradients found inside a [`super::segment`]. Here they are collected beside it, for the
+//! thread that the backward pass runs on: another pass must not run on that thread meanwhile, as a job of a pool could.
+
+use std::cell::RefCell;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+
+use candle_core::backprop::GradStore;
+use candle_core::{Result, Tensor, TensorId, Var};
+
+use super::thread_local_scope::scoped;
+
+/// The parameters whose gradients are wanted, and the gradients found so far.
+struct Sink {
+    parameters: HashSet<TensorId>,
+    found: HashMap<TensorId, Tensor>,
+}
+
+thread_local! {
+    /// The sink of the backward pass that this thread is in. candle calls all of a pass's backward functions on one.
+    static SINK: RefCell<Option<Sink>> = const { RefCell::new(None) };
+}
+
+/// The gradients of `loss` with respect to `parameters`, each cut from the graph that made it: one still attached would
+/// keep all activations alive.
+///
+/// `loss` is used up: its graph goes as soon as it was used. A parameter that the loss does not depend on is absent.
+///
+/// # Errors
+/// From candle only.
+pub fn gradients_of<'a>(
+    loss: Tensor,
+    parameters: impl IntoIterator<Item = &'a Var>,
+) -> Result<HashMap<TensorId, Tensor>> {
+    let parameters = parameters.into_iter().map(|var| var.id()).collect();
+    let sink = Sink { parameters, found: HashMap::new() };
+    let (done, sink) = scoped(&SINK, sink, || deliver_all(loss.backward()?));
+    done?;
+    match sink {
+        Some(sink) => Ok(sink.found),
+        None => candle_core::bail!("another backward pass on this thread has taken the gradients"),
+    }
+}
+
+/// Takes the gradient of `parameter` if it is one whose gradient is collected, and gives it back otherwise, for candle.
+///
+/// `gradient` must share its memory with no other tensor: sums over micro-batches are made in it.
+pub(crate) fn deliver(parameter: &Tensor, gradient: Tensor) -> Result<Option<Tensor>> {
+    SINK.with_borrow_mut(|sink| match sink {
+        Some(sink) if sink.parameters.contains(&parameter.id()) => sink.add(parameter.id(), &gradient).map(|()| None),
+        _ => Ok(Some(gradient)),
+    })
+}
+
+/// Runs `f` with the sink of this thread.
+///
+/// # Errors
+/// If no gradients are collected: those of a piece of graph that candle does not see would be lost.
+fn with_sink(f: impl FnOnce(&mut Sink) -> Result<()>) -> Result<()> {
+    SINK.with_borrow_mut(|sink| match sink {
+        Some(sink) => f(sink),
+        None => candle_core::bail!("gradients of parameters in a segment would be lost: use nn::gradients_of"),
+    })
+}
+
+/// Whether gradients are collected.
+///
+/// # Errors
+/// As [`with_sink`].
+pub(super) fn require_sink() -> Result<()> {
+    with_sink(|_| Ok(()))
+}
+
+/// Takes what a backward pass of candle's has found for the parameters.
+///
+/// # Errors
+/// As [`with_sink`].
+pub(super) fn deliver_all(store: GradStore) -> Result<()> {
+    with_sink(|sink| {
+        let ids: Vec<TensorId> = store.get_ids().filter(|id| sink.parameters.contains(id)).copied().collect();
+        ids.into_iter().try_for_each(|id| store.get_id(id).map_or(Ok(()), |gradient| sink.add(id, gradient)))
+    })
+}
+
+impl Sink {
+    fn add(&mut self, id: TensorId, gradient: &Tensor) -> Result<()> {
+        match self.found.entry(id) {
+            // Not in place: a gradient may share its memory with another tensor. Few parameters are used twice.
+            Entry::Occupied(mut sum) => *sum.get_mut() = (sum.get() + gradient)?.detach(),
+            Entry::Vacant(place) => drop(place.insert(gradient.detach())),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ops::linear;
+    use super::super::ops::testing::{max_diff, values};
+    use super::*;
+
+    #[test]
+    fn equals_candles_store_also_for_a_parameter_used_twice() {
+        let x = values(&[3, 4], 0.1);
+        let (shared, once) = (values(&[4, 4], 0.2), values(&[4], 0.3));
+        let [shared, once] = [shared, once].map(|t| Var::from_tensor(&t).unwrap());
+        let loss = || {
+            let y = linear(&x, &shared, Some(&once)).unwrap().tanh().unwrap();
+            linear(&y, &shared, None).unwrap().sqr().unwrap().sum_all().unwrap()
+        };
+        let expected = loss().backward().unwrap();
+        let found = gradients_of(loss(), [&shared, &once]).unwrap();
+        assert_eq!(found.len(), 2);
+        for var in [&shared, &once] {
+            assert_eq!(max_diff(&found[&var.id()], expected.get(var).unwrap()), 0.0);
+            assert!(!found[&var.id()].track_op());
+        }
+    }
+
+    #[test]
+    fn only_what_is_asked_for_is_found_and_nothing_stays_behind() {
+        let [a, b, unused] = [0.1, 0.2, 0.3].map(|start| Var::from_tensor(&values(&[2, 2], start)).unwrap());
+        let loss = || linear(&a, &b, None).unwrap().sum_all().unwrap();
+        let found = gradients_of(loss(), [&b, &unused]).unwrap();
+        assert_eq!(found.keys().collect::<Vec<_>>(), [&b.id()]);
+        assert!(loss().backward().unwrap().get(&b).is_some(), "after it, candle's own store gets them again");
+    }
+}

@@ -1,0 +1,327 @@
+//! `x W^T + b` over weights in blocks of few bits, as GGUF has them.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use candle_core::quantized::QTensor;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result, Shape, Storage, Tensor};
+
+use super::linear::{add_bias, bias_gradient};
+use super::{contiguous_slice, is_cpu_f32, linear};
+use crate::nn::kernels::gemv;
+#[cfg(target_arch = "x86_64")]
+use crate::nn::kernels::qmatmul;
+use crate::nn::tape::{apply1, apply2};
+use crate::options::Quantization;
+
+/// Blocks of this many inputs are what candle's fast kernels take, and what the K types consist of.
+const FAST_BLOCK: usize = 256;
+/// From this width on, padding to whole [`FAST_BLOCK`]s costs at most half.
+const PAD_FROM: usize = 512;
+
+impl Quantization {
+    /// The width that rows of `in_size` are padded to with zeros on this machine.
+    fn padded(self, in_size: usize) -> usize {
+        let fast = in_size >= PAD_FROM && has_tiles();
+        in_size.next_multiple_of(if fast { FAST_BLOCK } else { self.ggml_dtype().block_size() })
+    }
+
+    /// Whether rows of `in_size` may be `width` wide, padded on this machine or another.
+    pub(crate) fn may_pad(self, in_size: usize, width: usize) -> bool {
+        let most = in_size.checked_next_multiple_of(FAST_BLOCK);
+        width.is_multiple_of(self.ggml_dtype().block_size())
+            && most.is_some_and(|most| (in_size..=most).contains(&width))
+    }
+}
+
+/// A quantised weight matrix (out, in), on the CPU.
+#[derive(Debug, Clone)]
+pub struct QuantizedWeight {
+    /// (out, in padded with zeros).
+    tensor: Arc<QTensor>,
+    in_size: usize,
+}
+
+impl QuantizedWeight {
+    /// Quantises a float matrix (out, in).
+    ///
+    /// # Errors
+    /// From candle, if it is no matrix.
+    pub fn quantize(weight: &Tensor, kind: Quantization) -> Result<Self> {
+        let (_, in_size) = weight.dims2()?;
+        if in_size == 0 {
+            candle_core::bail!("a matrix {:?} without inputs cannot be quantised", weight.dims());
+        }
+        let weight = weight.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let weight = weight.pad_with_zeros(1, 0, kind.padded(in_size) - in_size)?.contiguous()?;
+        Ok(Self { tensor: Arc::new(QTensor::quantize(&weight, kind.ggml_dtype())?), in_size })
+    }
+
+    /// A matrix that is quantised already, its rows `in_size` wide and padded with zeros.
+    ///
+    /// # Errors
+    /// If it is no matrix, or its rows are shorter.
+    pub fn from_qtensor(tensor: QTensor, in_size: usize) -> Result<Self> {
+        let (_, padded) = tensor.shape().dims2()?;
+        if padded < in_size || in_size == 0 {
+            candle_core::bail!(
+                "quantised matrix {:?}, expected rows of at least {} inputs",
+                tensor.shape(),
+                in_size.max(1)
+            );
+        }
+        Ok(Self { tensor: Arc::new(tensor), in_size })
+    }
+
+    /// The blocks, rows padded.
+    pub fn qtensor(&self) -> &QTensor {
+        &self.tensor
+    }
+
+    /// The blocks as their only owner.
+    ///
+    /// # Errors
+    /// If another copy of this weight is alive.
+    pub fn into_qtensor(self) -> Result<QTensor> {
+        Arc::try_unwrap(self.tensor).map_err(|_| candle_core::Error::Msg("the quantised weight is shared".into()))
+    }
+
+    /// Outputs and inputs, without padding.
+    ///
+    /// # Errors
+    /// From candle only.
+    pub fn dims2(&self) -> Result<(usize, usize)> {
+        Ok((self.tensor.shape().dims2()?.0, self.in_size))
+    }
+
+    /// The floats that the blocks stand for, (out, in).
+    ///
+    /// # Errors
+    /// From candle only.
+    pub fn dequantize(&self) -> Result<Tensor> {
+        floats(&self.tensor, self.in_size)
+    }
+}
+
+/// `x W^T + b` for `x` (.., in) in f32 on the CPU and `bias` (out); the result is (.., out).
+///
+/// `x` is rounded to 8 bits in blocks as well (to 16 with `Q8_0` and at least 4 rows on x86-64 with AVX2 and no VNNI of
+/// AVX-512), or, with many rows and no fast instructions for that, the weight becomes floats.
+/// Differentiable in `x` and `bias`; the weight is frozen.
+///
+/// # Errors
+/// From candle, if shapes do not fit, or `x` is of another type or elsewhere.
+pub fn quantized_linear(x: &Tensor, weight: &QuantizedWeight, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (out_size, in_size) = weight.dims2()?;
+    if x.dim(D::Minus1)? != in_size || !is_cpu_f32(&[x]) {
+        candle_core::bail!(
+            "quantised layer expects f32 of width {in_size} on the CPU, found {:?} {:?} on {:?}",
+            x.dtype(),
+            x.dims(),
+            x.device().location()
+        );
+    }
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = out_size;
+    }
+    let rows = x.reshape(((), in_size))?.contiguous()?;
+    let op = QuantizedLinear(weight.clone());
+    match bias {
+        Some(bias) => apply2(&rows, bias, op)?,
+        None => apply1(&rows, op)?,
+    }
+    .reshape(shape)
+}
+
+struct QuantizedLinear(QuantizedWeight);
+
+/// How a product is computed.
+enum Way {
+    /// Own kernels, which round `x` to 8 or 16 bits.
+    #[cfg(target_arch = "x86_64")]
+    Bytes(pulp::x86::V3),
+    /// candle's kernels, which do so as well.
+    Candle,
+    /// With the weights as floats.
+    Floats,
+}
+
+impl QuantizedLinear {
+    fn way(&self, rows: usize) -> Result<Way> {
+        let weight = &self.0.tensor;
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = qmatmul::instructions(weight.dtype()) {
+            return Ok(Way::Bytes(simd));
+        }
+        let few = rows <= gemv::MAX_ROWS;
+        // candle's kernels are ahead where they work on several rows and outputs at once.
+        let (outputs, inputs) = weight.shape().dims2()?;
+        let tiled = outputs.is_multiple_of(16) && inputs.is_multiple_of(FAST_BLOCK) && has_tiles();
+        Ok(if tiled || few { Way::Candle } else { Way::Floats })
+    }
+}
+
+/// Whether candle's kernels for tiles have this processor's instructions for sums of byte products.
+fn has_tiles() -> bool {
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("dotprod");
+    #[cfg(not(target_arch = "aarch64"))]
+    return false;
+}
+
+/// The floats that the blocks stand for, without those of the padding.
+fn floats(weight: &QTensor, in_size: usize) -> Result<Tensor> {
+    weight.dequantize(&Device::Cpu)?.narrow(1, 0, in_size)?.contiguous()
+}
+
+/// Rows of `in_size` as rows of `width`, zeros behind them.
+fn padded(x: &[f32], in_size: usize, width: usize) -> Cow<'_, [f32]> {
+    if in_size == width {
+        return Cow::Borrowed(x);
+    }
+    let mut rows = vec![0f32; x.len() / in_size * width];
+    rows.chunks_exact_mut(width).zip(x.chunks_exact(in_size)).for_each(|(row, x)| row[..in_size].copy_from_slice(x));
+    Cow::Owned(rows)
+}
+
+impl QuantizedLinear {
+    fn forward(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
+        let QuantizedWeight { tensor, in_size } = &self.0;
+        let (outputs, width) = tensor.shape().dims2()?;
+        let rows = lx.shape().dims2()?.0;
+        let way = self.way(rows)?;
+        if let Way::Floats = way {
+            let floats = floats(tensor, *in_size)?;
+            let (storage, layout) = floats.storage_and_layout();
+            return match &*storage {
+                Storage::Cpu(storage) => linear::forward(x, lx, storage, layout),
+                _ => candle_core::bail!("expected a quantised weight on the CPU"),
+            };
+        }
+        let values = padded(contiguous_slice(x, lx)?, *in_size, width);
+        #[cfg(target_arch = "x86_64")]
+        if let Way::Bytes(simd) = way {
+            let y = qmatmul::products(simd, &values, &tensor.data()?, tensor.dtype(), width);
+            return Ok((CpuStorage::F32(y), Shape::from((rows, outputs))));
+        }
+        match values {
+            Cow::Borrowed(_) => tensor.cpu_fwd(x, lx),
+            Cow::Owned(values) => tensor.cpu_fwd(&CpuStorage::F32(values), &Layout::contiguous((rows, width))),
+        }
+    }
+
+    fn backward(&self, g: &Tensor) -> Result<Tensor> {
+        g.detach().contiguous()?.matmul(&floats(&self.0.tensor, self.0.in_size)?)
+    }
+}
+
+impl CustomOp1 for QuantizedLinear {
+    fn name(&self) -> &'static str {
+        "quantized-linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward(x, lx)
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(self.backward(g)?))
+    }
+}
+
+/// With a bias.
+impl CustomOp2 for QuantizedLinear {
+    fn name(&self) -> &'static str {
+        "quantized-linear-bias"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (mut y, shape) = self.forward(x, lx)?;
+        add_bias(&mut y, shape.dims2()?.1, b, lb)?;
+        Ok((y, shape))
+    }
+
+    fn bwd(&self, x: &Tensor, b: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((x.track_op().then(|| self.backward(g)).transpose()?, bias_gradient(b, g)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{max_diff, values};
+    use super::*;
+
+    /// The result with floats in the quantised weight's place.
+    fn expected(x: &Tensor, weight: &QuantizedWeight, bias: &Tensor) -> Result<Tensor> {
+        x.matmul(&weight.dequantize()?.t()?)?.broadcast_add(bias)
+    }
+
+    #[test]
+    fn every_type_width_and_number_of_rows_is_near_the_product_with_its_floats() -> Result<()> {
+        for kind in Quantization::ALL {
+            for (rows, outputs, width) in [(1, 16, 512), (3, 5, 40), (20, 16, 520), (64, 3, 256)] {
+                let weight = QuantizedWeight::quantize(&values(&[outputs, width], 0.2), kind)?;
+                assert_eq!(weight.dims2()?, (outputs, width));
+                let (x, bias) = (values(&[rows, width], 0.1), values(&[outputs], 0.3));
+                let y = quantized_linear(&x, &weight, Some(&bias))?;
+                // 8 bits of `x`, in blocks: half a step of 0.9 / 127, over `width` products of random sign.
+                let tolerance = 0.0036 * (width as f32).sqrt() * 2.0;
+                assert!(max_diff(&y, &expected(&x, &weight, &bias)?) < tolerance, "{kind} {rows} {width}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn fewer_bits_are_farther_from_the_original() -> Result<()> {
+        let weight = values(&[64, 512], 0.2);
+        let error = |kind| max_diff(&QuantizedWeight::quantize(&weight, kind).unwrap().dequantize().unwrap(), &weight);
+        let [q8, q6, q4] = Quantization::ALL.map(error);
+        assert!(q8 < 0.005 && q8 < q6 && q6 < q4 && q4 < 0.1, "{q8} {q6} {q4}");
+        Ok(())
+    }
+
+    #[test]
+    fn gradient_of_the_input_is_that_of_the_floats() -> Result<()> {
+        let weight = QuantizedWeight::quantize(&values(&[16, 40], 0.2), Quantization::Q4K)?;
+        let x = candle_core::Var::from_tensor(&values(&[2, 40], 0.1))?;
+        let bias = candle_core::Var::from_tensor(&values(&[16], 0.3))?;
+        let g = values(&[2, 16], 0.4);
+        let grads = (quantized_linear(&x, &weight, Some(&bias))? * &g)?.sum_all()?.backward()?;
+        let of_bias = grads.get(&bias).ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
+        assert!(max_diff(of_bias, &g.sum(0)?) < 1e-6);
+        let found = grads.get(&x).ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
+        assert!(max_diff(found, &g.matmul(&weight.dequantize()?)?) < 1e-5);
+        Ok(())
+    }
+
+    #[test]
+    fn rows_padded_on_any_machine_are_taken() {
+        use Quantization::{Q4K, Q8_0};
+        for (kind, width) in [(Q8_0, 896), (Q8_0, 1024), (Q4K, 1024)] {
+            assert!(kind.may_pad(896, width), "{kind} {width}");
+        }
+        for (kind, width) in [(Q8_0, 864), (Q8_0, 900), (Q8_0, 1056), (Q4K, 896), (Q4K, 1280)] {
+            assert!(!kind.may_pad(896, width), "{kind} {width}");
+        }
+        assert!(
+            Quantization::ALL.iter().all(|kind| kind.may_pad(896, kind.padded(896)) && !kind.may_pad(usize::MAX, 0))
+        );
+    }
+
+    #[test]
+    fn names_read_back_and_wrong_inputs_are_refused() -> Result<()> {
+        for kind in Quantization::ALL {
+            assert_eq!(kind.to_string().to_uppercase().parse::<Quantization>().ok(), Some(kind));
+        }
+        assert!("q5_0".parse::<Quantization>().is_err());
+        assert!(
+            QuantizedWeight::quantize(&Tensor::zeros((4, 0), DType::F32, &Device::Cpu)?, Quantization::Q8_0).is_err()
+        );
+        let weight = QuantizedWeight::quantize(&values(&[16, 40], 0.2), Quantization::Q8_0)?;
+        assert!(quantized_linear(&values(&[2, 41], 0.1), &weight, None).is_err());
+        assert!(quantized_linear(&values(&[2, 40], 0.1).to_dtype(DType::F64)?, &weight, None).is_err());
+        Ok(())
+    }
+}

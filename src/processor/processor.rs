@@ -1,0 +1,312 @@
+//! From conversations to sequences and batches.
+
+use std::path::Path;
+
+use candle_core::Device;
+use image::RgbImage;
+use rayon::prelude::*;
+
+use super::chat_template::ChatTemplate;
+use super::conversation::{Conversation, Message};
+use super::decode::ImageDecoder;
+use super::folder;
+use super::image::ImageProcessor;
+use super::prompt::Prompt;
+use super::tokenizer::{TextTokenizer, Token};
+use super::video::VideoProcessor;
+use crate::batch::{BatchSpec, IGNORE_INDEX, MultimodalBatch, PaddingSide, Sequence, Visual, too_long};
+use crate::config::{HaploVlConfig, PreprocessorConfig, ProcessorConfig};
+use crate::patch_grid::{PatchGrid, Size};
+use crate::{Error, Result};
+
+/// How pictures, videos and placeholders are treated: the content of the three processor files.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProcessorSettings {
+    /// `preprocessor_config.json`.
+    pub image: PreprocessorConfig,
+    /// `video_processor/preprocessor_config.json`.
+    pub video: PreprocessorConfig,
+    /// `processor_config.json`.
+    pub tokens: ProcessorConfig,
+}
+
+impl ProcessorSettings {
+    /// What the released models use, for a model of that configuration.
+    pub fn new(config: &HaploVlConfig) -> Self {
+        Self {
+            image: PreprocessorConfig::image(&config.vision),
+            video: PreprocessorConfig::video(&config.vision),
+            tokens: ProcessorConfig::new(&config.vision),
+        }
+    }
+}
+
+/// Everything between what people say and what the model reads.
+#[derive(Debug)]
+pub struct Processor {
+    model: HaploVlConfig,
+    settings: ProcessorSettings,
+    tokenizer: TextTokenizer,
+    template: ChatTemplate,
+    images: ImageProcessor,
+    videos: VideoProcessor,
+    decoder: ImageDecoder,
+    end_of_turn: Option<u32>,
+}
+
+impl Processor {
+    /// A processor from its parts; without a template, ChatML.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if a placeholder or ChatML's `<|im_end|>` is missing, has another id than the model
+    /// expects, or ids exceed the model's vocabulary, and as [`ImageProcessor::new`].
+    pub fn new(
+        model: &HaploVlConfig,
+        settings: ProcessorSettings,
+        tokenizer: TextTokenizer,
+        template: Option<ChatTemplate>,
+    ) -> Result<Self> {
+        settings.tokens.validate()?;
+        let ProcessorConfig { image_token, video_token, .. } = &settings.tokens;
+        tokenizer.check_placeholder(image_token, "image_token_index", model.image_token_index)?;
+        tokenizer.check_placeholder(video_token, "video_token_index", model.video_token_index)?;
+        tokenizer.check_vocabulary(model.vocab_size)?;
+        let (template, own) = match template {
+            Some(template) => (template, true),
+            None => (ChatTemplate::chatml(image_token, video_token)?, false),
+        };
+        let mut processor = Self {
+            images: ImageProcessor::new(&settings.image, &model.vision)?,
+            videos: VideoProcessor::new(&settings.video, &model.vision)?,
+            decoder: ImageDecoder::default(),
+            model: model.clone(),
+            end_of_turn: None,
+            settings,
+            tokenizer,
+            template,
+        };
+        processor.end_of_turn = processor.probe_end_of_turn();
+        if processor.end_of_turn.is_none() && !own {
+            return Err(Error::tokenizer(
+                "has no special token `<|im_end|>`, which ends a turn in ChatML: add it to tokenizer.json, or bring \
+                 the model's own chat_template.json",
+            ));
+        }
+        Ok(processor)
+    }
+
+    /// The processor of a model's folder: `tokenizer.json` and, where they are there, `tokenizer_config.json`, the
+    /// chat template and the processor files.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and for files that are there but unusable.
+    pub fn from_folder(path: impl AsRef<Path>, model: &HaploVlConfig) -> Result<Self> {
+        let path = path.as_ref();
+        let template = ChatTemplate::from_folder(path)?;
+        Self::new(model, folder::read_settings(path, model)?, TextTokenizer::from_folder(path)?, template)
+    }
+
+    /// Writes all files that [`Self::from_folder`] reads, in the form that HF reads too. The folder is made if need
+    /// be; each file is written whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        folder::write(path.as_ref(), &self.settings, &self.tokenizer, &self.template)
+    }
+
+    /// The sequence of a conversation, with placeholders for every patch.
+    ///
+    /// With `add_generation_prompt` it ends where the assistant is to go on.
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] where pictures and placeholders disagree, [`Error::ChatTemplate`], [`Error::Tokenizer`], and
+    /// [`Error::Image`] for a picture that cannot be used.
+    pub fn sequence(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<Sequence> {
+        let (_, tokens) = self.tokens(conversation, add_generation_prompt)?;
+        self.expand(&tokens, None, conversation)
+    }
+
+    /// The sequence of a finished conversation, with labels: what the assistant says and the token that ends its turn
+    /// are learned, all else is [`IGNORE_INDEX`]. Labels stand at their own token's position; the loss shifts them.
+    ///
+    /// # Errors
+    /// As [`Self::sequence`].
+    pub fn training_sequence(&self, conversation: &Conversation) -> Result<Sequence> {
+        let (prompt, tokens) = self.tokens(conversation, false)?;
+        let labels = self.labels(&prompt, &tokens);
+        self.expand(&tokens, Some(&labels), conversation)
+    }
+
+    /// Conversations ready to be answered, one a row, padded on the left.
+    ///
+    /// # Errors
+    /// As [`Self::sequence`] and [`MultimodalBatch::new`].
+    pub fn batch(&self, conversations: &[Conversation], device: &Device) -> Result<MultimodalBatch> {
+        let sequences = conversations.iter().map(|conversation| self.sequence(conversation, true));
+        let sequences: Vec<_> = sequences.collect::<Result<_>>()?;
+        MultimodalBatch::new(&sequences, BatchSpec::new(&self.model), PaddingSide::Left, device)
+    }
+
+    /// The same, sampling another number of frames from each video; 12 otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Config`] unless `num_frames` is in 1..=16.
+    pub fn with_num_frames(self, num_frames: usize) -> Result<Self> {
+        Ok(Self { videos: self.videos.with_num_frames(num_frames)?, ..self })
+    }
+
+    /// Sets what [`Self::decoder`] returns, for example with another pixel limit.
+    pub fn with_decoder(self, decoder: ImageDecoder) -> Self {
+        Self { decoder, ..self }
+    }
+
+    /// The decoder of picture files.
+    pub fn decoder(&self) -> &ImageDecoder {
+        &self.decoder
+    }
+
+    /// The part that prepares pictures.
+    pub fn images(&self) -> &ImageProcessor {
+        &self.images
+    }
+
+    /// The part that prepares videos.
+    pub fn videos(&self) -> &VideoProcessor {
+        &self.videos
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &TextTokenizer {
+        &self.tokenizer
+    }
+
+    /// The chat template.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.template
+    }
+
+    /// The ids that end an answer: the token after a turn in the chat template, and the tokenizer's `eos_token`.
+    pub fn eos_ids(&self) -> Vec<u32> {
+        let mut ids: Vec<_> = self.end_of_turn.into_iter().chain(self.tokenizer.eos_id()).collect();
+        ids.dedup();
+        ids
+    }
+
+    pub(super) fn tokens(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<(Prompt, Vec<Token>)> {
+        let (tokens, special) = (&self.settings.tokens, minijinja::Value::from_pairs(self.tokenizer.named_tokens()));
+        let prompt = Prompt::render(&self.template, conversation, add_generation_prompt, tokens, special)?;
+        let tokens = self.tokenizer.encode_prompt(&prompt)?;
+        Ok((prompt, tokens))
+    }
+
+    fn labels(&self, prompt: &Prompt, tokens: &[Token]) -> Vec<u32> {
+        let mut labels = vec![IGNORE_INDEX; tokens.len()];
+        for span in prompt.spans.iter().filter(|span| span.assistant) {
+            let first = tokens.partition_point(|token| token.range.end <= span.range.start);
+            for (label, token) in labels.iter_mut().zip(tokens).skip(first) {
+                let said = token.range.start < span.range.end;
+                let after = prompt.text.get(span.range.end..token.range.end).unwrap_or_default();
+                let ends_turn = !said && self.tokenizer.is_special(token.id);
+                if !said && !ends_turn && !after.trim().is_empty() {
+                    break;
+                }
+                *label = token.id;
+                if ends_turn {
+                    break;
+                }
+            }
+        }
+        labels
+    }
+
+    /// The token that the template puts behind what the assistant said.
+    fn probe_end_of_turn(&self) -> Option<u32> {
+        let probe = [Message::user(["a".into()]), Message::assistant("b")].into_iter().collect();
+        let (prompt, tokens) = self.tokens(&probe, false).ok()?;
+        let last = self.labels(&prompt, &tokens).into_iter().rfind(|&label| label != IGNORE_INDEX)?;
+        self.tokenizer.is_special(last).then_some(last)
+    }
+
+    /// Refuses what cannot fit the context before any pixel is touched.
+    fn check_length(&self, tokens: &[Token], conversation: &Conversation) -> Result<()> {
+        let mut length = tokens.len();
+        for image in conversation.messages.iter().flat_map(Message::images) {
+            let size = Size::new(image.height() as usize, image.width() as usize);
+            // The template wrote one placeholder for it already.
+            length = length.saturating_add(PatchGrid::new(&self.model.vision, size)?.tokens().saturating_sub(1));
+        }
+        let context = self.model.max_position_embeddings;
+        if length > context { Err(too_long(length, context)) } else { Ok(()) }
+    }
+
+    /// Replaces each placeholder by as many as its picture has tokens.
+    fn expand(&self, tokens: &[Token], labels: Option<&[u32]>, conversation: &Conversation) -> Result<Sequence> {
+        self.check_length(tokens, conversation)?;
+        let mut visuals = self.visuals(tokens, conversation)?.into_iter();
+        let mut sequence = Sequence { input_ids: Vec::new(), labels: labels.map(|_| Vec::new()), visuals: Vec::new() };
+        for (n, token) in tokens.iter().enumerate() {
+            let (mut length, mut label) = (1, labels.and_then(|labels| labels.get(n)).copied());
+            if self.is_placeholder(token.id)
+                && let Some(visual) = visuals.next()
+            {
+                (length, label) = (visual.tokens(&self.model.vision)?, Some(IGNORE_INDEX));
+                sequence.visuals.push(visual);
+            }
+            sequence.input_ids.extend(std::iter::repeat_n(token.id, length));
+            if let (Some(labels), Some(label)) = (&mut sequence.labels, label) {
+                labels.extend(std::iter::repeat_n(label, length));
+            }
+        }
+        Ok(sequence)
+    }
+
+    /// Pictures and videos in the order of their placeholders, prepared in parallel.
+    fn visuals(&self, tokens: &[Token], conversation: &Conversation) -> Result<Vec<Visual>> {
+        let images: Vec<&RgbImage> = conversation.messages.iter().flat_map(Message::images).collect();
+        let videos: Vec<&[RgbImage]> = conversation.messages.iter().flat_map(Message::videos).collect();
+        let ProcessorConfig { image_token, video_token, .. } = &self.settings.tokens;
+        self.check_count(tokens, self.model.image_token_index, image_token, images.len())?;
+        self.check_count(tokens, self.model.video_token_index, video_token, videos.len())?;
+        let (mut images, mut videos) = (images.into_iter(), videos.into_iter());
+        let placeholders = tokens.iter().filter(|token| self.is_placeholder(token.id));
+        let in_order: Vec<_> = placeholders
+            .filter_map(|token| {
+                let image = token.id == self.model.image_token_index;
+                if image { images.next().map(Picture::Image) } else { videos.next().map(Picture::Video) }
+            })
+            .collect();
+        in_order
+            .into_par_iter()
+            .map(|picture| match picture {
+                Picture::Image(image) => self.images.process(image),
+                Picture::Video(frames) => self.videos.process(frames),
+            })
+            .collect()
+    }
+
+    fn check_count(&self, tokens: &[Token], id: u32, token: &str, given: usize) -> Result<()> {
+        let asked = tokens.iter().filter(|found| found.id == id).count();
+        if asked == given {
+            return Ok(());
+        }
+        Err(Error::prompt(format!(
+            "the chat template writes `{token}` {asked} time(s) for {given} given: use a template that writes it once \
+             for each, and put pictures into the user's messages"
+        )))
+    }
+
+    pub(super) fn is_placeholder(&self, id: u32) -> bool {
+        id == self.model.image_token_index || id == self.model.video_token_index
+    }
+}
+
+/// Something to look at, before it is prepared.
+enum Picture<'a> {
+    Image(&'a RgbImage),
+    Video(&'a [RgbImage]),
+}

@@ -1,0 +1,222 @@
+//! The folder of all checkpoints of a run.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use serde::Serialize;
+
+use super::Checkpoint;
+use super::manifest::{
+    FORMAT, Fingerprint, Manifest, OPTIMIZER, PARAMETERS, STATE, VERSION, folder_name, read_manifest, refuse,
+};
+use crate::weights::{SaveOptions, save_safetensors_file, sync_folder, write_bytes_atomically};
+use crate::{Error, Result};
+
+/// Names a checkpoint being written or removed; whatever bears it can go.
+const TEMPORARY: &str = ".tmp-";
+/// Names a checkpoint while another of the same step takes its place.
+const REPLACED: &str = ".old-";
+
+/// What [`CheckpointManager::save`] writes.
+#[derive(Debug)]
+pub struct Contents<'a, T> {
+    /// Number of steps done.
+    pub step: u64,
+    /// The model.
+    pub parameters: &'a BTreeMap<String, Tensor>,
+    /// What [`crate::optim::AdamW::state`] gave.
+    pub optimizer: &'a BTreeMap<String, Tensor>,
+    /// Everything else that a resumed run needs: loader position, seeds, configuration. Floats in it may come back
+    /// with another last bit: store the bits of those that matter.
+    pub state: &'a T,
+    /// A validation loss, by which the best checkpoint is kept; lower is better.
+    pub score: Option<f64>,
+}
+
+/// The folder with a run's checkpoints, of which it keeps the last few and the best.
+#[derive(Debug)]
+pub struct CheckpointManager {
+    folder: PathBuf,
+    run: String,
+    keep_last: usize,
+}
+
+/// The newest checkpoint that can be resumed from, and why newer ones cannot.
+#[derive(Debug)]
+pub struct Latest {
+    /// The newest whole checkpoint of this run, if there is one.
+    pub checkpoint: Option<Checkpoint>,
+    /// One error for each newer checkpoint that was passed over, newest first.
+    pub refused: Vec<Error>,
+}
+
+impl CheckpointManager {
+    /// Opens `folder`, creating it, and tidies up what a killed process left half-done.
+    ///
+    /// `run` says what the checkpoints belong to, for example stage and model configuration: those that say otherwise
+    /// are refused. `keep_last` is how many of the newest are kept, at least one.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open(folder: impl AsRef<Path>, run: impl Into<String>, keep_last: usize) -> Result<Self> {
+        let this = Self { keep_last: keep_last.max(1), ..Self::view(folder, run) };
+        fs::create_dir_all(&this.folder).map_err(|e| Error::io(&this.folder, e))?;
+        for name in this.entries()? {
+            if let Some(original) = name.strip_prefix(REPLACED) {
+                this.finish_replacing(original)?;
+            } else if name.starts_with(TEMPORARY) {
+                remove_folder(&this.folder.join(&name))?;
+            }
+        }
+        Ok(this)
+    }
+
+    /// The checkpoints in `folder` to be read, also while a run is writing there: nothing is created or tidied up.
+    pub fn view(folder: impl AsRef<Path>, run: impl Into<String>) -> Self {
+        Self { folder: folder.as_ref().to_path_buf(), run: run.into(), keep_last: 1 }
+    }
+
+    /// Writes a checkpoint and returns its folder; then removes those that are neither among the last nor the best,
+    /// and those of later steps, which belong to a course that the run has left by resuming from an earlier one.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and [`Error::Checkpoint`] if `state` cannot be written as JSON.
+    pub fn save<T: Serialize>(&self, contents: &Contents<'_, T>) -> Result<PathBuf> {
+        let path = self.path(contents.step);
+        let temporary = self.folder.join(format!("{TEMPORARY}{}", folder_name(contents.step)));
+        fs::create_dir(&temporary).map_err(|e| Error::io(&temporary, e))?;
+        let written = self.write(&temporary, contents).and_then(|()| self.publish(&temporary, contents.step));
+        if written.is_err() {
+            // A full disk is the likely cause; the half-written folder must not keep it full.
+            fs::remove_dir_all(&temporary).ok();
+        }
+        written?;
+        self.prune(contents.step)?;
+        Ok(path)
+    }
+
+    /// The folder of the checkpoint after `step` steps, whether it exists or not.
+    pub fn path(&self, step: u64) -> PathBuf {
+        self.folder.join(folder_name(step))
+    }
+
+    /// Steps of all checkpoints, ascending, whether they are whole or not.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn steps(&self) -> Result<Vec<u64>> {
+        let step = |name: String| name.strip_prefix("step-")?.parse().ok().filter(|step| folder_name(*step) == name);
+        let mut steps: Vec<u64> = self.entries()?.into_iter().filter_map(step).collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// Opens the checkpoint of a certain step.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if it is not there, not whole or not of this run; the message offers the newest that is.
+    pub fn load(&self, step: u64) -> Result<Checkpoint> {
+        Checkpoint::open(&self.path(step), &self.run).map_err(|error| match (error, self.latest_valid()) {
+            (Error::Checkpoint { path, message, source }, Ok(Latest { checkpoint: Some(other), .. })) => {
+                let message = format!("{message}; the newest whole one is {}", other.path().display());
+                Error::Checkpoint { path, message, source }
+            }
+            (error, _) => error,
+        })
+    }
+
+    /// Looks for the newest checkpoint that is whole and of this run.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the folder cannot be read.
+    pub fn latest_valid(&self) -> Result<Latest> {
+        let mut refused = Vec::new();
+        for step in self.steps()?.into_iter().rev() {
+            match Checkpoint::open(&self.path(step), &self.run) {
+                Ok(checkpoint) => return Ok(Latest { checkpoint: Some(checkpoint), refused }),
+                Err(error) => refused.push(error),
+            }
+        }
+        Ok(Latest { checkpoint: None, refused })
+    }
+
+    /// Step of the checkpoint with the lowest score, the later one of equals.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the folder cannot be read.
+    pub fn best(&self) -> Result<Option<u64>> {
+        let score =
+            |step: u64| Some((read_manifest(&self.path(step)).ok()?.score.filter(|score| !score.is_nan())?, step));
+        let scores = self.steps()?.into_iter().rev().filter_map(score);
+        Ok(scores.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, step)| step))
+    }
+
+    fn write<T: Serialize>(&self, folder: &Path, contents: &Contents<'_, T>) -> Result<()> {
+        let mut files = BTreeMap::new();
+        for (name, tensors) in [(PARAMETERS, contents.parameters), (OPTIMIZER, contents.optimizer)] {
+            let path = folder.join(name);
+            save_safetensors_file(&path, tensors, &SaveOptions::default())?;
+            files.insert(name.to_string(), Fingerprint::of(&path).map_err(|e| Error::io(&path, e))?);
+        }
+        let json = |e: serde_json::Error| refuse(folder, format!("its state cannot be written as JSON: {e}"));
+        let manifest = Manifest {
+            format: FORMAT.into(),
+            version: VERSION,
+            run: self.run.clone(),
+            step: contents.step,
+            score: contents.score.filter(|score| score.is_finite()),
+            files,
+            state: serde_json::to_value(contents.state).map_err(json)?,
+        };
+        write_bytes_atomically(folder.join(STATE), &serde_json::to_vec_pretty(&manifest).map_err(json)?)
+    }
+
+    /// Gives a complete folder its name. One that bears it already steps aside first, see [`Self::finish_replacing`].
+    fn publish(&self, temporary: &Path, step: u64) -> Result<()> {
+        let path = self.path(step);
+        let replaced = self.folder.join(format!("{REPLACED}{}", folder_name(step)));
+        if path.exists() {
+            rename(&path, &replaced)?;
+        }
+        rename(temporary, &path)?;
+        sync_folder(&self.folder)?;
+        if replaced.exists() { remove_folder(&replaced) } else { Ok(()) }
+    }
+
+    /// Brings back a checkpoint whose successor never got the name, or removes it if the successor did.
+    fn finish_replacing(&self, name: &str) -> Result<()> {
+        let (replaced, path) = (self.folder.join(format!("{REPLACED}{name}")), self.folder.join(name));
+        if path.exists() { remove_folder(&replaced) } else { rename(&replaced, &path) }
+    }
+
+    fn prune(&self, newest: u64) -> Result<()> {
+        let (mut current, later): (Vec<u64>, Vec<u64>) = self.steps()?.into_iter().partition(|step| *step <= newest);
+        later.into_iter().try_for_each(|step| self.remove(step))?;
+        current.truncate(current.len().saturating_sub(self.keep_last));
+        let best = self.best()?;
+        current.into_iter().filter(|step| Some(*step) != best).try_for_each(|step| self.remove(step))
+    }
+
+    /// Takes the name away first: a half-removed checkpoint must not pass for a damaged one.
+    fn remove(&self, step: u64) -> Result<()> {
+        let temporary = self.folder.join(format!("{TEMPORARY}{}", folder_name(step)));
+        rename(&self.path(step), &temporary)?;
+        remove_folder(&temporary)
+    }
+
+    fn entries(&self) -> Result<Vec<String>> {
+        let io = |e| Error::io(&self.folder, e);
+        let names = fs::read_dir(&self.folder).map_err(io)?.map(|entry| Ok(entry.map_err(io)?.file_name()));
+        Ok(names.collect::<Result<Vec<_>>>()?.into_iter().filter_map(|name| name.into_string().ok()).collect())
+    }
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(|e| Error::io(from, e))
+}
+
+fn remove_folder(path: &Path) -> Result<()> {
+    fs::remove_dir_all(path).map_err(|e| Error::io(path, e))
+}

@@ -1,0 +1,67 @@
+//! Whether a decoder can take over the weights of another without loss.
+
+use std::fmt::Debug;
+
+use crate::config::{DecoderConfig, MlpKind};
+use crate::{Error, Result};
+
+/// Collects the fields that forbid an inheritance.
+pub(super) struct Compatibility {
+    decoder: &'static str,
+    problems: Vec<String>,
+}
+
+impl Compatibility {
+    /// Compares sizes and forms; `decoder` names ours in messages, for example `post_decoder`.
+    pub(super) fn of(decoder: &'static str, ours: &DecoderConfig, theirs: &DecoderConfig) -> Self {
+        let mut checks = Self { decoder, problems: Vec::new() };
+        checks.equal("hidden_size", ours.hidden_size, theirs.hidden_size);
+        checks.equal("intermediate_size", ours.intermediate_size, theirs.intermediate_size);
+        checks.equal("num_hidden_layers", ours.num_hidden_layers, theirs.num_hidden_layers);
+        checks.equal("num_attention_heads", ours.num_attention_heads, theirs.num_attention_heads);
+        checks.equal("num_key_value_heads", ours.num_key_value_heads, theirs.num_key_value_heads);
+        checks.equal("hidden_act", ours.hidden_act, theirs.hidden_act);
+        checks.equal("norm_mode", ours.norm_mode, theirs.norm_mode);
+        checks.equal("norm_eps", ours.norm_eps, theirs.norm_eps);
+        checks.has("qkv_bias", ours.qkv_bias, theirs.qkv_bias);
+        checks.has("output_bias", ours.output_bias, theirs.output_bias);
+        checks.has("mlp_bias", ours.mlp_bias, theirs.mlp_bias);
+        match (ours.mlp, theirs.mlp) {
+            (MlpKind::Plain, MlpKind::Gated) => checks.equal("mlp", ours.mlp, theirs.mlp),
+            // The gate is held open by a bias of one.
+            (MlpKind::Gated, MlpKind::Plain) => checks.has("mlp_bias", ours.mlp_bias, true),
+            _ => {}
+        }
+        checks
+    }
+
+    /// Notes a problem unless the two are equal. `field` is one of the decoder's.
+    pub(super) fn equal<T: PartialEq + Debug>(&mut self, field: &str, ours: T, theirs: T) {
+        if ours != theirs {
+            self.problems.push(format!("{}.{field} is {ours:?}, the source has {theirs:?}", self.decoder));
+        }
+    }
+
+    /// Notes a problem if the source has something that would be lost.
+    fn has(&mut self, field: &str, ours: bool, theirs: bool) {
+        if theirs && !ours {
+            self.problems.push(format!("{}.{field} is false, but the source needs it", self.decoder));
+        }
+    }
+
+    /// Notes a problem in other words.
+    pub(super) fn problem(&mut self, problem: String) {
+        self.problems.push(problem);
+    }
+
+    /// One error for all problems.
+    pub(super) fn finish(self, source: &str) -> Result<()> {
+        if self.problems.is_empty() {
+            return Ok(());
+        }
+        Err(Error::weights(format!(
+            "cannot inherit from {source}: change the configuration so that it agrees\n  {}",
+            self.problems.join("\n  ")
+        )))
+    }
+}

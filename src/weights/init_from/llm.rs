@@ -1,0 +1,233 @@
+//! Inheriting the post-decoder, the head and the text embedding from a language model.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::check::Compatibility;
+use super::config_file::read_config;
+use super::pca::principal_components;
+use super::transfer::Transfer;
+use super::{InheritReport, LlmConfig};
+use crate::config::{HaploVlConfig, Rope, TextEmbedding};
+use crate::weights::{GgufFile, Parameters, SafetensorsFiles, TensorSource};
+use crate::{Error, Result};
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// How the way from the LLM's embeddings down to the pre-decoder's width, and back up, starts.
+///
+/// The published sources are silent on it; the first is this crate's choice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TextInit {
+    /// From the [`principal_components`] of the LLM's table, so that text passes almost unharmed from the first step.
+    #[default]
+    PrincipalComponents,
+    /// As any other fresh parameter.
+    Random,
+}
+
+/// A language model to inherit from.
+#[derive(Clone)]
+pub struct LlmSource {
+    path: PathBuf,
+    config: LlmConfig,
+    tensors: Arc<dyn TensorSource>,
+}
+
+impl LlmSource {
+    /// Opens an HF folder (`config.json` and safetensors) or a `.gguf` file.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Format`] or [`Error::Config`] saying what is missing, broken or not supported.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if path.is_dir() {
+            let config = LlmConfig::from_hf(&read_config(path)?)?;
+            return Ok(Self { path: path.into(), config, tensors: Arc::new(SafetensorsFiles::open(path)?) });
+        }
+        let file = GgufFile::open(path)?;
+        Ok(Self { path: path.into(), config: file.llm_config()?, tensors: Arc::new(file) })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &LlmConfig {
+        &self.config
+    }
+
+    /// Its tensors, by HF name.
+    pub fn tensors(&self) -> &dyn TensorSource {
+        self.tensors.as_ref()
+    }
+
+    /// The embedding table, `[vocab_size, hidden_size]`, lengthened to `rows` by the mean of its rows.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if it is missing or of another shape, or longer than `rows`.
+    pub fn embedding(&self, rows: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+        let table = self.table(EMBEDDING, self.tensors.load_tensor(EMBEDDING, dtype, device)?)?;
+        if rows < table.dim(0)? {
+            let message = format!(
+                "{}: the vocabulary has {} entries, expected at most {rows}",
+                self.path.display(),
+                table.dim(0)?
+            );
+            return Err(Error::weights(message));
+        }
+        with_rows(&table, rows)
+    }
+
+    fn table(&self, name: &str, table: Tensor) -> Result<Tensor> {
+        let expected = [self.config.vocab_size, self.config.decoder.hidden_size];
+        if table.dims() == expected {
+            return Ok(table);
+        }
+        Err(Error::weights(format!(
+            "{}: tensor `{name}` is {:?}, but the configuration says {expected:?}",
+            self.path.display(),
+            table.dims()
+        )))
+    }
+}
+
+/// Copies a language model into the post-decoder, final norm, head and text embedding of the model that `parameters`
+/// belong to.
+///
+/// Entries of the vocabulary that the LLM lacks take the mean of those it has, so that they are neither likely nor
+/// unlikely. Biases that it lacks become zero. The connector is set only with [`TextInit::PrincipalComponents`].
+///
+/// # Errors
+/// [`Error::Weights`] listing every field of `config` that does not fit the LLM, or naming a missing tensor.
+pub fn inherit_llm(
+    source: &LlmSource,
+    config: &HaploVlConfig,
+    parameters: &Parameters,
+    text: TextInit,
+) -> Result<InheritReport> {
+    check(source, config)?;
+    let mut transfer = Transfer::new(source.tensors(), parameters);
+    let first = config.pre_decoder.num_hidden_layers;
+    for layer in 0..config.post_decoder.num_hidden_layers {
+        copy_layer(&mut transfer, config, layer, first + layer)?;
+    }
+    transfer.copy("model.norm.weight", "model.norm.weight")?;
+    copy_text(&mut transfer, source, config, text)?;
+    Ok(transfer.finish())
+}
+
+fn check(source: &LlmSource, config: &HaploVlConfig) -> Result<()> {
+    let (ours, theirs) = (&config.post_decoder, &source.config);
+    let mut checks = Compatibility::of("post_decoder", ours, &theirs.decoder);
+    checks.equal("rope_theta", ours.rope_theta, theirs.decoder.rope_theta);
+    checks.equal("rope_scaling", ours.rope_scaling, theirs.decoder.rope_scaling);
+    if ours.rope == Rope::None {
+        checks.problem("post_decoder.rope is none, but the source has rotary positions".into());
+    }
+    if config.vocab_size < theirs.vocab_size {
+        checks.problem(format!("vocab_size is {}, the source has {} entries", config.vocab_size, theirs.vocab_size));
+    }
+    if config.tie_word_embeddings && !theirs.tie_word_embeddings {
+        checks.problem("tie_word_embeddings is true, but the source has a head of its own".into());
+    }
+    checks.finish(&source.path.display().to_string())
+}
+
+fn copy_layer(transfer: &mut Transfer<'_>, config: &HaploVlConfig, from: usize, to: usize) -> Result<()> {
+    let decoder = &config.post_decoder;
+    let layers = [
+        ("input_layernorm", false),
+        ("self_attn.q_proj", decoder.qkv_bias),
+        ("self_attn.k_proj", decoder.qkv_bias),
+        ("self_attn.v_proj", decoder.qkv_bias),
+        ("self_attn.o_proj", decoder.output_bias),
+        ("post_attention_layernorm", false),
+        ("mlp.gate_proj", decoder.mlp_bias),
+        ("mlp.up_proj", decoder.mlp_bias),
+        ("mlp.down_proj", decoder.mlp_bias),
+    ];
+    for (name, biased) in layers {
+        transfer.copy_layer(&format!("model.layers.{from}.{name}"), &format!("model.layers.{to}.{name}"), biased)?;
+    }
+    Ok(())
+}
+
+fn copy_text(transfer: &mut Transfer<'_>, source: &LlmSource, config: &HaploVlConfig, text: TextInit) -> Result<()> {
+    let table = source.table(EMBEDDING, transfer.take(EMBEDDING)?)?;
+    if !config.tie_word_embeddings {
+        let head = match source.config.tie_word_embeddings {
+            true => table.clone(),
+            false => source.table(HEAD, transfer.take(HEAD)?)?,
+        };
+        transfer.put(HEAD, &with_rows(&head, config.vocab_size)?)?;
+    }
+    if let Some((down, narrow)) = copy_embedding(transfer, &table, config, text)? {
+        transfer.put("model.pre_connector.weight", &(down.t()? * root_mean_square(&narrow)?)?)?;
+    }
+    Ok(())
+}
+
+/// Sets the text embedding; returns the map to the pre-decoder's width and the narrow table, if they were used.
+fn copy_embedding(
+    transfer: &mut Transfer<'_>,
+    table: &Tensor,
+    config: &HaploVlConfig,
+    text: TextInit,
+) -> Result<Option<(Tensor, Tensor)>> {
+    // A tied table is the head too, so it has the LLM's width even if it is direct.
+    if config.text_embedding == TextEmbedding::Projected || config.tie_word_embeddings {
+        transfer.put(EMBEDDING, &with_rows(table, config.vocab_size)?)?;
+    }
+    if text == TextInit::Random {
+        return Ok(None);
+    }
+    let down = principal_components(table, config.pre_decoder.hidden_size)?;
+    let narrow = table.matmul(&down.t()?)?;
+    match config.text_embedding {
+        TextEmbedding::Direct => transfer.put(EMBEDDING, &with_rows(&narrow, config.vocab_size)?)?,
+        TextEmbedding::Projected => transfer.put("model.embed_proj.weight", &down)?,
+    }
+    Ok(Some((down, narrow)))
+}
+
+/// Copies the embedding table of a language model alone, for a stage 1 that has no post-decoder.
+///
+/// # Errors
+/// [`Error::Weights`] if the vocabulary does not fit or the table is missing.
+pub fn inherit_text_embedding(
+    source: &LlmSource,
+    config: &HaploVlConfig,
+    parameters: &Parameters,
+    text: TextInit,
+) -> Result<InheritReport> {
+    let mut transfer = Transfer::new(source.tensors(), parameters);
+    let table = source.table(EMBEDDING, transfer.take(EMBEDDING)?)?;
+    if table.dim(0)? > config.vocab_size {
+        return Err(Error::weights(format!(
+            "vocab_size is {}, the source has {} entries",
+            config.vocab_size,
+            table.dim(0)?
+        )));
+    }
+    copy_embedding(&mut transfer, &table, config, text)?;
+    Ok(transfer.finish())
+}
+
+/// The scale of the narrow embeddings. The pre-decoder begins by normalising them to one, so the connector, their way
+/// back up, has to multiply by it for the LLM to meet vectors of the length it knows.
+fn root_mean_square(narrow: &Tensor) -> Result<f64> {
+    let rows = narrow.sqr()?.mean(1)?.to_dtype(DType::F64)?;
+    Ok(rows.mean(0)?.sqrt()?.to_scalar::<f64>()?)
+}
+
+/// Appends rows that are the mean of all rows, up to `rows` of them.
+fn with_rows(table: &Tensor, rows: usize) -> Result<Tensor> {
+    let (known, width) = table.dims2()?;
+    if rows <= known {
+        return Ok(table.clone());
+    }
+    let mean = table.mean_keepdim(0)?.broadcast_as((rows - known, width))?;
+    Ok(Tensor::cat(&[table, &mean], 0)?)
+}

@@ -1,0 +1,75 @@
+//! Moving tensors from a source into parameters, keeping account.
+
+use std::collections::BTreeSet;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::InheritReport;
+use crate::weights::{Parameters, TensorSource};
+use crate::{Error, Result};
+
+pub(super) struct Transfer<'a> {
+    source: &'a dyn TensorSource,
+    parameters: &'a Parameters,
+    used: BTreeSet<String>,
+    copied: BTreeSet<String>,
+    constant: BTreeSet<String>,
+}
+
+impl<'a> Transfer<'a> {
+    pub(super) fn new(source: &'a dyn TensorSource, parameters: &'a Parameters) -> Self {
+        Self { source, parameters, used: BTreeSet::new(), copied: BTreeSet::new(), constant: BTreeSet::new() }
+    }
+
+    /// Takes a tensor of the source to compute with: f32 on the CPU.
+    pub(super) fn take(&mut self, from: &str) -> Result<Tensor> {
+        let tensor = self.source.load_tensor(from, DType::F32, &Device::Cpu)?;
+        self.used.insert(from.to_string());
+        Ok(tensor)
+    }
+
+    /// Sets a parameter to values made from the source.
+    pub(super) fn put(&mut self, to: &str, values: &Tensor) -> Result<()> {
+        self.parameters.set(to, values)?;
+        self.copied.insert(to.to_string());
+        Ok(())
+    }
+
+    pub(super) fn copy(&mut self, from: &str, to: &str) -> Result<()> {
+        let var =
+            self.parameters.get(to).ok_or_else(|| Error::weights(format!("the model has no parameter `{to}`")))?;
+        let values = self.source.load_tensor(from, var.dtype(), var.device())?;
+        self.used.insert(from.to_string());
+        self.put(to, &values)
+    }
+
+    /// Copies `from.weight`, and `from.bias` if `biased`; a bias that the source lacks becomes zero.
+    pub(super) fn copy_layer(&mut self, from: &str, to: &str, biased: bool) -> Result<()> {
+        self.copy(&format!("{from}.weight"), &format!("{to}.weight"))?;
+        let (from, to) = (format!("{from}.bias"), format!("{to}.bias"));
+        match (biased, self.source.has_tensor(&from)) {
+            (false, _) => Ok(()),
+            (true, true) => self.copy(&from, &to),
+            (true, false) => self.fill(&to, 0.0),
+        }
+    }
+
+    /// Sets every value of a parameter.
+    pub(super) fn fill(&mut self, to: &str, value: f64) -> Result<()> {
+        let var =
+            self.parameters.get(to).ok_or_else(|| Error::weights(format!("the model has no parameter `{to}`")))?;
+        self.parameters.set(to, &Tensor::full(value, var.shape(), &Device::Cpu)?)?;
+        self.constant.insert(to.to_string());
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> InheritReport {
+        let touched = |name: &String| self.copied.contains(name) || self.constant.contains(name);
+        InheritReport {
+            fresh: self.parameters.names().into_iter().filter(|name| !touched(name)).collect(),
+            unused: self.source.tensor_names().into_iter().filter(|name| !self.used.contains(name)).collect(),
+            copied: self.copied.into_iter().collect(),
+            zero_filled: self.constant.into_iter().collect(),
+        }
+    }
+}
