@@ -76,7 +76,7 @@ impl HaploVl {
     /// [`Self::with_cache_dtype`]. That is for the CPU; elsewhere a quantised source becomes floats.
     ///
     /// # Errors
-    /// As [`Self::new`] and [`check_source`], and [`Error::Device`](crate::Error::device) for `quantization` elsewhere than
+    /// As [`Self::new`] and [`check_source`], and [`Error::Device`](crate::Error::Device) for `quantization` elsewhere than
     /// on the CPU or in another number type than f32.
     pub fn from_source(
         config: &HaploVlConfig,
@@ -267,7 +267,7 @@ impl HaploVl {
     /// A fresh cache of `batch` rows and `capacity` positions.
     ///
     /// # Errors
-    /// [`Error::Generation`](crate::Error::generation) if `capacity` exceeds the context, or memory runs out.
+    /// [`Error::Generation`](crate::Error::Generation) if `capacity` exceeds the context, or memory runs out.
     pub fn cache(&self, batch: usize, capacity: usize) -> Result<Cache> {
         Cache::new(&self.config, batch, capacity, self.cache_dtype(), self.device())
     }

@@ -1,7 +1,7 @@
 //! Which row of which source every token of a batch is taken from, as plain index arithmetic.
 //!
 //! Sources are the rows of one tall matrix: first the text embeddings of all positions, then all patches of all tiles,
-//! then the newline, then the patches of shrunk grids. MergePlan is then a single gather, whose gradient is exact.
+//! then the newline, then the patches of shrunk grids. Merging is then a single gather, whose gradient is exact.
 
 use std::ops::Range;
 

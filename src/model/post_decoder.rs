@@ -96,7 +96,7 @@ impl LanguageHead {
     /// The weight, (vocab_size, hidden_size), for losses that never hold all logits.
     ///
     /// # Errors
-    /// [`Error::Weights`](crate::Error::weights) if it is quantised.
+    /// [`Error::Weights`](crate::Error::Weights) if it is quantised.
     pub fn weight(&self) -> Result<&Tensor> {
         self.0.weight()
     }

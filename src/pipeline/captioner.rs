@@ -62,7 +62,7 @@ impl<'m> Captioner<'m> {
     /// Describes several pictures or videos together, each for itself.
     ///
     /// # Errors
-    /// As [`Self::caption`], and [`Error::Batch`](crate::Error::batch) for no picture at all.
+    /// As [`Self::caption`], and [`Error::Batch`](crate::Error::Batch) for no picture at all.
     pub fn caption_all(&self, pictures: impl IntoIterator<Item = Content>) -> Result<Generation> {
         let requests = Vec::from_iter(pictures.into_iter().map(|picture| self.request(picture)));
         self.generator.generate(&self.model.batch(&requests)?, &self.config)

@@ -88,7 +88,7 @@ impl LoadedModel {
     /// `generation_config.json` if there is one.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::device) for a device that is not available, and for broken, missing or
+    /// [`Error::Device`](crate::Error::Device) for a device that is not available, and for broken, missing or
     /// contradictory files the error that names them.
     pub fn from_folder(folder: impl AsRef<Path>, options: LoadOptions) -> Result<Self> {
         let (device, dtype) = options.open()?;

@@ -63,7 +63,7 @@ impl<'m> VisualQuestionAnswerer<'m> {
     /// Answers several questions together, each about pictures of its own: faster than one after the other.
     ///
     /// # Errors
-    /// As [`Self::ask`], and [`Error::Batch`](crate::Error::batch) for no question at all.
+    /// As [`Self::ask`], and [`Error::Batch`](crate::Error::Batch) for no question at all.
     pub fn ask_all<P>(&self, questions: impl IntoIterator<Item = (P, String)>) -> Result<Generation>
     where
         P: IntoIterator<Item = Content>,

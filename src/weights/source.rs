@@ -29,7 +29,7 @@ pub trait TensorSource: Send + Sync {
     /// Copies a tensor to `device`, converted to `dtype`.
     ///
     /// # Errors
-    /// [`Error::Weights`](crate::Error::weights) if there is none of this name, or it cannot be converted.
+    /// [`Error::Weights`](crate::Error::Weights) if there is none of this name, or it cannot be converted.
     fn load_tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor>;
 
     /// How a matrix is stored, if in blocks that a layer can use as they are.
