@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     })
 }
 
-fn new_chat<'m>(arguments: &Arguments, model: &'m LoadedModel) -> Result<Chat<'m>> {
+fn new_chat(arguments: &Arguments, model: &LoadedModel) -> Result<Chat> {
     let conversation = Conversation::from_iter(arguments.system.iter().map(Message::system));
     Ok(Chat::new(model).with_conversation(conversation).with_generation(arguments.options.generation(model)?))
 }
@@ -99,7 +99,7 @@ fn next_line(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> Resul
     Ok(lines.next().transpose()?)
 }
 
-fn turn(chat: &mut Chat<'_>, model: &LoadedModel, pictures: &[Content], said: &str, json: bool) -> Result<()> {
+fn turn(chat: &mut Chat, model: &LoadedModel, pictures: &[Content], said: &str, json: bool) -> Result<()> {
     common::tell_unknown(model, said)?;
     let mut reply = chat.say(pictures.iter().cloned().chain([said.into()]))?;
     common::print_pieces(&mut reply, json)?;

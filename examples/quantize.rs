@@ -81,7 +81,7 @@ fn megabytes(folder: &Path) -> Result<f64> {
 }
 
 fn load(folder: &Path) -> Result<LoadedModel> {
-    Ok(LoadedModel::from_folder(folder, LoadOptions { device: DeviceChoice::Cpu, ..LoadOptions::default() })?)
+    Ok(LoadedModel::from_folder(folder, LoadOptions::default().with_device(DeviceChoice::Cpu))?)
 }
 
 fn divergence(original: &LoadedModel, quantized: &LoadedModel, pictures: u64, side: u32) -> Result<Divergence> {

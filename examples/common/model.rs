@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use haplovl::model::HaploVl;
 use haplovl::options::Quantization;
-use haplovl::options::{CacheChoice, DeviceChoice, DtypeChoice};
+use haplovl::options::{DeviceChoice, DtypeChoice, KvCacheDtype};
 use haplovl::pipeline::{LoadOptions, LoadedModel, ModelSource};
 
 /// Which model, and where it is computed.
@@ -26,7 +26,7 @@ pub struct ModelOptions {
     quantize: Option<Quantization>,
     /// Number type of the keys and values of what was read: auto (half beside few bits), full or half
     #[arg(long, default_value = "auto", value_name = "TYPE")]
-    cache: CacheChoice,
+    cache: KvCacheDtype,
 }
 
 impl ModelOptions {
@@ -34,7 +34,8 @@ impl ModelOptions {
     pub fn load(&self) -> Result<LoadedModel> {
         let start = Instant::now();
         let Self { device, dtype, quantize, cache, .. } = *self;
-        let options = LoadOptions { device, dtype, quantization: quantize, cache };
+        let options = LoadOptions::default().with_device(device).with_dtype(dtype);
+        let options = options.with_quantization(quantize).with_kv_cache_dtype(cache);
         eprintln!("loading {} ...", self.model);
         let loaded = LoadedModel::load(&self.model, options)?;
         let config = loaded.model().config();
