@@ -54,6 +54,11 @@
 //! [`Chat`](pipeline::Chat), the other pipelines and their streams own what they need and are `Send + 'static`, so that a
 //! server can keep one chat for each user and stream its replies from another thread.
 //!
+//! # Logging
+//!
+//! The library never prints. It reports loading, preprocessing, prefill, decoding and training through [`tracing`]; install
+//! any subscriber to see them.
+//!
 //! # Features
 //!
 //! | feature | effect |

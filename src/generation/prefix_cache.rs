@@ -35,6 +35,7 @@ impl PrefixCache {
     ) -> Result<GenerationSession> {
         let (ids, sample) = only_row(batch)?;
         let kept = self.shared(&ids, sample, &batch.visuals)?;
+        tracing::debug!(prefix = kept, tokens = ids.len(), "prefix cache looked up");
         let session = generator.session(&suffix(batch, sample, kept)?, &ids[..kept], config)?;
         match &mut self.cache {
             Some(cache) => cache.truncate(kept),

@@ -1,6 +1,7 @@
 //! A generation in steps: one prefill, then one token for every row at a time.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 
@@ -104,6 +105,10 @@ impl GenerationSession {
         let logits = self.next_logits(model, cache)?;
         self.input = Input::Tokens(self.sample(logits, &mut on_text)?);
         self.clock.step(self.new_tokens());
+        if self.is_finished() {
+            let Timings { new_tokens, seconds, tokens_per_second, .. } = self.timings();
+            tracing::debug!(new_tokens, seconds, tokens_per_second, "answer finished");
+        }
         Ok(!self.is_finished())
     }
 
@@ -111,8 +116,18 @@ impl GenerationSession {
     fn next_logits<M: CausalModel>(&self, model: &M, cache: &mut M::Cache) -> Result<Vec<Vec<f32>>> {
         let rows = self.rows.len();
         match &self.input {
-            Input::Prompt(batch) => logits_by_row(&model.prefill(batch, cache)?, rows),
-            Input::Tokens(ids) => logits_by_row(&model.decode(ids, cache)?, rows),
+            Input::Prompt(batch) => {
+                let tokens = self.prompt_tokens - self.cached_tokens;
+                let _span = tracing::debug_span!("prefill", rows, tokens).entered();
+                let start = Instant::now();
+                let logits = logits_by_row(&model.prefill(batch, cache)?, rows)?;
+                tracing::debug!(tokens, seconds = start.elapsed().as_secs_f64(), "prompt prefilled");
+                Ok(logits)
+            }
+            Input::Tokens(ids) => {
+                let _span = tracing::trace_span!("decode", rows).entered();
+                logits_by_row(&model.decode(ids, cache)?, rows)
+            }
         }
     }
 

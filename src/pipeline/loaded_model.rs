@@ -1,7 +1,9 @@
 //! A loaded model: the network, its processor, and its default generation settings.
 
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::{DType, Device};
 
@@ -107,7 +109,9 @@ impl LoadedModel {
 
     #[cfg(feature = "builtin")]
     fn builtin(options: LoadOptions) -> Result<Self> {
-        load_with(options, |dtype, device| super::builtin::load(options.quantization, dtype, device))
+        traced_load(&ModelSource::Builtin, options, |dtype, device| {
+            super::builtin::load(options.quantization, dtype, device)
+        })
     }
 
     #[cfg(not(feature = "builtin"))]
@@ -125,7 +129,7 @@ impl LoadedModel {
     /// contradictory files the error that names them.
     pub fn from_folder(folder: impl AsRef<Path>, options: LoadOptions) -> Result<Self> {
         let folder = folder.as_ref();
-        load_with(options, |dtype, device| {
+        traced_load(&folder.display(), options, |dtype, device| {
             let (config, processor, generation, weights) = open(folder)?;
             let model = HaploVl::from_source(&config, weights, options.quantization, dtype, device)?;
             Ok((model, processor, generation))
@@ -172,18 +176,45 @@ impl LoadedModel {
     /// # Errors
     /// As [`Processor::batch`].
     pub fn batch(&self, conversations: &[Conversation]) -> Result<MultimodalBatch> {
-        self.processor.batch(conversations, self.model.device())
+        let _span = tracing::debug_span!("preprocess", conversations = conversations.len()).entered();
+        let start = Instant::now();
+        let batch = self.processor.batch(conversations, self.model.device())?;
+        tracing::debug!(
+            images = batch.visuals.len(),
+            tiles = batch.visuals.iter().filter_map(|visual| visual.pixel_values().dims().first()).sum::<usize>(),
+            tokens = batch.layout.rows.iter().flatten().map(|sample| sample.range.len()).sum::<usize>(),
+            seconds = start.elapsed().as_secs_f64(),
+            "conversations preprocessed"
+        );
+        Ok(batch)
     }
 }
 
 /// The parts of a loaded model.
 type Parts = (HaploVl, Processor, GenerationConfig);
 
-/// Opens the device, loads with `load`, and applies the options.
-fn load_with(options: LoadOptions, load: impl FnOnce(DType, &Device) -> Result<Parts>) -> Result<LoadedModel> {
+/// Opens the device, loads with `load`, applies the options, and reports it to `tracing`.
+fn traced_load(
+    source: &dyn Display,
+    options: LoadOptions,
+    load: impl FnOnce(DType, &Device) -> Result<Parts>,
+) -> Result<LoadedModel> {
+    let _span = tracing::info_span!("load", %source).entered();
+    let start = Instant::now();
     let (device, dtype) = options.open()?;
     let (model, processor, generation) = load(dtype, &device)?;
+    tracing::info!(
+        parameters = parameter_count(model.config())?,
+        dtype = dtype.as_str(),
+        device = ?device.location(),
+        seconds = start.elapsed().as_secs_f64(),
+        "model loaded"
+    );
     Ok(LoadedModel::new(options.apply(model, dtype), processor, generation))
+}
+
+fn parameter_count(config: &HaploVlConfig) -> Result<usize> {
+    Ok(HaploVl::parameter_shapes(config)?.values().map(|shape| shape.iter().product::<usize>()).sum())
 }
 
 /// Writes a quantised copy of a model folder to the folder `output`, which is created; see [`save_quantized`].
