@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Args;
 use haplovl::data::shapes::{ShapesConfig, Split};
 use haplovl::processor::{ImageDecoder, RgbImage};
@@ -40,7 +40,7 @@ fn draw(seed: u64) -> Result<(PathBuf, RgbImage)> {
     // Under a unique name, so that no file is overwritten.
     let file = tempfile::Builder::new().prefix("haplovl-shapes-").suffix(".png").tempfile()?;
     let (_, path) = file.keep()?;
-    image.save(&path)?;
+    image.save(&path).map_err(|e| anyhow!("writing {}: {e}", path.display()))?;
     cli::note(format_args!("no --image is given, so a scene is drawn: {}", path.display()));
     Ok((path, image))
 }

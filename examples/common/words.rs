@@ -5,6 +5,9 @@ use haplovl::pipeline::LoadedModel;
 
 use crate::cli;
 
+/// Most bytes of a prompt whose words are looked up.
+const MAX_CHECKED: usize = 100_000;
+
 /// Parses a text of the command line; one without words is an error.
 pub fn text(given: &str) -> Result<String> {
     if given.trim().is_empty() {
@@ -13,10 +16,14 @@ pub fn text(given: &str) -> Result<String> {
     Ok(given.to_string())
 }
 
-/// Notes on stderr which words the model's tokenizer does not know: an answer is a guess then.
+/// Notes on stderr which words the model's tokenizer does not know, since the answer is a guess then.
 ///
-/// The markers that stand for images and videos are no words.
+/// The markers that stand for images and videos are no words. A prompt that is too long for any context is not tokenised.
 pub fn note_unknown(model: &LoadedModel, prompt: &str) -> Result<()> {
+    if prompt.len() > MAX_CHECKED {
+        cli::note(format_args!("note: unknown words are not looked for in a prompt of {} bytes", prompt.len()));
+        return Ok(());
+    }
     let text = prompt.replace("<image>", " ").replace("<video>", " ");
     let unknown = model.processor().tokenizer().unknown_words(&text)?;
     if !unknown.is_empty() {
