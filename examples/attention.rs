@@ -1,30 +1,30 @@
-//! Shows which parts of a picture a word of the prompt looks at, as a heat map (Figure 5 of the paper).
+//! Draws the attention of a word of the prompt to each part of an image, as a heat map (Figure 5 of the paper).
 //!
 //! `cargo run --release --example attention -- --model DIR --image cat.jpg --prompt "Where is the cat?" --word cat`
 
 #[path = "common/cli.rs"]
 mod cli;
+#[path = "common/images.rs"]
+mod images;
 #[path = "common/model.rs"]
 mod model;
-#[path = "common/pictures.rs"]
-mod pictures;
 #[path = "common/words.rs"]
 mod words;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::anyhow;
+use anyhow::{Result, anyhow};
 use clap::Parser;
 use haplovl::processor::{AttentionMap, Content, Conversation, Message, RgbImage};
-use image::Rgb;
+use image::{Rgb, imageops};
 
-use pictures::Pictures;
+use images::Images;
 
-/// Shows which parts of a picture a word of the prompt looks at.
+/// Draws the attention of a word of the prompt to each part of an image.
 ///
-/// One PNG for each picture: the picture under a heat map, and the colour scale on the right, from no attention (below)
-/// to the most that any cell gets (above). The same as text on stdout.
+/// Writes one PNG for each image: the image under a heat map, with the colour scale on the right, from no attention
+/// (bottom) to the largest of any patch (top). Prints the largest values on stdout.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:\n  \
     attention --prompt \"which shape is the yellow object?\" --word yellow\n  \
@@ -32,11 +32,11 @@ use pictures::Pictures;
     attention --model ./haplovl-7b --image cat.jpg --prompt \"Where is the cat?\" --word cat --layer 12 --head 3")]
 struct Arguments {
     #[command(flatten)]
-    pictures: Pictures,
-    /// What is asked about the pictures
+    images: Images,
+    /// The question about the images
     #[arg(long, value_name = "TEXT", value_parser = words::text)]
     prompt: String,
-    /// A word of the prompt, or several in a row
+    /// A word of the prompt, or several consecutive words
     #[arg(long, value_parser = words::text)]
     word: String,
     /// The layer, counted from 0 over both decoders [default: the last of the pre-decoder]
@@ -45,7 +45,7 @@ struct Arguments {
     /// One attention head, counted from 0 [default: the mean over all]
     #[arg(long, value_name = "N")]
     head: Option<usize>,
-    /// Folder to write to; made if need be
+    /// Folder to write to; created if necessary
     #[arg(long, default_value = ".", value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
@@ -54,37 +54,38 @@ struct Arguments {
 
 fn main() -> ExitCode {
     cli::main(|arguments: Arguments| {
-        let Arguments { pictures, prompt, word, layer, head, out, options } = arguments;
-        let pictures = pictures.open(0)?;
+        let Arguments { images, prompt, word, layer, head, out, options } = arguments;
+        let images = images.open(0)?;
         let model = options.load()?;
-        words::tell_unknown(&model, &prompt)?;
-        let content = pictures.iter().map(|(_, picture)| Content::from(picture.clone())).chain([prompt.into()]);
+        words::note_unknown(&model, &prompt)?;
+        let content = images.iter().map(|(_, image)| Content::from(image.clone())).chain([prompt.into()]);
         let conversation = Conversation::from(Message::user(content));
         let layer = layer.unwrap_or(model.model().config().pre_decoder.num_hidden_layers.saturating_sub(1));
         let maps = model.word_attention(&conversation, &word, layer, head)?;
         std::fs::create_dir_all(&out).map_err(|e| anyhow!("making {}: {e}", out.display()))?;
-        for ((path, picture), (n, map)) in pictures.iter().zip(maps.iter().enumerate()) {
+        for ((path, image), (n, map)) in images.iter().zip(maps.iter().enumerate()) {
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
             let file = out.join(format!("attention-{}-{stem}-{}.png", n + 1, file_name(&word)));
-            enlarged(overlay(picture, map)).save(&file).map_err(|e| anyhow!("writing {}: {e}", file.display()))?;
-            println!("{}: `{word}` in layer {layer} -> {}", path.display(), file.display());
-            describe(map);
+            enlarged(overlay(image, map)).save(&file).map_err(|e| anyhow!("writing {}: {e}", file.display()))?;
+            cli::print(format_args!("{}: `{word}` in layer {layer} -> {}", path.display(), file.display()))?;
+            describe(map)?;
         }
         Ok(())
     })
 }
 
-/// Only what every file system takes in a name.
+/// The word with the characters replaced that some file systems refuse.
 fn file_name(word: &str) -> String {
     word.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect()
 }
 
-/// Tells where most attention goes.
-fn describe(map: &AttentionMap) {
+/// Prints the patches with most attention.
+fn describe(map: &AttentionMap) -> Result<()> {
     let cells = map.cells().len();
-    println!("  {:.1} % of the attention goes to the {cells} patches of {}", 100.0 * map.total(), map.size());
+    let percent = 100.0 * map.total();
+    cli::print(format_args!("  {percent:.1} % of the attention goes to the {cells} patches of {}", map.size()))?;
     for cell in map.hottest(5) {
-        println!(
+        cli::print(format_args!(
             "  row {:>2}, column {:>2}: {:>5.2} % ({:.1} times the mean), pixels x {}..{}, y {}..{}",
             cell.row,
             cell.column,
@@ -94,16 +95,17 @@ fn describe(map: &AttentionMap) {
             cell.pixel_columns.end,
             cell.pixel_rows.start,
             cell.pixel_rows.end
-        );
+        ))?;
     }
+    Ok(())
 }
 
-/// The picture under its heat map, with the colour scale on its right.
-fn overlay(picture: &RgbImage, map: &AttentionMap) -> RgbImage {
-    let (width, height) = picture.dimensions();
+/// The image under its heat map, with the colour scale on its right.
+fn overlay(image: &RgbImage, map: &AttentionMap) -> RgbImage {
+    let (width, height) = image.dimensions();
     let scale = (width / 24).max(8);
     let mut result = RgbImage::from_pixel(width + scale + scale / 2, height, Rgb([255; 3]));
-    image::imageops::replace(&mut result, picture, 0, 0);
+    imageops::replace(&mut result, image, 0, 0);
     let most = map.hottest(1).first().map_or(0.0, |cell| cell.weight).max(f32::MIN_POSITIVE);
     for cell in map.cells() {
         let colour = heat(cell.weight / most);
@@ -121,13 +123,13 @@ fn overlay(picture: &RgbImage, map: &AttentionMap) -> RgbImage {
     result
 }
 
-/// A small picture several times as large, pixels kept sharp: cells of eight pixels are hard to see.
-fn enlarged(picture: RgbImage) -> RgbImage {
+/// A small image enlarged by a whole factor with sharp pixels: cells of eight pixels are hard to see.
+fn enlarged(image: RgbImage) -> RgbImage {
     const SIDE: u32 = 384;
-    let (width, height) = picture.dimensions();
+    let (width, height) = image.dimensions();
     match SIDE / width.max(height).max(1) {
-        0 | 1 => picture,
-        times => image::imageops::resize(&picture, times * width, times * height, image::imageops::Nearest),
+        0 | 1 => image,
+        times => imageops::resize(&image, times * width, times * height, imageops::Nearest),
     }
 }
 

@@ -1,10 +1,18 @@
-//! Talks about pictures.
+//! Chats about images.
 //!
-//! `cargo run --release --example chat -- --model DIR --image picture.jpg`
+//! `cargo run --release --example chat -- --model DIR --image cat.jpg`
 
+#[path = "common/cli.rs"]
+mod cli;
 mod common;
+#[path = "common/lines.rs"]
+mod lines;
+#[path = "common/model.rs"]
+mod model;
+#[path = "common/words.rs"]
+mod words;
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -15,62 +23,71 @@ use haplovl::processor::{Content, Conversation, ImageDecoder, Message};
 use serde_json::json;
 
 const COMMANDS: &str = "In the chat:\n  \
-    /image FILE  shows one more picture with the next turn\n  \
-    /reset       starts over\n  \
+    /image FILE  adds an image to the next turn\n  \
+    /reset       starts a new conversation\n  \
     /help        shows this\n  \
     /quit        ends, as does the end of the input";
 
-/// Talks about pictures: each line of stdin is a turn, each reply goes to stdout.
+const EXAMPLES: &str = "Examples:\n  \
+    chat --model ./haplovl-7b --image cat.jpg\n  \
+    chat --model ./haplovl-7b --system \"Answer in one word.\" --temperature 0.7\n  \
+    printf 'what is this?\\nand its colour?\\n' | chat --image scene.png --json";
+
+/// Chats about images: each line of stdin is a turn, each reply goes to stdout.
 ///
-/// Later turns compute only what is new. Where somebody types, a turn that fails is reported and the chat goes on
-/// without it; where the input comes from a file or another program, it ends.
+/// Later turns compute only their new tokens. On a terminal a turn that fails is reported and the chat goes on without it;
+/// with any other input the program ends. A line has at most 1 MiB.
 #[derive(Debug, Parser)]
-#[command(after_help = COMMANDS)]
+#[command(after_help = format!("{COMMANDS}\n\n{EXAMPLES}"))]
 struct Arguments {
-    /// A picture of the first turn; may be given several times
+    /// An image of the first turn; may be given several times
     #[arg(long = "image", value_name = "FILE")]
     images: Vec<PathBuf>,
-    /// Sets the tone, for example "You are a helpful assistant."
-    #[arg(long, value_name = "TEXT", value_parser = common::text)]
+    /// System message, for example "You are a helpful assistant."
+    #[arg(long, value_name = "TEXT", value_parser = words::text)]
     system: Option<String>,
     #[command(flatten)]
     options: common::Options,
 }
 
 fn main() -> ExitCode {
-    common::main(|arguments: Arguments| {
-        let first_pictures = arguments.images.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
+    cli::main(|arguments: Arguments| {
+        let first_images = arguments.images.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
         let model = arguments.options.load()?;
-        let mut pictures = first_pictures.clone();
+        let mut images = first_images.clone();
         let mut chat = new_chat(&arguments, &model)?;
-        let mut lines = std::io::stdin().lock().lines();
-        while let Some(line) = next_line(&mut lines)? {
+        let mut input = std::io::stdin().lock();
+        prompt_for_input();
+        while let Some(line) = lines::next_line(&mut input)? {
             let (first, rest) = line.trim_end().split_once(' ').unwrap_or((line.trim_end(), ""));
             let done = match first {
                 _ if line.trim().is_empty() => Ok(()),
                 "/quit" => break,
                 "/reset" => {
-                    pictures.clone_from(&first_pictures);
+                    images.clone_from(&first_images);
                     new_chat(&arguments, &model).map(|new| chat = new)
                 }
                 "/help" => {
-                    eprintln!("{COMMANDS}");
+                    cli::note(COMMANDS);
                     Ok(())
                 }
-                "/image" => named(rest).and_then(open).map(|picture| pictures.push(picture)),
+                "/image" => named(rest).and_then(open).map(|image| images.push(image)),
                 command if command.starts_with('/') => Err(unknown(command)),
-                _ => turn(&mut chat, &model, &pictures, line.trim(), arguments.options.json).map(|()| pictures.clear()),
+                _ => turn(&mut chat, &model, &images, line.trim(), arguments.options.json).map(|()| images.clear()),
             };
             match done {
-                Err(error) if std::io::stdin().is_terminal() => eprintln!("error: {error}"),
+                Err(error) if std::io::stdin().is_terminal() && !error.is::<cli::ReaderGone>() => {
+                    cli::note_error(&error);
+                }
                 done => done?,
             }
+            prompt_for_input();
         }
         Ok(())
     })
 }
 
-fn new_chat<'m>(arguments: &Arguments, model: &'m LoadedModel) -> Result<Chat<'m>> {
+fn new_chat(arguments: &Arguments, model: &LoadedModel) -> Result<Chat> {
     let conversation = Conversation::from_iter(arguments.system.iter().map(Message::system));
     Ok(Chat::new(model).with_conversation(conversation).with_generation(arguments.options.generation(model)?))
 }
@@ -81,27 +98,29 @@ fn open(path: &Path) -> Result<Content> {
 
 fn named(path: &str) -> Result<&Path> {
     match path.trim() {
-        "" => bail!("/image needs the name of a file behind it"),
+        "" => bail!("/image needs the name of a file after it"),
         path => Ok(Path::new(path)),
     }
 }
 
 fn unknown(command: &str) -> anyhow::Error {
-    anyhow!("there is no command `{command}`: /help lists them; words that begin with a slash need a space before it")
+    let command = command.chars().take(40).collect::<String>();
+    anyhow!(
+        "there is no command `{command}`: /help lists them; a text that begins with a slash needs a space before it"
+    )
 }
 
-/// The next line of the input, asked for if somebody types it.
-fn next_line(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> Result<Option<String>> {
+/// Shows on a terminal that a turn is expected.
+fn prompt_for_input() {
     if std::io::stdin().is_terminal() {
-        eprint!("> ");
-        std::io::stderr().flush()?;
+        let mut stderr = std::io::stderr();
+        let _ = write!(stderr, "> ").and_then(|()| stderr.flush());
     }
-    Ok(lines.next().transpose()?)
 }
 
-fn turn(chat: &mut Chat<'_>, model: &LoadedModel, pictures: &[Content], said: &str, json: bool) -> Result<()> {
-    common::tell_unknown(model, said)?;
-    let mut reply = chat.say(pictures.iter().cloned().chain([said.into()]))?;
+fn turn(chat: &mut Chat, model: &LoadedModel, images: &[Content], text: &str, json: bool) -> Result<()> {
+    words::note_unknown(model, text)?;
+    let mut reply = chat.say(images.iter().cloned().chain([text.into()]))?;
     common::print_pieces(&mut reply, json)?;
-    common::print_facts(&reply.finish()?, json, json!({ "said": said }))
+    common::print_facts(&reply.finish()?, json, json!({ "said": text }))
 }

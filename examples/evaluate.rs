@@ -1,4 +1,4 @@
-//! Examines a model on scenes of shapes world that no model was trained on.
+//! Evaluates a model on scenes of shapes world that no model was trained on.
 //!
 //! `cargo run --release --example evaluate -- --scenes 2000`
 
@@ -25,12 +25,12 @@ use serde_json::json;
 
 use model::ModelOptions;
 
-/// Asks a model about scenes of shapes world that no model was trained on: one question of every kind and a caption
-/// for each scene.
+/// Evaluates a model on scenes of shapes world that no model was trained on: one question of every kind and a caption for
+/// each scene.
 ///
-/// Prints a table: right answers by kind of question, beside two ways of answering without looking. "commonest" always
-/// gives the answer that is commonest among training scenes; "no picture" is the same model without the picture. Of the
-/// captions it counts those in which all that is named is right, and those that leave no object out either.
+/// Prints a table of accuracy by kind of question beside two baselines that do not see the image: "most common" always
+/// gives the most common answer among training scenes, "no image" is the same model without the image. Of the captions it
+/// counts those that say nothing wrong, and of these those that name every object.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:\n  \
     evaluate --scenes 200\n  \
@@ -41,13 +41,13 @@ struct Arguments {
     /// Number of scenes
     #[arg(long, default_value_t = 2000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     scenes: u64,
-    /// Side of the pictures in pixels
+    /// Side of the images in pixels
     #[arg(long, default_value_t = 64, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(16..=1024))]
     side: u32,
-    /// Questions that are answered together
+    /// Questions per batch
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
-    /// Wrong answers to print, for people to look at
+    /// Number of wrong answers to print on stderr
     #[arg(long, default_value_t = 0, value_name = "N")]
     show: usize,
     /// Print one line of JSON instead of the table
@@ -55,10 +55,10 @@ struct Arguments {
     json: bool,
 }
 
-/// A scene with what is asked about it.
+/// A scene with its image and questions.
 struct Exam {
     scene: Scene,
-    picture: Content,
+    image: Content,
     questions: Vec<Question>,
 }
 
@@ -66,7 +66,7 @@ impl Exam {
     fn of(split: Split, index: u64, side: u32) -> Self {
         let scene = split.scene(index, &ShapesConfig::default());
         let questions = scene.questions(&mut ChaCha8Rng::seed_from_u64(scene.seed));
-        Self { picture: scene.render(side).into(), questions, scene }
+        Self { image: scene.render(side).into(), questions, scene }
     }
 }
 
@@ -87,25 +87,26 @@ fn main() -> ExitCode {
         bar.finish_and_clear();
         let wrong = questions.iter().zip(&seen).filter(|((_, question), answer)| **answer != question.answer);
         for ((exam, question), answer) in wrong.take(arguments.show) {
-            eprintln!("scene {}: {} {answer} (right: {})", exam.scene.seed, question.question, question.answer);
+            let Question { question, answer: right, .. } = question;
+            cli::note(format_args!("scene {}: {question} {answer} (right: {right})", exam.scene.seed));
         }
         report(&questions, &[seen, blind], &captions, arguments.json)
     })
 }
 
-/// The model's answers, with or without the pictures.
+/// The model's answers, with the images or without.
 fn answer(
     model: &LoadedModel,
     questions: &[(&Exam, &Question)],
     batch: usize,
-    look: bool,
+    with_image: bool,
     bar: &ProgressBar,
 ) -> Result<Vec<String>> {
-    let answerer = VisualQuestionAnswerer::new(model).with_generation(likeliest(model));
+    let answerer = VisualQuestionAnswerer::new(model).with_generation(greedy(model));
     let mut answers = Vec::with_capacity(questions.len());
     for questions in questions.chunks(batch) {
         let request =
-            |(exam, question): &(&Exam, &Question)| (look.then(|| exam.picture.clone()), question.question.clone());
+            |(exam, question): &(&Exam, &Question)| (with_image.then(|| exam.image.clone()), question.question.clone());
         let given = answerer.ask_all(questions.iter().map(request))?;
         answers.extend(given.sequences.into_iter().map(|sequence| sequence.text));
         bar.inc(questions.len() as u64);
@@ -114,10 +115,10 @@ fn answer(
 }
 
 fn caption(model: &LoadedModel, exams: &[Exam], batch: usize, bar: &ProgressBar) -> Result<Vec<CaptionScore>> {
-    let captioner = Captioner::new(model).with_generation(likeliest(model));
+    let captioner = Captioner::new(model).with_generation(greedy(model));
     let mut scores = Vec::with_capacity(exams.len());
     for exams in exams.chunks(batch) {
-        let captions = captioner.caption_all(exams.iter().map(|exam| exam.picture.clone()))?;
+        let captions = captioner.caption_all(exams.iter().map(|exam| exam.image.clone()))?;
         let score = |(exam, caption): (&Exam, _)| check_caption(&exam.scene, caption);
         scores.extend(exams.iter().zip(captions.sequences.iter().map(|s| s.text.as_str())).map(score));
         bar.inc(exams.len() as u64);
@@ -125,13 +126,13 @@ fn caption(model: &LoadedModel, exams: &[Exam], batch: usize, bar: &ProgressBar)
     Ok(scores)
 }
 
-/// The model's way of generating, without draws: the same marks every time.
-fn likeliest(model: &LoadedModel) -> GenerationConfig {
+/// The model's generation settings without sampling: the same scores every time.
+fn greedy(model: &LoadedModel) -> GenerationConfig {
     GenerationConfig { do_sample: false, ..model.generation().clone() }
 }
 
-/// What is commonest among training scenes.
-fn commonest() -> CommonestAnswers {
+/// The most common answers among training scenes.
+fn most_common() -> CommonestAnswers {
     let exams = (0..2000).map(|index| Exam::of(Split::Train, index, 16));
     CommonestAnswers::of(exams.flat_map(|exam| exam.questions).map(|question| (question.kind, question.answer)))
 }
@@ -150,7 +151,7 @@ fn report(
         accuracy
     };
     let (model, without) = (judge(seen), judge(blind));
-    let commonest = commonest().accuracy(questions.iter().map(|(_, question)| (question.kind, &question.answer)));
+    let common = most_common().accuracy(questions.iter().map(|(_, question)| (question.kind, &question.answer)));
     let mut tallies = [Tally::default(); 2];
     for score in captions {
         tallies[0].add(score.all_right());
@@ -159,26 +160,24 @@ fn report(
     let [all_right, complete] = tallies;
     if as_json {
         let captions = json!({ "all_right": all_right, "complete": complete });
-        println!(
-            "{}",
-            json!({ "questions": model, "commonest": commonest, "no_picture": without, "captions": captions })
+        return cli::print(
+            json!({ "questions": model, "commonest": common, "no_picture": without, "captions": captions }),
         );
-        return Ok(());
     }
-    println!("| question | asked | right | commonest | no picture |\n|---|---|---|---|---|");
-    let row = |kind: &str, [model, commonest, without]: [Tally; 3]| {
+    cli::print("| question | asked | right | most common | no image |\n|---|---|---|---|---|")?;
+    let row = |kind: &str, [model, common, without]: [Tally; 3]| {
         let percent = |tally: Tally| format!("{:.1} %", 100.0 * tally.accuracy());
-        println!("| {kind} | {} | {} | {} | {} |", model.total, percent(model), percent(commonest), percent(without));
+        let [right, common, without_image] = [model, common, without].map(percent);
+        cli::print(format_args!("| {kind} | {} | {right} | {common} | {without_image} |", model.total))
     };
     let of = |accuracy: &Accuracy, kind: &str| accuracy.kinds().get(kind).copied().unwrap_or_default();
     for (kind, tally) in model.kinds() {
-        row(kind, [*tally, of(&commonest, kind), of(&without, kind)]);
+        row(kind, [*tally, of(&common, kind), of(&without, kind)])?;
     }
-    row("all", [model.overall(), commonest.overall(), without.overall()]);
-    for (what, tally) in
-        [("in which all that is named is right", all_right), ("that leave nothing out either", complete)]
-    {
-        println!("\ncaptions {what}: {} of {}, {:.1} %", tally.right, tally.total, 100.0 * tally.accuracy());
+    row("all", [model.overall(), common.overall(), without.overall()])?;
+    for (what, tally) in [("that say nothing wrong", all_right), ("that also name every object", complete)] {
+        let percent = 100.0 * tally.accuracy();
+        cli::print(format_args!("\ncaptions {what}: {} of {}, {percent:.1} %", tally.right, tally.total))?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Makes a model smaller and faster by storing its weights in few bits, and measures what that costs.
+//! Quantises a model, and measures how much its predictions change.
 //!
 //! `cargo run --release --example quantize -- --model DIR --type q8_0 --output DIR-q8_0`
 
@@ -14,16 +14,13 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use haplovl::data::shapes::{ShapesConfig, Split};
 use haplovl::eval::Divergence;
-use haplovl::options::DeviceChoice;
-use haplovl::options::Quantization;
-use haplovl::pipeline::{LoadOptions, LoadedModel, ModelSource, quantize_folder};
+use haplovl::pipeline::{DeviceChoice, LoadOptions, LoadedModel, ModelSource, Quantization, quantize_folder};
 use haplovl::processor::{Content, Message};
 
-/// Writes a copy of a model with the matrices of its layers in blocks of few bits: `model.gguf` in a folder that every
-/// other example takes with `--model`.
+/// Writes a quantised copy of a model: `model.gguf` in a folder that every other example takes with `--model`.
 ///
-/// With --compare, asks both models about pictures of shapes world and prints how far their predictions are apart: the
-/// mean Kullback-Leibler divergence of the next token in nats, and how often both find the same token likeliest.
+/// With --compare, runs both models on images of shapes world and prints the divergence of their predictions: the mean
+/// Kullback-Leibler divergence of the next token in nats, and how often the most likely token is the same.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:\n  \
     quantize --model ./haplovl-7b --type q4_k --output ./haplovl-7b-q4_k\n  \
@@ -32,17 +29,17 @@ struct Arguments {
     /// A folder, or a hub id such as ORGANISATION/NAME or ORGANISATION/NAME@REVISION
     #[arg(long, value_name = "MODEL")]
     model: ModelSource,
-    /// q8_0 (8.5 bits a weight, hardly to be told from floats), q6_k (6.6 bits) or q4_k (4.5 bits)
+    /// Block format: q8_0 (8.5 bits per weight, close to f32 in quality), q6_k (6.6 bits) or q4_k (4.5 bits)
     #[arg(long = "type", value_name = "TYPE")]
     kind: Quantization,
-    /// The folder to write
+    /// The folder to write; must not exist yet
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// Pictures to compare the models on
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    /// Number of images to compare the models on
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=100_000))]
     compare: u64,
-    /// Side of these pictures in pixels
-    #[arg(long, default_value_t = 64, value_name = "PIXELS")]
+    /// Side of these images in pixels
+    #[arg(long, default_value_t = 64, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(16..=1024))]
     side: u32,
 }
 
@@ -50,25 +47,31 @@ fn main() -> ExitCode {
     cli::main(|arguments: Arguments| {
         memory::keep();
         let Arguments { model, kind, output, compare, side } = arguments;
-        ensure!(!output.exists(), "{} exists already: name a new folder with `--output`", output.display());
+        // A link that leads nowhere is in the way, too.
+        ensure!(
+            output.symlink_metadata().is_err(),
+            "{} exists already: name a new folder with `--output`",
+            output.display()
+        );
         let folder = model.folder()?;
-        eprintln!("quantising {model} to {kind} ...");
+        cli::note(format_args!("quantising {model} to {kind} ..."));
         quantize_folder(&folder, &output, kind)?;
-        println!("{}: {:.1} MB of weights, from {:.1} MB", output.display(), megabytes(&output)?, megabytes(&folder)?);
+        let (before, after) = (megabytes(&folder)?, megabytes(&output)?);
+        cli::print(format_args!("{}: {after:.1} MB of weights, from {before:.1} MB", output.display()))?;
         if compare > 0 {
             let found = divergence(&load(&folder)?, &load(&output)?, compare, side)?;
-            println!(
-                "against the original: KL {:.5} nats, same likeliest token at {:.2} % of {} positions",
+            cli::print(format_args!(
+                "against the original: KL {:.5} nats, same most likely token at {:.2} % of {} positions",
                 found.kl,
                 100.0 * found.agreement,
                 found.positions
-            );
+            ))?;
         }
         Ok(())
     })
 }
 
-/// Of all files of weights in a folder.
+/// The size of all weight files in a folder.
 fn megabytes(folder: &Path) -> Result<f64> {
     let mut bytes = 0;
     for entry in std::fs::read_dir(folder)? {
@@ -81,12 +84,12 @@ fn megabytes(folder: &Path) -> Result<f64> {
 }
 
 fn load(folder: &Path) -> Result<LoadedModel> {
-    Ok(LoadedModel::from_folder(folder, LoadOptions { device: DeviceChoice::Cpu, ..LoadOptions::default() })?)
+    Ok(LoadedModel::from_folder(folder, LoadOptions::default().with_device(DeviceChoice::Cpu))?)
 }
 
-fn divergence(original: &LoadedModel, quantized: &LoadedModel, pictures: u64, side: u32) -> Result<Divergence> {
+fn divergence(original: &LoadedModel, quantized: &LoadedModel, images: u64, side: u32) -> Result<Divergence> {
     let mut all = Divergence::default();
-    for index in 0..pictures {
+    for index in 0..images {
         let scene = Split::Test.scene(index, &ShapesConfig::default());
         let content = [Content::from(scene.render(side)), "Describe the picture.".into()];
         let batch = original.batch(&[Message::user(content).into()])?;

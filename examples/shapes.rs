@@ -1,17 +1,18 @@
-//! Writes pictures of shapes world with their captions and questions, to look at.
+//! Writes images of shapes world with their captions and questions, for people to look at.
 //!
-//! `cargo run --example shapes -- [--out DIR] [--split test] [--count 24] [--side 64]` writes one PNG a scene, all of
-//! them on `sheet.png`, and `scenes.jsonl` with what is in them.
+//! `cargo run --example shapes -- [--out DIR] [--split test] [--count 24] [--side 64]` writes one PNG for
+//! each scene, a contact sheet `sheet.png`, and `scenes.jsonl` with what each scene contains.
 
 #[path = "common/cli.rs"]
 mod cli;
 
+use std::fmt::Display;
 use std::fs;
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow};
 use clap::{Parser, ValueEnum};
 use haplovl::data::shapes::{Scene, ShapesConfig, Split, caption_prompt};
 use image::RgbImage;
@@ -19,23 +20,28 @@ use image::imageops::{self, FilterType};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+/// Writes images of shapes world with their captions and questions.
+///
+/// The folder gets one PNG for each scene, a contact sheet sheet.png, and scenes.jsonl with what each scene contains.
 #[derive(Parser)]
-#[command(about = "Writes pictures of shapes world with their captions and questions")]
+#[command(after_help = "Examples:\n  \
+    shapes\n  \
+    shapes --out images --split train --count 200 --side 128")]
 struct Arguments {
-    /// Folder to write to; made if need be.
-    #[arg(long, default_value = "shapes-world")]
+    /// Folder to write to; created if necessary
+    #[arg(long, default_value = "shapes-world", value_name = "DIR")]
     out: PathBuf,
-    /// Which part of the world to show.
+    /// Split of the generated world
     #[arg(long, default_value = "test")]
     split: SplitName,
-    /// Number of scenes.
-    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    /// Number of scenes
+    #[arg(long, default_value_t = 24, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     count: u64,
-    /// Side of the pictures in pixels.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(16..=1024))]
+    /// Side of the images in pixels
+    #[arg(long, default_value_t = 64, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(16..=1024))]
     side: u32,
-    /// How much the pictures are magnified on the sheet.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=8))]
+    /// Magnification of the images on the contact sheet
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
     zoom: u32,
 }
 
@@ -46,7 +52,7 @@ enum SplitName {
     Test,
 }
 
-/// Most pictures on the sheet.
+/// Most images on the contact sheet.
 const SHEET: usize = 64;
 
 fn main() -> ExitCode {
@@ -59,33 +65,34 @@ fn write(arguments: Arguments) -> Result<()> {
         SplitName::Validation => Split::Validation,
         SplitName::Test => Split::Test,
     };
-    fs::create_dir_all(&arguments.out).with_context(|| format!("making {}", arguments.out.display()))?;
+    let fail = |path: &Path, e: &dyn Display| anyhow!("writing {}: {e}", path.display());
+    fs::create_dir_all(&arguments.out).map_err(|e| fail(&arguments.out, &e))?;
     let scenes: Vec<_> = (0..arguments.count).map(|i| split.scene(i, &ShapesConfig::default())).collect();
-    let mut lines = BufWriter::new(fs::File::create(arguments.out.join("scenes.jsonl"))?);
-    let mut pictures = Vec::new();
+    let list = arguments.out.join("scenes.jsonl");
+    let mut lines = BufWriter::new(fs::File::create(&list).map_err(|e| fail(&list, &e))?);
+    let mut images = Vec::new();
     for (i, scene) in scenes.iter().enumerate() {
         let name = format!("{i:04}.png");
-        let picture = scene.render(arguments.side);
-        picture.save(arguments.out.join(&name))?;
-        writeln!(lines, "{}", described(scene, &name))?;
-        if pictures.len() < SHEET {
-            pictures.push(picture);
+        let (image, path) = (scene.render(arguments.side), arguments.out.join(&name));
+        image.save(&path).map_err(|e| fail(&path, &e))?;
+        writeln!(lines, "{}", described(scene, &name)).map_err(|e| fail(&list, &e))?;
+        if images.len() < SHEET {
+            images.push(image);
         }
     }
-    lines.flush()?;
+    lines.flush().map_err(|e| fail(&list, &e))?;
     let path = arguments.out.join("sheet.png");
-    contact_sheet(&pictures, arguments.zoom).save(&path)?;
-    println!(
+    contact_sheet(&images, arguments.zoom).save(&path).map_err(|e| fail(&path, &e))?;
+    cli::print(format_args!(
         "{} scenes in {}, {} of them on {}",
         scenes.len(),
         arguments.out.display(),
-        pictures.len(),
+        images.len(),
         path.display()
-    );
-    Ok(())
+    ))
 }
 
-/// Everything that is known and can be said of a scene, as one JSON object.
+/// A scene with its caption, questions and sentences, as one JSON object.
 fn described(scene: &Scene, name: &str) -> serde_json::Value {
     let mut rng = ChaCha8Rng::seed_from_u64(scene.seed);
     serde_json::json!({
@@ -98,14 +105,14 @@ fn described(scene: &Scene, name: &str) -> serde_json::Value {
     })
 }
 
-/// All pictures in rows of eight, magnified, with a narrow gap.
-fn contact_sheet(pictures: &[RgbImage], zoom: u32) -> RgbImage {
-    let columns = pictures.len().clamp(1, 8) as u32;
-    let rows = (pictures.len() as u32).div_ceil(columns);
-    let side = pictures.first().map_or(0, |picture| picture.width() * zoom) + 4;
+/// All images in rows of eight, magnified, with a narrow gap.
+fn contact_sheet(images: &[RgbImage], zoom: u32) -> RgbImage {
+    let columns = images.len().clamp(1, 8) as u32;
+    let rows = (images.len() as u32).div_ceil(columns);
+    let side = images.first().map_or(0, |image| image.width() * zoom) + 4;
     let mut sheet = RgbImage::from_pixel(columns * side, rows * side, image::Rgb([255; 3]));
-    for (i, picture) in pictures.iter().enumerate() {
-        let large = imageops::resize(picture, side - 4, side - 4, FilterType::Nearest);
+    for (i, image) in images.iter().enumerate() {
+        let large = imageops::resize(image, side - 4, side - 4, FilterType::Nearest);
         let (column, row) = (i as u32 % columns, i as u32 / columns);
         imageops::replace(&mut sheet, &large, i64::from(column * side + 2), i64::from(row * side + 2));
     }

@@ -1,4 +1,6 @@
-//! What a user may choose: device, dtype, quantisation of weights, precision of matmuls, dtype of the KV cache.
+//! User options: device, dtype, quantisation of weights, precision of matmuls, dtype of the KV cache.
+//!
+//! Each is an enum that parses from the names listed, which are those that the examples take on their command line.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,15 +10,16 @@ use candle_core::{DType, Device};
 
 use crate::{Error, Result};
 
-/// Where tensors live and are computed: `auto`, `cpu`, `cuda`, `cuda:N` or `metal`.
+/// The device of tensors: `auto`, `cpu`, `cuda`, `cuda:N` or `metal`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DeviceChoice {
-    /// CUDA if it was compiled in and a card answers, else Metal likewise, else the CPU.
+    /// CUDA if it was compiled in and a GPU answers, else Metal likewise, else the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
-    /// The NVIDIA card of this index.
+    /// The NVIDIA GPU of this index.
     Cuda(usize),
     /// The Apple GPU.
     Metal,
@@ -44,7 +47,7 @@ impl DeviceChoice {
     /// Opens the device.
     ///
     /// # Errors
-    /// [`Error::Device`] if support was not compiled in (with the flag to build with) or no such device answers.
+    /// [`Error::Device`] if support was not compiled in (the message names the feature) or no such device answers.
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
@@ -59,31 +62,34 @@ fn open_cuda(n: usize) -> Result<Device> {
     if !candle_core::utils::cuda_is_available() {
         return Err(not_compiled_in("cuda"));
     }
-    Device::new_cuda(n).map_err(|e| Error::device(format!("cuda:{n} does not answer: {e}")))
+    Device::new_cuda(n).map_err(|e| Error::device(format!("cuda:{n} does not answer: {e}")).caused_by(e))
 }
 
 fn open_metal() -> Result<Device> {
     if !candle_core::utils::metal_is_available() {
         return Err(not_compiled_in("metal"));
     }
-    Device::new_metal(0).map_err(|e| Error::device(format!("metal does not answer: {e}")))
+    Device::new_metal(0).map_err(|e| Error::device(format!("metal does not answer: {e}")).caused_by(e))
 }
 
 fn not_compiled_in(feature: &str) -> Error {
-    Error::device(format!("{feature} support is not compiled in: build with `--features {feature}`, or choose `cpu`"))
+    Error::device(format!(
+        "{feature} support is not compiled in: build with the feature `{feature}`, or choose the device `cpu`"
+    ))
 }
 
-/// The number type of activations and weights.
+/// The dtype of activations and weights: `auto`, `f32`, `f16` or `bf16`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DtypeChoice {
     /// bf16 on a GPU, f32 on the CPU.
     #[default]
     Auto,
-    /// 32-bit floats.
+    /// f32.
     F32,
-    /// 16-bit floats; GPU only.
+    /// f16; on a GPU only.
     F16,
-    /// bfloat16; on a CPU with AVX512-BF16 products of matrices only.
+    /// bf16; on a CPU with AVX512-BF16 in matmuls only.
     Bf16,
 }
 
@@ -102,11 +108,11 @@ impl FromStr for DtypeChoice {
 }
 
 impl DtypeChoice {
-    /// The candle type for `device`. With bf16 on the CPU that is f32: all but [products](Self::precision) stays exact.
+    /// The candle dtype on `device`. For bf16 on the CPU that is f32, since only [matmuls](Self::precision) use bf16 there.
     ///
     /// # Errors
-    /// [`Error::Device`] for half precision on the CPU, where it is slower than f32 and sums lose digits, but for bf16 on
-    /// processors that have instructions for it.
+    /// [`Error::Device`] for f16 on a CPU, and for bf16 on a CPU without AVX512-BF16: both are slower than f32 there and
+    /// lose digits in sums.
     pub fn resolve(self, device: &Device) -> Result<DType> {
         match self {
             Self::Auto if device.is_cpu() => Ok(DType::F32),
@@ -115,14 +121,14 @@ impl DtypeChoice {
             Self::F16 if !device.is_cpu() => Ok(DType::F16),
             Self::F32 => Ok(DType::F32),
             _ => Err(Error::device(if Precision::has_fast_bf16() {
-                "f16 on the CPU is slower and less exact than f32: use `--dtype f32` or `bf16`, or a GPU"
+                "dtype f16 on the CPU is slower and less exact than f32: choose the dtype `f32` or `bf16`, or a GPU"
             } else {
-                "half precision on this CPU is slower and less exact than f32: use `--dtype f32`, or a GPU"
+                "dtypes f16 and bf16 on this CPU are slower and less exact than f32: choose the dtype `f32`, or a GPU"
             })),
         }
     }
 
-    /// How exact products of matrices are on the CPU; `None` leaves it to the model.
+    /// The precision of matmuls on the CPU; `None` keeps the model's own.
     pub fn precision(self) -> Option<Precision> {
         match self {
             Self::Auto => None,
@@ -132,19 +138,19 @@ impl DtypeChoice {
     }
 }
 
-/// How exactly numbers are multiplied; sums are f32 in any case.
+/// The precision of the factors of a matmul on the CPU; sums are f32 in any case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Precision {
-    /// As they are.
+    /// The tensors' own.
     #[default]
     Full,
-    /// Of f32 tensors on the CPU, rounded to bf16 (8 bits instead of 24), forward and backward; other tensors as they are.
+    /// bf16: f32 tensors on the CPU are rounded (8 bits of mantissa instead of 24), forward and backward.
     Bf16,
 }
 
 impl Precision {
-    /// Whether this processor rounds faster than it multiplies floats; it does with AVX512-BF16. Elsewhere
-    /// [`Precision::Bf16`] computes as [`Precision::Full`] does.
+    /// Whether this CPU has AVX512-BF16. Without it [`Precision::Bf16`] computes as [`Precision::Full`] does.
     pub fn has_fast_bf16() -> bool {
         #[cfg(target_arch = "x86_64")]
         return std::is_x86_feature_detected!("avx512bw") && std::is_x86_feature_detected!("avx512bf16");
@@ -153,19 +159,20 @@ impl Precision {
     }
 }
 
-/// The number type of the keys and values that generation keeps: `auto`, `full` or `half`.
+/// The dtype of keys and values in the KV cache: `auto`, `full` or `half`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum CacheChoice {
-    /// Half beside quantised weights, else full.
+#[non_exhaustive]
+pub enum KvCacheDtype {
+    /// `half` with quantised weights, else `full`.
     #[default]
     Auto,
-    /// That of activations.
+    /// The dtype of activations.
     Full,
-    /// 16-bit floats: half the memory. On the CPU they are read as they are, which is half the reading as well.
+    /// 16 bits: f16, or bf16 where activations are bf16. Half the memory, and on the CPU half the memory traffic.
     Half,
 }
 
-impl FromStr for CacheChoice {
+impl FromStr for KvCacheDtype {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
@@ -173,40 +180,40 @@ impl FromStr for CacheChoice {
             "auto" => Ok(Self::Auto),
             "full" => Ok(Self::Full),
             "half" => Ok(Self::Half),
-            _ => Err(Error::config("cache", format!("is `{s}`, expected auto, full or half"))),
+            _ => Err(Error::config("kv_cache_dtype", format!("is `{s}`, expected auto, full or half"))),
         }
     }
 }
 
-impl CacheChoice {
-    /// The candle type that is asked for beside activations of `dtype`, if any is.
+impl KvCacheDtype {
+    /// The candle dtype for activations of `dtype`; `None` keeps the model's own.
     pub fn resolve(self, dtype: DType) -> Option<DType> {
         match self {
             Self::Auto => None,
             Self::Full => Some(dtype),
-            // Either half precision is one already.
             Self::Half if dtype == DType::BF16 => Some(dtype),
             Self::Half => Some(DType::F16),
         }
     }
 }
 
-/// How weights are stored: bits a weight, its share of a block's scale included.
+/// The block format of quantised weights; bits per weight include its share of the block's scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Quantization {
-    /// 8.5 bits, hardly to be told from floats.
+    /// 8.5 bits per weight, close to f32 in quality.
     Q8_0,
-    /// 6.6 bits.
+    /// 6.6 bits per weight.
     Q6K,
-    /// 4.5 bits, the smallest.
+    /// 4.5 bits per weight, the smallest.
     Q4K,
 }
 
 impl Quantization {
-    /// All of them, largest first.
+    /// All formats, largest first.
     pub const ALL: [Self; 3] = [Self::Q8_0, Self::Q6K, Self::Q4K];
 
-    /// Its name in GGUF.
+    /// The GGML dtype.
     pub fn ggml_dtype(self) -> GgmlDType {
         match self {
             Self::Q8_0 => GgmlDType::Q8_0,
@@ -240,15 +247,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn caches_are_named_and_beside_bf16_half_is_bf16() {
+    fn kv_cache_dtypes_parse_and_half_of_bf16_is_bf16() {
         for (name, f32, bf16) in [
             ("auto", None, None),
             ("full", Some(DType::F32), Some(DType::BF16)),
             ("half", Some(DType::F16), Some(DType::BF16)),
         ] {
-            let choice: CacheChoice = name.parse().unwrap();
+            let choice: KvCacheDtype = name.parse().unwrap();
             assert_eq!([choice.resolve(DType::F32), choice.resolve(DType::BF16)], [f32, bf16], "{name}");
         }
-        assert!("q8_0".parse::<CacheChoice>().unwrap_err().to_string().contains("expected auto, full or half"));
+        assert!("q8_0".parse::<KvCacheDtype>().unwrap_err().to_string().contains("expected auto, full or half"));
     }
 }

@@ -18,7 +18,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 fn options(quantization: Option<Quantization>) -> LoadOptions {
-    LoadOptions { device: DeviceChoice::Cpu, quantization, ..LoadOptions::default() }
+    LoadOptions::default().with_device(DeviceChoice::Cpu).with_quantization(quantization)
 }
 
 fn builtin(quantization: Option<Quantization>) -> LoadedModel {

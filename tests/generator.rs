@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed test helper should panic")]
 
-use std::cell::RefCell;
+use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};
 use haplovl::batch::{BatchSpec, MultimodalBatch, PaddingSide, Sequence};
@@ -16,13 +16,13 @@ const EOS: u32 = 90;
 struct Script {
     config: HaploVlConfig,
     replies: Vec<Vec<u32>>,
-    fed: RefCell<Vec<Vec<u32>>>,
+    fed: Mutex<Vec<Vec<u32>>>,
 }
 
 impl Script {
-    fn new(replies: &[&[u32]]) -> Self {
+    fn new(replies: &[&[u32]]) -> Arc<Self> {
         let replies = replies.iter().map(|ids| ids.to_vec()).collect();
-        Self { config: HaploVlConfig::tiny(), replies, fed: RefCell::default() }
+        Arc::new(Self { config: HaploVlConfig::tiny(), replies, fed: Mutex::default() })
     }
 
     /// Logits that are 1 at the row's id of this step and 0.75 at the next one; a row whose script is over gets NaN.
@@ -59,7 +59,7 @@ impl CausalModel for Script {
     }
 
     fn decode(&self, ids: &[u32], cache: &mut Self::Cache) -> Result<Tensor> {
-        self.fed.borrow_mut().push(ids.to_vec());
+        self.fed.lock().unwrap().push(ids.to_vec());
         cache.0 += 1;
         cache.1 -= 1;
         self.logits(cache.0)
@@ -98,7 +98,7 @@ fn rows_end_each_in_its_own_way_and_the_rest_goes_on() {
     let batch = prompts(&[&[1, 2, 3], &[1], &[1, 2]]);
     let mut shown = vec![String::new(); 3];
     let show = |row: usize, text: &str| shown[row].push_str(text);
-    let generation = Generator::new(&model, letters).generate_with(&batch, &config, show).unwrap();
+    let generation = Generator::new(model.clone(), letters).generate_with(&batch, &config, show).unwrap();
     let [first, second, third] = &generation.sequences[..] else { panic!("three rows") };
     assert_eq!((first.text.as_str(), &first.tokens[..]), ("a", &[1, EOS][..]));
     assert_eq!(first.finish_reason, FinishReason::EndOfSequence(EOS));
@@ -106,7 +106,7 @@ fn rows_end_each_in_its_own_way_and_the_rest_goes_on() {
     assert_eq!((third.text.as_str(), &third.finish_reason), ("d", &FinishReason::StopString("ef".into())));
     assert_eq!(shown, ["a", "bcbc", "d"]);
     // A finished row is fed padding, and no step is done for nothing.
-    assert_eq!(*model.fed.borrow(), [vec![1, 2, 4], vec![EOS, 3, 5], vec![77, 2, 6]]);
+    assert_eq!(*model.fed.lock().unwrap(), [vec![1, 2, 4], vec![EOS, 3, 5], vec![77, 2, 6]]);
     assert_eq!((generation.timings.prompt_tokens, generation.timings.new_tokens), (6, 9));
     assert!(generation.timings.seconds >= generation.timings.seconds_to_first_token);
 }
@@ -115,7 +115,7 @@ fn rows_end_each_in_its_own_way_and_the_rest_goes_on() {
 fn held_back_text_comes_at_the_end() {
     let config = GenerationConfig { stop_strings: vec!["bcd".into()], max_new_tokens: Some(3), ..config() };
     let model = Script::new(&[&[1, 2, 3]]);
-    let generator = Generator::new(&model, letters);
+    let generator = Generator::new(model.clone(), letters);
     let pieces: Vec<String> = generator.stream(&prompts(&[&[1]]), &config).unwrap().map(Result::unwrap).collect();
     assert_eq!(pieces, ["a", "bc"]);
 }
@@ -123,7 +123,7 @@ fn held_back_text_comes_at_the_end() {
 #[test]
 fn a_stream_gives_pieces_and_then_the_facts() {
     let model = Script::new(&[&[1, 30, 2, EOS]]);
-    let generator = Generator::new(&model, letters);
+    let generator = Generator::new(model.clone(), letters);
     let mut stream = generator.stream(&prompts(&[&[5, 6]]), &config()).unwrap();
     let pieces: Vec<String> = stream.by_ref().map(Result::unwrap).collect();
     assert_eq!(pieces, ["a", "b"]);
@@ -138,7 +138,7 @@ fn a_stream_gives_pieces_and_then_the_facts() {
 fn cancelling_ends_with_what_is_there() {
     let model = Script::new(&[&[1, 2, 3, 4, EOS]]);
     let cancel = CancelToken::default();
-    let generator = Generator::new(&model, letters).with_cancel(cancel.clone());
+    let generator = Generator::new(model.clone(), letters).with_cancel(cancel.clone());
     let stop_at_b = |_, text: &str| {
         if text == "b" {
             cancel.cancel()
@@ -155,7 +155,7 @@ fn cancelling_ends_with_what_is_there() {
 #[test]
 fn a_stream_dropped_early_reports_what_it_had() {
     let model = Script::new(&[&[1, 2, 3, EOS]]);
-    let mut stream = Generator::new(&model, letters).stream(&prompts(&[&[1]]), &config()).unwrap();
+    let mut stream = Generator::new(model.clone(), letters).stream(&prompts(&[&[1]]), &config()).unwrap();
     assert_eq!(stream.next().unwrap().unwrap(), "a");
     let answer = stream.finish().unwrap();
     assert_eq!(answer.sequence.tokens, [1]);
@@ -165,7 +165,7 @@ fn a_stream_dropped_early_reports_what_it_had() {
 #[test]
 fn the_context_limits_the_answer() {
     let model = Script::new(&[&[1; 10]]);
-    let generator = Generator::new(&model, letters);
+    let generator = Generator::new(model.clone(), letters);
     // 256 positions: six are left.
     let config = GenerationConfig { max_new_tokens: None, ..config() };
     let generation = generator.generate(&prompts(&[&[1; 250]]), &config).unwrap();
@@ -181,7 +181,7 @@ fn placeholders_are_never_generated() {
     for placeholder in [tiny.image_token_index, tiny.video_token_index] {
         let model = Script::new(&[&[placeholder]]);
         let config = GenerationConfig { max_new_tokens: Some(1), ..config() };
-        let generation = Generator::new(&model, letters).generate(&prompts(&[&[1]]), &config).unwrap();
+        let generation = Generator::new(model.clone(), letters).generate(&prompts(&[&[1]]), &config).unwrap();
         assert_eq!(generation.sequences[0].tokens, [0]);
     }
 }
@@ -192,19 +192,19 @@ fn the_repetition_penalty_counts_the_prompt() {
     // The script says 3; if that stands in the prompt already, its logit of 1 is halved, and 4 wins with 0.75.
     for (prompt, expected) in [(&[5, 5], 3), (&[3, 5], 4)] {
         let model = Script::new(&[&[3]]);
-        let generation = Generator::new(&model, letters).generate(&prompts(&[prompt]), &config).unwrap();
+        let generation = Generator::new(model.clone(), letters).generate(&prompts(&[prompt]), &config).unwrap();
         assert_eq!(generation.sequences[0].tokens, [expected]);
     }
     // Padding is no part of the prompt.
     let model = Script::new(&[&[0], &[0]]);
-    let generation = Generator::new(&model, letters).generate(&prompts(&[&[5], &[5, 5]]), &config).unwrap();
+    let generation = Generator::new(model.clone(), letters).generate(&prompts(&[&[5], &[5, 5]]), &config).unwrap();
     assert_eq!(generation.sequences[0].tokens, [0]);
 }
 
 #[test]
 fn broken_logits_end_the_stream_with_one_error() {
     let model = Script::new(&[&[1]]);
-    let generator = Generator::new(&model, letters);
+    let generator = Generator::new(model.clone(), letters);
     let items = Vec::from_iter(generator.stream(&prompts(&[&[7, 8, 9]]), &config()).unwrap());
     assert_eq!(items.len(), 2);
     let message = items[1].as_ref().unwrap_err().to_string();
@@ -215,7 +215,7 @@ fn broken_logits_end_the_stream_with_one_error() {
 #[test]
 fn unsuitable_batches_and_settings_are_refused() {
     let model = Script::new(&[&[1], &[1]]);
-    let generator = Generator::new(&model, letters);
+    let generator = Generator::new(model.clone(), letters);
     let right = batch(&[&[1, 2], &[1]], PaddingSide::Right);
     let message = generator.generate(&right, &config()).unwrap_err().to_string();
     assert!(message.contains("padded on the left"), "{message}");
@@ -237,11 +237,11 @@ mod with_a_model {
     use super::*;
 
     /// A model with weights large enough that what it says depends on what it sees.
-    fn model() -> HaploVl {
+    fn model() -> Arc<HaploVl> {
         model_of(HaploVlConfig::tiny())
     }
 
-    fn model_of(config: HaploVlConfig) -> HaploVl {
+    fn model_of(config: HaploVlConfig) -> Arc<HaploVl> {
         let parameters = Parameters::new();
         HaploVl::new(&config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap();
         for (name, var) in parameters.iter() {
@@ -249,7 +249,7 @@ mod with_a_model {
                 var.set(&(var.as_tensor() * 12.0).unwrap()).unwrap();
             }
         }
-        HaploVl::new(&config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap()
+        Arc::new(HaploVl::new(&config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap())
     }
 
     /// Text, one picture of a single tile, and text again.
@@ -275,7 +275,7 @@ mod with_a_model {
         let model = model();
         let mut sequence = with_picture(&[7, 8, 9], 0.5);
         let generation =
-            Generator::new(&model, letters).generate(&left_padded(&[sequence.clone()]), &greedy(12)).unwrap();
+            Generator::new(model.clone(), letters).generate(&left_padded(&[sequence.clone()]), &greedy(12)).unwrap();
         for &id in &generation.sequences[0].tokens {
             let logits = model.forward(&left_padded(&[sequence.clone()])).unwrap();
             let last = logits.i((0, sequence.len() - 1)).unwrap();
@@ -289,7 +289,7 @@ mod with_a_model {
     #[test]
     fn a_row_of_a_batch_says_what_it_says_alone() {
         let model = model();
-        let generator = Generator::new(&model, letters);
+        let generator = Generator::new(model.clone(), letters);
         let text_only = Sequence { input_ids: vec![3, 4], labels: None, visuals: vec![] };
         let rows = [with_picture(&[7, 8, 9], 0.5), with_picture(&[10; 20], -0.5), text_only];
         let together = generator.generate(&left_padded(&rows), &greedy(10)).unwrap();
@@ -301,8 +301,8 @@ mod with_a_model {
     }
 
     /// Answers with a kept cache and without, which must agree, and returns the ids and how many came from the cache.
-    fn both_ways(model: &HaploVl, cache: &mut PrefixCache, sequence: &Sequence, most: usize) -> (Vec<u32>, usize) {
-        let generator = Generator::new(model, letters);
+    fn both_ways(model: &Arc<HaploVl>, cache: &mut PrefixCache, sequence: &Sequence, most: usize) -> (Vec<u32>, usize) {
+        let generator = Generator::new(model.clone(), letters);
         let batch = left_padded(std::slice::from_ref(sequence));
         let mut session = cache.start(&generator, &batch, &greedy(most)).unwrap();
         while cache.next_piece(model, &mut session).transpose().unwrap().is_some() {}
@@ -348,7 +348,7 @@ mod with_a_model {
         let model = model_of(HaploVlConfig { max_position_embeddings: 4096, ..HaploVlConfig::tiny() });
         let mut cache = PrefixCache::default();
         let text = |n: usize| Sequence { input_ids: vec![5; n], labels: None, visuals: vec![] };
-        let generator = Generator::new(&model, letters);
+        let generator = Generator::new(model.clone(), letters);
         for (len, cached) in [(20, 0), (30, 20), (1500, 30), (1510, 1500)] {
             let batch =
                 MultimodalBatch::new(&[text(len)], BatchSpec::new(model.config()), PaddingSide::Left, &Device::Cpu);
@@ -365,8 +365,8 @@ mod with_a_model {
         HaploVl::new(&config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap();
         let norm = parameters.get("model.norm.weight").unwrap();
         norm.set(&(norm.as_tensor() * f64::NAN).unwrap()).unwrap();
-        let model = HaploVl::new(&config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap();
-        let error = Generator::new(&model, letters).generate(&prompts(&[&[1, 2]]), &greedy(3)).unwrap_err();
+        let model = Arc::new(HaploVl::new(&config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap());
+        let error = Generator::new(model.clone(), letters).generate(&prompts(&[&[1, 2]]), &greedy(3)).unwrap_err();
         assert!(error.to_string().contains("position 2") && error.to_string().contains("NaN"), "{error}");
     }
 }

@@ -2,15 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed test helper should panic")]
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device};
 use haplovl::Error;
 use haplovl::config::{GenerationConfig, HaploVlConfig, TextEmbedding};
-use haplovl::generation::{CancelToken, FinishReason};
+use haplovl::generation::{
+    CancelToken, Detokenizer, FinishReason, GenerationSession, Generator, PrefixCache, TextIter, TextStream,
+};
 use haplovl::model::HaploVl;
-use haplovl::options::{CacheChoice, DeviceChoice};
-use haplovl::pipeline::{Captioner, Chat, LoadOptions, LoadedModel, VisualQuestionAnswerer};
+use haplovl::options::{DeviceChoice, KvCacheDtype};
+use haplovl::pipeline::{
+    AnswerStream, Captioner, Chat, LoadOptions, LoadedModel, Reply, VisualQuestionAnswerer, quantize_folder,
+};
 use haplovl::processor::{Content, Conversation, Message, RgbImage, Role};
 use haplovl::weights::{Parameters, SaveOptions, save_safetensors};
 use serde_json::{Map, Value, json};
@@ -64,7 +70,7 @@ fn write(folder: &Path, name: &str, value: &Value) {
 }
 
 fn load(folder: &Path) -> haplovl::Result<LoadedModel> {
-    LoadedModel::from_folder(folder, LoadOptions { device: DeviceChoice::Cpu, ..LoadOptions::default() })
+    LoadedModel::from_folder(folder, LoadOptions::default().with_device(DeviceChoice::Cpu))
 }
 
 fn picture(seed: u32) -> RgbImage {
@@ -196,7 +202,6 @@ fn the_processor_of_a_loaded_model_can_be_changed() {
 #[test]
 fn a_quantised_folder_answers_like_the_model_quantised_at_load() {
     use haplovl::options::Quantization;
-    use haplovl::pipeline::quantize_folder;
 
     // Larger weights than random ones usually are would blow up every rounding.
     let folder = checkpoint_of(1.0);
@@ -213,12 +218,12 @@ fn a_quantised_folder_answers_like_the_model_quantised_at_load() {
         quantize_folder(folder.path(), &output, kind).unwrap();
         assert!(!output.join("model.safetensors").exists());
         let from_file = logits(&load(&output).unwrap());
-        let options = LoadOptions { device: DeviceChoice::Cpu, quantization: Some(kind), ..LoadOptions::default() };
+        let options = LoadOptions::default().with_device(DeviceChoice::Cpu).with_quantization(kind);
         let at_load = LoadedModel::from_folder(folder.path(), options).unwrap();
         // Caches hold halves then, unless asked not to.
         assert_eq!(at_load.model().cache_dtype(), DType::F16);
         assert_eq!(load(&output).unwrap().model().cache_dtype(), DType::F16);
-        let full = LoadOptions { cache: CacheChoice::Full, ..options };
+        let full = options.with_kv_cache_dtype(KvCacheDtype::Full);
         assert_eq!(LoadedModel::from_folder(folder.path(), full).unwrap().model().cache_dtype(), DType::F32);
         let at_load = logits(&at_load);
         // The text table is f16 in the file, so not equal to the bit.
@@ -244,18 +249,15 @@ fn a_tied_head_is_quantised_with_the_rest() {
     let folder = checkpoint_with(&tied, 1.0);
     assert!(load(folder.path()).unwrap().model().lm_head().weight().is_ok());
     let output = folder.path().join("q8_0");
-    haplovl::pipeline::quantize_folder(folder.path(), &output, haplovl::options::Quantization::Q8_0).unwrap();
+    quantize_folder(folder.path(), &output, haplovl::options::Quantization::Q8_0).unwrap();
     assert!(load(&output).unwrap().model().lm_head().weight().is_err());
 }
 
 #[test]
 fn a_quantised_model_says_the_same_of_a_picture_alone_and_beside_another() {
     let folder = checkpoint();
-    let options = LoadOptions {
-        device: DeviceChoice::Cpu,
-        quantization: Some(haplovl::options::Quantization::Q8_0),
-        ..LoadOptions::default()
-    };
+    let options =
+        LoadOptions::default().with_device(DeviceChoice::Cpu).with_quantization(haplovl::options::Quantization::Q8_0);
     let model = LoadedModel::from_folder(folder.path(), options).unwrap();
     let captioner = Captioner::new(&model).with_prompt("a b c");
     let alone = captioner.caption(picture(3)).unwrap();
@@ -269,7 +271,7 @@ fn a_second_question_reuses_its_picture_and_no_other() {
     let folder = checkpoint();
     let model = load(folder.path()).unwrap();
     let answerer = VisualQuestionAnswerer::new(&model);
-    let ask = |answerer: &VisualQuestionAnswerer<'_>, pictures: &[u32], question: &str| {
+    let ask = |answerer: &VisualQuestionAnswerer, pictures: &[u32], question: &str| {
         answerer.ask(pictures.iter().map(|seed| picture(*seed).into()), question).unwrap()
     };
     let afresh = |pictures: &[u32], question: &str| ask(&VisualQuestionAnswerer::new(&model), pictures, question);
@@ -292,4 +294,183 @@ fn a_second_question_reuses_its_picture_and_no_other() {
     let beside = ask(&answerer, &[7], "a b c");
     drop(stream);
     assert_eq!(beside.sequence, ask(&answerer, &[7], "a b c").sequence);
+}
+
+#[test]
+fn models_pipelines_and_streams_may_move_to_other_threads() {
+    fn shared<T: Clone + Send + Sync + 'static>() {}
+    fn owned<T: Send + 'static>() {}
+    type Decode = fn(&[u32]) -> haplovl::Result<String>;
+    shared::<LoadedModel>();
+    shared::<Captioner>();
+    shared::<VisualQuestionAnswerer>();
+    shared::<Generator<HaploVl>>();
+    shared::<CancelToken>();
+    owned::<Chat>();
+    owned::<Reply>();
+    owned::<AnswerStream>();
+    owned::<TextIter<HaploVl>>();
+    owned::<TextStream<Decode>>();
+    owned::<Detokenizer<Decode>>();
+    owned::<GenerationSession>();
+    owned::<PrefixCache>();
+}
+
+#[test]
+fn a_server_keeps_chats_and_streams_their_replies_on_other_threads() {
+    let folder = checkpoint();
+    let model = load(folder.path()).unwrap();
+    let says = |user: u32, turn: u32| match turn {
+        0 => vec![picture(3 + 29 * user).into(), "a b".into()],
+        _ => vec![format!("d e {}", ["f", "g", "h", "k"][user as usize]).into()],
+    };
+    let alone = |user| {
+        let mut chat = Chat::new(&model);
+        [0, 1].map(|turn| chat.ask(says(user, turn)).unwrap().sequence.text)
+    };
+    let expected: HashMap<u32, [String; 2]> = (0..4).map(|user| (user, alone(user))).collect();
+    assert_ne!(expected[&0], expected[&1], "the images make no difference");
+    let mut chats: HashMap<u32, Chat> = (0..4).map(|user| (user, Chat::new(&model))).collect();
+    // The chats keep the model.
+    drop(model);
+    for turn in [0, 1] {
+        let start = |(user, chat): (&u32, &mut Chat)| {
+            let (user, reply) = (*user, chat.say(says(user, turn)).unwrap());
+            (user, std::thread::spawn(move || reply.map(haplovl::Result::unwrap).collect::<String>()))
+        };
+        let replies = Vec::from_iter(chats.iter_mut().map(start));
+        for (user, reply) in replies {
+            assert_eq!(reply.join().unwrap(), expected[&user][turn as usize], "user {user}, turn {turn}");
+        }
+    }
+    for (user, chat) in &chats {
+        let conversation = chat.conversation();
+        let texts = Vec::from_iter(conversation.messages.iter().flat_map(Message::texts));
+        assert_eq!([texts[1], texts[3]], [&expected[user][0], &expected[user][1]]);
+    }
+}
+
+#[test]
+fn one_answerer_serves_several_threads() {
+    let folder = checkpoint();
+    let answerer = VisualQuestionAnswerer::new(&load(folder.path()).unwrap());
+    let ask = |seed| answerer.ask([picture(seed).into()], "a b c").unwrap().sequence;
+    let expected = [3, 90, 7].map(ask);
+    std::thread::scope(|scope| {
+        let threads = [3, 90, 7].map(|seed| scope.spawn(move || ask(seed)));
+        assert_eq!(threads.map(|thread| thread.join().unwrap()), expected);
+    });
+}
+
+#[test]
+fn a_chat_refuses_a_turn_while_it_replies() {
+    let folder = checkpoint();
+    let mut chat = Chat::new(&load(folder.path()).unwrap());
+    let mut reply = chat.say(["a b".into()]).unwrap();
+    let error = chat.ask(["c".into()]).unwrap_err();
+    assert!(matches!(error, Error::Generation(_)) && error.to_string().contains("still under way"), "{error}");
+    assert_eq!(chat.conversation().messages.len(), 1);
+    // A reply at its end no longer counts, though it lives.
+    reply.by_ref().for_each(|piece| drop(piece.unwrap()));
+    let second = chat.ask(["c".into()]).unwrap();
+    assert!(second.timings.cached_tokens > 0);
+    drop(reply);
+    assert_eq!(chat.conversation().messages.len(), 4);
+}
+
+#[test]
+fn weights_that_are_not_finite_are_named() {
+    for value in [f32::NAN, f32::INFINITY] {
+        let folder = checkpoint();
+        let file = folder.path().join("model.safetensors");
+        let mut tensors =
+            std::collections::BTreeMap::from_iter(candle_core::safetensors::load(&file, &Device::Cpu).unwrap());
+        let name = tensors.keys().find(|name| name.ends_with("self_attn.q_proj.weight")).unwrap().clone();
+        let (rows, columns) = tensors[&name].dims2().unwrap();
+        let mut values = tensors[&name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        values[columns + 1] = value;
+        tensors.insert(name.clone(), candle_core::Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap());
+        save_safetensors(folder.path(), &tensors, &SaveOptions::default()).unwrap();
+
+        let output = folder.path().join("q8_0");
+        let error = quantize_folder(folder.path(), &output, haplovl::options::Quantization::Q8_0).unwrap_err();
+        let expected = format!("tensor `{name}` holds {value} at element {}", columns + 1);
+        assert!(matches!(error, Error::Weights(_)) && error.to_string().contains(&expected), "{error}");
+        assert!(!output.exists());
+
+        let conversation = Conversation::from(Message::user([picture(3).into(), "a b c".into()]));
+        let layer = name.split('.').find_map(|part| part.parse().ok()).unwrap();
+        let error = load(folder.path()).unwrap().word_attention(&conversation, "b", layer, None).unwrap_err();
+        let expected = format!("`model.layers.{layer}.self_attn`");
+        assert!(matches!(error, Error::Weights(_)) && error.to_string().contains(&expected), "{error}");
+    }
+}
+
+/// A subscriber that notes the names of spans and the messages and fields of events of this crate.
+#[derive(Clone, Default)]
+struct Notes(Arc<Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Notes {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("haplovl")
+    }
+
+    fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        let mut notes = self.0.lock().unwrap();
+        notes.push(format!("span {}", span.metadata().name()));
+        tracing::span::Id::from_u64(notes.len() as u64)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Fields(String);
+        impl tracing::field::Visit for Fields {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0 += &format!(" {}={value:?}", field.name());
+            }
+        }
+        let mut fields = Fields(String::new());
+        event.record(&mut fields);
+        self.0.lock().unwrap().push(format!("event{}", fields.0));
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn a_subscriber_sees_loading_preprocessing_prefill_decoding_and_cache_reuse() {
+    let folder = checkpoint();
+    let notes = Notes::default();
+    let (first, second) = tracing::subscriber::with_default(notes.clone(), || {
+        let mut chat = Chat::new(&load(folder.path()).unwrap());
+        (chat.ask([picture(3).into(), "a b".into()]).unwrap(), chat.ask(["c d".into()]).unwrap())
+    });
+    let notes = notes.0.lock().unwrap();
+    let count = |start: &str| notes.iter().filter(|note| note.starts_with(start)).count();
+    assert_eq!((count("span load"), count("span preprocess"), count("span prefill")), (1, 2, 2), "{notes:#?}");
+    let decoded = first.timings.new_tokens + second.timings.new_tokens - 2;
+    assert_eq!(count("span decode"), decoded, "{notes:#?}");
+    let holds = |parts: &[String]| notes.iter().any(|note| parts.iter().all(|part| note.contains(part.as_str())));
+    for parts in [
+        ["message=model loaded".to_string(), "parameters=".into(), "dtype=\"f32\"".into()],
+        [
+            "message=conversations preprocessed".into(),
+            "images=1 ".into(),
+            format!("tokens={} ", first.timings.prompt_tokens),
+        ],
+        ["message=prompt prefilled".into(), format!("tokens={} ", first.timings.prompt_tokens), "seconds=".into()],
+        ["message=answer finished".into(), format!("new_tokens={} ", second.timings.new_tokens), "seconds=".into()],
+        [
+            "message=prefix cache looked up".into(),
+            format!("prefix={} ", second.timings.cached_tokens),
+            "tokens=".into(),
+        ],
+    ] {
+        assert!(holds(&parts), "{parts:?} in {notes:#?}");
+    }
 }

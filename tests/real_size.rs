@@ -94,8 +94,7 @@ fn real_models_go_through_both_stages() {
     let distilled = train(&recipe("distill", &distill), "distill", folder.path());
     let tune = format!(r#"{{ kind = "tune", inherit = {{ llm = "{llm}", stage = "{}" }} }}"#, distilled.display());
     let tuned = train(&recipe("tune", &tune), "tune", folder.path());
-    let model =
-        LoadedModel::from_folder(tuned, LoadOptions { device: DeviceChoice::Cpu, ..LoadOptions::default() }).unwrap();
+    let model = LoadedModel::from_folder(tuned, LoadOptions::default().with_device(DeviceChoice::Cpu)).unwrap();
     let generation = GenerationConfig { max_new_tokens: Some(4), ..model.generation().clone() };
     let picture = Split::Test.scene(0, &ShapesConfig::default()).render(side as u32);
     let answer = Captioner::new(&model).with_generation(generation).caption(picture).unwrap();

@@ -230,8 +230,7 @@ fn the_stages_build_on_each_other_and_the_last_one_captions() {
         let (_, now) = after.iter().find(|(other, _)| other == name).unwrap();
         assert_eq!(values == now, name != "model.pre_connector.weight", "{name}");
     }
-    let model =
-        LoadedModel::from_folder(&tune, LoadOptions { device: DeviceChoice::Cpu, ..LoadOptions::default() }).unwrap();
+    let model = LoadedModel::from_folder(&tune, LoadOptions::default().with_device(DeviceChoice::Cpu)).unwrap();
     let picture = Scene::generate(1, &ShapesConfig::default()).render(32);
     let generation = GenerationConfig { max_new_tokens: Some(4), ..model.generation().clone() };
     let answer = Captioner::new(&model).with_generation(generation).caption(picture).unwrap();

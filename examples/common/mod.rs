@@ -1,11 +1,6 @@
-//! What the examples that answer share: options, loading with facts on stderr, and output.
-
-mod cli;
-mod model;
-mod words;
+//! Shared by the examples that answer: options, loading, and output.
 
 use std::fmt::Display;
-use std::io::Write;
 
 use anyhow::Result;
 use clap::Args;
@@ -14,10 +9,8 @@ use haplovl::generation::Answer;
 use haplovl::pipeline::LoadedModel;
 use serde_json::{Value, json};
 
-pub use cli::main;
-pub use words::{tell_unknown, text};
-
-use model::ModelOptions;
+use crate::cli;
+use crate::model::ModelOptions;
 
 /// Options of every example that answers.
 #[derive(Debug, Args)]
@@ -27,14 +20,14 @@ pub struct Options {
     /// Most tokens of an answer
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
-    /// Draw at random: below 1 bolder, above 1 more varied; 0 takes the likeliest token each time [default: the
-    /// model's own]
+    /// Sample at this temperature: below 1 more predictable, above 1 more varied; 0 takes the most likely token each time
+    /// [default: the model's own]
     #[arg(long, value_name = "X")]
     temperature: Option<f64>,
-    /// Draw among the likeliest tokens only, those that together have this probability
+    /// Sample among the most likely tokens only, which together have this probability
     #[arg(long, value_name = "X")]
     top_p: Option<f64>,
-    /// Seed of the draws
+    /// Seed of sampling, and of the scene that is drawn without an image
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub seed: u64,
     /// Print one line of JSON: text, token counts, seconds to the first token, tokens per second
@@ -43,20 +36,20 @@ pub struct Options {
 }
 
 impl Options {
-    /// Loads the model, and tells on stderr what it is.
+    /// Loads the model, and describes it on stderr.
     pub fn load(&self) -> Result<LoadedModel> {
-        // What cannot be generated with is told before gigabytes are read.
+        // Impossible settings are reported before gigabytes are read.
         self.changed(GenerationConfig::default())?;
         self.model.load()
     }
 
-    /// The model's own way of generating, changed by what was asked for.
+    /// The model's generation settings, changed by the options.
     pub fn generation(&self, model: &LoadedModel) -> Result<GenerationConfig> {
         self.changed(model.generation().clone())
     }
 
     fn changed(&self, mut own: GenerationConfig) -> Result<GenerationConfig> {
-        // What was asked for would have no effect behind these.
+        // Settings of the model that are greedy would hide the options.
         if self.temperature.is_some_and(|temperature| temperature > 0.0) || self.top_p.is_some() {
             own.top_k = own.top_k.filter(|k| *k != 1);
             own.temperature = own.temperature.filter(|temperature| *temperature > 0.0);
@@ -74,30 +67,25 @@ impl Options {
     }
 }
 
-/// Prints an answer while it comes; with `json` nothing is printed.
+/// Prints an answer while it is generated; with `json` nothing is printed.
 pub fn print_pieces<E: Display>(
     pieces: &mut impl Iterator<Item = std::result::Result<String, E>>,
     json: bool,
 ) -> Result<()> {
-    let mut out = std::io::stdout().lock();
     let mut begun = false;
     for piece in pieces {
         let piece = piece.map_err(|e| anyhow::anyhow!("{e}"))?;
-        // White space that a model puts before its answer is no part of it.
+        // White space before an answer is not part of it.
         let piece = if begun { piece.as_str() } else { piece.trim_start() };
         begun |= !piece.is_empty();
         if !json {
-            write!(out, "{piece}")?;
-            out.flush()?;
+            cli::write(piece)?;
         }
     }
-    if !json {
-        writeln!(out)?;
-    }
-    Ok(())
+    if json { Ok(()) } else { cli::print("") }
 }
 
-/// Ends the output of an answer: with `json` a line of it and of `about` on stdout, else the times on stderr.
+/// Ends the output of an answer: with `json` one line with the answer and `about` on stdout, else the timings on stderr.
 pub fn print_facts(answer: &Answer, json: bool, about: Value) -> Result<()> {
     let times = &answer.timings;
     if json {
@@ -107,16 +95,15 @@ pub fn print_facts(answer: &Answer, json: bool, about: Value) -> Result<()> {
         for (key, value) in json!(times).as_object().into_iter().flatten() {
             line[key] = value.clone();
         }
-        writeln!(std::io::stdout().lock(), "{line}")?;
-    } else {
-        eprintln!(
-            "{} + {} tokens, first after {:.2} s, then {:.1} tokens/s; ended by {}",
-            times.prompt_tokens,
-            times.new_tokens,
-            times.seconds_to_first_token,
-            times.tokens_per_second,
-            answer.sequence.finish_reason
-        );
+        return cli::print(line);
     }
+    cli::note(format_args!(
+        "{} + {} tokens, first after {:.2} s, then {:.1} tokens/s; ended by {}",
+        times.prompt_tokens,
+        times.new_tokens,
+        times.seconds_to_first_token,
+        times.tokens_per_second,
+        answer.sequence.finish_reason
+    ));
     Ok(())
 }

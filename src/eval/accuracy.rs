@@ -1,4 +1,4 @@
-//! Share of right answers by kind of question, and the baseline of always giving the commonest one.
+//! Accuracy by kind of question, and the baseline that always gives the most common answer.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use super::answers::{answers_match, normalise_answer};
 
-/// Right answers out of all.
+/// A count of right answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
-    /// Right answers.
+    /// Number of right answers.
     pub right: usize,
-    /// All answers.
+    /// Number of all answers.
     pub total: usize,
 }
 
@@ -23,20 +23,20 @@ impl Tally {
         self.total += 1;
     }
 
-    /// Share of right ones, 0 to 1; 0 if there is none at all.
+    /// The share of right answers, 0 to 1; 0 if there are no answers.
     pub fn accuracy(&self) -> f64 {
         self.right as f64 / self.total.max(1) as f64
     }
 }
 
-/// Right answers by kind of question. Prints as a table.
+/// Accuracy by kind of question. Prints as a table.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accuracy {
     kinds: BTreeMap<String, Tally>,
 }
 
 impl Accuracy {
-    /// Judges one answer by [`answers_match`], counts it, and tells whether it is right.
+    /// Counts one answer, right if [`answers_match`], and returns whether it is right.
     pub fn add(&mut self, kind: impl ToString, given: &str, expected: &str) -> bool {
         let right = answers_match(given, expected);
         self.kinds.entry(kind.to_string()).or_default().add(right);
@@ -48,13 +48,13 @@ impl Accuracy {
         &self.kinds
     }
 
-    /// All kinds together; every answer weighs the same.
+    /// The count over all kinds; every answer weighs the same.
     pub fn overall(&self) -> Tally {
         let sum = |all: Tally, kind: &Tally| Tally { right: all.right + kind.right, total: all.total + kind.total };
         self.kinds.values().fold(Tally::default(), sum)
     }
 
-    /// The kind with the lowest share of right answers.
+    /// The kind with the lowest accuracy.
     pub fn worst(&self) -> Option<(&str, Tally)> {
         let worst = self.kinds.iter().min_by(|a, b| a.1.accuracy().total_cmp(&b.1.accuracy()));
         worst.map(|(kind, tally)| (kind.as_str(), *tally))
@@ -75,7 +75,7 @@ impl fmt::Display for Accuracy {
     }
 }
 
-/// The commonest answer of each kind of question: what one can say without looking.
+/// The most common answer of each kind of question: a baseline that needs no image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CommonestAnswers {
     kinds: BTreeMap<String, String>,
@@ -96,12 +96,12 @@ impl CommonestAnswers {
         Self { kinds: counts.into_iter().map(|(kind, answers)| (kind, commonest(answers))).collect() }
     }
 
-    /// What to answer to a question of this kind; empty for a kind that was never counted.
+    /// The most common answer to a question of this kind; empty for a kind that was never counted.
     pub fn answer(&self, kind: impl ToString) -> &str {
         self.kinds.get(&kind.to_string()).map_or("", String::as_str)
     }
 
-    /// How good these answers are on questions given as pairs of kind and right answer.
+    /// The accuracy of these answers on questions given as pairs of kind and right answer.
     pub fn accuracy<K: ToString, A: AsRef<str>>(&self, answers: impl IntoIterator<Item = (K, A)>) -> Accuracy {
         let mut accuracy = Accuracy::default();
         for (kind, answer) in answers {

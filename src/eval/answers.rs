@@ -1,11 +1,11 @@
-//! When two short answers are the same.
+//! Comparison of short answers.
 
-/// Words that do not change what a short answer says.
+/// Words that do not change the meaning of a short answer.
 const ARTICLES: [&str; 3] = ["a", "an", "the"];
 const NUMBERS: [&str; 11] = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"];
 
-/// A short answer without what does not matter: lower case, no punctuation and articles, single spaces, and numbers up
-/// to ten as digits, as the VQA benchmark does it.
+/// A short answer in normal form: lower case, without punctuation and articles, with single spaces and numbers up to ten
+/// as digits, as the VQA benchmark normalises answers.
 pub fn normalise_answer(answer: &str) -> String {
     let lower = answer.to_lowercase();
     let plain: String = lower.char_indices().map(|(at, c)| if is_mark(&lower, at, c) { ' ' } else { c }).collect();
@@ -17,14 +17,14 @@ pub fn normalise_answer(answer: &str) -> String {
     digits.collect::<Vec<_>>().join(" ")
 }
 
-/// Whether a character only punctuates; the point of 2.5 does not, nor does an apostrophe.
+/// Whether a character is punctuation; the point of 2.5 is not, nor is an apostrophe.
 fn is_mark(text: &str, at: usize, c: char) -> bool {
     let digit = |neighbour: Option<char>| neighbour.is_some_and(|n| n.is_ascii_digit());
     let inside_number = || digit(text[..at].chars().next_back()) && digit(text[at + c.len_utf8()..].chars().next());
     c.is_ascii_punctuation() && c != '\'' && !(matches!(c, '.' | ',' | ':') && inside_number())
 }
 
-/// Whether `given` says the same as `expected`, as [`normalise_answer`] sees them; an empty answer never does.
+/// Whether `given` and `expected` have the same normal form, see [`normalise_answer`]; an empty answer matches none.
 pub fn answers_match(given: &str, expected: &str) -> bool {
     let given = normalise_answer(given);
     !given.is_empty() && given == normalise_answer(expected)

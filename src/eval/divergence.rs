@@ -1,4 +1,4 @@
-//! How far the predictions of two models are apart.
+//! The divergence between the predictions of two models.
 
 use candle_core::{D, DType, Tensor};
 use candle_nn::ops::log_softmax;
@@ -6,19 +6,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How far one model's next-token distributions are from another's, over all positions.
+/// The divergence between the next-token distributions of two models, over all positions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Divergence {
-    /// Mean of KL(reference || other), in nats.
+    /// Mean Kullback-Leibler divergence KL(reference || other), in nats.
     pub kl: f64,
-    /// Share of positions where both find the same token likeliest, 0 to 1.
+    /// Share of positions where the most likely token is the same, 0 to 1.
     pub agreement: f64,
     /// Number of positions.
     pub positions: usize,
 }
 
 impl Divergence {
-    /// Compares logits of the same shape (.., vocab).
+    /// The divergence between logits of the same shape (.., vocab).
     ///
     /// # Errors
     /// [`Error::Batch`] if the shapes differ.
@@ -39,7 +39,7 @@ impl Divergence {
         Ok(Self { kl: kl.to_scalar()?, agreement: agreement.to_scalar()?, positions: reference.dim(0)? })
     }
 
-    /// Both together, by their numbers of positions.
+    /// The divergence over the positions of both, weighted by their number.
     #[must_use]
     pub fn merged(self, other: Self) -> Self {
         let positions = self.positions + other.positions;

@@ -1,4 +1,4 @@
-//! Measures of how good answers are.
+//! Evaluation: accuracy of answers, and divergence between the predictions of two models.
 
 mod accuracy;
 mod answers;

@@ -1,4 +1,4 @@
-//! What generation needs of a model.
+//! The interface between generation and a model.
 
 use candle_core::Tensor;
 
@@ -7,12 +7,12 @@ use crate::batch::MultimodalBatch;
 use crate::config::HaploVlConfig;
 use crate::model::{Cache, HaploVl};
 
-/// A model that predicts the next token of sequences, and remembers what it has seen of them in a cache.
+/// A model that predicts the next token of sequences and keeps their keys and values in a cache.
 pub trait CausalModel {
-    /// The keys and values of earlier positions.
+    /// The KV cache.
     type Cache;
 
-    /// Sizes, special tokens and limits.
+    /// The configuration: sizes, special tokens and limits.
     fn config(&self) -> &HaploVlConfig;
 
     /// An empty cache for `batch` rows of up to `capacity` positions.
@@ -21,13 +21,13 @@ pub trait CausalModel {
     /// From the tensor library, for example when memory runs out.
     fn cache(&self, batch: usize, capacity: usize) -> Result<Self::Cache>;
 
-    /// Appends a batch to the cache and returns the logits behind the last position of each row, `(batch, vocab)`.
+    /// Appends a batch to the cache and returns the logits after the last position of each row, `(batch, vocab)`.
     ///
     /// # Errors
     /// Those of the model, for example when the cache is full.
     fn prefill(&self, batch: &MultimodalBatch, cache: &mut Self::Cache) -> Result<Tensor>;
 
-    /// Appends one token to each row and returns the logits behind it, `(batch, vocab)`.
+    /// Appends one token to each row and returns the logits after it, `(batch, vocab)`.
     ///
     /// # Errors
     /// As [`Self::prefill`].

@@ -1,37 +1,37 @@
-//! Token ids to text, one token at a time.
+//! Incremental decoding: token ids to text, one token at a time.
 
 use crate::Result;
 
-/// What a decoder writes for bytes that are no UTF-8, such as the first bytes of a longer character.
+/// The character that a decoder writes for invalid UTF-8, such as the first bytes of a longer character.
 const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 
-/// Most tokens that may wait for their text. A character needs at most four, so this is reached only by a run of
-/// tokens without text or of broken bytes.
+/// Most tokens that may wait for their text. A character needs at most four, so only a run of tokens without text, or of
+/// invalid bytes, reaches this limit.
 const MAX_WAITING: usize = 16;
 
-/// Decodes a growing list of ids so that the pieces together are the text of the whole.
+/// An incremental decoder of token ids, whose pieces together are the text of the whole sequence.
 ///
-/// Tokens cannot be decoded one by one: a character may be spread over several, and SentencePiece-like decoders drop
-/// the space before the first token they see. So each new token is decoded together with the few before it, and the
-/// text is what it adds; the window then moves on. The cost of a token does not depend on how many came before.
+/// Tokens cannot be decoded one by one: a character may span several tokens, and SentencePiece-like decoders drop the
+/// space before their first token. Each new token is therefore decoded together with a window of the few tokens before
+/// it, and the piece is the text that it adds. The cost of a token does not depend on how many came before.
 #[derive(Debug, Clone)]
 pub struct Detokenizer<F> {
     decode: F,
-    /// The last tokens whose text is out, for context, and then those whose text is not.
+    /// The last tokens whose text was returned, for context, followed by the tokens whose text was not.
     window: Vec<u32>,
-    /// How many tokens of the window are context only.
+    /// Number of leading tokens of the window that are context only.
     context: usize,
-    /// What of the window's text is out.
+    /// The part of the window's text that was returned.
     shown: String,
 }
 
 impl<F: Fn(&[u32]) -> Result<String>> Detokenizer<F> {
-    /// A detokenizer over `decode`, which turns ids into text and special tokens into nothing.
+    /// A detokenizer over `decode`, which turns token ids into text and leaves out special tokens.
     pub fn new(decode: F) -> Self {
         Self { decode, window: Vec::new(), context: 0, shown: String::new() }
     }
 
-    /// Takes the next id and returns the text that is certain now; empty while a character is incomplete.
+    /// Takes the next token id and returns the text that is complete now; empty while a character is incomplete.
     ///
     /// # Errors
     /// Those of the decoder.
@@ -49,7 +49,7 @@ impl<F: Fn(&[u32]) -> Result<String>> Detokenizer<F> {
         Ok(piece)
     }
 
-    /// The text of an incomplete character, at the end: as the decoder writes it.
+    /// The text of an incomplete character at the end of the sequence, as the decoder writes it.
     ///
     /// # Errors
     /// Those of the decoder.
@@ -58,8 +58,8 @@ impl<F: Fn(&[u32]) -> Result<String>> Detokenizer<F> {
         Ok(self.show(&text, text.len()))
     }
 
-    /// The text of the window. A decoder may write the context otherwise when a stray byte follows: what is out cannot
-    /// be found in that, so that the context is given up.
+    /// The text of the window. When a stray byte follows, a decoder may write the context differently from the text that
+    /// was returned; the context is dropped then.
     fn text(&mut self) -> Result<String> {
         let text = (self.decode)(&self.window)?;
         if text.len() <= self.shown.len() || text.starts_with(&self.shown) {
@@ -70,7 +70,7 @@ impl<F: Fn(&[u32]) -> Result<String>> Detokenizer<F> {
         (self.decode)(&self.window)
     }
 
-    /// The text from what is out up to byte `to`, which is out then.
+    /// The text from the end of the returned part to byte `to`, which is marked as returned.
     fn show(&mut self, text: &str, to: usize) -> String {
         // A decoder may take text back while a character is incomplete; it comes again when the character is whole.
         let piece = text.get(self.shown.len()..to).unwrap_or_default().to_string();
@@ -78,7 +78,7 @@ impl<F: Fn(&[u32]) -> Result<String>> Detokenizer<F> {
         piece
     }
 
-    /// Drops the old context; the tokens behind it are the new one.
+    /// Drops the old context; the tokens after it become the new one.
     fn advance(&mut self) -> Result<()> {
         self.window.drain(..self.context);
         self.context = self.window.len();

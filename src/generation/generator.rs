@@ -1,47 +1,53 @@
-//! Prefill, decode, sample, stream: the loop around a model.
+//! The generation loop around a model: prefill, decode, sample, stream.
 
 use std::sync::Arc;
 
-use super::session::{Decode, Session};
+use super::session::{Decode, GenerationSession};
 use super::{Answer, CancelToken, CausalModel, Generation};
 use crate::batch::MultimodalBatch;
 use crate::config::GenerationConfig;
 use crate::{Error, Result};
 
-/// Continues batches of prompts with a model.
-pub struct Generator<'a, M> {
-    model: &'a M,
-    decode: Decode<'a>,
+/// A generator of text over a shared model. Clones share the model and the [`CancelToken`].
+pub struct Generator<M> {
+    model: Arc<M>,
+    decode: Decode,
     cancel: CancelToken,
 }
 
-impl<'a, M: CausalModel> Generator<'a, M> {
-    /// A generator over `model`; `decode` turns ids into text and special tokens into nothing.
-    pub fn new(model: &'a M, decode: impl Fn(&[u32]) -> Result<String> + 'a) -> Self {
+impl<M> Clone for Generator<M> {
+    fn clone(&self) -> Self {
+        Self { model: Arc::clone(&self.model), decode: Arc::clone(&self.decode), cancel: self.cancel.clone() }
+    }
+}
+
+impl<M: CausalModel> Generator<M> {
+    /// A generator over `model`; `decode` turns token ids into text and leaves out special tokens.
+    pub fn new(model: Arc<M>, decode: impl Fn(&[u32]) -> Result<String> + Send + Sync + 'static) -> Self {
         Self { model, decode: Arc::new(decode), cancel: CancelToken::default() }
     }
 
     /// The model.
-    pub fn model(&self) -> &'a M {
-        self.model
+    pub fn model(&self) -> &Arc<M> {
+        &self.model
     }
 
-    /// Generations end when `cancel` says so.
+    /// The same generator, whose generations end once `cancel` is cancelled.
     #[must_use]
     pub fn with_cancel(mut self, cancel: CancelToken) -> Self {
         self.cancel = cancel;
         self
     }
 
-    /// Answers every row of `batch`, which is padded on the left, together.
+    /// The answers to all rows of `batch`, which is padded on the left, computed together.
     ///
     /// # Errors
-    /// As [`Session::new`] and [`Session::step`].
+    /// As [`GenerationSession::new`] and [`GenerationSession::step`].
     pub fn generate(&self, batch: &MultimodalBatch, config: &GenerationConfig) -> Result<Generation> {
         self.generate_with(batch, config, |_, _| ())
     }
 
-    /// As [`Self::generate`]; tells `on_text` each row and its new text as it comes.
+    /// The same as [`Self::generate`]; calls `on_text` with the row and its new text after each token.
     ///
     /// # Errors
     /// As [`Self::generate`].
@@ -52,56 +58,61 @@ impl<'a, M: CausalModel> Generator<'a, M> {
         mut on_text: impl FnMut(usize, &str),
     ) -> Result<Generation> {
         let (mut session, mut cache) = self.start(batch, config)?;
-        while session.step(self.model, &mut cache, &mut on_text)? {}
+        while session.step(&*self.model, &mut cache, &mut on_text)? {}
         session.finish()
     }
 
-    /// Answers a batch of one as an iterator of text pieces, each of whole characters.
+    /// The answer to a batch of one row, as an iterator of text pieces, each of whole characters.
     ///
     /// # Errors
-    /// As [`Session::new`], and [`Error::Batch`] for a batch of several.
-    pub fn stream(&self, batch: &MultimodalBatch, config: &GenerationConfig) -> Result<TextIter<'a, M>> {
+    /// As [`GenerationSession::new`], and [`Error::Batch`] for a batch of several.
+    pub fn stream(&self, batch: &MultimodalBatch, config: &GenerationConfig) -> Result<TextIter<M>> {
         if batch.batch_size() != 1 {
             return Err(Error::batch(format!("has {} rows, expected 1 to stream its text", batch.batch_size())));
         }
         let (session, cache) = self.start(batch, config)?;
-        Ok(TextIter { model: self.model, cache, session })
+        Ok(TextIter { model: Arc::clone(&self.model), cache, session })
     }
 
-    /// A session that continues the text `cached`, which is in the caller's cache already.
+    /// A session that continues the token ids `cached`, which the caller's cache already holds.
     ///
     /// # Errors
-    /// As [`Session::new`].
-    pub fn session(&self, batch: &MultimodalBatch, cached: &[u32], config: &GenerationConfig) -> Result<Session<'a>> {
-        let session = Session::new(self.model.config(), batch.clone(), cached, config, &self.decode)?;
+    /// As [`GenerationSession::new`].
+    pub fn session(
+        &self,
+        batch: &MultimodalBatch,
+        cached: &[u32],
+        config: &GenerationConfig,
+    ) -> Result<GenerationSession> {
+        let session = GenerationSession::new(self.model.config(), batch.clone(), cached, config, &self.decode)?;
         Ok(session.with_cancel(self.cancel.clone()))
     }
 
-    fn start(&self, batch: &MultimodalBatch, config: &GenerationConfig) -> Result<(Session<'a>, M::Cache)> {
+    fn start(&self, batch: &MultimodalBatch, config: &GenerationConfig) -> Result<(GenerationSession, M::Cache)> {
         let session = self.session(batch, &[], config)?;
         let cache = self.model.cache(batch.batch_size(), session.new_positions())?;
         Ok((session, cache))
     }
 }
 
-/// An answer under way, as an iterator of text pieces.
-pub struct TextIter<'a, M: CausalModel> {
-    model: &'a M,
+/// A stream of one answer: an iterator of text pieces that owns its cache and shares the model.
+pub struct TextIter<M: CausalModel> {
+    model: Arc<M>,
     cache: M::Cache,
-    session: Session<'a>,
+    session: GenerationSession,
 }
 
-impl<M: CausalModel> TextIter<'_, M> {
-    /// The whole answer, without its pieces.
+impl<M: CausalModel> TextIter<M> {
+    /// The whole answer; generates what is missing.
     ///
     /// # Errors
-    /// As [`Session::step`].
+    /// As [`GenerationSession::step`].
     pub fn finish_all(mut self) -> Result<Answer> {
         self.by_ref().try_for_each(|piece| piece.map(drop))?;
         self.finish()
     }
 
-    /// The answer as far as it has come, with token counts and times.
+    /// The answer generated so far, with token counts and times.
     ///
     /// # Errors
     /// Those of the decoder.
@@ -110,10 +121,10 @@ impl<M: CausalModel> TextIter<'_, M> {
     }
 }
 
-impl<M: CausalModel> Iterator for TextIter<'_, M> {
+impl<M: CausalModel> Iterator for TextIter<M> {
     type Item = Result<String>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.session.next_piece(self.model, &mut self.cache)
+        self.session.next_piece(&*self.model, &mut self.cache)
     }
 }

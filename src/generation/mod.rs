@@ -1,4 +1,4 @@
-//! From logits to text: sampling, stopping, incremental decoding and the loop around the model.
+//! Text generation: prefill and decode loop, sampling, stop conditions, incremental decoding, prefix caching.
 
 mod causal_model;
 mod detokenizer;
@@ -17,6 +17,6 @@ pub use generator::{Generator, TextIter};
 pub use output::{Answer, GeneratedSequence, Generation, Timings};
 pub use prefix_cache::PrefixCache;
 pub use sampler::Sampler;
-pub use session::{Decode, Session};
+pub use session::{Decode, GenerationSession};
 pub use stop::{CancelToken, FinishReason, StopStrings, TextPiece};
 pub use stream::TextStream;

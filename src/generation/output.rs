@@ -1,4 +1,4 @@
-//! What a generation made, and how long it took.
+//! The output of a generation: sequences and timings.
 
 use std::time::{Duration, Instant};
 
@@ -8,31 +8,34 @@ use super::FinishReason;
 
 /// The answers to a batch of prompts.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Generation {
-    /// One for each row of the batch.
+    /// The sequence of each row of the batch.
     pub sequences: Vec<GeneratedSequence>,
-    /// Of the batch as a whole.
+    /// Timings of the batch as a whole.
     pub timings: Timings,
 }
 
 /// The answer to one prompt.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct GeneratedSequence {
     /// The text, without the stop string or end token that ended it.
     pub text: String,
-    /// All new ids, an end token included.
+    /// All generated token ids, an end token included.
     pub tokens: Vec<u32>,
-    /// Why it ended.
+    /// The reason it ended.
     pub finish_reason: FinishReason,
 }
 
-/// The answer to a batch of one.
+/// The answer to a batch of one row.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Answer {
-    /// Text, ids and reason.
+    /// Text, token ids and finish reason.
     #[serde(flatten)]
     pub sequence: GeneratedSequence,
-    /// Counts and times.
+    /// Token counts and times.
     #[serde(flatten)]
     pub timings: Timings,
 }
@@ -44,24 +47,25 @@ impl Answer {
     }
 }
 
-/// Counts and times of a generation.
+/// Token counts and times of a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Timings {
-    /// Tokens given, text and image patches together, without padding.
+    /// Tokens of the prompts, text and image patches together, without padding.
     pub prompt_tokens: usize,
-    /// Those of them that an earlier turn had left in the cache.
+    /// Prompt tokens that were in the KV cache already.
     pub cached_tokens: usize,
-    /// Tokens generated, all rows together.
+    /// Generated tokens of all rows.
     pub new_tokens: usize,
-    /// Seconds from the start until the first token of each row was picked.
+    /// Seconds from the start to the first token of every row.
     pub seconds_to_first_token: f64,
-    /// New tokens per second after the first ones; 0 if there were no more.
+    /// Generated tokens per second after the first of each row; 0 if there were no more.
     pub tokens_per_second: f64,
     /// Seconds in all.
     pub seconds: f64,
 }
 
-/// Takes the times while a generation runs.
+/// The clock of a generation.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Clock {
     start: Instant,
@@ -74,7 +78,7 @@ impl Clock {
         Self { start: Instant::now(), first: None, last: Duration::ZERO }
     }
 
-    /// Notes that every row has its next token, `new_tokens` in all.
+    /// Records that every row has its next token, `new_tokens` in all.
     pub(super) fn step(&mut self, new_tokens: usize) {
         self.last = self.start.elapsed();
         self.first.get_or_insert((self.last, new_tokens));

@@ -1,46 +1,45 @@
-//! A cache that is kept from prompt to prompt, so that a chat computes only what is new.
+//! Prefix caching: a KV cache that is kept from prompt to prompt, so that a chat computes only its new tokens.
 
 use candle_core::DType;
 
-use super::{Generator, Session};
+use super::{GenerationSession, Generator};
 use crate::batch::{MultimodalBatch, Sample, SequenceLayout, Visual};
 use crate::config::GenerationConfig;
 use crate::model::{Cache, HaploVl};
 use crate::{Error, Result};
 
-/// The cache of one growing text, and what it holds.
+/// The KV cache of one growing text, with the token ids and images that it holds.
 ///
-/// A prompt that begins as the text before it goes on from there; where it differs, only what is behind the difference
-/// is computed again. Pictures are compared pixel by pixel: equal placeholders do not make equal pictures.
+/// The longest common prefix of a new prompt and the cached text is reused; only the positions after it are computed.
+/// Images are compared pixel by pixel: equal placeholder tokens do not make equal images.
 #[derive(Debug, Default)]
 pub struct PrefixCache {
     cache: Option<Cache>,
-    /// Ids of the text; the cache holds these or fewer.
+    /// Token ids of the text; the cache holds these or fewer.
     ids: Vec<u32>,
-    /// Number of ids that were a prompt; those behind it were generated.
+    /// Number of leading ids that were a prompt; the rest was generated.
     prompt_len: usize,
     visuals: Vec<Visual>,
 }
 
 impl PrefixCache {
-    /// Begins to answer a batch of one, reusing as much of the cache as it can.
-    ///
-    /// Go on with [`Self::next_piece`].
+    /// A session that answers a batch of one row and reuses the longest common prefix; [`Self::next_piece`] advances it.
     ///
     /// # Errors
-    /// As [`Session::new`], and [`Error::Generation`] if there is no memory for a cache.
-    pub fn start<'a>(
+    /// As [`GenerationSession::new`], and [`Error::Generation`] if there is no memory for a cache.
+    pub fn start(
         &mut self,
-        generator: &Generator<'a, HaploVl>,
+        generator: &Generator<HaploVl>,
         batch: &MultimodalBatch,
         config: &GenerationConfig,
-    ) -> Result<Session<'a>> {
+    ) -> Result<GenerationSession> {
         let (ids, sample) = only_row(batch)?;
         let kept = self.shared(&ids, sample, &batch.visuals)?;
+        tracing::debug!(prefix = kept, tokens = ids.len(), "prefix cache looked up");
         let session = generator.session(&suffix(batch, sample, kept)?, &ids[..kept], config)?;
         match &mut self.cache {
             Some(cache) => cache.truncate(kept),
-            // As long as any prompt can be; room is made only as it is needed.
+            // Capacity for the longest prompt; memory is allocated only as it is needed.
             empty => *empty = Some(generator.model().cache(1, generator.model().config().max_position_embeddings)?),
         }
         self.prompt_len = ids.len();
@@ -49,10 +48,10 @@ impl PrefixCache {
         Ok(session)
     }
 
-    /// The next text of `session`, which [`Self::start`] gave; nothing at its end.
+    /// The next text of `session`, which [`Self::start`] returned; `None` at its end.
     ///
     /// After an error the cache is empty.
-    pub fn next_piece(&mut self, model: &HaploVl, session: &mut Session<'_>) -> Option<Result<String>> {
+    pub fn next_piece(&mut self, model: &HaploVl, session: &mut GenerationSession) -> Option<Result<String>> {
         let piece = session.next_piece(model, self.cache.as_mut()?);
         self.ids.truncate(self.prompt_len);
         self.ids.extend_from_slice(session.tokens());
@@ -62,12 +61,12 @@ impl PrefixCache {
         piece
     }
 
-    /// Forgets everything and frees the memory.
+    /// Empties the cache and frees its memory.
     pub fn clear(&mut self) {
         *self = Self::default();
     }
 
-    /// How many positions of a new prompt need not be computed again. At least one is: its logits are asked for.
+    /// Number of positions of a new prompt that the cache holds. The last one is always computed, for its logits.
     fn shared(&self, ids: &[u32], sample: &Sample, visuals: &[Visual]) -> Result<usize> {
         let most = self.cache.as_ref().map_or(0, Cache::len).min(ids.len() - 1);
         let mut kept = self.ids.iter().zip(ids).take(most).take_while(|(old, new)| old == new).count();
@@ -95,24 +94,24 @@ fn only_row(batch: &MultimodalBatch) -> Result<(Vec<u32>, &Sample)> {
     }
 }
 
-/// The part of a batch of one from position `from` on, which lies in no picture.
+/// The part of a batch of one row from position `from` on, which lies in no image.
 fn suffix(batch: &MultimodalBatch, sample: &Sample, from: usize) -> Result<MultimodalBatch> {
     let seq_len = batch.layout.seq_len - from;
-    let behind = |ranges: &[std::ops::Range<usize>]| {
+    let after = |ranges: &[std::ops::Range<usize>]| {
         Vec::from_iter(ranges.iter().filter(|r| r.start >= from).map(|r| r.start - from..r.end - from))
     };
-    let visuals = behind(&sample.visuals);
-    let in_front = sample.visuals.len() - visuals.len();
-    let visual_blocks = behind(&sample.visual_blocks);
+    let visuals = after(&sample.visuals);
+    let before = sample.visuals.len() - visuals.len();
+    let visual_blocks = after(&sample.visual_blocks);
     Ok(MultimodalBatch {
         input_ids: batch.input_ids.narrow(1, from, seq_len)?.contiguous()?,
         labels: None,
         layout: SequenceLayout { seq_len, rows: vec![vec![Sample { range: 0..seq_len, visual_blocks, visuals }]] },
-        visuals: batch.visuals.iter().skip(in_front).cloned().collect(),
+        visuals: batch.visuals.iter().skip(before).cloned().collect(),
     })
 }
 
-/// Whether two pictures look the same to a model.
+/// Whether two images or videos have the same pixels.
 fn equal(a: &Visual, b: &Visual) -> Result<bool> {
     let same_form = match (a, b) {
         (Visual::Image { size: a, .. }, Visual::Image { size: b, .. }) => a == b,

@@ -1,4 +1,4 @@
-//! Picks the next token from a row of logits.
+//! Sampling: the choice of the next token from a row of logits.
 
 use std::cmp::Ordering;
 
@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::config::GenerationConfig;
 use crate::{Error, Result};
 
-/// A token that may be drawn. `score` is its logit at first, and its unnormalised probability later.
+/// A token that may be sampled. `score` is its logit at first, and its unnormalised probability later.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     id: u32,
@@ -22,11 +22,10 @@ impl Candidate {
     }
 }
 
-/// Greedy choice or filtered draw, for one sequence.
+/// A sampler for one sequence: greedy choice, or a draw from the filtered distribution.
 ///
 /// Filters apply in the order of HF's logits processors: repetition penalty, temperature, top-k, top-p, min-p.
-/// Buffers are reused, and a vocabulary is never sorted: top-k keeps a short list, top-p halves its way
-/// to the cut.
+/// Buffers are reused, and the vocabulary is never sorted: top-k keeps a short list, top-p finds its cut by bisection.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     greedy: bool,
@@ -53,7 +52,7 @@ impl Sampler {
         rng.set_stream(row);
         Ok(Self {
             greedy: config.is_greedy(),
-            // Smaller ones would overflow the division; this one already is greedy in effect.
+            // A smaller temperature would overflow the division; this one is greedy in effect.
             temperature: config.temperature.unwrap_or(1.0).max(1e-30) as f32,
             top_k: config.top_k.unwrap_or(0),
             top_p: config.top_p.unwrap_or(1.0),
@@ -67,14 +66,14 @@ impl Sampler {
         })
     }
 
-    /// Never picks these ids.
+    /// The same sampler, which never picks these ids.
     #[must_use]
     pub fn ban(mut self, ids: &[u32]) -> Self {
         self.banned.extend_from_slice(ids);
         self
     }
 
-    /// Takes note of tokens that stand in the text, such as the prompt, for the repetition penalty.
+    /// Counts tokens of the text, such as the prompt, for the repetition penalty.
     pub fn observe(&mut self, ids: &[u32]) {
         self.position += ids.len();
         if self.repetition_penalty != 1.0 {
@@ -82,9 +81,9 @@ impl Sampler {
         }
     }
 
-    /// Picks the next token from its logits, one a token of the vocabulary, and takes note of it.
+    /// Picks the next token from its logits, one for each token of the vocabulary, and counts it as [`Self::observe`] does.
     ///
-    /// `logits` is scratch space afterwards. Of equal logits the lowest id counts as the likeliest.
+    /// `logits` is overwritten. Of equal logits the lowest id counts as the likeliest.
     ///
     /// # Errors
     /// [`Error::Generation`] for logits that are NaN, infinite, or all minus infinity.
@@ -128,8 +127,8 @@ impl Sampler {
 
     fn broken(&self, what: &str) -> Error {
         Error::generation(format!(
-            "at position {} {what}: check that the weights are complete and finite, and if they are 16 bits wide try \
-             `--dtype f32`",
+            "at position {} {what}: check that the weights are complete and finite, and if they are 16 bits wide load \
+             them in f32",
             self.position
         ))
     }
@@ -146,7 +145,7 @@ impl Sampler {
         // The likeliest candidate has the score exp(0) = 1.
         let least = self.min_p;
         self.candidates.retain(|c| c.score >= least);
-        // Selections leave an order that may differ between versions of the standard library.
+        // The order that selections leave may differ between versions of the standard library.
         self.candidates.sort_unstable_by_key(|c| c.id);
         self.pick()
     }
@@ -159,7 +158,7 @@ impl Sampler {
                 return candidate.id;
             }
         }
-        // Rounding may leave a hair: then it is the last token that can be drawn at all.
+        // Rounding may leave a remainder: the last token with a probability above 0 is picked then.
         self.candidates.iter().rev().find(|c| c.score > 0.0).map_or(0, |c| c.id)
     }
 }
@@ -170,8 +169,8 @@ fn mass(candidates: &[Candidate]) -> f64 {
 
 /// Fills `candidates` with the `top_k` likeliest tokens, or with all that are possible if it is 0.
 ///
-/// The buffer is cut back to `top_k` whenever it reaches twice that, and the least token kept then is the bar for
-/// those to come; so most of the vocabulary is looked at once and never stored.
+/// The buffer is cut back to `top_k` whenever it reaches twice that size, and the lowest score kept becomes the threshold
+/// for the tokens after it: most of the vocabulary is read once and never stored.
 fn collect_candidates(logits: &[f32], top_k: usize, candidates: &mut Vec<Candidate>) {
     candidates.clear();
     let most = if top_k == 0 { usize::MAX } else { top_k.saturating_mul(2).max(64) };
@@ -200,11 +199,10 @@ fn keep_likeliest(candidates: &mut Vec<Candidate>, count: usize) -> f32 {
     bar
 }
 
-/// Moves the smallest set of likeliest candidates that has the share `top_p` of the mass to the front, and returns
-/// its size.
+/// Moves the smallest set of likeliest candidates with the share `top_p` of the mass to the front, and returns its size.
 ///
-/// A binary search for the size: each step splits the open range at its middle, so that the work halves from step to
-/// step and is linear in all.
+/// The size is found by binary search: each step partitions the open range at its middle, so that the work halves from
+/// step to step and the total is linear.
 fn nucleus(candidates: &mut [Candidate], top_p: f64) -> usize {
     let target = top_p * mass(candidates);
     let (mut from, mut to, mut before) = (0, candidates.len(), 0.0);
@@ -223,7 +221,7 @@ fn nucleus(candidates: &mut [Candidate], top_p: f64) -> usize {
     to
 }
 
-/// A set of token ids that can be walked through in time proportional to its size.
+/// A set of token ids, iterated in time proportional to its size.
 #[derive(Debug, Clone, Default)]
 struct SeenTokens {
     ids: Vec<u32>,
@@ -231,7 +229,7 @@ struct SeenTokens {
 }
 
 impl SeenTokens {
-    /// Ids beyond any vocabulary are left out, so that a stray one cannot make the set huge.
+    /// Inserts an id. Ids beyond any vocabulary are left out, so that none can make the set huge.
     fn insert(&mut self, id: u32) {
         let (word, bit) = (id as usize / 64, 1u64 << (id % 64));
         if id >= 1 << 24 {

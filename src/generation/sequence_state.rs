@@ -1,17 +1,17 @@
-//! One sequence of a batch under way.
+//! The state of one sequence of a batch during generation.
 
 use super::session::Decode;
 use super::{FinishReason, Sampler, TextStream};
 use crate::Result;
 use crate::config::GenerationConfig;
 
-/// A row's own handle on the decoder.
-type RowDecode<'a> = Box<dyn Fn(&[u32]) -> Result<String> + 'a>;
+/// The decoder as a closure, which an `Arc` alone is not.
+type RowDecode = Box<dyn Fn(&[u32]) -> Result<String> + Send + Sync>;
 
-/// One sequence of the batch.
-pub(super) struct SequenceState<'a> {
+/// One sequence of the batch: its sampler, its text so far, and why it ended.
+pub(super) struct SequenceState {
     sampler: Sampler,
-    stream: TextStream<RowDecode<'a>>,
+    stream: TextStream<RowDecode>,
     eos: Vec<u32>,
     pad: u32,
     pub(super) budget: usize,
@@ -20,14 +20,8 @@ pub(super) struct SequenceState<'a> {
     pub(super) finish_reason: Option<FinishReason>,
 }
 
-impl<'a> SequenceState<'a> {
-    pub(super) fn new(
-        sampler: Sampler,
-        config: &GenerationConfig,
-        budget: usize,
-        pad: u32,
-        decode: Decode<'a>,
-    ) -> Self {
+impl SequenceState {
+    pub(super) fn new(sampler: Sampler, config: &GenerationConfig, budget: usize, pad: u32, decode: Decode) -> Self {
         Self {
             sampler,
             stream: TextStream::new(Box::new(move |ids| decode(ids)), &config.stop_strings),
@@ -40,7 +34,7 @@ impl<'a> SequenceState<'a> {
         }
     }
 
-    /// Picks a token and returns what to feed next, which for a finished row is padding that nobody looks at.
+    /// Samples a token and returns the id to feed to the model next; for a finished row that is padding.
     pub(super) fn step(&mut self, logits: &mut [f32]) -> Result<u32> {
         if self.finish_reason.is_some() {
             return Ok(self.pad);
@@ -61,7 +55,7 @@ impl<'a> SequenceState<'a> {
         Ok(id)
     }
 
-    /// Shows what was held back; if it holds a stop string after all, that is the reason.
+    /// Ends the sequence and adds the text that was held back; if that text holds a stop string, it is the reason.
     pub(super) fn finish(&mut self, reason: FinishReason) -> Result<()> {
         let piece = self.stream.finish()?;
         self.text.push_str(&piece.text);

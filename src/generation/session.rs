@@ -1,39 +1,40 @@
-//! A generation under way: prefill once, then one token for every row at a time.
+//! A generation in steps: one prefill, then one token for every row at a time.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 
 use super::output::Clock;
 use super::sequence_state::SequenceState;
-use super::{Answer, CancelToken, CausalModel, FinishReason, GeneratedSequence, Generation, Sampler};
+use super::{Answer, CancelToken, CausalModel, FinishReason, GeneratedSequence, Generation, Sampler, Timings};
 use crate::batch::MultimodalBatch;
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::{Error, Result};
 
-/// Turns ids into text, leaving out special tokens.
-pub type Decode<'a> = Arc<dyn Fn(&[u32]) -> Result<String> + 'a>;
+/// A decoder of token ids to text, which leaves out special tokens.
+pub type Decode = Arc<dyn Fn(&[u32]) -> Result<String> + Send + Sync>;
 
-/// What the model takes in next.
+/// The input of the model's next step.
 enum Input {
     Prompt(Box<MultimodalBatch>),
     Tokens(Vec<u32>),
 }
 
-/// A generation under way. It holds neither model nor cache, so that the cache can outlive it.
-pub struct Session<'a> {
+/// A generation in steps. It holds neither model nor cache, so that the cache can outlive it.
+pub struct GenerationSession {
     input: Input,
-    rows: Vec<SequenceState<'a>>,
+    rows: Vec<SequenceState>,
     cancel: CancelToken,
     clock: Clock,
     prompt_tokens: usize,
     cached_tokens: usize,
 }
 
-impl<'a> Session<'a> {
-    /// Prepares to answer `batch`, whose rows are padded on the left.
+impl GenerationSession {
+    /// A session that answers `batch`, whose rows are padded on the left.
     ///
-    /// `cached` are the ids that the cache already holds of a batch of one; empty for a fresh cache.
+    /// `cached` are the token ids that the cache already holds of a batch of one row; empty for an empty cache.
     ///
     /// # Errors
     /// [`Error::Config`] for an impossible `config`, [`Error::Prompt`] if the prompt leaves no room for an answer in
@@ -43,7 +44,7 @@ impl<'a> Session<'a> {
         batch: MultimodalBatch,
         cached: &[u32],
         config: &GenerationConfig,
-        decode: &Decode<'a>,
+        decode: &Decode,
     ) -> Result<Self> {
         if !cached.is_empty() && batch.batch_size() != 1 {
             return Err(Error::batch(format!("has {} rows, expected 1 to continue a text", batch.batch_size())));
@@ -68,14 +69,14 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Ends when `cancel` says so.
+    /// The same session, which ends once `cancel` is cancelled.
     #[must_use]
     pub fn with_cancel(mut self, cancel: CancelToken) -> Self {
         self.cancel = cancel;
         self
     }
 
-    /// Positions that the cache must have room for, those already in it not counted.
+    /// Number of positions that the session may add to the cache.
     pub fn new_positions(&self) -> usize {
         let prompt = match &self.input {
             Input::Prompt(batch) => batch.layout.seq_len,
@@ -84,11 +85,11 @@ impl<'a> Session<'a> {
         prompt + self.rows.iter().map(|row| row.budget - row.tokens.len()).max().unwrap_or(0)
     }
 
-    /// Adds one token to every unfinished row, tells `on_text` the row and its new text, and returns whether any row
+    /// Adds one token to every unfinished row, calls `on_text` with the row and its new text, and returns whether any row
     /// is still unfinished.
     ///
     /// # Errors
-    /// Those of the model and the decoder, and [`Error::Generation`] for logits that no token can be picked from.
+    /// Those of the model and the decoder, and [`Error::Generation`] for logits that no token can be sampled from.
     pub fn step<M: CausalModel>(
         &mut self,
         model: &M,
@@ -101,11 +102,37 @@ impl<'a> Session<'a> {
         if self.is_finished() {
             return Ok(false);
         }
-        let logits = match &self.input {
-            Input::Prompt(batch) => model.prefill(batch, cache)?,
-            Input::Tokens(ids) => model.decode(ids, cache)?,
-        };
-        let mut logits = logits_by_row(&logits, self.rows.len())?;
+        let logits = self.next_logits(model, cache)?;
+        self.input = Input::Tokens(self.sample(logits, &mut on_text)?);
+        self.clock.step(self.new_tokens());
+        if self.is_finished() {
+            let Timings { new_tokens, seconds, tokens_per_second, .. } = self.timings();
+            tracing::debug!(new_tokens, seconds, tokens_per_second, "answer finished");
+        }
+        Ok(!self.is_finished())
+    }
+
+    /// The logits of every row after the input: a prefill of the prompt at first, then a decode step of one token a row.
+    fn next_logits<M: CausalModel>(&self, model: &M, cache: &mut M::Cache) -> Result<Vec<Vec<f32>>> {
+        let rows = self.rows.len();
+        match &self.input {
+            Input::Prompt(batch) => {
+                let tokens = self.prompt_tokens - self.cached_tokens;
+                let _span = tracing::debug_span!("prefill", rows, tokens).entered();
+                let start = Instant::now();
+                let logits = logits_by_row(&model.prefill(batch, cache)?, rows)?;
+                tracing::debug!(tokens, seconds = start.elapsed().as_secs_f64(), "prompt prefilled");
+                Ok(logits)
+            }
+            Input::Tokens(ids) => {
+                let _span = tracing::trace_span!("decode", rows).entered();
+                logits_by_row(&model.decode(ids, cache)?, rows)
+            }
+        }
+    }
+
+    /// Samples a token for every row, and returns the ids to feed to the model next.
+    fn sample(&mut self, mut logits: Vec<Vec<f32>>, on_text: &mut impl FnMut(usize, &str)) -> Result<Vec<u32>> {
         let mut next = Vec::with_capacity(self.rows.len());
         for (i, (row, logits)) in self.rows.iter_mut().zip(&mut logits).enumerate() {
             let shown = row.text.len();
@@ -114,12 +141,10 @@ impl<'a> Session<'a> {
                 on_text(i, new);
             }
         }
-        self.input = Input::Tokens(next);
-        self.clock.step(self.new_tokens());
-        Ok(!self.is_finished())
+        Ok(next)
     }
 
-    /// Takes steps until the first row has new text, and returns it; nothing at its end, or after an error.
+    /// Takes steps until the first row has new text, and returns the text; `None` at the end, and after an error.
     pub fn next_piece<M: CausalModel>(&mut self, model: &M, cache: &mut M::Cache) -> Option<Result<String>> {
         let mut text = String::new();
         while text.is_empty() && self.rows.first().is_some_and(|row| row.finish_reason.is_none()) {
@@ -136,32 +161,31 @@ impl<'a> Session<'a> {
         (!text.is_empty()).then_some(Ok(text))
     }
 
-    /// The ids picked so far for the first row.
+    /// The token ids generated so far for the first row.
     pub fn tokens(&self) -> &[u32] {
         self.rows.first().map_or(&[], |row| &row.tokens)
     }
 
-    /// Whether every row is at its end.
+    /// Whether every row is finished.
     pub fn is_finished(&self) -> bool {
         self.rows.iter().all(|row| row.finish_reason.is_some())
     }
 
-    /// Ends every row that is not at its end yet, as cancelled, and returns what there is.
+    /// Ends every unfinished row as cancelled, and returns all sequences.
     ///
     /// # Errors
     /// Those of the decoder.
     pub fn finish(&mut self) -> Result<Generation> {
         self.finish_all(FinishReason::Cancelled, &mut |_, _| ())?;
-        let sequence = |row: &SequenceState<'_>| GeneratedSequence {
+        let sequence = |row: &SequenceState| GeneratedSequence {
             text: row.text.clone(),
             tokens: row.tokens.clone(),
             finish_reason: row.finish_reason.clone().unwrap_or(FinishReason::Cancelled),
         };
-        let timings = self.clock.timings(self.prompt_tokens, self.cached_tokens, self.new_tokens());
-        Ok(Generation { sequences: self.rows.iter().map(sequence).collect(), timings })
+        Ok(Generation { sequences: self.rows.iter().map(sequence).collect(), timings: self.timings() })
     }
 
-    /// As [`Self::finish`], of the first row.
+    /// The same as [`Self::finish`] for the first row alone.
     ///
     /// # Errors
     /// As [`Self::finish`].
@@ -169,6 +193,10 @@ impl<'a> Session<'a> {
         let Generation { sequences, timings } = self.finish()?;
         let sequence = sequences.into_iter().next().ok_or_else(|| Error::batch("has no rows"))?;
         Ok(Answer { sequence, timings })
+    }
+
+    fn timings(&self) -> Timings {
+        self.clock.timings(self.prompt_tokens, self.cached_tokens, self.new_tokens())
     }
 
     fn new_tokens(&self) -> usize {
@@ -187,13 +215,13 @@ impl<'a> Session<'a> {
     }
 }
 
-/// How many tokens may be generated behind `used` positions.
+/// Most tokens that may be generated after `used` positions.
 fn token_budget(model: &HaploVlConfig, used: usize, config: &GenerationConfig) -> Result<usize> {
     let room = model.max_position_embeddings.saturating_sub(used);
     if room == 0 {
         return Err(Error::prompt(format!(
             "is {used} tokens long (text and image patches together) and leaves no room for an answer in the model's \
-             context of {}: shorten it, or use fewer or smaller pictures",
+             context of {}: shorten it, or use fewer or smaller images",
             model.max_position_embeddings
         )));
     }
@@ -209,7 +237,7 @@ fn pad_token(model: &HaploVlConfig, config: &GenerationConfig) -> Result<u32> {
     Ok(pad)
 }
 
-/// The ids of each row without padding.
+/// The token ids of each row without padding.
 fn prompt_ids(batch: &MultimodalBatch) -> Result<Vec<Vec<u32>>> {
     let ids = batch.input_ids.to_vec2::<u32>()?;
     let row = |(ids, samples): (Vec<u32>, &Vec<crate::batch::Sample>)| match samples.as_slice() {

@@ -1,4 +1,4 @@
-//! Why and when generation ends.
+//! The end of a generation: finish reasons, stop strings and cancellation.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,17 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
-/// Why a sequence ended.
+/// The reason why a sequence ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum FinishReason {
     /// The model produced this end-of-sequence id.
     EndOfSequence(u32),
-    /// The text came to hold this stop string.
+    /// The text reached this stop string.
     StopString(String),
     /// `max_new_tokens`, or the model's context, is used up.
     Length,
-    /// Somebody called [`CancelToken::cancel`].
+    /// [`CancelToken::cancel`] was called.
     Cancelled,
 }
 
@@ -31,7 +32,7 @@ impl fmt::Display for FinishReason {
     }
 }
 
-/// Ends a running generation from another thread, or from a callback. Clones are handles on the same flag.
+/// A flag that ends a running generation, from another thread or from a callback. Clones share the flag.
 #[derive(Debug, Clone, Default)]
 pub struct CancelToken(Arc<AtomicBool>);
 
@@ -61,7 +62,7 @@ pub struct StopStrings {
 pub struct TextPiece {
     /// Text that can no longer become part of a stop string.
     pub text: String,
-    /// The stop string that was found right behind `text`, if any.
+    /// The stop string that follows `text`, if one was found.
     pub stop: Option<String>,
 }
 
@@ -73,7 +74,7 @@ impl StopStrings {
 
     /// Takes the next piece of text and returns what is safe to show.
     ///
-    /// The stop string that begins first counts; text behind it is dropped.
+    /// The stop string that begins first counts; text after it is dropped.
     pub fn push(&mut self, piece: &str) -> TextPiece {
         self.held.push_str(piece);
         let found = self.stops.iter().filter_map(|s| Some((self.held.find(s.as_str())?, s))).min_by_key(|(at, _)| *at);

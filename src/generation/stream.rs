@@ -1,10 +1,10 @@
-//! Token ids to text that is safe to show: whole characters, and nothing of a stop string.
+//! Token ids to text that can be shown: whole characters, and no part of a stop string.
 
 use super::detokenizer::Detokenizer;
 use super::stop::{StopStrings, TextPiece};
 use crate::Result;
 
-/// Incremental decoding and the search for stop strings, one after the other.
+/// Incremental decoding followed by the search for stop strings.
 #[derive(Debug, Clone)]
 pub struct TextStream<F> {
     detokenizer: Detokenizer<F>,
@@ -17,7 +17,7 @@ impl<F: Fn(&[u32]) -> Result<String>> TextStream<F> {
         Self { detokenizer: Detokenizer::new(decode), stops: StopStrings::new(stop_strings) }
     }
 
-    /// Takes the next id and returns the text that can be shown now.
+    /// Takes the next token id and returns the text that can be shown now.
     ///
     /// # Errors
     /// Those of the decoder.
@@ -25,7 +25,7 @@ impl<F: Fn(&[u32]) -> Result<String>> TextStream<F> {
         Ok(self.stops.push(&self.detokenizer.push(id)?))
     }
 
-    /// Ends the text and returns what was held back.
+    /// Ends the text and returns the part that was held back.
     ///
     /// # Errors
     /// Those of the decoder.

@@ -1,10 +1,9 @@
-//! The small model that comes with this crate; `assets/builtin/README.md` says how it was made and what it can do.
+//! The small model that is part of this crate; `assets/builtin/README.md` says how it was trained and what it can do.
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
 
-use super::LoadedModel;
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::data::shapes::tokenizer;
 use crate::model::HaploVl;
@@ -16,13 +15,18 @@ use crate::{Error, Result};
 const CONFIG: &str = include_str!("../../assets/builtin/config.json");
 const WEIGHTS: &[u8] = include_bytes!("../../assets/builtin/model.safetensors");
 
-/// Builds the model from what is part of the program: no file is read.
-pub(super) fn load(quantization: Option<Quantization>, dtype: DType, device: &Device) -> Result<LoadedModel> {
-    let config = serde_json::from_str(CONFIG).map_err(|e| Error::format("builtin/config.json", e.to_string()))?;
+/// Builds the model, its processor and its generation settings from bytes in the program; no file is read.
+pub(super) fn load(
+    quantization: Option<Quantization>,
+    dtype: DType,
+    device: &Device,
+) -> Result<(HaploVl, Processor, GenerationConfig)> {
+    let config = serde_json::from_str(CONFIG);
+    let config = config.map_err(|e| Error::format("builtin/config.json", e.to_string()).caused_by(e))?;
     let config = HaploVlConfig::from_json(config)?;
     let processor = Processor::new(&config, ProcessorSettings::new(&config), tokenizer()?, None)?;
     let generation = GenerationConfig { eos_token_id: processor.eos_ids(), ..GenerationConfig::default() };
     let weights = SafetensorsFiles::embedded("builtin/model.safetensors", WEIGHTS)?;
     let model = HaploVl::from_source(&config, Arc::new(weights), quantization, dtype, device)?;
-    Ok(LoadedModel::new(model, processor, generation))
+    Ok((model, processor, generation))
 }

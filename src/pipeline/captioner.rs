@@ -1,4 +1,4 @@
-//! Describing pictures.
+//! Captioning: descriptions of images and videos.
 
 use super::LoadedModel;
 use crate::Result;
@@ -7,68 +7,69 @@ use crate::generation::{Answer, CancelToken, Generation, Generator, TextIter};
 use crate::model::HaploVl;
 use crate::processor::{Content, Conversation, Message};
 
-/// Describes pictures and videos.
-pub struct Captioner<'m> {
-    model: &'m LoadedModel,
-    generator: Generator<'m, HaploVl>,
+/// A captioner: describes images and videos. Clones share the model.
+#[derive(Clone)]
+pub struct Captioner {
+    model: LoadedModel,
+    generator: Generator<HaploVl>,
     config: GenerationConfig,
     prompt: String,
 }
 
-impl<'m> Captioner<'m> {
-    /// What is asked if nothing else is.
+impl Captioner {
+    /// The default prompt.
     pub const DEFAULT_PROMPT: &'static str = "Describe the image.";
 
-    /// A captioner with the model's own defaults of generation.
-    pub fn new(model: &'m LoadedModel) -> Self {
-        let config = model.generation().clone();
-        Self { model, generator: model.generator(), config, prompt: Self::DEFAULT_PROMPT.into() }
+    /// A captioner with the model's default generation settings.
+    pub fn new(model: &LoadedModel) -> Self {
+        let (generator, config) = (model.generator(), model.generation().clone());
+        Self { model: model.clone(), generator, config, prompt: Self::DEFAULT_PROMPT.into() }
     }
 
-    /// Asks for the description in other words.
+    /// The same captioner with another prompt.
     #[must_use]
     pub fn with_prompt(self, prompt: impl Into<String>) -> Self {
         Self { prompt: prompt.into(), ..self }
     }
 
-    /// Generates in another way.
+    /// The same captioner with other generation settings.
     #[must_use]
     pub fn with_generation(self, config: GenerationConfig) -> Self {
         Self { config, ..self }
     }
 
-    /// Stops when `cancel` says so.
+    /// The same captioner, whose captions end once `cancel` is cancelled.
     #[must_use]
     pub fn with_cancel(self, cancel: CancelToken) -> Self {
         Self { generator: self.generator.with_cancel(cancel), ..self }
     }
 
-    /// Describes one picture or video.
+    /// The caption of one image or video.
     ///
     /// # Errors
-    /// If the picture or the prompt does not fit the model, and as [`Generator::generate`].
-    pub fn caption(&self, picture: impl Into<Content>) -> Result<Answer> {
-        self.stream(picture)?.finish_all()
+    /// If the image or the prompt does not fit the model, and as [`Generator::generate`].
+    pub fn caption(&self, image: impl Into<Content>) -> Result<Answer> {
+        self.stream(image)?.finish_all()
     }
 
-    /// As [`Self::caption`], piece by piece.
+    /// The caption of one image or video, as a stream of text pieces.
     ///
     /// # Errors
     /// As [`Self::caption`].
-    pub fn stream(&self, picture: impl Into<Content>) -> Result<TextIter<'m, HaploVl>> {
-        self.generator.stream(&self.model.batch(&[self.request(picture.into())])?, &self.config)
+    pub fn stream(&self, image: impl Into<Content>) -> Result<TextIter<HaploVl>> {
+        self.generator.stream(&self.model.batch(&[self.request(image.into())])?, &self.config)
     }
 
-    /// Describes several pictures or videos together, each for itself.
+    /// The captions of several images or videos, computed as one batch.
     ///
     /// # Errors
-    /// As [`Self::caption`], and [`Error::Batch`](crate::Error::Batch) for no picture at all.
-    pub fn caption_all(&self, pictures: impl IntoIterator<Item = Content>) -> Result<Generation> {
-        let requests = Vec::from_iter(pictures.into_iter().map(|picture| self.request(picture)));
+    /// As [`Self::caption`], and [`Error::Batch`](crate::Error::Batch) for no image at all.
+    pub fn caption_all(&self, images: impl IntoIterator<Item = Content>) -> Result<Generation> {
+        let requests = Vec::from_iter(images.into_iter().map(|image| self.request(image)));
         self.generator.generate(&self.model.batch(&requests)?, &self.config)
     }
 
-    fn request(&self, picture: Content) -> Conversation {
-        Message::user([picture, self.prompt.as_str().into()]).into()
+    fn request(&self, image: Content) -> Conversation {
+        Message::user([image, self.prompt.as_str().into()]).into()
     }
 }

@@ -1,57 +1,69 @@
-//! Talking about pictures, turn by turn.
+//! Chat: a conversation about images, turn by turn.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::LoadedModel;
-use crate::Result;
 use crate::config::GenerationConfig;
-use crate::generation::{Answer, CancelToken, Generator, PrefixCache, Session};
+use crate::generation::{Answer, CancelToken, GenerationSession, Generator, PrefixCache};
 use crate::model::HaploVl;
 use crate::processor::{Content, Conversation, Message};
+use crate::{Error, Result};
 
-/// A conversation with the model. A later turn computes only what is new.
-pub struct Chat<'m> {
-    model: &'m LoadedModel,
-    generator: Generator<'m, HaploVl>,
+/// A conversation with the model. A later turn computes only its new tokens; the KV cache keeps the rest.
+///
+/// A chat owns its conversation and KV cache and shares the model: a server keeps one for each user.
+pub struct Chat {
+    model: LoadedModel,
+    generator: Generator<HaploVl>,
     config: GenerationConfig,
-    conversation: Conversation,
-    cache: PrefixCache,
+    state: Arc<Mutex<ChatState>>,
 }
 
-impl<'m> Chat<'m> {
-    /// A chat with the model's own defaults of generation.
-    pub fn new(model: &'m LoadedModel) -> Self {
+/// The state that a chat shares with the reply under way.
+#[derive(Default)]
+struct ChatState {
+    conversation: Conversation,
+    /// Taken by the reply under way.
+    cache: PrefixCache,
+    is_replying: bool,
+}
+
+impl Chat {
+    /// A chat with the model's default generation settings.
+    pub fn new(model: &LoadedModel) -> Self {
         Self {
-            model,
+            model: model.clone(),
             generator: model.generator(),
             config: model.generation().clone(),
-            conversation: Conversation::default(),
-            cache: PrefixCache::default(),
+            state: Arc::default(),
         }
     }
 
-    /// Starts with a conversation so far, such as a system message.
+    /// The same chat with an earlier conversation, such as a system message, in place of its own.
     #[must_use]
     pub fn with_conversation(self, conversation: Conversation) -> Self {
-        Self { conversation, ..self }
+        let state = ChatState { conversation, ..ChatState::default() };
+        Self { state: Arc::new(Mutex::new(state)), ..self }
     }
 
-    /// Generates in another way.
+    /// The same chat with other generation settings.
     #[must_use]
     pub fn with_generation(self, config: GenerationConfig) -> Self {
         Self { config, ..self }
     }
 
-    /// Stops when `cancel` says so.
+    /// The same chat, whose replies end once `cancel` is cancelled.
     #[must_use]
     pub fn with_cancel(self, cancel: CancelToken) -> Self {
         Self { generator: self.generator.with_cancel(cancel), ..self }
     }
 
-    /// All that was said.
-    pub fn conversation(&self) -> &Conversation {
-        &self.conversation
+    /// All messages so far. The user's message of a reply under way is among them, the reply is not.
+    pub fn conversation(&self) -> Conversation {
+        lock(&self.state).conversation.clone()
     }
 
-    /// Says something to the model and returns its whole reply.
+    /// The model's whole reply to a user message.
     ///
     /// # Errors
     /// As [`Self::say`], and those of [`Reply`].
@@ -61,70 +73,106 @@ impl<'m> Chat<'m> {
         reply.finish()
     }
 
-    /// Says something to the model, text with any pictures and videos, and returns its reply piece by piece.
+    /// The model's reply to a user message of text, images and videos, as a stream of text pieces.
+    ///
+    /// The stream owns what it needs and may move to another thread; the next turn can start once the stream is at its
+    /// end, finished or dropped.
     ///
     /// # Errors
-    /// If the pictures or the text do not fit the model or each other; then nothing counts as said.
-    pub fn say(&mut self, content: impl IntoIterator<Item = Content>) -> Result<Reply<'_, 'm>> {
-        self.conversation.push(Message::user(content));
-        match self.start() {
-            Ok(session) => Ok(Reply { chat: self, session, text: Some(String::new()) }),
-            Err(error) => {
-                self.conversation.messages.pop();
-                Err(error)
-            }
+    /// If the images or the text do not fit the model or each other, and [`Error::Generation`] while another reply of this
+    /// chat is under way. The conversation then stays as it was.
+    pub fn say(&mut self, content: impl IntoIterator<Item = Content>) -> Result<Reply> {
+        let mut state = lock(&self.state);
+        if state.is_replying {
+            return Err(Error::generation(
+                "a reply of this chat is still under way: read it to its end, finish it or drop it before the next turn",
+            ));
         }
+        state.conversation.push(Message::user(content));
+        let started = self.start(&mut state);
+        if started.is_err() {
+            state.conversation.messages.pop();
+        }
+        let session = started?;
+        state.is_replying = true;
+        let cache = std::mem::take(&mut state.cache);
+        Ok(Reply {
+            model: Arc::clone(self.generator.model()),
+            session,
+            cache,
+            text: String::new(),
+            chat: Some(Arc::clone(&self.state)),
+        })
     }
 
-    fn start(&mut self) -> Result<Session<'m>> {
-        let batch = self.model.batch(std::slice::from_ref(&self.conversation))?;
-        self.cache.start(&self.generator, &batch, &self.config)
+    fn start(&self, state: &mut ChatState) -> Result<GenerationSession> {
+        let batch = self.model.batch(std::slice::from_ref(&state.conversation))?;
+        state.cache.start(&self.generator, &batch, &self.config)
     }
 }
 
-/// The model's reply, as an iterator of text pieces.
+/// A chat's state; a panic of another thread leaves a whole one behind.
+fn lock(state: &Mutex<ChatState>) -> MutexGuard<'_, ChatState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A stream of the model's reply: an iterator of text pieces.
 ///
-/// Dropping it ends the reply; what came until then is part of the conversation. After an error neither the reply nor
-/// what it replies to is.
-pub struct Reply<'c, 'm> {
-    chat: &'c mut Chat<'m>,
-    session: Session<'m>,
-    /// What came until now; nothing after an error.
-    text: Option<String>,
+/// The reply becomes part of the conversation at its end. A reply that is dropped earlier ends there, and its text so far
+/// becomes part of the conversation. After an error neither the reply nor the user's message is part of it.
+pub struct Reply {
+    model: Arc<HaploVl>,
+    session: GenerationSession,
+    cache: PrefixCache,
+    text: String,
+    /// The chat to return cache and text to; `None` once that is done.
+    chat: Option<Arc<Mutex<ChatState>>>,
 }
 
-impl Reply<'_, '_> {
-    /// The reply as far as it has come, with token counts and times.
+impl Reply {
+    /// The reply generated so far, with token counts and times.
     ///
     /// # Errors
     /// Those of the decoder.
     pub fn finish(mut self) -> Result<Answer> {
         let answer = self.session.answer()?;
-        if let Some(text) = &mut self.text {
-            text.clone_from(&answer.sequence.text);
-        }
+        self.close(Some(answer.sequence.text.clone()));
         Ok(answer)
+    }
+
+    /// Returns the cache to the chat and ends the turn with the assistant's message, or takes the user's message back.
+    fn close(&mut self, message: Option<String>) {
+        let Some(chat) = self.chat.take() else { return };
+        let mut state = lock(&chat);
+        state.cache = std::mem::take(&mut self.cache);
+        state.is_replying = false;
+        match message {
+            Some(text) => state.conversation.push(Message::assistant(text)),
+            None => drop(state.conversation.messages.pop()),
+        }
     }
 }
 
-impl Iterator for Reply<'_, '_> {
+impl Iterator for Reply {
     type Item = Result<String>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let piece = self.chat.cache.next_piece(self.chat.model.model(), &mut self.session)?;
-        match (&piece, &mut self.text) {
-            (Ok(new), Some(text)) => text.push_str(new),
-            _ => self.text = None,
+        let piece = self.cache.next_piece(&self.model, &mut self.session);
+        match &piece {
+            Some(Ok(new)) => self.text.push_str(new),
+            Some(Err(_)) => self.close(None),
+            None => {
+                let text = std::mem::take(&mut self.text);
+                self.close(Some(text));
+            }
         }
-        Some(piece)
+        piece
     }
 }
 
-impl Drop for Reply<'_, '_> {
+impl Drop for Reply {
     fn drop(&mut self) {
-        match self.text.take() {
-            Some(text) => self.chat.conversation.push(Message::assistant(text)),
-            None => drop(self.chat.conversation.messages.pop()),
-        }
+        let text = std::mem::take(&mut self.text);
+        self.close(Some(text));
     }
 }

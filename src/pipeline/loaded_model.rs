@@ -1,36 +1,70 @@
-//! A model with everything that is needed to talk to it.
+//! A loaded model: the network, its processor, and its default generation settings.
 
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::{DType, Device};
 
 use super::ModelSource;
-use crate::Result;
+use super::finite::FiniteTensors;
 use crate::batch::MultimodalBatch;
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::generation::Generator;
 use crate::model::{HaploVl, save_quantized};
-use crate::options::Quantization;
-use crate::options::{CacheChoice, DeviceChoice, DtypeChoice};
+use crate::options::{DeviceChoice, DtypeChoice, KvCacheDtype, Quantization};
 use crate::processor::{Conversation, Processor};
 use crate::weights::{TensorSource, check_model_folder, open_weights};
+use crate::{Result, files};
 
-/// Where and in which numbers a model is to be held.
+/// Options of loading: device, dtype, quantisation, KV cache.
+///
+/// ```
+/// use haplovl::pipeline::{DeviceChoice, LoadOptions, Quantization};
+///
+/// let options = LoadOptions::default().with_device(DeviceChoice::Cpu).with_quantization(Quantization::Q8_0);
+/// assert_eq!(options.quantization, Some(Quantization::Q8_0));
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
 pub struct LoadOptions {
     /// The device of weights and activations.
     pub device: DeviceChoice,
-    /// The number type of activations, and of weights that are not quantised.
+    /// The dtype of activations, and of weights that are not quantised.
     pub dtype: DtypeChoice,
-    /// Keeps the matrices in blocks of few bits, on the CPU: less memory, and more tokens a second. A folder that holds a
-    /// quantised model needs no such wish.
+    /// The block format to quantise the weight matrices to, on the CPU: less memory, and more tokens per second. A folder
+    /// of a quantised model loads quantised without it.
     pub quantization: Option<Quantization>,
-    /// The number type of keys and values in caches.
-    pub cache: CacheChoice,
+    /// The dtype of the KV cache.
+    pub kv_cache_dtype: KvCacheDtype,
 }
 
 impl LoadOptions {
+    /// The same options with this device.
+    #[must_use]
+    pub fn with_device(self, device: DeviceChoice) -> Self {
+        Self { device, ..self }
+    }
+
+    /// The same options with this dtype.
+    #[must_use]
+    pub fn with_dtype(self, dtype: DtypeChoice) -> Self {
+        Self { dtype, ..self }
+    }
+
+    /// The same options with this quantisation, or with none for `None`.
+    #[must_use]
+    pub fn with_quantization(self, quantization: impl Into<Option<Quantization>>) -> Self {
+        Self { quantization: quantization.into(), ..self }
+    }
+
+    /// The same options with this dtype of the KV cache.
+    #[must_use]
+    pub fn with_kv_cache_dtype(self, kv_cache_dtype: KvCacheDtype) -> Self {
+        Self { kv_cache_dtype, ..self }
+    }
+
     fn open(self) -> Result<(Device, DType)> {
         let device = self.device.open()?;
         Ok((device.clone(), self.dtype.resolve(&device)?))
@@ -41,22 +75,25 @@ impl LoadOptions {
             Some(precision) => model.with_precision(precision),
             None => model,
         };
-        match self.cache.resolve(dtype) {
+        match self.kv_cache_dtype.resolve(dtype) {
             Some(dtype) => model.with_cache_dtype(dtype),
             None => model,
         }
     }
 }
 
-/// A model, its processor, and its defaults of generation.
+/// A handle on a model, its processor, and its default generation settings.
+///
+/// Clones are cheap and share the weights; a handle may be used from several threads at once.
+#[derive(Clone)]
 pub struct LoadedModel {
-    model: HaploVl,
-    processor: Processor,
-    generation: GenerationConfig,
+    model: Arc<HaploVl>,
+    processor: Arc<Processor>,
+    generation: Arc<GenerationConfig>,
 }
 
 impl LoadedModel {
-    /// Finds a model, downloading it if need be, and loads it.
+    /// Finds a model, downloads it if necessary, and loads it.
     ///
     /// # Errors
     /// As [`ModelSource::folder`] and [`Self::from_folder`]; for [`ModelSource::Builtin`] where this crate was built
@@ -65,22 +102,22 @@ impl LoadedModel {
         if *source == ModelSource::Builtin {
             return Self::builtin(options);
         }
-        // Before a download of gigabytes: what is not there will not be there after it.
+        // Checked before a download of gigabytes: a device that is missing now will be missing after it.
         options.open()?;
         Self::from_folder(source.folder()?, options)
     }
 
     #[cfg(feature = "builtin")]
     fn builtin(options: LoadOptions) -> Result<Self> {
-        let (device, dtype) = options.open()?;
-        let loaded = super::builtin::load(options.quantization, dtype, &device)?;
-        Ok(Self { model: options.apply(loaded.model, dtype), ..loaded })
+        traced_load(&ModelSource::Builtin, options, |dtype, device| {
+            super::builtin::load(options.quantization, dtype, device)
+        })
     }
 
     #[cfg(not(feature = "builtin"))]
     fn builtin(_: LoadOptions) -> Result<Self> {
         Err(crate::Error::weights(
-            "the built-in model is not part of this build: build with `--features builtin`, or name a folder or a hub id",
+            "the built-in model is not part of this build: build with the feature `builtin`, or name a folder or a hub id",
         ))
     }
 
@@ -91,64 +128,106 @@ impl LoadedModel {
     /// [`Error::Device`](crate::Error::Device) for a device that is not available, and for broken, missing or
     /// contradictory files the error that names them.
     pub fn from_folder(folder: impl AsRef<Path>, options: LoadOptions) -> Result<Self> {
-        let (device, dtype) = options.open()?;
-        let (config, processor, generation, weights) = open(folder.as_ref())?;
-        let model = HaploVl::from_source(&config, weights, options.quantization, dtype, &device)?;
-        Ok(Self::new(options.apply(model, dtype), processor, generation))
+        let folder = folder.as_ref();
+        traced_load(&folder.display(), options, |dtype, device| {
+            let (config, processor, generation, weights) = open(folder)?;
+            let model = HaploVl::from_source(&config, weights, options.quantization, dtype, device)?;
+            Ok((model, processor, generation))
+        })
     }
 
-    /// Puts together what was made elsewhere.
+    /// A handle on a model, a processor and generation settings from elsewhere.
     pub fn new(model: HaploVl, processor: Processor, generation: GenerationConfig) -> Self {
-        Self { model, processor, generation }
+        Self { model: Arc::new(model), processor: Arc::new(processor), generation: Arc::new(generation) }
     }
 
-    /// The same with its processor changed: another number of video frames, or another pixel limit for pictures.
+    /// A handle on the same model with a changed processor: another number of video frames, or another pixel limit for
+    /// images. Other handles keep theirs.
     ///
     /// # Errors
     /// Those of `change`.
     pub fn with_processor(self, change: impl FnOnce(Processor) -> Result<Processor>) -> Result<Self> {
-        Ok(Self { processor: change(self.processor)?, ..self })
+        Ok(Self { processor: Arc::new(change(Arc::unwrap_or_clone(self.processor))?), ..self })
     }
 
-    /// The model alone.
+    /// The network alone.
     pub fn model(&self) -> &HaploVl {
         &self.model
     }
 
-    /// What turns conversations into batches, and ids into text.
+    /// The processor: conversations to batches, and token ids to text.
     pub fn processor(&self) -> &Processor {
         &self.processor
     }
 
-    /// The model's own defaults of generation.
+    /// The model's default generation settings.
     pub fn generation(&self) -> &GenerationConfig {
         &self.generation
     }
 
     /// A generator over the model that decodes with its tokenizer.
-    pub fn generator(&self) -> Generator<'_, HaploVl> {
-        Generator::new(&self.model, |ids| self.processor.tokenizer().decode(ids, true))
+    pub fn generator(&self) -> Generator<HaploVl> {
+        let processor = Arc::clone(&self.processor);
+        Generator::new(Arc::clone(&self.model), move |ids| processor.tokenizer().decode(ids, true))
     }
 
-    /// Conversations, each waiting for the model's answer, as one batch on the model's device.
+    /// The batch of conversations, each of which awaits the model's answer, on the model's device.
     ///
     /// # Errors
     /// As [`Processor::batch`].
     pub fn batch(&self, conversations: &[Conversation]) -> Result<MultimodalBatch> {
-        self.processor.batch(conversations, self.model.device())
+        let _span = tracing::debug_span!("preprocess", conversations = conversations.len()).entered();
+        let start = Instant::now();
+        let batch = self.processor.batch(conversations, self.model.device())?;
+        tracing::debug!(
+            images = batch.visuals.len(),
+            tiles = batch.visuals.iter().filter_map(|visual| visual.pixel_values().dims().first()).sum::<usize>(),
+            tokens = batch.layout.rows.iter().flatten().map(|sample| sample.range.len()).sum::<usize>(),
+            seconds = start.elapsed().as_secs_f64(),
+            "conversations preprocessed"
+        );
+        Ok(batch)
     }
 }
 
-/// Writes a quantised copy of a model folder to the folder `output`, which is created, see [`save_quantized`].
-///
-/// # Errors
-/// As [`LoadedModel::from_folder`] and [`save_quantized`].
-pub fn quantize_folder(folder: impl AsRef<Path>, output: impl AsRef<Path>, kind: Quantization) -> Result<()> {
-    let (config, processor, generation, weights) = open(folder.as_ref())?;
-    save_quantized(output.as_ref(), &config, &*weights, kind, &processor, &generation)
+/// The parts of a loaded model.
+type Parts = (HaploVl, Processor, GenerationConfig);
+
+/// Opens the device, loads with `load`, applies the options, and reports it to `tracing`.
+fn traced_load(
+    source: &dyn Display,
+    options: LoadOptions,
+    load: impl FnOnce(DType, &Device) -> Result<Parts>,
+) -> Result<LoadedModel> {
+    let _span = tracing::info_span!("load", %source).entered();
+    let start = Instant::now();
+    let (device, dtype) = options.open()?;
+    let (model, processor, generation) = load(dtype, &device)?;
+    tracing::info!(
+        parameters = parameter_count(model.config())?,
+        dtype = dtype.as_str(),
+        device = ?device.location(),
+        seconds = start.elapsed().as_secs_f64(),
+        "model loaded"
+    );
+    Ok(LoadedModel::new(options.apply(model, dtype), processor, generation))
 }
 
-/// What a checkpoint folder holds.
+fn parameter_count(config: &HaploVlConfig) -> Result<usize> {
+    Ok(HaploVl::parameter_shapes(config)?.values().map(|shape| shape.iter().product::<usize>()).sum())
+}
+
+/// Writes a quantised copy of a model folder to the folder `output`, which is created; see [`save_quantized`].
+///
+/// # Errors
+/// As [`LoadedModel::from_folder`] and [`save_quantized`], and [`Error::Weights`](crate::Error::Weights) naming the first
+/// tensor that holds NaN or infinity.
+pub fn quantize_folder(folder: impl AsRef<Path>, output: impl AsRef<Path>, kind: Quantization) -> Result<()> {
+    let (config, processor, generation, weights) = open(folder.as_ref())?;
+    save_quantized(output.as_ref(), &config, &FiniteTensors(weights), kind, &processor, &generation)
+}
+
+/// The content of a checkpoint folder.
 fn open(folder: &Path) -> Result<(HaploVlConfig, Processor, GenerationConfig, Arc<dyn TensorSource>)> {
     check_model_folder(folder)?;
     let config = HaploVlConfig::from_file(folder.join("config.json"))?;
@@ -157,10 +236,11 @@ fn open(folder: &Path) -> Result<(HaploVlConfig, Processor, GenerationConfig, Ar
     Ok((config, processor, generation, open_weights(folder)?))
 }
 
-/// What the checkpoint says; where it names no end token, the tokenizer's.
+/// The checkpoint's generation settings; where they name no end token, the tokenizer's end tokens.
 fn generation_defaults(folder: &Path, processor: &Processor) -> Result<GenerationConfig> {
     let path = folder.join("generation_config.json");
-    let mut config = if path.exists() { GenerationConfig::from_file(path)? } else { GenerationConfig::default() };
+    let mut config =
+        if files::exists(&path)? { GenerationConfig::from_file(path)? } else { GenerationConfig::default() };
     if config.eos_token_id.is_empty() {
         config.eos_token_id = processor.eos_ids();
     }

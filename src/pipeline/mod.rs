@@ -1,4 +1,7 @@
-//! What most users touch: captioning, visual question answering, and chat.
+//! Pipelines: captioning, visual question answering and chat over a loaded model.
+//!
+//! [`LoadedModel`] is a handle that is cheap to clone; pipelines, chats and streams own what they need and are `Send`, so
+//! that a server can keep them in a map and move them between threads.
 //!
 //! ```no_run
 //! use haplovl::pipeline::{Captioner, LoadOptions, LoadedModel};
@@ -6,8 +9,8 @@
 //!
 //! # fn main() -> haplovl::Result<()> {
 //! let model = LoadedModel::load(&"path/to/checkpoint".parse()?, LoadOptions::default())?;
-//! let picture = ImageDecoder::default().open("picture.jpg")?;
-//! println!("{}", Captioner::new(&model).caption(picture)?.text());
+//! let image = ImageDecoder::default().open("cat.jpg")?;
+//! println!("{}", Captioner::new(&model).caption(image)?.text());
 //! # Ok(())
 //! # }
 //! ```
@@ -16,6 +19,7 @@
 mod builtin;
 mod captioner;
 mod chat;
+mod finite;
 mod loaded_model;
 mod question_answerer;
 mod source;
@@ -26,3 +30,5 @@ pub use chat::{Chat, Reply};
 pub use loaded_model::{LoadOptions, LoadedModel, quantize_folder};
 pub use question_answerer::{AnswerStream, VisualQuestionAnswerer};
 pub use source::ModelSource;
+
+pub use crate::options::{DeviceChoice, DtypeChoice, KvCacheDtype, Precision, Quantization};

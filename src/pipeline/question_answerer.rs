@@ -1,66 +1,70 @@
-//! Answering questions about pictures.
+//! Visual question answering.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::LoadedModel;
 use crate::Result;
 use crate::config::GenerationConfig;
-use crate::generation::{Answer, CancelToken, Generation, Generator, PrefixCache, Session};
+use crate::generation::{Answer, CancelToken, Generation, GenerationSession, Generator, PrefixCache};
 use crate::model::HaploVl;
 use crate::processor::{Content, Conversation, Message};
 
-/// Answers questions about pictures and videos, each on its own; [`Chat`](super::Chat) remembers.
+/// A question answerer: answers questions about images and videos, each independent of the others;
+/// [`Chat`](super::Chat) keeps a conversation instead.
 ///
-/// What was computed for the pictures of the last question is kept: another question about the same pictures, compared
-/// pixel by pixel, is answered without looking at them again.
-pub struct VisualQuestionAnswerer<'m> {
-    model: &'m LoadedModel,
-    generator: Generator<'m, HaploVl>,
+/// The KV cache of the last question is kept: another question about the same images, compared pixel by pixel, does not
+/// compute them again. Clones share the model and that cache.
+#[derive(Clone)]
+pub struct VisualQuestionAnswerer {
+    model: LoadedModel,
+    generator: Generator<HaploVl>,
     config: GenerationConfig,
-    /// Of the last question; an answer under way has taken it.
-    cache: Mutex<PrefixCache>,
+    /// The cache of the last question; taken by an answer under way.
+    cache: Arc<Mutex<PrefixCache>>,
 }
 
-impl<'m> VisualQuestionAnswerer<'m> {
-    /// An answerer with the model's own defaults of generation.
-    pub fn new(model: &'m LoadedModel) -> Self {
-        Self { model, generator: model.generator(), config: model.generation().clone(), cache: Mutex::default() }
+impl VisualQuestionAnswerer {
+    /// An answerer with the model's default generation settings.
+    pub fn new(model: &LoadedModel) -> Self {
+        let (generator, config) = (model.generator(), model.generation().clone());
+        Self { model: model.clone(), generator, config, cache: Arc::default() }
     }
 
-    /// Generates in another way.
+    /// The same answerer with other generation settings.
     #[must_use]
     pub fn with_generation(self, config: GenerationConfig) -> Self {
         Self { config, ..self }
     }
 
-    /// Stops when `cancel` says so.
+    /// The same answerer, whose answers end once `cancel` is cancelled.
     #[must_use]
     pub fn with_cancel(self, cancel: CancelToken) -> Self {
         Self { generator: self.generator.with_cancel(cancel), ..self }
     }
 
-    /// Answers one question about some pictures and videos, or about none.
+    /// The answer to one question about some images and videos, or about none.
     ///
-    /// The question may say `<image>` where each picture belongs; otherwise they come first.
+    /// The question may contain `<image>` where each image belongs; otherwise the images come first.
     ///
     /// # Errors
-    /// If the pictures or the question do not fit the model or each other, and as [`Generator::generate`].
-    pub fn ask(&self, pictures: impl IntoIterator<Item = Content>, question: &str) -> Result<Answer> {
-        self.stream(pictures, question)?.finish_all()
+    /// If the images or the question do not fit the model or each other, and as [`Generator::generate`].
+    pub fn ask(&self, images: impl IntoIterator<Item = Content>, question: &str) -> Result<Answer> {
+        self.stream(images, question)?.finish_all()
     }
 
-    /// As [`Self::ask`], piece by piece.
+    /// The answer to one question, as a stream of text pieces.
     ///
     /// # Errors
     /// As [`Self::ask`].
-    pub fn stream(&self, pictures: impl IntoIterator<Item = Content>, question: &str) -> Result<AnswerStream<'_, 'm>> {
-        let batch = self.model.batch(&[request(pictures, question)])?;
+    pub fn stream(&self, images: impl IntoIterator<Item = Content>, question: &str) -> Result<AnswerStream> {
+        let batch = self.model.batch(&[request(images, question)])?;
         let mut cache = std::mem::take(&mut *self.cache.lock().unwrap_or_else(PoisonError::into_inner));
         let session = cache.start(&self.generator, &batch, &self.config)?;
-        Ok(AnswerStream { answerer: self, session, cache })
+        let model = Arc::clone(self.generator.model());
+        Ok(AnswerStream { model, session, cache, home: Arc::clone(&self.cache) })
     }
 
-    /// Answers several questions together, each about pictures of its own: faster than one after the other.
+    /// The answers to several questions, each about images of its own, computed as one batch.
     ///
     /// # Errors
     /// As [`Self::ask`], and [`Error::Batch`](crate::Error::Batch) for no question at all.
@@ -68,29 +72,31 @@ impl<'m> VisualQuestionAnswerer<'m> {
     where
         P: IntoIterator<Item = Content>,
     {
-        let requests = Vec::from_iter(questions.into_iter().map(|(pictures, question)| request(pictures, &question)));
+        let requests = Vec::from_iter(questions.into_iter().map(|(images, question)| request(images, &question)));
         self.generator.generate(&self.model.batch(&requests)?, &self.config)
     }
 }
 
-/// An answer under way, as an iterator of text pieces.
-pub struct AnswerStream<'a, 'm> {
-    answerer: &'a VisualQuestionAnswerer<'m>,
-    session: Session<'m>,
+/// A stream of one answer: an iterator of text pieces.
+pub struct AnswerStream {
+    model: Arc<HaploVl>,
+    session: GenerationSession,
     cache: PrefixCache,
+    /// The answerer's place for the cache, which is returned there at the end.
+    home: Arc<Mutex<PrefixCache>>,
 }
 
-impl AnswerStream<'_, '_> {
-    /// The whole answer, without its pieces.
+impl AnswerStream {
+    /// The whole answer; generates what is missing.
     ///
     /// # Errors
-    /// As [`Session::step`].
+    /// As [`GenerationSession::step`].
     pub fn finish_all(mut self) -> Result<Answer> {
         self.by_ref().try_for_each(|piece| piece.map(drop))?;
         self.finish()
     }
 
-    /// The answer as far as it has come, with token counts and times.
+    /// The answer generated so far, with token counts and times.
     ///
     /// # Errors
     /// Those of the decoder.
@@ -99,20 +105,20 @@ impl AnswerStream<'_, '_> {
     }
 }
 
-impl Iterator for AnswerStream<'_, '_> {
+impl Iterator for AnswerStream {
     type Item = Result<String>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.cache.next_piece(self.answerer.model.model(), &mut self.session)
+        self.cache.next_piece(&self.model, &mut self.session)
     }
 }
 
-impl Drop for AnswerStream<'_, '_> {
+impl Drop for AnswerStream {
     fn drop(&mut self) {
-        *self.answerer.cache.lock().unwrap_or_else(PoisonError::into_inner) = std::mem::take(&mut self.cache);
+        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = std::mem::take(&mut self.cache);
     }
 }
 
-fn request(pictures: impl IntoIterator<Item = Content>, question: &str) -> Conversation {
-    Message::user(pictures.into_iter().chain([question.into()])).into()
+fn request(images: impl IntoIterator<Item = Content>, question: &str) -> Conversation {
+    Message::user(images.into_iter().chain([question.into()])).into()
 }

@@ -1,4 +1,4 @@
-//! Which model to use.
+//! The source of a model: built in, a folder, or the hub.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,10 +7,10 @@ use std::str::FromStr;
 use crate::weights::resolve_model;
 use crate::{Error, Result};
 
-/// Where a model comes from: `builtin`, a folder, or a hub id with an optional `@revision`.
+/// The source of a model: `builtin`, a folder, or a hub id with an optional `@revision`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
-    /// The small model that comes with this crate.
+    /// The small model that is part of this crate.
     Builtin,
     /// A folder, or `organisation/name` on the hub; an existing folder wins.
     Named {
@@ -26,7 +26,7 @@ impl FromStr for ModelSource {
 
     fn from_str(s: &str) -> Result<Self> {
         if s.is_empty() {
-            return Err(Error::weights("the model is named by an empty text: give `builtin`, a folder or a hub id"));
+            return Err(Error::weights("the name of the model is empty: give `builtin`, a folder or a hub id"));
         }
         if s == "builtin" {
             return Ok(Self::Builtin);
@@ -51,7 +51,7 @@ impl fmt::Display for ModelSource {
 }
 
 impl ModelSource {
-    /// The folder of the model, downloaded if need be.
+    /// The folder of the model, downloaded if necessary.
     ///
     /// # Errors
     /// As [`resolve_model`], and [`Error::Weights`] for [`Self::Builtin`], which is part of the program.
@@ -59,7 +59,7 @@ impl ModelSource {
         match self {
             Self::Named { name, revision } => resolve_model(name, revision.as_deref()),
             Self::Builtin => Err(Error::weights(
-                "the built-in model is no folder: name one, for example `assets/builtin` of this crate's repository",
+                "the built-in model has no folder: name one, for example `assets/builtin` of this crate's repository",
             )),
         }
     }

@@ -1,4 +1,4 @@
-//! What a word looks at: attention weights as maps over pictures.
+//! Attention maps: how much attention a word of the prompt pays to each part of an image.
 
 use candle_core::Tensor;
 
@@ -8,15 +8,15 @@ use crate::processor::{AttentionMap, Conversation};
 use crate::{Error, Result};
 
 impl LoadedModel {
-    /// How much attention a word of the conversation pays to each part of each picture, in the order of pictures.
+    /// The attention map of a word over each image of the conversation, in the order of images; videos have none.
     ///
-    /// `layer` is numbered as in the checkpoint, the pre-decoder's layers first. Weights are those of one `head`, or
-    /// the mean over all; of a word of several tokens, or said several times, the mean over its tokens. Videos are
-    /// passed over. Memory is quadratic in the length of the prompt.
+    /// `layer` counts as in the checkpoint: first the pre-decoder's layers, then the post-decoder's. Weights are those of
+    /// one `head`, or the mean over all heads. A word of several tokens, or one that occurs several times, gets the mean
+    /// over its tokens. Memory is quadratic in the length of the prompt.
     ///
     /// # Errors
-    /// [`Error::Config`] for a layer or head that the model does not have, [`Error::Prompt`] if nobody says the word,
-    /// and if the conversation does not fit the model.
+    /// [`Error::Config`] for a layer or head that the model does not have, [`Error::Prompt`] if no message contains the
+    /// word, [`Error::Weights`] if attention weights are NaN, and if the conversation does not fit the model.
     pub fn word_attention(
         &self,
         conversation: &Conversation,
@@ -30,6 +30,7 @@ impl LoadedModel {
         let text = batch.text_positions();
         let positions: Vec<u32> = words.into_iter().flatten().filter_map(|token| text.get(token).copied()).collect();
         let weights = self.attention(&batch, positions, layer, head)?;
+        check_finite(&weights, layer)?;
         let spans = batch.layout.rows.iter().flatten().flat_map(|sample| &sample.visuals);
         let mut maps = Vec::new();
         for (visual, span) in batch.visuals.iter().zip(spans) {
@@ -41,7 +42,7 @@ impl LoadedModel {
         Ok(maps)
     }
 
-    /// The attention of some positions of a batch of one to each of its positions, the mean over them.
+    /// The attention of some positions to each position of a batch of one row, as the mean over the former.
     fn attention(
         &self,
         batch: &MultimodalBatch,
@@ -75,5 +76,15 @@ impl LoadedModel {
             }
             _ => Ok(()),
         }
+    }
+}
+
+fn check_finite(weights: &[f32], layer: usize) -> Result<()> {
+    match weights.iter().find(|weight| !weight.is_finite()) {
+        None => Ok(()),
+        Some(found) => Err(Error::weights(format!(
+            "the attention weights of layer {layer} (`model.layers.{layer}.self_attn`) are {found}, expected finite ones: \
+             check that the model's weights are complete and finite, and if they are 16 bits wide load them in f32"
+        ))),
     }
 }

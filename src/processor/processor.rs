@@ -42,7 +42,7 @@ impl ProcessorSettings {
 }
 
 /// Everything between what people say and what the model reads.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Processor {
     model: HaploVlConfig,
     settings: ProcessorSettings,

@@ -20,7 +20,7 @@ pub(super) struct Token {
 }
 
 /// A tokenizer that reads control tokens where a template wrote them, never where a user did.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
     /// The same, but control tokens are plain text. Made when somebody first writes one.

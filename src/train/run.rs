@@ -291,7 +291,8 @@ impl Run {
         // Detached parameters share memory with the trained ones, and build no graph.
         let vb = self.parameters.var_builder_where(self.recipe.seed, DType::F32, &self.device, |_| false);
         let model = HaploVl::new(&self.config, vb)?;
-        let generator = Generator::new(&model, |ids| self.processor.tokenizer().decode(ids, true));
+        let processor = Arc::clone(&self.processor);
+        let generator = Generator::new(Arc::new(model), move |ids| processor.tokenizer().decode(ids, true));
         let generation = GenerationConfig {
             eos_token_id: self.processor.eos_ids(),
             max_new_tokens: Some(SHOWN_TOKENS),
