@@ -9,8 +9,8 @@ use tokenizers::Tokenizer;
 
 /// Builds a character-level tokenizer for [`HaploVlConfig::tiny`].
 ///
-/// Special tokens: `<|endoftext|>` 91, `<|im_start|>` 92, `<|im_end|>` 93, `<image>` 94, `<video>` 95. Characters outside
-/// of ASCII, and `` ` ~ ^ \ { } ``, are unknown (0).
+/// Special tokens: `<|endoftext|>` 91, `<|im_start|>` 92, `<|im_end|>` 93, `<image>` 94, `<video>` 95. Characters
+/// outside of ASCII, and `` ` ~ ^ \ { } ``, are unknown (0).
 pub fn tiny_tokenizer() -> Tokenizer {
     let characters = (' '..='~').filter(|c| !"`~^\\{}".contains(*c)).chain(['\n']);
     let tokens = ["\u{FFFD}".to_owned()].into_iter().chain(characters.map(String::from));

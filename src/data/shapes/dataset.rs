@@ -174,11 +174,11 @@ fn object_turns(scene: &Scene, rng: &mut impl Rng) -> Vec<Turn> {
 
 /// Builds text-only turns: the scene's caption precedes the first question.
 fn text_turns(scene: &Scene, rounds: usize, rng: &mut impl Rng) -> Vec<Turn> {
-    let told = scene.caption(rng);
+    let caption = scene.caption(rng);
     let mut questions = scene.questions_of(&QuestionKind::TOLD, rounds, rng);
     match questions.first_mut() {
-        Some(first) => first.question.insert_str(0, &format!("{told} ")),
-        None => return vec![Turn::assistant(told)],
+        Some(first) => first.question.insert_str(0, &format!("{caption} ")),
+        None => return vec![Turn::assistant(caption)],
     }
     questions.into_iter().flat_map(|q| turns_of((q.question, q.answer))).collect()
 }

@@ -118,7 +118,7 @@ pub struct Question {
     pub answer: String,
 }
 
-/// Question and answer without their kind; `None` if the scene allows no such question.
+/// Question and answer without their kind; `None` if the scene allows no question of the kind.
 pub(super) type Draft = Option<(String, String)>;
 
 impl Scene {

@@ -36,7 +36,7 @@ pub(super) fn ask(scene: &Scene, rng: &mut impl Rng) -> (String, String) {
 /// Draws a statement, such as `the ring is small, red and nearest to the left edge.` or `the small object is a red
 /// ring.`
 fn sentence(scene: &Scene, object: &Object, rng: &mut impl Rng) -> Option<String> {
-    // Such a naming exists, since no two objects share both colour and shape.
+    // At least one naming is unique: no two objects share both colour and shape.
     let is_alone = |naming: &Naming| scene.count(&Description::of(object, *naming)) == 1;
     let naming = *Vec::from_iter(NAMINGS.into_iter().filter(is_alone)).choose(rng)?;
     let (subject, rest) = (Description::of(object, naming), Description::of(object, naming.map(|named| !named)));
