@@ -209,7 +209,7 @@ impl Scene {
 
     fn comparison(&self, rng: &mut impl Rng) -> Draft {
         match rng.random_range(0..4) {
-            0 => self.comparison_of_numbers(rng),
+            0 => self.comparison_of_counts(rng),
             1 => self.same_size(rng),
             form => {
                 let (a, b) = self.pair(|a, b| a.size != b.size, rng)?;
@@ -227,7 +227,7 @@ impl Scene {
         }
     }
 
-    fn comparison_of_numbers(&self, rng: &mut impl Rng) -> Draft {
+    fn comparison_of_counts(&self, rng: &mut impl Rng) -> Draft {
         let naming = *COUNTED.get(1..)?.choose(rng)?;
         let groups = shuffled(&Vec::from_iter(Description::all(naming)), rng);
         let more = groups.iter().find(|group| self.count(group) > 0)?;
