@@ -1,13 +1,13 @@
-//! How cost grows: prefill and decoding by the length of the prompt, the tiles of its picture and the number of sequences,
-//! a training step by length and layers.
+//! Scaling benchmark: prefill and decoding by prompt length, image tiles and number of sequences; a training step by
+//! sequence length and number of layers.
 //!
-//! `cargo bench --bench growth [-- NAME]` (Linux) takes each line of its tables in a process of its own, since memory that
-//! a process has once touched counts for good, and draws curves into `growth` in the target folder. NAME is one of the
-//! tables: `prompts`, `tiles`, `sequences`, `training`, `layers`.
+//! `cargo bench --bench growth [-- NAME]` (Linux) measures each table row in a separate process, since peak memory
+//! never shrinks within a process, and draws plots into `growth` in the target folder. NAME is one of the tables:
+//! `prompts`, `tiles`, `sequences`, `training`, `layers`.
 
-#![allow(clippy::expect_used, reason = "a bench that fails should stop, not be timed")]
+#![allow(clippy::expect_used, reason = "a failing bench should stop instead of being timed")]
 
-#[allow(dead_code, reason = "each bench uses its part")]
+#[allow(dead_code, reason = "each bench uses a subset")]
 mod common;
 #[path = "../examples/common/memory.rs"]
 mod memory;
@@ -22,24 +22,26 @@ use haplovl::options::{Precision, Quantization};
 use haplovl::train::on_large_stack;
 use haplovl::train::plot::{Plot, Series};
 
-/// Tells a process which case to take.
+/// Environment variable with the case that a child process measures.
 const CASE: &str = "HAPLOVL_GROWTH_CASE";
-/// Tokens generated behind each prompt.
+/// Number of tokens generated after each prompt.
 const NEW_TOKENS: usize = 16;
 
 const FORMATS: &[&str] = &["f32", "q8_0", "q4_k"];
 const LENGTHS: &[&str] = &["160", "320", "640", "1280", "2560", "5120"];
 const CHECKPOINTED: &[&str] = &["no", "yes"];
 
-/// A table: its name, what its lines differ in with all values, and what is measured of each.
+/// Table of measurements over two varied parameters.
 struct Table {
     name: &'static str,
+    /// Name and values of each parameter.
     by: [(&'static str, &'static [&'static str]); 2],
+    /// Column titles of the measured values.
     measured: &'static [&'static str],
     measure: fn([&str; 2]) -> haplovl::Result<Vec<f64>>,
 }
 
-/// Points by the first thing that lines differ in.
+/// Points of a plot by the value of the first parameter.
 type Curves<'a> = BTreeMap<&'a str, Vec<(f64, f64)>>;
 
 const INFERENCE: &[&str] = &["tokens", "prefill, s", "prefill, ms a token", "decoding, tokens/s", "peak, MB"];
@@ -91,12 +93,12 @@ fn main() {
     }
     let asked = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
     for table in TABLES.iter().filter(|table| asked.as_deref().is_none_or(|name| name == table.name)) {
-        take(table);
+        run_table(table);
     }
 }
 
-/// Prints a table and draws it.
-fn take(table: &Table) {
+/// Measures a table, prints it and draws its plots.
+fn run_table(table: &Table) {
     let [(first, firsts), (second, seconds)] = table.by;
     println!("\n| {first} | {second} | {} |", table.measured.join(" | "));
     println!("|{}", "---|".repeat(2 + table.measured.len()));
@@ -112,7 +114,7 @@ fn take(table: &Table) {
             let measured: Vec<f64> = line.split_whitespace().map(|word| word.parse().expect("a number")).collect();
             println!(
                 "| {first} | {second} | {} |",
-                measured.iter().map(|value| short(*value)).collect::<Vec<_>>().join(" | ")
+                measured.iter().map(|value| three_digits(*value)).collect::<Vec<_>>().join(" | ")
             );
             let x = second.parse().expect("a number");
             for (name, value) in table.measured.iter().zip(measured) {
@@ -139,8 +141,8 @@ fn take(table: &Table) {
     }
 }
 
-/// Three digits.
-fn short(value: f64) -> String {
+/// Formats a value with three significant digits.
+fn three_digits(value: f64) -> String {
     let decimals = if value >= 100.0 {
         0
     } else if value >= 10.0 {
@@ -151,7 +153,7 @@ fn short(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// The model of the other benches, with room for the longest prompt, and for five and six tiles.
+/// Returns the configuration of the other benches, with a longer context and with grids of five and six tiles.
 fn config() -> HaploVlConfig {
     let mut config = common::config();
     config.max_position_embeddings = 8192;
@@ -179,7 +181,7 @@ fn sequences([format, rows]: [&str; 2]) -> haplovl::Result<Vec<f64>> {
     inference(format, &common::prompt(&config(), rows.parse().expect("a number")))
 }
 
-/// Reads a prompt twice, the second time with warm memory, and generates behind it.
+/// Measures prefill on the second of two runs, with warm memory, and then decoding.
 fn inference(format: &str, prompt: &MultimodalBatch) -> haplovl::Result<Vec<f64>> {
     let model = common::model(&config(), format.parse::<Quantization>().ok());
     let (rows, length) = (prompt.batch_size(), prompt.layout.seq_len);
@@ -211,7 +213,7 @@ fn layers([checkpointed, layers]: [&str; 2]) -> haplovl::Result<Vec<f64>> {
     step(&config, checkpointed, &common::prompt(&config, 1))
 }
 
-/// Takes two steps and times the second.
+/// Takes two training steps and times the second.
 fn step(config: &HaploVlConfig, checkpointed: &str, batch: &MultimodalBatch) -> haplovl::Result<Vec<f64>> {
     let mut trainer = common::trainer(config, checkpointed == "yes", Precision::Full)?;
     let parameters: usize = trainer.parameters().values().map(|var| var.elem_count()).sum();

@@ -1,13 +1,15 @@
-//! Speed of preprocessing, prefill, decoding and a training step, on the CPU in f32.
+//! Throughput benchmark of preprocessing, prefill, decoding, training steps, loading and single operations on the CPU.
 //!
-//! `cargo bench --bench throughput [-- NAME]` on the model of `benches/config.json` with random weights, so nothing is
-//! downloaded. The prompt is 640 tokens: a picture of one tile (24 rows of 24 patches and a newline) amid 40 of text.
-//! `HAPLOVL_LLM=model.gguf cargo bench --bench throughput -- llm` takes a language model of yours, text alone.
-//! Throughput is in tokens: those that a picture becomes, that are read, generated, or trained on.
+//! `cargo bench --bench throughput [-- NAME]` runs the model of `benches/config.json` with random weights, so nothing
+//! is downloaded. The prompt has 640 tokens: an image of one tile (24 rows of 24 patches and a newline) and 40 text
+//! tokens.
+//! `HAPLOVL_LLM=model.gguf cargo bench --bench throughput -- llm` measures your own language model on text alone.
+//! Throughput is in tokens (image tokens produced, prompt tokens, generated tokens, tokens trained on); of single
+//! operations, in floating-point operations.
 
-#![allow(clippy::expect_used, reason = "a bench that fails should stop, not be timed")]
+#![allow(clippy::expect_used, reason = "a failing bench should stop instead of being timed")]
 
-#[allow(dead_code, reason = "each bench uses its part")]
+#[allow(dead_code, reason = "each bench uses a subset")]
 mod common;
 #[path = "../examples/common/memory.rs"]
 mod memory;
@@ -18,7 +20,9 @@ use std::ops::Deref;
 use std::time::SystemTime;
 
 use candle_core::{DType, Device, Tensor};
-use common::{TEXT, config, config_of, images, model, model_of, picture, prompt, report, text, trainer};
+use common::{
+    TEXT, config, config_with_llm, image_processor, model, model_with_llm, prompt, random_image, report, text, trainer,
+};
 use criterion::{Bencher, Criterion, Throughput, criterion_group};
 use haplovl::batch::MultimodalBatch;
 use haplovl::model::{Cache, HaploVl};
@@ -27,24 +31,24 @@ use haplovl::options::{Precision, Quantization};
 use haplovl::train::on_large_stack;
 use haplovl::weights::{LlmSource, Parameters, SaveOptions, open_weights, save_safetensors};
 
-/// Tokens generated behind the prompt.
+/// Number of tokens generated after the prompt.
 const NEW_TOKENS: usize = 32;
-/// Sequences that are decoded together.
+/// Number of sequences in a batched decode.
 const SEQUENCES: usize = 8;
-/// Tokens of a prompt without pictures.
+/// Number of tokens of a text-only prompt.
 const WORDS: usize = 512;
 
 fn preprocess(c: &mut Criterion) {
     let config = config();
-    let (processor, picture) = (images(&config), picture(1280, 960));
-    let tokens = processor.process(&picture).and_then(|visual| visual.tokens(&config.vision)).expect("a picture");
+    let (processor, image) = (image_processor(&config), random_image(1280, 960));
+    let tokens = processor.process(&image).and_then(|visual| visual.tokens(&config.vision)).expect("an image");
     let mut group = c.benchmark_group("preprocess");
     group.throughput(Throughput::Elements(tokens as u64));
-    group.bench_function("1280x960", |b| b.iter(|| processor.process(black_box(&picture)).expect("a picture")));
+    group.bench_function("1280x960", |b| b.iter(|| processor.process(black_box(&image)).expect("an image")));
     group.finish();
 }
 
-/// How the weights of a benched model are held: floats, or blocks of few bits.
+/// Weight formats of the benched models: f32 or quantised.
 const FORMATS: [Option<Quantization>; 4] =
     [None, Some(Quantization::Q8_0), Some(Quantization::Q6K), Some(Quantization::Q4K)];
 
@@ -52,21 +56,21 @@ fn name(format: Option<Quantization>) -> String {
     format.map_or("f32".into(), |kind| kind.to_string())
 }
 
-/// Floats that are rounded to bf16 where they are multiplied.
-fn rounded(c: &mut Criterion) {
+/// Benches prefill with f32 weights and bf16 matmuls.
+fn prefill_bf16(c: &mut Criterion) {
     let model = LazyCell::new(|| model(&config(), None).with_precision(Precision::Bf16));
     let prompt = prompt(&config(), 1);
     let length = prompt.layout.seq_len;
     let cache = LazyCell::new(|| RefCell::new(model.cache(1, length).expect("a cache")));
     let mut group = c.benchmark_group("prefill");
     group.sample_size(10).throughput(Throughput::Elements(length as u64));
-    group.bench_function(format!("{length}/bf16"), |b| read(b, &model, &prompt, &mut cache.borrow_mut()));
+    group.bench_function(format!("{length}/bf16"), |b| bench_prefill(b, &model, &prompt, &mut cache.borrow_mut()));
     group.finish();
 }
 
 fn inference(c: &mut Criterion) {
     for format in FORMATS {
-        // Made only if one of the benches below is asked for.
+        // Built only if one of the benches below is selected.
         let model = LazyCell::new(|| model(&config(), format));
         prefill(c, format, &model);
         for rows in [1, SEQUENCES] {
@@ -81,10 +85,12 @@ fn prefill(c: &mut Criterion, format: Option<Quantization>, model: &impl Deref<T
     let cache = LazyCell::new(|| RefCell::new(model.cache(1, length).expect("a cache")));
     let mut group = c.benchmark_group("prefill");
     group.sample_size(10).throughput(Throughput::Elements(length as u64));
-    group.bench_function(format!("{length}/{}", name(format)), |b| read(b, model, &prompt, &mut cache.borrow_mut()));
-    // Another question about a picture that the cache holds already.
+    group.bench_function(format!("{length}/{}", name(format)), |b| {
+        bench_prefill(b, model, &prompt, &mut cache.borrow_mut())
+    });
+    // A follow-up question about an image that is already in the KV cache.
     let question = text(&config(), TEXT);
-    let cache = filled(model, &prompt, length);
+    let cache = prefilled_cache(model, &prompt, length);
     group.throughput(Throughput::Elements(TEXT as u64));
     group.bench_function(format!("{TEXT}_after_{}/{}", length - TEXT, name(format)), |b| {
         let cache = &mut *cache.borrow_mut();
@@ -99,26 +105,26 @@ fn prefill(c: &mut Criterion, format: Option<Quantization>, model: &impl Deref<T
 fn decode(c: &mut Criterion, format: Option<Quantization>, rows: usize, model: &impl Deref<Target = HaploVl>) {
     let prompt = prompt(&config(), rows);
     let length = prompt.layout.seq_len;
-    let cache = filled(model, &prompt, length + NEW_TOKENS);
+    let cache = prefilled_cache(model, &prompt, length + NEW_TOKENS);
     let by_rows = if rows > 1 { format!("x{rows}") } else { String::new() };
     let mut group = c.benchmark_group("decode");
     group.sample_size(10).throughput(Throughput::Elements((rows * NEW_TOKENS) as u64));
     group.bench_function(format!("{length}{by_rows}/{}", name(format)), |b| {
-        generate(b, model, rows, length, &mut cache.borrow_mut())
+        bench_decode(b, model, rows, length, &mut cache.borrow_mut())
     });
     group.finish();
 }
 
-/// A whole prompt, from nothing.
-fn read(b: &mut Bencher<'_>, model: &HaploVl, prompt: &MultimodalBatch, cache: &mut Cache) {
+/// Times prefill of a whole prompt with an empty KV cache.
+fn bench_prefill(b: &mut Bencher<'_>, model: &HaploVl, prompt: &MultimodalBatch, cache: &mut Cache) {
     b.iter(|| {
         cache.truncate(0);
         model.prefill(black_box(prompt), cache).expect("logits")
     });
 }
 
-/// Some tokens behind so many positions.
-fn generate(b: &mut Bencher<'_>, model: &HaploVl, rows: usize, length: usize, cache: &mut Cache) {
+/// Times decoding of [`NEW_TOKENS`] tokens after a prompt of `length` positions.
+fn bench_decode(b: &mut Bencher<'_>, model: &HaploVl, rows: usize, length: usize, cache: &mut Cache) {
     b.iter(|| {
         cache.truncate(length);
         for id in 0..NEW_TOKENS as u32 {
@@ -127,30 +133,31 @@ fn generate(b: &mut Bencher<'_>, model: &HaploVl, rows: usize, length: usize, ca
     });
 }
 
-/// A language model of yours in the post-decoder's place, text only, if `HAPLOVL_LLM` names a folder or a GGUF file.
+/// Benches a language model as the post-decoder, on text only, if `HAPLOVL_LLM` names a model folder or a GGUF file.
 fn language_model(c: &mut Criterion) {
     let Some(path) = std::env::var_os("HAPLOVL_LLM") else { return };
     let llm = LlmSource::open(path).expect("a language model");
-    let prompt = text(&config_of(&llm), WORDS);
+    let prompt = text(&config_with_llm(&llm), WORDS);
     let mut group = c.benchmark_group("llm");
     group.sample_size(10);
     for format in FORMATS {
-        let model = LazyCell::new(|| model_of(&llm, format));
-        let cache = filled(&model, &prompt, WORDS + NEW_TOKENS);
+        let model = LazyCell::new(|| model_with_llm(&llm, format));
+        let cache = prefilled_cache(&model, &prompt, WORDS + NEW_TOKENS);
         let format = name(format);
         group.throughput(Throughput::Elements(WORDS as u64));
-        group
-            .bench_function(format!("prefill/{WORDS}/{format}"), |b| read(b, &model, &prompt, &mut cache.borrow_mut()));
+        group.bench_function(format!("prefill/{WORDS}/{format}"), |b| {
+            bench_prefill(b, &model, &prompt, &mut cache.borrow_mut())
+        });
         group.throughput(Throughput::Elements(NEW_TOKENS as u64));
         group.bench_function(format!("decode/{WORDS}/{format}"), |b| {
-            generate(b, &model, 1, WORDS, &mut cache.borrow_mut())
+            bench_decode(b, &model, 1, WORDS, &mut cache.borrow_mut())
         });
     }
     group.finish();
 }
 
-/// A cache that holds a prompt, made once and only if a bench looks at it: criterion calls a bench's closure many times.
-fn filled<'a>(
+/// Creates a KV cache that holds a prompt, lazily and once, since criterion calls a bench's closure many times.
+fn prefilled_cache<'a>(
     model: &'a impl Deref<Target = HaploVl>,
     prompt: &'a MultimodalBatch,
     capacity: usize,
@@ -162,7 +169,7 @@ fn filled<'a>(
     })
 }
 
-/// Attention of a layer of the post-decoder, by queries, over all keys.
+/// Benches the attention of one post-decoder layer over all keys, by number of queries.
 fn attention(c: &mut Criterion) {
     let (keys, heads, kv_heads, head_dim) = (640, 16, 8, 64);
     let random = |shape| Tensor::randn(0f32, 1.0, shape, &Device::Cpu).expect("a tensor");
@@ -180,7 +187,7 @@ fn attention(c: &mut Criterion) {
     group.finish();
 }
 
-/// One matrix of the model's MLP, by rows of the input.
+/// Benches one matmul of the model's MLP, by weight format and number of input rows.
 fn linear(c: &mut Criterion) {
     let (inputs, outputs) = (1024, 2816);
     let random = |shape| Tensor::randn(0f32, 1.0, shape, &Device::Cpu).expect("a tensor");
@@ -205,7 +212,7 @@ fn linear(c: &mut Criterion) {
     group.finish();
 }
 
-/// A folder of safetensors to a model that is ready.
+/// Benches loading a model from a safetensors folder, with and without quantisation.
 fn load(c: &mut Criterion) {
     let config = config();
     let folder = LazyCell::new(|| {
@@ -249,9 +256,9 @@ fn train_step(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, preprocess, linear, attention, inference, rounded, language_model, train_step, load);
+criterion_group!(benches, preprocess, linear, attention, inference, prefill_bf16, language_model, train_step, load);
 
-/// What `criterion_main!` does, on a stack that is deep enough for the graphs of training.
+/// Runs all benches as `criterion_main!` does, but on a stack deep enough for the graphs of training.
 fn main() {
     memory::keep();
     let start = SystemTime::now();

@@ -1,4 +1,4 @@
-//! What a training step holds at most, counted by the allocator: not a measure of time or of pages, so it repeats.
+//! Peak memory of a training step, counted by the allocator: deterministic, unlike resident memory.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -15,13 +15,14 @@ use haplovl::optim::Gradients;
 use haplovl::train::{NextToken, Objective};
 use haplovl::weights::Parameters;
 
-/// Bytes in use, and the most there were since the last look.
+/// Bytes in use, and their peak since the last reset.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
+/// Allocator that counts the bytes in use.
 struct Counting;
 
-// SAFETY: everything is left to the system's allocator.
+// SAFETY: every call is forwarded to the system allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         PEAK.fetch_max(LIVE.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
@@ -50,14 +51,14 @@ fn config(layers: usize) -> HaploVlConfig {
     HaploVlConfig { post_decoder, ..tiny }
 }
 
-/// Bytes that forward and backward pass need at most beside the parameters, and bytes of the gradients.
+/// Measures the peak bytes of a forward and backward pass beyond the parameters, and the bytes of the gradients.
 fn peak(layers: usize, activations: Activations) -> (f64, f64) {
     let config = config(layers);
     let parameters = Parameters::new();
     let model = HaploVl::new(&config, parameters.var_builder(0, DType::F32, &Device::Cpu)).unwrap();
     let objective = NextToken::new(model.with_activations(activations));
     let parameters: BTreeMap<String, Var> = parameters.iter().collect();
-    // So many tokens that activations take about as much as gradients.
+    // With this many tokens, activations take about as much memory as gradients.
     let input_ids: Vec<u32> = (1..90).collect();
     let sequence = Sequence { labels: Some(input_ids.clone()), input_ids, visuals: vec![] };
     let batch = MultimodalBatch::new(&[sequence], BatchSpec::new(&config), PaddingSide::Right, &Device::Cpu).unwrap();
@@ -70,8 +71,8 @@ fn peak(layers: usize, activations: Activations) -> (f64, f64) {
 }
 
 #[test]
-fn activations_make_room_for_gradients() {
-    // Thread pools and tables that the first pass makes.
+fn released_and_recomputed_activations_lower_peak_memory() {
+    // Warm-up: the first pass allocates thread pools and tables.
     peak(1, Activations::Kept);
     let [kept, released, recomputed] =
         [Activations::Kept, Activations::Released, Activations::Recomputed].map(|activations| peak(8, activations).0);
@@ -79,7 +80,7 @@ fn activations_make_room_for_gradients() {
     let found = format!("kept {kept}, released {released}, recomputed {recomputed}, gradients {gradients}");
     assert!(released < 0.75 * kept, "{found}");
     assert!(recomputed < 1.4 * gradients, "{found}");
-    // What a layer adds when it is computed again is its gradients and its input.
+    // With recomputation, a layer adds only its gradients and its input to the peak.
     let [(short, fewer), (long, more)] = [4, 12].map(|layers| peak(layers, Activations::Recomputed));
     assert!(long - short < 1.2 * (more - fewer), "{short} and {long} for gradients of {fewer} and {more}");
 }

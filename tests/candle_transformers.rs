@@ -1,4 +1,5 @@
-//! Our layers against candle-transformers' own models, at sizes that no fixture has: independent Rust code, same weights.
+//! Comparison with the models of candle-transformers (independent Rust code) for equal weights, at sizes that no
+//! fixture has.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -12,18 +13,18 @@ use haplovl::config::{Activation, DecoderConfig, HaploVlConfig, MlpKind, NormKin
 use haplovl::model::{ClipVision, LanguageModel};
 use haplovl::weights::{ClipConfig, LlmConfig, Parameters};
 
-/// Both sides compute in f32; they differ in the order of sums.
+/// Rounding: both sides compute in f32 and differ in the order of sums.
 const TOLERANCE: f32 = 2e-4;
 
-/// Smooth values between -1 and 1.
+/// Computes smooth values between -1 and 1.
 fn wave(shape: &[usize], step: f32) -> Tensor {
     let n: usize = shape.iter().product();
     let values: Vec<f32> = (0..n).map(|i| (i as f32 * step).sin()).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
-/// The same parameters as candle's own loader hands them out, made large enough that attention is far from uniform.
-fn shared(parameters: &Parameters) -> VarBuilder<'static> {
+/// Scales matrices up, so that attention is far from uniform, and returns the parameters as candle's `VarBuilder`.
+fn scaled_var_builder(parameters: &Parameters) -> VarBuilder<'static> {
     for (name, tensor) in parameters.tensors() {
         if name.ends_with("weight") && tensor.rank() == 2 {
             parameters.set(&name, &(tensor * 4.0).unwrap()).unwrap();
@@ -40,7 +41,7 @@ fn assert_close(found: &Tensor, expected: &Tensor) {
 }
 
 #[test]
-fn clip_vision_transformer() {
+fn clip_vision_transformer_matches_candle_transformers() {
     let decoder = DecoderConfig {
         hidden_size: 96,
         intermediate_size: 160,
@@ -68,14 +69,14 @@ fn clip_vision_transformer() {
         image_size: 70,
         patch_size: 7,
     };
-    let vb = shared(&parameters).pp("vision_model");
+    let vb = scaled_var_builder(&parameters).pp("vision_model");
     let theirs = clip::vision_model::ClipVisionTransformer::new(vb, &theirs_config).unwrap();
     let pixels = wave(&[2, 3, 70, 70], 0.37);
     assert_close(&ours.pooled(&pixels).unwrap(), &theirs.forward(&pixels).unwrap());
 }
 
 #[test]
-fn qwen2_language_model() {
+fn qwen2_matches_candle_transformers() {
     let decoder = DecoderConfig {
         hidden_size: 96,
         intermediate_size: 200,
@@ -108,7 +109,7 @@ fn qwen2_language_model() {
         use_sliding_window: false,
         hidden_act: candle_nn::Activation::Silu,
     };
-    let mut theirs = qwen2::ModelForCausalLM::new(&theirs_config, shared(&parameters)).unwrap();
+    let mut theirs = qwen2::ModelForCausalLM::new(&theirs_config, scaled_var_builder(&parameters)).unwrap();
     let ids: Vec<u32> = (0..150).map(|i| (i * 37 % 300) as u32).collect();
     let ids = Tensor::from_vec(ids, (1, 150), &Device::Cpu).unwrap();
     let embeddings = ours.embed(&ids).unwrap();

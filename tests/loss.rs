@@ -1,4 +1,4 @@
-//! The stage-1 losses at their edges.
+//! Edge cases of the stage 1 losses.
 #![allow(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -9,7 +9,7 @@ fn largest(x: &Tensor) -> f32 {
 }
 
 #[test]
-fn a_perfect_or_silent_student_has_a_finite_gradient() {
+fn perfect_and_all_zero_students_have_finite_gradients() {
     let teacher = Tensor::new(&[[1f32, -2.0], [0.5, 0.25]], &Device::Cpu).unwrap();
     for student in [teacher.clone(), teacher.zeros_like().unwrap()] {
         let student = Var::from_tensor(&student).unwrap();
@@ -26,7 +26,7 @@ fn a_perfect_or_silent_student_has_a_finite_gradient() {
 }
 
 #[test]
-fn teachers_receive_no_gradient_and_shapes_must_agree() {
+fn teachers_get_no_gradient_and_shape_mismatches_are_errors() {
     let student = Var::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
     let teacher = Var::ones((2, 3), DType::F32, &Device::Cpu).unwrap();
     let grads = vision_distillation(&student, &teacher).unwrap().sum.backward().unwrap();

@@ -1,10 +1,12 @@
-//! Real models through the whole of training, for those who have them: opt-in by environment variables.
+//! Both training stages with real models, opt-in by environment variables:
 //!
-//! `HAPLOVL_CLIP` names an HF folder of a CLIP with a vision transformer, `HAPLOVL_LLM` one of a Qwen2 or Llama model
-//! or a GGUF file, and `HAPLOVL_TOKENIZER` a folder with a tokenizer that has `<image>` and `<video>` (the language
-//! model's folder if absent). A HaploVL of their shapes is distilled and tuned for two steps each, saved, loaded, and
-//! asked for a caption. `HAPLOVL_DEVICE` (`cpu`, `cuda`) says where; f32 parameters, gradients and moments take 16 bytes
-//! for each value of the models.
+//! - `HAPLOVL_CLIP`: a Hugging Face folder of a CLIP with a vision transformer
+//! - `HAPLOVL_LLM`: a Hugging Face folder of a Qwen2 or Llama model, or a GGUF file
+//! - `HAPLOVL_TOKENIZER`: a folder with a tokenizer that has `<image>` and `<video>` (default: `HAPLOVL_LLM`)
+//! - `HAPLOVL_DEVICE`: `cpu` (default) or `cuda`
+//!
+//! The test builds a HaploVL of their shapes, trains two steps of each stage, saves and loads the model, and generates
+//! a caption. Parameters, gradients and optimizer moments in f32 take 16 bytes per parameter.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing helper fails its test")]
 
@@ -18,7 +20,7 @@ use haplovl::processor::TextTokenizer;
 use haplovl::train::{Recipe, Run, on_large_stack};
 use haplovl::weights::{ClipSource, LlmSource};
 
-/// A model whose halves have the shapes of the two sources.
+/// Builds a configuration whose pre-decoder has the shapes of the CLIP and whose post-decoder those of the LLM.
 fn config(clip: &ClipSource, llm: &LlmSource, tokenizer: &TextTokenizer) -> HaploVlConfig {
     let preset = HaploVlConfig::haplovl_7b_pro();
     let (vision, words) = (clip.config(), llm.config());
@@ -61,7 +63,7 @@ fn train(text: &str, name: &str, folder: &Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn real_models_go_through_both_stages() {
+fn real_models_train_through_both_stages() {
     let (Ok(clip), Ok(llm)) = (std::env::var("HAPLOVL_CLIP"), std::env::var("HAPLOVL_LLM")) else {
         eprintln!("skipped: HAPLOVL_CLIP and HAPLOVL_LLM are not set");
         return;
@@ -96,8 +98,8 @@ fn real_models_go_through_both_stages() {
     let tuned = train(&recipe("tune", &tune), "tune", folder.path());
     let model = LoadedModel::from_folder(tuned, LoadOptions::default().with_device(DeviceChoice::Cpu)).unwrap();
     let generation = GenerationConfig { max_new_tokens: Some(4), ..model.generation().clone() };
-    let picture = Split::Test.scene(0, &ShapesConfig::default()).render(side as u32);
-    let answer = Captioner::new(&model).with_generation(generation).caption(picture).unwrap();
+    let image = Split::Test.scene(0, &ShapesConfig::default()).render(side as u32);
+    let answer = Captioner::new(&model).with_generation(generation).caption(image).unwrap();
     println!("{}", answer.text());
     assert!(answer.timings.new_tokens >= 1);
 }

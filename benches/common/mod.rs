@@ -1,6 +1,6 @@
-//! What the benches share: the model of `benches/config.json` with random weights, a prompt of 640 tokens, a trainer.
+//! Fixtures of the benches: the model of `benches/config.json` with random weights, a 640-token prompt, a trainer.
 
-#![allow(clippy::expect_used, reason = "a bench that fails should stop, not be timed")]
+#![allow(clippy::expect_used, reason = "a failing bench should stop instead of being timed")]
 
 pub mod report;
 
@@ -21,7 +21,7 @@ use haplovl::weights::{LlmSource, Parameters, TensorSource};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Text tokens before the picture, and as many behind it.
+/// Number of text tokens before the image, and after it.
 pub const TEXT: usize = 20;
 
 pub fn config() -> HaploVlConfig {
@@ -29,27 +29,28 @@ pub fn config() -> HaploVlConfig {
     HaploVlConfig::from_json(json).expect("benches/config.json is a configuration")
 }
 
-pub fn picture(width: u32, height: u32) -> RgbImage {
+/// Builds an image of random pixels.
+pub fn random_image(width: u32, height: u32) -> RgbImage {
     let mut pixels = vec![0; 3 * (width * height) as usize];
     ChaCha8Rng::seed_from_u64(1).fill_bytes(&mut pixels);
-    RgbImage::from_raw(width, height, pixels).expect("as many bytes as the picture needs")
+    RgbImage::from_raw(width, height, pixels).expect("three bytes per pixel")
 }
 
-pub fn images(config: &HaploVlConfig) -> ImageProcessor {
+pub fn image_processor(config: &HaploVlConfig) -> ImageProcessor {
     ImageProcessor::new(&PreprocessorConfig::image(&config.vision), &config.vision).expect("a valid configuration")
 }
 
-/// A model with random weights, made as one from a file is: a matrix is quantised before the next one is there.
+/// Builds a model with random weights, as if from a file: each matrix is quantised before the next one is created.
 pub fn model(config: &HaploVlConfig, format: Option<Quantization>) -> HaploVl {
     build(config, format, None)
 }
 
-/// A model that is hardly more than this language model: its pre-decoder is a single narrow layer.
-pub fn model_of(llm: &LlmSource, format: Option<Quantization>) -> HaploVl {
-    build(&config_of(llm), format, Some(llm.clone()))
+/// Builds a model around a language model, with a pre-decoder of one narrow layer that adds almost no cost.
+pub fn model_with_llm(llm: &LlmSource, format: Option<Quantization>) -> HaploVl {
+    build(&config_with_llm(llm), format, Some(llm.clone()))
 }
 
-pub fn config_of(llm: &LlmSource) -> HaploVlConfig {
+pub fn config_with_llm(llm: &LlmSource) -> HaploVlConfig {
     let (base, words) = (config(), llm.config());
     let narrow = DecoderConfig {
         hidden_size: 64,
@@ -75,16 +76,16 @@ fn build(config: &HaploVlConfig, format: Option<Quantization>, llm: Option<LlmSo
     HaploVl::from_source(config, Arc::new(source), format, DType::F32, &Device::Cpu).expect("a model")
 }
 
-/// Tensors of these shapes: those of a language model, if there is one, the others random.
+/// Tensor source of random values, except for tensors that an optional language model provides.
 struct Weights {
     shapes: BTreeMap<String, Vec<usize>>,
     llm: Option<LlmSource>,
-    /// Number of the language model's first layer here.
+    /// Index of the language model's first layer in the whole model.
     first: usize,
 }
 
 impl Weights {
-    /// The name of a tensor in the language model.
+    /// Maps the name of a tensor to its name in the language model.
     fn name(&self, name: &str) -> Option<String> {
         let Some((layer, rest)) = name.strip_prefix("model.layers.").and_then(|name| name.split_once('.')) else {
             return Some(name.into());
@@ -95,7 +96,7 @@ impl Weights {
 
 impl TensorSource for Weights {
     fn path(&self) -> &Path {
-        Path::new("weights of the bench")
+        Path::new("random weights of the bench")
     }
 
     fn tensor_names(&self) -> Vec<String> {
@@ -115,24 +116,24 @@ impl TensorSource for Weights {
     }
 }
 
-/// Text alone, one row; a training step learns all of it.
+/// Builds a text-only batch of one row, with labels on all tokens.
 pub fn text(config: &HaploVlConfig, tokens: usize) -> MultimodalBatch {
     let input_ids = Vec::from_iter(2000..2000 + tokens as u32);
     let sequence = Sequence { labels: Some(input_ids.clone()), input_ids, visuals: vec![] };
     MultimodalBatch::new(&[sequence], BatchSpec::new(config), PaddingSide::Left, &Device::Cpu).expect("a batch")
 }
 
-/// Rows of text, a picture of one tile, text: 640 tokens.
+/// Builds a batch of 640-token rows: text, an image of one tile, text.
 pub fn prompt(config: &HaploVlConfig, rows: usize) -> MultimodalBatch {
     let batch = prompt_of(config, rows, (336, 336));
-    assert_eq!(batch.layout.seq_len, 640, "the ids of these benches say 640");
+    assert_eq!(batch.layout.seq_len, 640, "benchmark ids state 640 tokens");
     batch
 }
 
-/// Rows of text, a picture of so many pixels, text; the text behind the picture is what a training step learns.
+/// Builds a batch of rows of text, an image of the given width and height, and text with labels.
 pub fn prompt_of(config: &HaploVlConfig, rows: usize, (width, height): (u32, u32)) -> MultimodalBatch {
-    let visual = images(config).process(&picture(width, height)).expect("a picture");
-    let tokens = visual.tokens(&config.vision).expect("a picture");
+    let visual = image_processor(config).process(&random_image(width, height)).expect("an image");
+    let tokens = visual.tokens(&config.vision).expect("an image");
     let text = |first: u32| first..first + TEXT as u32;
     let placeholders = std::iter::repeat_n(config.image_token_index, tokens);
     let ignored = std::iter::repeat_n(IGNORE_INDEX, TEXT + tokens);
@@ -142,11 +143,11 @@ pub fn prompt_of(config: &HaploVlConfig, rows: usize, (width, height): (u32, u32
         visuals: vec![visual],
     };
     let batch = MultimodalBatch::new(&vec![sequence; rows], BatchSpec::new(config), PaddingSide::Left, &Device::Cpu);
-    batch.expect("a prompt that fits the model")
+    batch.expect("a prompt within the model's context")
 }
 
-/// A trainer of all parameters, started at random; `checkpointing` computes activations again instead of keeping them.
-/// Products of matrices are of `precision`.
+/// Builds a trainer of all parameters, randomly initialised. `checkpointing` recomputes activations in the backward
+/// pass; `precision` applies to matmuls.
 pub fn trainer(
     config: &HaploVlConfig,
     checkpointing: bool,
@@ -161,14 +162,14 @@ pub fn trainer(
     let rule = UpdateRule {
         learning_rate: 1e-5,
         schedule: Schedule::default(),
-        // Far from the end however many steps are measured.
+        // Enough that no measurement reaches the end of the schedule.
         total_steps: 1_000_000,
         max_grad_norm: 1.0,
     };
     Ok(Trainer::new(NextToken::new(model), parameters, optimizer, rule))
 }
 
-/// A line of this process's status, which counts in KiB; Linux has it.
+/// Reads a memory field, such as `VmHWM:`, of `/proc/self/status` (in KiB) in MB; `None` outside of Linux.
 pub fn megabytes(field: &str) -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;

@@ -1,4 +1,4 @@
-//! All results of the last runs as one file, `throughput.json` in the target folder.
+//! Report of all latest results: the file `throughput.json` in the target folder.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 
 use super::megabytes;
 
-/// Tells a process to print its peak of memory at its end.
+/// Environment variable that makes the process print its peak memory at its end.
 const PRINT_PEAK: &str = "HAPLOVL_BENCH_PEAK";
-/// In the folder of a bench: its peak of memory.
+/// File with the peak memory of a bench, in the bench's folder.
 const PEAK_FILE: &str = "peak_mb.json";
 
-/// Collects what criterion has written, of this run and of earlier ones. Benches that ran since `start` run once more,
-/// each in a process of its own, whose peak of memory is theirs alone.
+/// Collects criterion's results of this run and of earlier runs. Benches that ran since `start` run once more, each in
+/// a separate process, to measure their peak memory in isolation.
 pub fn write(start: SystemTime) {
     if std::env::var_os(PRINT_PEAK).is_some() {
         return println!("{}", megabytes("VmHWM:").unwrap_or(f64::NAN));
@@ -31,12 +31,12 @@ pub fn write(start: SystemTime) {
     }
 }
 
-/// This program lies in `target/release/deps`.
+/// Returns the target folder: this program is in `target/release/deps`.
 pub fn target_folder() -> Option<PathBuf> {
     Some(std::env::current_exe().ok()?.ancestors().nth(3)?.to_path_buf())
 }
 
-/// Every `new/estimates.json` below `folder`, with its `new/benchmark.json`.
+/// Collects every `new/estimates.json` below `folder` with its `new/benchmark.json`.
 fn collect(folder: &Path, start: SystemTime, results: &mut BTreeMap<String, Value>) {
     if let Some((id, result)) = result(folder, start) {
         results.insert(id, result);
@@ -67,7 +67,7 @@ fn result(folder: &Path, start: SystemTime) -> Option<(String, Value)> {
     Some((id, result))
 }
 
-/// The most memory that a process holds in which this bench runs once.
+/// Measures the peak memory, in MB, of a process that runs the bench once.
 fn peak(id: &str) -> Option<f64> {
     let mut this = Command::new(std::env::current_exe().ok()?);
     let output = this.args(["--bench", "--test", "--exact", id]).env(PRINT_PEAK, "1").output().ok()?;

@@ -1,4 +1,4 @@
-//! Cross-entropy of a linear head, without ever holding all logits.
+//! Cross-entropy fused with the linear head: logits are computed in chunks and never all held in memory.
 
 use candle_core::{D, DType, Device, Tensor};
 
@@ -7,21 +7,21 @@ use super::precomputed_grad::with_gradients;
 use crate::batch::IGNORE_INDEX;
 use crate::{Error, Result};
 
-/// Logits held at a time: 128 MiB in f32. More buys nothing, since the matrix product is large enough by then.
+/// Maximum number of logits per chunk (128 MiB in f32). Larger chunks are no faster: the GEMM is already efficient.
 const CHUNK_LOGITS: usize = 32 << 20;
 
-/// `sum_i cross_entropy(hidden_i . head_weight^T, labels_i)` over the labelled rows, in f32.
+/// Computes `sum_i cross_entropy(hidden_i . head_weight^T, labels_i)` over the labelled rows, in f32.
 ///
-/// Rows labelled [`IGNORE_INDEX`] cost nothing. The others go through the head in chunks; each chunk's loss *and*
-/// gradients are computed while its logits are at hand (the idea of Liger Kernel), so that memory grows with
-/// `hidden` and `head_weight`, not with rows times vocabulary. Gradients are computed only for what is tracked, and handed
-/// over to the backward pass: there can be only one.
+/// Rows labelled [`IGNORE_INDEX`] are skipped at no cost. The other rows pass through the head in chunks. Each chunk
+/// computes its loss *and* its gradients before its logits are freed (the idea of Liger Kernel), so memory grows with
+/// the sizes of `hidden` and `head_weight`, not with rows times vocabulary. Gradients are computed only for tracked
+/// inputs. The backward pass consumes them, so it can run only once.
 ///
 /// # Shapes
-/// `hidden` `(n, d)`, `head_weight` `(v, d)` of the same type, `labels` `(n)` u32.
+/// `hidden` `(n, d)` and `head_weight` `(v, d)` of one dtype; `labels` `(n)`, u32.
 ///
 /// # Errors
-/// [`Error::Batch`] for shapes that do not fit each other, and for a label outside the vocabulary.
+/// [`Error::Batch`] if shapes or dtypes do not match, or a label is outside the vocabulary.
 pub fn linear_cross_entropy(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor) -> Result<LossSum> {
     chunked(hidden, head_weight, labels, CHUNK_LOGITS)
 }
@@ -56,7 +56,7 @@ fn chunked(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor, chunk_logits:
     Ok(LossSum { sum: with_gradients(sum, hidden, head_weight, [d_hidden, d_weight])?, count })
 }
 
-/// The rows that count, and their labels.
+/// Indices and labels of the rows that contribute to the loss.
 struct LabelledRows {
     positions: Vec<u32>,
     labels: Vec<u32>,
@@ -66,10 +66,10 @@ impl LabelledRows {
     fn new(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor) -> Result<Self> {
         let shapes = (hidden.dims2(), head_weight.dims2(), labels.dims1());
         let (Ok((n, d)), Ok((vocabulary, d_head)), Ok(n_labels)) = shapes else {
-            return Err(misshapen(hidden, head_weight, labels));
+            return Err(shape_error(hidden, head_weight, labels));
         };
         if n != n_labels || d != d_head || hidden.dtype() != head_weight.dtype() || labels.dtype() != DType::U32 {
-            return Err(misshapen(hidden, head_weight, labels));
+            return Err(shape_error(hidden, head_weight, labels));
         }
         let mut rows = Self { positions: vec![], labels: vec![] };
         for (position, label) in (0u32..).zip(labels.to_device(&Device::Cpu)?.to_vec1::<u32>()?) {
@@ -78,8 +78,8 @@ impl LabelledRows {
             }
             if label as usize >= vocabulary {
                 return Err(Error::batch(format!(
-                    "label {label} of row {position} is outside the vocabulary of {vocabulary}: use the tokenizer of \
-                     the model, and {IGNORE_INDEX} where there is no label"
+                    "label {label} of row {position} is outside the vocabulary of {vocabulary}: use the model's own \
+                     tokenizer, and {IGNORE_INDEX} for positions without a label"
                 )));
             }
             rows.positions.push(position);
@@ -89,10 +89,10 @@ impl LabelledRows {
     }
 }
 
-fn misshapen(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor) -> Error {
+fn shape_error(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor) -> Error {
     Error::batch(format!(
-        "hidden states {:?} {:?}, head weight {:?} {:?} and labels {:?} {:?} do not fit, expected (n, d) and (v, d) of \
-         one type, and (n) U32",
+        "hidden states {:?} {:?}, head weight {:?} {:?} and labels {:?} {:?} do not match, expected (n, d) and (v, d) \
+         of one dtype, and (n) U32",
         hidden.dims(),
         hidden.dtype(),
         head_weight.dims(),
@@ -102,14 +102,14 @@ fn misshapen(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor) -> Error {
     ))
 }
 
-/// The linear head, off the graph.
+/// Linear head, detached from the graph.
 struct Head {
     weight: Tensor,
     wants_input: bool,
     wants_weight: bool,
 }
 
-/// What one chunk of rows adds.
+/// Loss and gradients of one chunk of rows.
 struct Chunk {
     loss: Tensor,
     d_hidden: Option<Tensor>,
@@ -125,7 +125,7 @@ impl Head {
         let max_logit = logits.max_keepdim(D::Minus1)?;
         let probabilities = candle_nn::ops::softmax_last_dim(&logits)?;
         drop(logits);
-        // log(sum(exp)) from the largest probability, which is at least 1/v, so the logarithm is always safe.
+        // log(sum(exp)) follows from the largest probability: that is at least 1/v, so its logarithm is finite.
         let log_sum_exp = (max_logit - probabilities.max_keepdim(D::Minus1)?.log()?)?;
         let loss = (log_sum_exp - label_logit)?.sum_all()?;
         if !(self.wants_input || self.wants_weight) {
@@ -146,45 +146,45 @@ mod tests {
 
     use super::*;
 
-    /// f32 sums in another order; values are of order 10.
+    /// Rounding of f32 sums taken in another order, for values of order 10.
     const TOLERANCE: f32 = 2e-5;
 
-    fn numbers(shape: (usize, usize), seed: u32) -> Vec<f32> {
+    fn wave(shape: (usize, usize), seed: u32) -> Vec<f32> {
         (0..(shape.0 * shape.1) as u32).map(|i| ((i * 7 + seed * 13) as f32 * 0.7).sin()).collect()
     }
 
     fn var(shape: (usize, usize), seed: u32) -> Var {
-        Var::from_vec(numbers(shape, seed), shape, &Device::Cpu).unwrap()
+        Var::from_vec(wave(shape, seed), shape, &Device::Cpu).unwrap()
     }
 
     fn labels(labels: &[u32]) -> Tensor {
         Tensor::new(labels, &Device::Cpu).unwrap()
     }
 
-    fn worst(a: &Tensor, b: &Tensor) -> f32 {
+    fn max_diff(a: &Tensor, b: &Tensor) -> f32 {
         (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
     }
 
-    /// The textbook form: all logits, log-softmax, gather.
-    fn plain(hidden: &Tensor, weight: &Tensor, labels: &Tensor) -> Tensor {
+    /// Textbook form: all logits, log-softmax, gather.
+    fn reference(hidden: &Tensor, weight: &Tensor, labels: &Tensor) -> Tensor {
         let logits = hidden.matmul(&weight.t().unwrap()).unwrap();
         let log_probabilities = candle_nn::ops::log_softmax(&logits, 1).unwrap();
         log_probabilities.gather(&labels.unsqueeze(1).unwrap(), 1).unwrap().neg().unwrap().sum_all().unwrap()
     }
 
     #[test]
-    fn equals_the_plain_form_in_value_and_gradient_however_it_is_chunked() {
+    fn value_and_gradients_match_the_textbook_form_for_every_chunk_size() {
         let (hidden, weight) = (var((5, 4), 1), var((7, 4), 2));
         let labels = labels(&[3, IGNORE_INDEX, 0, 6, 3]);
-        let expected = plain(&hidden, &weight, &labels);
+        let expected = reference(&hidden, &weight, &labels);
         let expected_grads = (&expected * 0.3).unwrap().backward().unwrap();
         for chunk_logits in [1, 7 * 2, 7 * 3, 1 << 20] {
             let loss = chunked(&hidden, &weight, &labels, chunk_logits).unwrap();
             assert_eq!(loss.count, 4);
-            assert!(worst(&loss.sum, &expected) < TOLERANCE);
+            assert!(max_diff(&loss.sum, &expected) < TOLERANCE);
             let grads = (loss.sum * 0.3).unwrap().backward().unwrap();
             for input in [&hidden, &weight] {
-                assert!(worst(grads.get(input).unwrap(), expected_grads.get(input).unwrap()) < TOLERANCE);
+                assert!(max_diff(grads.get(input).unwrap(), expected_grads.get(input).unwrap()) < TOLERANCE);
             }
         }
     }
@@ -200,21 +200,21 @@ mod tests {
         for (n, input) in [&hidden, &weight].into_iter().enumerate() {
             let gradient = grads.get(input).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
             for (i, analytic) in gradient.into_iter().enumerate() {
-                let moved = |by: f32| {
-                    let mut numbers = input.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-                    numbers[i] += by;
-                    let moved = Tensor::from_vec(numbers, input.shape(), &Device::Cpu).unwrap();
-                    if n == 0 { value(&moved, &weight) } else { value(&hidden, &moved) }
+                let shifted_by = |step: f32| {
+                    let mut values = input.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                    values[i] += step;
+                    let shifted = Tensor::from_vec(values, input.shape(), &Device::Cpu).unwrap();
+                    if n == 0 { value(&shifted, &weight) } else { value(&hidden, &shifted) }
                 };
-                let numeric = (moved(1e-2) - moved(-1e-2)) / 2e-2;
-                // Central differences of an f32 value: truncation and rounding are both of order 1e-4.
+                let numeric = (shifted_by(1e-2) - shifted_by(-1e-2)) / 2e-2;
+                // Central differences of an f32 value: truncation and rounding errors are both of order 1e-4.
                 assert!((numeric - f64::from(analytic)).abs() < 1e-3, "input {n}, {i}: {numeric} and {analytic}");
             }
         }
     }
 
     #[test]
-    fn untracked_inputs_receive_nothing() {
+    fn untracked_inputs_get_no_gradient() {
         let (hidden, weight) = (var((2, 3), 5), var((4, 3), 6));
         let grads = linear_cross_entropy(&hidden, &weight.as_detached_tensor(), &labels(&[1, 2])).unwrap();
         let grads = grads.sum.backward().unwrap();
@@ -234,14 +234,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_labelled_is_zero_of_nothing() {
+    fn loss_without_labels_is_zero() {
         let (hidden, weight) = (var((2, 3), 5), var((4, 3), 6));
         let loss = linear_cross_entropy(&hidden, &weight, &labels(&[IGNORE_INDEX; 2])).unwrap();
         assert_eq!((loss.count, loss.mean().unwrap().to_scalar::<f32>().unwrap()), (0, 0.0));
     }
 
     #[test]
-    fn bad_labels_and_shapes_are_named() {
+    fn errors_name_bad_labels_and_shapes() {
         let (hidden, weight) = (var((2, 3), 5), var((4, 3), 6));
         let error = |labels: &Tensor| linear_cross_entropy(&hidden, &weight, labels).unwrap_err().to_string();
         let outside = error(&labels(&[1, 4]));

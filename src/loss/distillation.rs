@@ -1,51 +1,53 @@
-//! What stage 1 asks of the pre-decoder: give back what CLIP sees, and what the language model reads.
+//! Distillation losses of stage 1: the pre-decoder learns CLIP's image features and the language model's text
+//! embeddings.
 //!
-//! Students are compared in f32 whatever type they come in; teachers never receive a gradient.
+//! All losses are computed in f32, whatever the dtype of the student. Teachers never receive a gradient.
 
 use candle_core::{D, DType, Tensor};
 
 use super::{LossSum, linear_cross_entropy};
 use crate::{Error, Result};
 
-/// Added to squared lengths, so that the gradient of a length of zero is zero and not NaN.
-const TINY: f64 = 1e-12;
+/// Epsilon under the square root of a norm, so that the gradient of a zero norm is zero instead of NaN.
+const EPSILON: f64 = 1e-12;
 
-/// `sum_i 1 - cos(student_i, teacher_i)` over image patches.
+/// Computes `sum_i 1 - cos(student_i, teacher_i)` over image patches.
 ///
 /// # Shapes
-/// `student` and `teacher` `(patches, teacher width)`.
+/// `student` and `teacher`: `(patches, teacher width)`.
 ///
 /// # Errors
-/// [`Error::Batch`] if the two differ in shape.
+/// [`Error::Batch`] if `student` and `teacher` differ in shape or are not matrices.
 pub fn vision_distillation(student: &Tensor, teacher: &Tensor) -> Result<LossSum> {
-    let (student, teacher) = comparable("vision", student, teacher)?;
+    let (student, teacher) = matching_pair("vision", student, teacher)?;
     let terms = (1.0 - cosine(&student, &teacher)?)?;
     total(&terms)
 }
 
-/// `sum_i |student_i - teacher_i| - cos(student_i, teacher_i)` over text tokens.
+/// Computes `sum_i |student_i - teacher_i| - cos(student_i, teacher_i)` over text tokens, with the L2 norm `|..|`.
 ///
 /// # Shapes
-/// `student` and `teacher` `(tokens, language model width)`.
+/// `student` and `teacher`: `(tokens, language model width)`.
 ///
 /// # Errors
-/// [`Error::Batch`] if the two differ in shape.
+/// [`Error::Batch`] if `student` and `teacher` differ in shape or are not matrices.
 pub fn feature_distillation(student: &Tensor, teacher: &Tensor) -> Result<LossSum> {
-    let (student, teacher) = comparable("text", student, teacher)?;
-    let terms = (length(&(&student - &teacher)?)? - cosine(&student, &teacher)?)?;
+    let (student, teacher) = matching_pair("text", student, teacher)?;
+    let terms = (norm(&(&student - &teacher)?)? - cosine(&student, &teacher)?)?;
     total(&terms)
 }
 
-/// Current-token prediction: cross-entropy of `logit_scale * student . embed_tokens^T` against each position's *own*
-/// token, without the shift of a language model.
+/// Computes the current-token prediction loss: the cross-entropy of `logit_scale * student . embed_tokens^T` against
+/// each position's *own* token, without the shift by one of a language model.
 ///
 /// # Shapes
-/// `student` `(tokens, d)`, `embed_tokens` `(vocabulary, d)` the language model's table, `token_ids` `(tokens)` u32
-/// with [`crate::batch::IGNORE_INDEX`] where no text stands, `logit_scale` of one element; a gradient reaches it
-/// when it is tracked.
+/// - `student`: `(tokens, d)`
+/// - `embed_tokens`: `(vocabulary, d)`, the embedding table of the language model
+/// - `token_ids`: `(tokens)`, u32, with [`crate::batch::IGNORE_INDEX`] at positions that are not text
+/// - `logit_scale`: one element, which receives a gradient if it is tracked
 ///
 /// # Errors
-/// As [`linear_cross_entropy`].
+/// Same as [`linear_cross_entropy`].
 pub fn current_token_prediction(
     student: &Tensor,
     embed_tokens: &Tensor,
@@ -53,17 +55,17 @@ pub fn current_token_prediction(
     logit_scale: &Tensor,
 ) -> Result<LossSum> {
     let scale = logit_scale.to_dtype(DType::F32)?.reshape(())?;
-    // The scale goes on the small side of the product: the same logits, and its gradient comes for free.
+    // Scaling the student instead of the logits gives the same logits for less work, and autograd finds d(scale).
     let scaled = student.to_dtype(DType::F32)?.broadcast_mul(&scale)?;
-    // A table kept in half precision saves memory anywhere, but computing in it pays on a GPU only.
+    // A half-precision table saves memory on every device, but a half-precision matmul is faster on GPUs only.
     let dtype = if student.device().is_cpu() { DType::F32 } else { embed_tokens.dtype() };
     linear_cross_entropy(&scaled.to_dtype(dtype)?, &embed_tokens.detach().to_dtype(dtype)?, token_ids)
 }
 
-fn comparable(what: &str, student: &Tensor, teacher: &Tensor) -> Result<(Tensor, Tensor)> {
+fn matching_pair(kind: &str, student: &Tensor, teacher: &Tensor) -> Result<(Tensor, Tensor)> {
     if student.rank() != 2 || student.shape() != teacher.shape() {
         return Err(Error::batch(format!(
-            "the {what} student has shape {:?} and its teacher {:?}, expected both (rows, teacher width)",
+            "the {kind} student has shape {:?} and its teacher {:?}, expected both to be (rows, teacher width)",
             student.dims(),
             teacher.dims()
         )));
@@ -71,14 +73,14 @@ fn comparable(what: &str, student: &Tensor, teacher: &Tensor) -> Result<(Tensor,
     Ok((student.to_dtype(DType::F32)?, teacher.detach().to_dtype(DType::F32)?))
 }
 
-/// Cosine of each pair of rows, `(rows)`.
+/// Computes the cosine similarity of each pair of rows, `(rows)`.
 fn cosine(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    Ok((((a * b)?.sum(D::Minus1)? / length(a)?)? / length(b)?)?)
+    Ok((((a * b)?.sum(D::Minus1)? / norm(a)?)? / norm(b)?)?)
 }
 
-/// Euclidean length of each row, `(rows)`.
-fn length(x: &Tensor) -> Result<Tensor> {
-    Ok((x.sqr()?.sum(D::Minus1)? + TINY)?.sqrt()?)
+/// Computes the L2 norm of each row, `(rows)`.
+fn norm(x: &Tensor) -> Result<Tensor> {
+    Ok((x.sqr()?.sum(D::Minus1)? + EPSILON)?.sqrt()?)
 }
 
 fn total(terms: &Tensor) -> Result<LossSum> {

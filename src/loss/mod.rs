@@ -1,7 +1,7 @@
 //! Losses of both training stages.
 //!
-//! Each is a [`LossSum`]: a sum with the number of its terms, so that the mean can be taken over all micro-batches of
-//! a step, however the terms are spread over them.
+//! Each loss returns a [`LossSum`]: the sum and the number of its terms. Dividing by the number of terms of a whole
+//! step gives the same mean, however the terms are spread over micro-batches.
 
 mod cross_entropy;
 mod distillation;
@@ -14,17 +14,17 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::Result;
 
-/// A sum of loss terms, differentiable, and how many they are.
+/// Differentiable sum of loss terms, and the number of terms.
 #[derive(Debug, Clone)]
 pub struct LossSum {
-    /// The sum, a scalar, f32.
+    /// Sum of the terms: a scalar, f32.
     pub sum: Tensor,
-    /// Number of terms, such as labelled tokens; 0 makes `sum` a constant 0.
+    /// Number of terms, for example labelled tokens. If 0, `sum` is the constant 0.
     pub count: usize,
 }
 
 impl LossSum {
-    /// A sum of nothing: 0, and no gradient.
+    /// Returns an empty sum: 0, without gradient.
     ///
     /// # Errors
     /// From candle only.
@@ -32,7 +32,7 @@ impl LossSum {
         Ok(Self { sum: Tensor::zeros((), DType::F32, device)?, count: 0 })
     }
 
-    /// The mean over the terms, 0 if there is none.
+    /// Returns the mean of the terms, or 0 if there are none.
     ///
     /// # Errors
     /// From candle only.

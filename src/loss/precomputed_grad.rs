@@ -1,4 +1,4 @@
-//! A scalar whose gradients were computed along with it, hung into the graph.
+//! Autograd node for a scalar whose gradients were already computed in the forward pass.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,19 +9,20 @@ use rayon::prelude::*;
 use crate::nn::deliver;
 use crate::nn::tensor_data::{is_host_f32, with_slice_mut};
 
-/// Makes the scalar `value` a function of `a` and `b` with the given gradients; `None` for an input without one.
+/// Records the scalar `value` as a function of `a` and `b` with the given gradients (`None`: no gradient).
 ///
-/// A backward pass takes the gradients, so there can be only one.
+/// The backward pass moves the gradients out, so it can run only once.
 pub(super) fn with_gradients(value: Tensor, a: &Tensor, b: &Tensor, gradients: [Option<Tensor>; 2]) -> Result<Tensor> {
     a.apply_op2(b, Precomputed { value, gradients: Mutex::new(Some(gradients)) })
 }
 
+/// Custom operation that holds its value and the gradients with respect to its two inputs.
 struct Precomputed {
     value: Tensor,
     gradients: Mutex<Option<[Option<Tensor>; 2]>>,
 }
 
-/// `gradient * scale`, in the memory of `gradient` where it is on the CPU: that of a head may be the largest of a model.
+/// Computes `gradient * scale`. On the CPU this is done in place, since a head's gradient may be the model's largest.
 fn scaled(gradient: Tensor, scale: &Tensor) -> Result<Tensor> {
     if !is_host_f32(&gradient) {
         return gradient.broadcast_mul(&scale.detach().to_dtype(gradient.dtype())?);
@@ -42,7 +43,7 @@ impl CustomOp2 for Precomputed {
         let (storage, layout) = self.value.storage_and_layout();
         match &*storage {
             Storage::Cpu(storage) => Ok((storage.try_clone(layout)?, self.value.shape().clone())),
-            _ => candle_core::bail!("{}: the value is not on the CPU as its inputs are", self.name()),
+            _ => candle_core::bail!("{}: the value is not on the CPU, but its inputs are", self.name()),
         }
     }
 
@@ -50,7 +51,7 @@ impl CustomOp2 for Precomputed {
         let (storage, layout) = self.value.storage_and_layout();
         match &*storage {
             Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, self.value.shape().clone())),
-            _ => candle_core::bail!("{}: the value is not on the GPU as its inputs are", self.name()),
+            _ => candle_core::bail!("{}: the value is not on the GPU, but its inputs are", self.name()),
         }
     }
 
@@ -58,13 +59,15 @@ impl CustomOp2 for Precomputed {
         let (storage, layout) = self.value.storage_and_layout();
         match &*storage {
             Storage::Metal(storage) => Ok((storage.try_clone(layout)?, self.value.shape().clone())),
-            _ => candle_core::bail!("{}: the value is not on the GPU as its inputs are", self.name()),
+            _ => candle_core::bail!("{}: the value is not on the GPU, but its inputs are", self.name()),
         }
     }
 
     fn bwd(&self, _: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let gradients = self.gradients.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some([da, db]) = gradients else { candle_core::bail!("{}: a second backward pass", self.name()) };
+        let Some([da, db]) = gradients else {
+            candle_core::bail!("{}: second backward pass over one loss: compute the loss again", self.name())
+        };
         let db = db.map(|db| deliver(b, scaled(db, grad)?)).transpose()?.flatten();
         Ok((da.map(|da| scaled(da, grad)).transpose()?, db))
     }

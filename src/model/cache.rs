@@ -1,4 +1,4 @@
-//! The cache of a whole model, and how a new batch continues what it holds.
+//! KV cache of the whole model: both decoders, with the bookkeeping to append a batch.
 
 use candle_core::{DType, Device};
 
@@ -8,19 +8,19 @@ use crate::nn::ops::KeyRanges;
 use crate::nn::{LayerCache, key_ranges};
 use crate::{Error, Result};
 
-/// Keys and values of both decoders for some rows, each holding one sequence.
+/// KV cache of both decoders, with one sequence per row.
 #[derive(Debug)]
 pub struct Cache {
     pub(super) pre: Vec<LayerCache>,
     pub(super) post: Vec<LayerCache>,
-    /// Where each row's sequence begins, behind its left padding.
+    /// First position of each row's sequence, after its left padding.
     starts: Vec<usize>,
     batch: usize,
     capacity: usize,
 }
 
 impl Cache {
-    /// An empty cache of `batch` rows and `capacity` positions.
+    /// Allocates an empty cache of `batch` rows and `capacity` positions.
     pub(super) fn new(
         config: &HaploVlConfig,
         batch: usize,
@@ -30,7 +30,7 @@ impl Cache {
     ) -> Result<Self> {
         if capacity > config.max_position_embeddings {
             return Err(Error::generation(format!(
-                "a cache of {capacity} positions exceeds the model's context of {}",
+                "a KV cache of {capacity} positions exceeds the model's context of {} positions",
                 config.max_position_embeddings
             )));
         }
@@ -42,41 +42,41 @@ impl Cache {
         Ok(Self { pre, post, starts: vec![], batch, capacity })
     }
 
-    /// Positions held, left padding included; the same for every row.
+    /// Returns the number of cached positions, left padding included; it is the same for every row.
     pub fn len(&self) -> usize {
         self.pre.first().or(self.post.first()).map_or(0, LayerCache::len)
     }
 
-    /// Whether nothing is held.
+    /// Returns whether no position is cached.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     pub fn batch_size(&self) -> usize {
         self.batch
     }
 
-    /// Most positions that can be held.
+    /// Returns the maximum number of positions.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Forgets all positions from `len` on.
+    /// Drops all positions from `len` on. The memory stays allocated.
     pub fn truncate(&mut self, len: usize) {
         self.pre.iter_mut().chain(&mut self.post).for_each(|layer| layer.truncate(len));
     }
 
-    /// A cache with buffers of its own, for going on in two ways from the same prefix.
+    /// Copies the cache into new buffers, so that two continuations can start from one prefix.
     ///
     /// # Errors
-    /// From candle, if there is not enough memory on the device.
+    /// From candle, if the device is out of memory.
     pub fn deep_clone(&self) -> Result<Self> {
         let clone = |layers: &[LayerCache]| layers.iter().map(LayerCache::deep_clone).collect::<Result<_>>();
         Ok(Self { pre: clone(&self.pre)?, post: clone(&self.post)?, starts: self.starts.clone(), ..*self })
     }
 
-    /// Checks that `layout` can be appended, and returns the keys that its queries see and their positions.
+    /// Checks that `layout` can be appended. Returns the key range of each query, and the position of each token.
     pub(super) fn place(
         &mut self,
         layout: &SequenceLayout,
@@ -89,7 +89,7 @@ impl Cache {
             return Ok((key_ranges(layout, attention), layout.positions()));
         }
         if self.starts.iter().any(|start| *start > past) {
-            return Err(Error::batch("continues a cache that was cut within a row's padding: truncate it to 0"));
+            return Err(Error::batch("continues a KV cache truncated inside a row's padding: truncate it to 0"));
         }
         let ranges = key_ranges(layout, attention);
         let rows = ranges.rows().iter().zip(&self.starts);
@@ -100,7 +100,7 @@ impl Cache {
 
     fn check(&self, layout: &SequenceLayout) -> Result<()> {
         if layout.rows.len() != self.batch {
-            return Err(Error::batch(format!("of {} rows for a cache of {}", layout.rows.len(), self.batch)));
+            return Err(Error::batch(format!("has {} rows, its KV cache has {}", layout.rows.len(), self.batch)));
         }
         let first = self.is_empty();
         for (row, samples) in layout.rows.iter().enumerate() {
@@ -108,8 +108,8 @@ impl Cache {
                 [one] if one.range.end == layout.seq_len && (first || one.range.start == 0) => {}
                 _ => {
                     return Err(Error::batch(format!(
-                        "row {row} cannot go through a cache: it needs one sequence a row, padded on the left, and no \
-                         padding at all when it continues earlier ones"
+                        "row {row} does not fit a KV cache, expected one sequence padded on the left, or without \
+                         padding if the cache already holds positions"
                     )));
                 }
             }

@@ -1,4 +1,4 @@
-//! The CLIP vision transformer, teacher of stage 1, from the same layers as everything else.
+//! CLIP vision transformer, the teacher of stage 1, built from the same layers as the decoders.
 
 use candle_core::{D, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -10,12 +10,12 @@ use crate::nn::{Norm, PatchEmbedding, init};
 use crate::weights::ClipConfig;
 use crate::{Error, Result};
 
-/// A CLIP vision transformer under HF's names.
+/// CLIP vision transformer, with the tensor names of Hugging Face.
 #[derive(Debug, Clone)]
 pub struct ClipVision {
     class_embedding: Tensor,
     patch_embedding: PatchEmbedding,
-    /// (1 + patches, hidden_size); the class token's first.
+    /// (1 + patches, hidden_size); the class token comes first.
     position_embedding: Tensor,
     pre_layrnorm: Norm,
     stack: DecoderStack,
@@ -24,10 +24,10 @@ pub struct ClipVision {
 }
 
 impl ClipVision {
-    /// Reads `vision_model.*`; `vb` is the root of the checkpoint.
+    /// Reads the tensors `vision_model.*`; `vb` is the root of the checkpoint.
     ///
     /// # Errors
-    /// If the store lacks a tensor, or one has another shape.
+    /// If `vb` lacks a tensor, or a tensor has another shape.
     pub fn new(config: &ClipConfig, vb: VarBuilder) -> Result<Self> {
         let vb = vb.rename_f(hf_name).pp("vision_model");
         let (hidden, init) = (config.decoder.hidden_size, init(config.decoder.hidden_size));
@@ -45,21 +45,23 @@ impl ClipVision {
         })
     }
 
-    /// The configuration that it was built from.
+    /// Returns the configuration.
     pub fn config(&self) -> &ClipConfig {
         &self.config
     }
 
-    /// The device of the parameters.
+    /// Returns the device of the parameters.
     pub fn device(&self) -> &Device {
         self.class_embedding.device()
     }
 
-    /// Pixels (tiles, 3, image_size, image_size) to the hidden states (tiles, 1 + patches, hidden_size) before the first
-    /// layer and after each of the first `layers`.
+    /// Computes the hidden states before the first layer and after each of the first `layers` layers.
+    ///
+    /// # Shapes
+    /// `pixel_values` (tiles, 3, image_size, image_size) -> each state (tiles, 1 + patches, hidden_size).
     ///
     /// # Errors
-    /// If the pixels have another shape.
+    /// If `pixel_values` has another shape.
     pub fn hidden_states(&self, pixel_values: &Tensor, layers: usize) -> Result<Vec<Tensor>> {
         let tiles = pixel_values.dim(0)?;
         let patches = self.patch_embedding.forward(pixel_values)?;
@@ -68,7 +70,7 @@ impl ClipVision {
         let x = Tensor::cat(&[&class.contiguous()?, &patches], 1)?;
         if x.dim(1)? != self.position_embedding.dim(0)? {
             return Err(Error::batch(format!(
-                "pixel values {:?} do not fit a CLIP of {size}x{size} pixels",
+                "pixel values have shape {:?}, expected (tiles, 3, {size}, {size}) for this CLIP",
                 pixel_values.dims(),
                 size = self.config.image_size
             )));
@@ -83,19 +85,21 @@ impl ClipVision {
         Ok(states)
     }
 
-    /// The class token of the last hidden state after the final norm, (tiles, hidden_size): CLIP's view of a picture.
+    /// Computes the image embedding (tiles, hidden_size): the class token of the last hidden state, after the final
+    /// norm.
     ///
     /// # Errors
-    /// If the pixels have another shape.
+    /// If `pixel_values` has another shape.
     pub fn pooled(&self, pixel_values: &Tensor) -> Result<Tensor> {
         let class = self.last_hidden_state(pixel_values)?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
         self.post_layernorm.forward(&class)
     }
 
-    /// The patches of the last hidden state, each after the final norm, (tiles, patches, hidden_size).
+    /// Computes the patch features (tiles, patches, hidden_size): the patches of the last hidden state, after the final
+    /// norm.
     ///
     /// # Errors
-    /// If the pixels have another shape.
+    /// If `pixel_values` has another shape.
     pub fn patches(&self, pixel_values: &Tensor) -> Result<Tensor> {
         let last = self.last_hidden_state(pixel_values)?;
         self.post_layernorm.forward(&last.narrow(1, 1, last.dim(1)? - 1)?.contiguous()?)
@@ -107,7 +111,7 @@ impl ClipVision {
     }
 }
 
-/// HF's CLIP spells some names differently from its language models.
+/// Maps tensor names of language models to the names in Hugging Face's CLIP checkpoints.
 fn hf_name(name: &str) -> String {
     name.replace(".input_layernorm.", ".layer_norm1.")
         .replace(".post_attention_layernorm.", ".layer_norm2.")

@@ -1,4 +1,4 @@
-//! The two heads that stage 1 compares with its teachers, dropped afterwards.
+//! Projection heads of stage 1: they map pre-decoder states to teacher features, and are dropped after the stage.
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
@@ -7,16 +7,16 @@ use crate::Result;
 use crate::config::NormKind;
 use crate::nn::{Linear, LogitScale, Norm};
 
-/// From the pre-decoder's width to the vision teacher's and to the language model's.
+/// Projections from the pre-decoder's width to the width of the vision teacher and of the language model.
 #[derive(Debug, Clone)]
 pub struct DistillationHeads {
     vision: Head,
     text: Head,
-    /// Of the token logits.
+    /// Scale of the token logits.
     logit_scale: LogitScale,
 }
 
-/// Layer norm and a linear map.
+/// Layer norm followed by a linear projection.
 #[derive(Debug, Clone)]
 struct Head {
     norm: Norm,
@@ -38,10 +38,11 @@ impl DistillationHeads {
     /// Prefix of all parameters of the heads.
     pub const PREFIX: &str = "distillation";
 
-    /// Reads `distillation.{vision,text}.{norm,proj}` and `distillation.logit_scale`; `vb` is the root.
+    /// Reads `distillation.{vision,text}.{norm,proj}` and `distillation.logit_scale`; `vb` is the root of the
+    /// checkpoint.
     ///
     /// # Errors
-    /// If the store lacks a tensor, or one has another shape.
+    /// If `vb` lacks a tensor, or a tensor has another shape.
     pub fn new(hidden_size: usize, vision_width: usize, text_width: usize, vb: VarBuilder) -> Result<Self> {
         let vb = vb.pp(Self::PREFIX);
         Ok(Self {
@@ -51,7 +52,7 @@ impl DistillationHeads {
         })
     }
 
-    /// (patches, hidden_size) -> (patches, vision teacher's width).
+    /// Projects (patches, hidden_size) -> (patches, vision teacher's width).
     ///
     /// # Errors
     /// If `x` has another width.
@@ -59,7 +60,7 @@ impl DistillationHeads {
         self.vision.forward(x)
     }
 
-    /// (tokens, hidden_size) -> (tokens, language model's width).
+    /// Projects (tokens, hidden_size) -> (tokens, language model's width).
     ///
     /// # Errors
     /// If `x` has another width.
@@ -67,7 +68,7 @@ impl DistillationHeads {
         self.text.forward(x)
     }
 
-    /// The scale of the token logits, `min(exp(s), 100)`, one element, f32.
+    /// Computes the scale of the token logits, `min(exp(s), 100)`: one element, f32.
     ///
     /// # Errors
     /// From candle only.

@@ -1,4 +1,4 @@
-//! A language model of the Llama family on its own: a source to inherit from, and the text teacher's home.
+//! Standalone language model of the Llama family: a source to initialise from, and the text teacher of stage 1.
 
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
@@ -11,7 +11,7 @@ use crate::nn::{RotaryEmbedding, init, key_ranges};
 use crate::weights::LlmConfig;
 use crate::{Error, Result};
 
-/// Embedding table, layers, final norm and head, under HF's names.
+/// Language model: embedding table, layers, final norm and head, with the tensor names of Hugging Face.
 #[derive(Debug, Clone)]
 pub struct LanguageModel {
     embed_tokens: Tensor,
@@ -21,10 +21,11 @@ pub struct LanguageModel {
 }
 
 impl LanguageModel {
-    /// Reads `model.embed_tokens`, `model.layers`, `model.norm` and, unless tied, `lm_head`; `vb` is the root.
+    /// Reads `model.embed_tokens`, `model.layers`, `model.norm` and, unless tied, `lm_head`; `vb` is the root of the
+    /// checkpoint.
     ///
     /// # Errors
-    /// If the store lacks a tensor, or one has another shape.
+    /// If `vb` lacks a tensor, or a tensor has another shape.
     pub fn new(config: &LlmConfig, vb: VarBuilder) -> Result<Self> {
         let hidden = config.decoder.hidden_size;
         let embed_tokens = vb.get_with_hints((config.vocab_size, hidden), "model.embed_tokens.weight", init(hidden))?;
@@ -36,39 +37,39 @@ impl LanguageModel {
         Ok(Self { embed_tokens, decoder, rotary: RotaryEmbedding::of(&config.decoder), lm_head })
     }
 
-    /// The device of the parameters.
+    /// Returns the device of the parameters.
     pub fn device(&self) -> &Device {
         self.embed_tokens.device()
     }
 
-    /// The embedding table, (vocab_size, hidden_size).
+    /// Returns the embedding table, (vocab_size, hidden_size).
     pub fn embed_tokens(&self) -> &Tensor {
         &self.embed_tokens
     }
 
-    /// The language head.
+    /// Returns the language head.
     pub fn lm_head(&self) -> &LanguageHead {
         &self.lm_head
     }
 
-    /// Token ids (batch, seq), u32, to embeddings (batch, seq, hidden_size).
+    /// Looks up token ids (batch, seq), u32 -> embeddings (batch, seq, hidden_size).
     ///
     /// # Errors
-    /// If an id is outside the table.
+    /// If an id is outside the vocabulary.
     pub fn embed(&self, input_ids: &Tensor) -> Result<Tensor> {
         let (batch, seq) = input_ids.dims2()?;
         Ok(self.embed_tokens.index_select(&input_ids.flatten_all()?, 0)?.reshape((batch, seq, ()))?)
     }
 
-    /// Embeddings (batch, seq, hidden_size) to hidden states after the final norm, of the same size.
+    /// Computes the hidden states after the final norm from embeddings; both have shape (batch, seq, hidden_size).
     ///
     /// # Errors
-    /// If the layout does not fit.
+    /// If `layout` is invalid, or has another number of rows or positions than `embeddings`.
     pub fn hidden_states(&self, embeddings: &Tensor, layout: &SequenceLayout) -> Result<Tensor> {
         let (rows, seq_len, _) = embeddings.dims3()?;
         if (rows, seq_len) != (layout.rows.len(), layout.seq_len) {
             return Err(Error::batch(format!(
-                "has {rows} rows of {seq_len} embeddings, its layout {} of {}",
+                "has {rows} rows of {seq_len} embeddings, but its layout has {} rows of {}",
                 layout.rows.len(),
                 layout.seq_len
             )));

@@ -1,4 +1,4 @@
-//! Embeddings, pre-decoder, post-decoder and the whole HaploVL.
+//! HaploVL and its parts: embeddings, pre-decoder, connector, post-decoder, language head; the teachers of stage 1.
 
 mod cache;
 mod clip_vision;

@@ -1,4 +1,4 @@
-//! The post-decoder: a language model's layers and final norm, and the language head.
+//! Post-decoder (layers and final norm of a language model) and language head.
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
@@ -9,7 +9,7 @@ use crate::config::DecoderConfig;
 use crate::nn::{EachMatrix, Linear, Norm};
 use crate::options::Precision;
 
-/// The layers of a language model and its final norm.
+/// Post-decoder: the layers of a language model and its final norm.
 #[derive(Debug, Clone)]
 pub struct PostDecoder {
     stack: DecoderStack,
@@ -17,12 +17,12 @@ pub struct PostDecoder {
 }
 
 impl PostDecoder {
-    /// Reads `model.layers` from number `first` on, and `model.norm`; `vb` is the root of the checkpoint.
+    /// Reads `model.layers` from index `first` on, and `model.norm`; `vb` is the root of the checkpoint.
     ///
-    /// In a HaploVL, `first` is the number of the pre-decoder's layers; in a language model, 0.
+    /// `first` is the number of pre-decoder layers in a HaploVL, and 0 in a standalone language model.
     ///
     /// # Errors
-    /// If the store lacks a tensor, or one has another shape.
+    /// If `vb` lacks a tensor, or a tensor has another shape.
     pub fn new(config: &DecoderConfig, first: usize, vb: VarBuilder) -> Result<Self> {
         let vb = vb.pp("model");
         Ok(Self {
@@ -44,17 +44,20 @@ impl PostDecoder {
         self.stack.each_matrix(f)
     }
 
-    /// (batch, seq, hidden_size) -> the same after the final norm, and the attention weights asked for.
+    /// Runs the layers and the final norm. Returns the hidden states, and the attention weights that `pass` requests.
+    ///
+    /// # Shapes
+    /// `x` (batch, seq, hidden_size) -> the same, or only the last positions if [`Pass::last`] is set.
     ///
     /// # Errors
-    /// If shapes do not fit, or a cache is full.
+    /// If shapes do not match, or a KV cache is full.
     pub fn forward(&self, x: &Tensor, pass: &mut Pass) -> Result<(Tensor, Vec<Tensor>)> {
         let (x, attentions) = self.stack.forward(x, pass)?;
         Ok((self.norm.forward(&x)?, attentions))
     }
 }
 
-/// The language head `lm_head`, or the embedding table where they are tied.
+/// Language head: the matrix `lm_head`, or the embedding table if both are tied.
 #[derive(Debug, Clone)]
 pub struct LanguageHead(Linear);
 
@@ -62,17 +65,17 @@ impl LanguageHead {
     /// Reads `lm_head.weight` (vocab_size, hidden_size); `vb` is the root of the checkpoint.
     ///
     /// # Errors
-    /// If the store lacks the tensor, or it has another shape.
+    /// If `vb` lacks the tensor, or the tensor has another shape.
     pub fn new(hidden_size: usize, vocab_size: usize, vb: VarBuilder) -> Result<Self> {
         Ok(Self(Linear::new(hidden_size, vocab_size, false, vb.pp("lm_head"))?))
     }
 
-    /// The head that is the embedding table (vocab_size, hidden_size) itself.
+    /// Uses the embedding table (vocab_size, hidden_size) as the head.
     pub fn tied(embed_tokens: &Tensor) -> Self {
         Self(Linear::from_tensors(embed_tokens.clone(), None))
     }
 
-    /// (.., hidden_size) -> logits (.., vocab_size).
+    /// Computes logits: (.., hidden_size) -> (.., vocab_size).
     ///
     /// # Errors
     /// If `x` has another width.
@@ -93,10 +96,10 @@ impl LanguageHead {
         f("lm_head", &mut self.0)
     }
 
-    /// The weight, (vocab_size, hidden_size), for losses that never hold all logits.
+    /// Returns the weight (vocab_size, hidden_size), for losses that compute logits in chunks.
     ///
     /// # Errors
-    /// [`Error::Weights`](crate::Error::Weights) if it is quantised.
+    /// [`Error::Weights`](crate::Error::Weights) if the weight is quantised.
     pub fn weight(&self) -> Result<&Tensor> {
         self.0.weight()
     }

@@ -1,4 +1,4 @@
-//! The pre-decoder, which fuses pixels and text, and the connector behind it.
+//! Pre-decoder, which fuses image patches and text, and the connector to the post-decoder.
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
@@ -9,24 +9,24 @@ use crate::config::{HaploVlConfig, NormKind};
 use crate::nn::{EachMatrix, Linear, Norm};
 use crate::options::Precision;
 
-/// Of `pre_norm`, whatever the layers' own: a known constant of the released model, and CLIP's.
+/// Epsilon of `pre_norm`, independent of the layers' epsilon: a constant of the released model and of CLIP.
 const PRE_NORM_EPS: f64 = 1e-5;
 
-/// A normalisation over all tokens, then layers shaped like CLIP-ViT's.
+/// Pre-decoder: a layer norm over all tokens, then layers shaped like CLIP-ViT's.
 #[derive(Debug, Clone)]
 pub struct PreDecoder {
     pre_norm: Norm,
     stack: DecoderStack,
 }
 
-/// What the pre-decoder computes.
+/// Output of the pre-decoder, with its normalised input.
 #[derive(Debug, Clone)]
 pub struct PreDecoderOutput {
-    /// After `pre_norm`, before the first layer: (batch, seq, hidden_size).
+    /// Hidden states after `pre_norm`, before the first layer: (batch, seq, hidden_size).
     pub input: Tensor,
-    /// After the last layer: (batch, seq, hidden_size).
+    /// Hidden states after the last layer: (batch, seq, hidden_size).
     pub output: Tensor,
-    /// Attention weights (batch, heads, seq, seq) of the layers asked for.
+    /// Attention weights (batch, heads, seq, seq) of the requested layers.
     pub attentions: Vec<Tensor>,
 }
 
@@ -34,7 +34,7 @@ impl PreDecoder {
     /// Reads `model.pre_norm` and the first layers of `model.layers`; `vb` is the root of the checkpoint.
     ///
     /// # Errors
-    /// If the store lacks a tensor, or one has another shape.
+    /// If `vb` lacks a tensor, or a tensor has another shape.
     pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
         let (vb, decoder) = (vb.pp("model"), &config.pre_decoder);
         Ok(Self {
@@ -56,10 +56,14 @@ impl PreDecoder {
         self.stack.each_matrix(f)
     }
 
-    /// Embeddings (batch, seq, hidden_size) -> the same size.
+    /// Runs `pre_norm` and the layers on embeddings.
+    ///
+    /// # Shapes
+    /// `embeddings` (batch, seq, hidden_size) -> `output` of the same shape, or only the last positions if
+    /// [`Pass::last`] is set.
     ///
     /// # Errors
-    /// If shapes do not fit, or a cache is full.
+    /// If shapes do not match, or a KV cache is full.
     pub fn forward(&self, embeddings: &Tensor, pass: &mut Pass) -> Result<PreDecoderOutput> {
         let input = self.pre_norm.forward(embeddings)?;
         let (output, attentions) = self.stack.forward(&input, pass)?;
@@ -67,7 +71,7 @@ impl PreDecoder {
     }
 }
 
-/// The linear map from the pre-decoder's width to the post-decoder's, without bias.
+/// Connector: a linear map without bias from the pre-decoder's width to the post-decoder's width.
 #[derive(Debug, Clone)]
 pub struct Connector(Linear);
 
@@ -75,13 +79,13 @@ impl Connector {
     /// Reads `model.pre_connector`; `vb` is the root of the checkpoint.
     ///
     /// # Errors
-    /// If the store lacks the tensor, or it has another shape.
+    /// If `vb` lacks the tensor, or the tensor has another shape.
     pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
         let (from, to) = (config.pre_decoder.hidden_size, config.post_decoder.hidden_size);
         Ok(Self(Linear::new(from, to, false, vb.pp("model.pre_connector"))?))
     }
 
-    /// (batch, seq, pre-decoder width) -> (batch, seq, post-decoder width).
+    /// Projects (batch, seq, pre-decoder width) -> (batch, seq, post-decoder width).
     ///
     /// # Errors
     /// If `x` has another width.

@@ -1,4 +1,4 @@
-//! Embeddings and pre-decoder together: the half of the model that is distilled.
+//! Embeddings and pre-decoder: the part of the model that stage 1 distils.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -10,7 +10,7 @@ use crate::config::{HaploVlConfig, ImageAttention, Rope};
 use crate::nn::{Activations, EachMatrix, RotaryAngles, RotaryEmbedding, key_ranges};
 use crate::options::Precision;
 
-/// From ids and pixels to the pre-decoder's hidden states.
+/// Embeddings and pre-decoder: token ids and pixels to hidden states.
 #[derive(Debug, Clone)]
 pub struct PreDecoderModel {
     embeddings: MultimodalEmbeddings,
@@ -22,11 +22,11 @@ pub struct PreDecoderModel {
 }
 
 impl PreDecoderModel {
-    /// Builds it over the tensors of `vb`, the root of a checkpoint; the post-decoder's are not touched.
+    /// Builds the model from the tensors of `vb`, the root of a checkpoint. Tensors of the post-decoder are not read.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if the configuration cannot work, and an error naming the tensor if one
-    /// is missing or has another shape.
+    /// [`Error::Config`](crate::Error::Config) if the configuration is invalid, and an error that names the tensor if
+    /// a tensor is missing or has another shape.
     pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
         config.validate()?;
         Ok(Self {
@@ -42,7 +42,7 @@ impl PreDecoderModel {
         })
     }
 
-    /// Computes in another number type than the parameters have.
+    /// Sets the dtype of activations, independent of the dtype of the parameters.
     pub fn with_compute_dtype(self, compute_dtype: DType) -> Self {
         Self { compute_dtype, ..self }
     }
@@ -53,27 +53,28 @@ impl PreDecoderModel {
         self
     }
 
-    /// The number type that activations are computed in.
+    /// Returns the dtype of activations.
     pub fn compute_dtype(&self) -> DType {
         self.compute_dtype
     }
 
-    /// Treats the activations of layers in training in this way; gradients are then those of [`crate::nn::gradients_of`].
+    /// Sets whether layers keep, release or recompute their activations in training. Unless they are kept, gradients
+    /// must be taken with [`crate::nn::gradients_of`].
     pub fn with_activations(self, activations: Activations) -> Self {
         Self { activations, ..self }
     }
 
-    /// What becomes of the activations of layers in training.
+    /// Returns whether layers keep, release or recompute their activations in training.
     pub fn activations(&self) -> Activations {
         self.activations
     }
 
-    /// The embeddings, usable alone.
+    /// Returns the embeddings.
     pub fn embeddings(&self) -> &MultimodalEmbeddings {
         &self.embeddings
     }
 
-    /// The pre-decoder, usable alone.
+    /// Returns the pre-decoder.
     pub fn pre_decoder(&self) -> &PreDecoder {
         &self.pre_decoder
     }
@@ -86,7 +87,7 @@ impl PreDecoderModel {
         self.pre_decoder.each_matrix(f)
     }
 
-    /// Rotary angles of `positions`; `None` without rotary positions.
+    /// Computes the rotary angles of `positions`; `None` if the pre-decoder has no rotary positions.
     ///
     /// # Errors
     /// From candle only.
@@ -94,19 +95,19 @@ impl PreDecoderModel {
         angles_at(&self.rotary, positions, self.embeddings.device())
     }
 
-    /// The batch through embeddings and layers.
+    /// Runs embeddings and pre-decoder on a batch.
     ///
     /// # Errors
-    /// If the batch does not fit the model, or a cache is full.
+    /// If the batch does not match the model, or a KV cache is full.
     pub fn forward(&self, batch: &MultimodalBatch, pass: &mut Pass) -> Result<PreDecoderOutput> {
         let embeddings = self.embeddings.forward(batch)?.to_dtype(self.compute_dtype)?;
         self.pre_decoder.forward(&embeddings, pass)
     }
 
-    /// The hidden states (batch, seq, hidden_size) of a batch on its own, before the connector.
+    /// Computes the hidden states (batch, seq, hidden_size) of a batch without KV cache, before the connector.
     ///
     /// # Errors
-    /// If the batch does not fit the model.
+    /// If the batch does not match the model.
     pub fn hidden_states(&self, batch: &MultimodalBatch) -> Result<Tensor> {
         batch.validate()?;
         let ranges = key_ranges(&batch.layout, self.image_attention);
@@ -116,7 +117,7 @@ impl PreDecoderModel {
     }
 }
 
-/// Angles of `positions` under frequencies that may not be there.
+/// Computes the rotary angles of `positions`, or `None` without rotary positions.
 pub(super) fn angles_at(
     rotary: &Option<RotaryEmbedding>,
     positions: &[Vec<u32>],

@@ -1,4 +1,4 @@
-//! Writing a model folder that loads again, here and in the reference.
+//! Writes model folders that this crate loads again, and the reference too if the configuration is official.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,14 +16,16 @@ use crate::weights::{
 };
 use crate::{Error, Result};
 
-/// The text embedding table.
+/// Name of the text embedding table.
 const TEXT_TABLE: &str = "model.embed_tokens.weight";
 
-/// Writes `config.json` (in the official form where it can say all), safetensors (sharded above a size),
-/// `generation_config.json` and all files of the processor.
+/// Writes a model folder: `config.json`, `generation_config.json`, the weights as safetensors (sharded above
+/// [`SaveOptions::max_shard_bytes`]) and all files of the processor.
+///
+/// `config.json` has the official form if that can express the configuration, else the form of this crate.
 ///
 /// # Errors
-/// [`Error::Weights`] if `tensors` are not exactly those that the configuration asks for, and [`Error::Io`].
+/// [`Error::Weights`] if names or shapes of `tensors` differ from what the configuration requires, and [`Error::Io`].
 pub fn save_pretrained(
     folder: impl AsRef<Path>,
     config: &HaploVlConfig,
@@ -41,11 +43,12 @@ pub fn save_pretrained(
 
 /// Writes a model folder with its weights quantised, as `model.gguf` instead of safetensors.
 ///
-/// The matrices of layers and head are converted, one at a time; norms, biases, connector, patch projection and positions
-/// stay f32, and the text table becomes f16, since of it a few rows are read, not all.
+/// The matrices of layers and head are quantised, one at a time. Norms, biases, connector, patch projection and
+/// position embeddings are stored in f32. The text embedding table is stored in f16: a lookup reads only few rows.
 ///
 /// # Errors
-/// [`Error::Weights`] if `source` is not a model of this configuration, or is quantised already, and [`Error::Io`].
+/// [`Error::Weights`] if the tensors of `source` do not match the configuration or are already quantised, and
+/// [`Error::Io`].
 pub fn save_quantized(
     folder: impl AsRef<Path>,
     config: &HaploVlConfig,
@@ -60,7 +63,9 @@ pub fn save_quantized(
     let convert = |name: String| -> Result<(String, QTensor)> {
         if let Some(found) = source.quantization(&name) {
             let path = source.path().display();
-            return Err(Error::weights(format!("{path}: `{name}` is {found} already: start from the model's floats")));
+            return Err(Error::weights(format!(
+                "{path}: `{name}` is already {found}: start from the unquantised model"
+            )));
         }
         let tensor = source.load_tensor(&name, DType::F32, &Device::Cpu)?;
         let stored = match (matrices.contains(&name), name.as_str()) {
@@ -75,7 +80,7 @@ pub fn save_quantized(
     save_gguf(folder, &tensors)
 }
 
-/// Everything in a model folder but the weights.
+/// Writes all files of a model folder except the weights.
 fn save_companions(
     folder: &Path,
     config: &HaploVlConfig,

@@ -1,4 +1,4 @@
-//! Layers one behind the other, and what they share in one forward pass.
+//! Stack of decoder layers, and the inputs that all layers share in one forward pass.
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
@@ -9,49 +9,49 @@ use crate::nn::ops::{KeyRanges, last_positions};
 use crate::nn::{Activations, DecoderLayer, EachMatrix, LayerCache, RotaryAngles, checkpoint};
 use crate::options::Precision;
 
-/// What all layers of one decoder share in one forward pass.
+/// Inputs that all layers of one decoder share in one forward pass.
 #[derive(Debug)]
 pub struct Pass<'a> {
-    /// Keys that each query sees.
+    /// Range of keys that each query attends to.
     pub ranges: &'a KeyRanges,
-    /// Rotary angles of the positions; `None` without rotary positions.
+    /// Rotary angles of the positions; `None` if the decoder has no rotary positions.
     pub angles: Option<RotaryAngles>,
-    /// One cache a layer, or `None` to compute everything anew.
+    /// One KV cache per layer, or `None` to run without cache.
     pub caches: Option<&'a mut [LayerCache]>,
-    /// Layers (counted from 0 in this decoder) whose attention weights are wanted.
+    /// Layers whose attention weights are returned, counted from 0 in this decoder.
     pub attention_layers: &'a [usize],
-    /// How many of the last positions are wanted, if not all: the last layer computes no other.
+    /// Number of last positions to return; `None` returns all. The last layer computes only these positions.
     pub last: Option<usize>,
-    /// What becomes of each layer's activations in training. With caches, they are kept.
+    /// Whether layers keep, release or recompute their activations in training. With KV caches they are kept.
     pub activations: Activations,
 }
 
 impl<'a> Pass<'a> {
-    /// A pass without cache and without recorded weights.
+    /// Creates a pass over all positions, without KV caches and without attention weights.
     pub fn new(ranges: &'a KeyRanges, angles: Option<RotaryAngles>) -> Self {
         Self { ranges, angles, caches: None, attention_layers: &[], last: None, activations: Activations::Kept }
     }
 }
 
-/// The layers of one decoder.
+/// Layers of one decoder.
 #[derive(Debug, Clone)]
 pub struct DecoderStack {
     layers: Vec<DecoderLayer>,
-    /// Number of the first layer in the checkpoint.
+    /// Index of the first layer in the checkpoint.
     first: usize,
 }
 
 impl DecoderStack {
-    /// Reads `config.num_hidden_layers` layers, numbered from `first` on under `vb`.
+    /// Reads `config.num_hidden_layers` layers from `vb`, where the first layer has index `first`.
     ///
     /// # Errors
-    /// If the store lacks a tensor, or one has another shape.
+    /// If `vb` lacks a tensor, or a tensor has another shape.
     pub fn new(config: &DecoderConfig, first: usize, vb: VarBuilder) -> Result<Self> {
         let layer = |i: usize| DecoderLayer::new(config, vb.pp(first + i));
         Ok(Self { layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?, first })
     }
 
-    /// The layers, first to last.
+    /// Returns the layers, first to last.
     pub fn layers(&self) -> &[DecoderLayer] {
         &self.layers
     }
@@ -70,11 +70,14 @@ impl DecoderStack {
         named.into_iter().try_for_each(|(layer, i)| layer.each_matrix(&format!("model.layers.{i}"), f))
     }
 
-    /// (batch, seq, hidden_size) -> the same, or the last positions of it, and the attention weights that were asked for, in the
-    /// order of layers.
+    /// Runs all layers. Returns the hidden states, and the attention weights (batch, heads, seq, seq) of
+    /// [`Pass::attention_layers`], in the order of the layers.
+    ///
+    /// # Shapes
+    /// `x` (batch, seq, hidden_size) -> the same, or only the last positions if [`Pass::last`] is set.
     ///
     /// # Errors
-    /// If shapes do not fit, or a cache is full.
+    /// If shapes do not match, or a KV cache is full.
     pub fn forward(&self, x: &Tensor, pass: &mut Pass) -> Result<(Tensor, Vec<Tensor>)> {
         let mut x = x.clone();
         let mut weights = Vec::new();
@@ -93,7 +96,7 @@ impl DecoderStack {
                 }
             };
         }
-        // Where there are no layers, nothing was left out yet.
+        // Without layers, no layer has dropped the other positions.
         let x = pass.last.map(|count| last_positions(&x, count)).transpose()?.unwrap_or(x);
         Ok((x, weights))
     }

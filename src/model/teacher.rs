@@ -1,41 +1,44 @@
-//! Frozen teachers of stage 1.
+//! Frozen vision teachers of stage 1.
 
 use candle_core::Tensor;
 
 use super::ClipVision;
 use crate::{Error, Result};
 
-/// Something that knows what each patch of a picture shows.
+/// Frozen vision model that computes a feature vector for each image patch.
 ///
-/// Features never carry a gradient.
+/// Features are detached: they never carry a gradient.
 pub trait VisionTeacher: Send + Sync {
-    /// Width of the features.
+    /// Returns the width of the features.
     fn width(&self) -> usize;
 
-    /// Side of the square tiles it reads, in pixels, and of their patches.
+    /// Returns the side of the square input tiles and the side of their patches, both in pixels.
     fn tile_and_patch(&self) -> (usize, usize);
 
-    /// Pixels (tiles, 3, side, side) to features (tiles, patches, width), detached.
+    /// Computes features from pixels.
+    ///
+    /// # Shapes
+    /// `pixel_values` (tiles, 3, side, side) -> (tiles, patches, width), detached.
     ///
     /// # Errors
-    /// If the pixels have another shape.
+    /// If `pixel_values` has another shape.
     fn features(&self, pixel_values: &Tensor) -> Result<Tensor>;
 }
 
-/// The patch tokens of one hidden state of a CLIP vision transformer.
+/// Vision teacher that returns the patch tokens of one hidden state of a CLIP vision transformer.
 #[derive(Debug, Clone)]
 pub struct ClipTeacher {
     clip: ClipVision,
-    /// Number of layers to run.
+    /// Number of layers that run.
     layers: usize,
 }
 
 impl ClipTeacher {
-    /// Uses the hidden state after layer `layer`, counted from the end if negative: -1 is the last one before the
-    /// final norm, -2 the one LLaVA uses.
+    /// Uses hidden state `layer`: 0 is the input of the first layer, n the output of layer n. Negative values count
+    /// from the end: -1 is the output of the last layer (before the final norm), -2 the hidden state that LLaVA uses.
     ///
     /// # Errors
-    /// [`Error::Config`] if there is no such layer.
+    /// [`Error::Config`] if CLIP has no such hidden state.
     pub fn new(clip: ClipVision, layer: isize) -> Result<Self> {
         let all = clip.config().decoder.num_hidden_layers;
         let layers = if layer < 0 { (all + 1).checked_add_signed(layer) } else { usize::try_from(layer).ok() };
@@ -57,7 +60,7 @@ impl VisionTeacher for ClipTeacher {
 
     fn features(&self, pixel_values: &Tensor) -> Result<Tensor> {
         let mut states = self.clip.hidden_states(&pixel_values.detach(), self.layers)?;
-        let last = states.pop().ok_or_else(|| Error::batch("the teacher computed nothing"))?;
+        let last = states.pop().ok_or_else(|| Error::batch("the vision teacher returned no hidden state"))?;
         Ok(last.narrow(1, 1, last.dim(1)? - 1)?.contiguous()?.detach())
     }
 }

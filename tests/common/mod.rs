@@ -1,5 +1,5 @@
-//! Small things that several test files are made of.
-#![allow(dead_code, reason = "each test file compiles this module for itself and uses its own share")]
+//! Fixtures that several test files share.
+#![allow(dead_code, reason = "each test file compiles this module and uses a subset")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use haplovl::config::HaploVlConfig;
@@ -7,8 +7,10 @@ use haplovl::processor::{Processor, ProcessorSettings, TextTokenizer};
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
-/// One token a character for [`HaploVlConfig::tiny`]: `<|endoftext|>` 91, `<|im_start|>` 92, `<|im_end|>` 93,
-/// `<image>` 94, `<video>` 95. Characters outside of ASCII, and `` ` ~ ^ \ { } ``, are unknown (0).
+/// Builds a character-level tokenizer for [`HaploVlConfig::tiny`].
+///
+/// Special tokens: `<|endoftext|>` 91, `<|im_start|>` 92, `<|im_end|>` 93, `<image>` 94, `<video>` 95. Characters
+/// outside of ASCII, and `` ` ~ ^ \ { } ``, are unknown (0).
 pub fn tiny_tokenizer() -> Tokenizer {
     let characters = (' '..='~').filter(|c| !"`~^\\{}".contains(*c)).chain(['\n']);
     let tokens = ["\u{FFFD}".to_owned()].into_iter().chain(characters.map(String::from));
@@ -16,8 +18,8 @@ pub fn tiny_tokenizer() -> Tokenizer {
     tokenizer(json!({ "type": "BPE", "vocab": vocab, "merges": [], "unk_token": "\u{FFFD}" }), false)
 }
 
-/// A tokenizer of that model, on bytes or characters, with the control tokens of ChatML and the placeholders behind
-/// its vocabulary.
+/// Builds a tokenizer from a `model` section, on bytes or characters. The control tokens of ChatML and the placeholders
+/// follow the vocabulary of the model.
 pub fn tokenizer(model: Value, byte_level: bool) -> Tokenizer {
     let first = model["vocab"].as_object().unwrap().len();
     let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"];
@@ -36,7 +38,7 @@ pub fn tokenizer(model: Value, byte_level: bool) -> Tokenizer {
     Tokenizer::from_bytes(file.to_string()).unwrap()
 }
 
-/// The processor of [`HaploVlConfig::tiny`], with [`tiny_tokenizer`] and ChatML.
+/// Builds the processor of [`HaploVlConfig::tiny`], with [`tiny_tokenizer`] and ChatML.
 pub fn tiny_processor() -> Processor {
     let config = HaploVlConfig::tiny();
     let end = Map::from_iter([("eos_token".to_owned(), json!("<|endoftext|>"))]);

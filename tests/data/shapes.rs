@@ -1,4 +1,4 @@
-//! Shapes world: the same everywhere, legible, and honest in what it says.
+//! Shapes world: reproducible scenes, recognisable objects, correct texts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +25,7 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 }
 
 #[test]
-fn a_seed_is_a_scene_and_a_picture_forever() {
+fn a_seed_always_gives_the_same_scene_image_and_texts() {
     let scene = Scene::generate(7, &ShapesConfig::default());
     assert_eq!(scene, Scene::generate(7, &ShapesConfig::default()));
     assert_ne!(scene.objects, Scene::generate(8, &ShapesConfig::default()).objects);
@@ -43,7 +43,7 @@ fn a_seed_is_a_scene_and_a_picture_forever() {
     assert_eq!(
         fnv1a(&all),
         11_798_225_574_627_506_029,
-        "trained models and reported numbers depend on this world: do not change it lightly"
+        "scenes, images or texts changed: trained models and reported results depend on them"
     );
 }
 
@@ -59,25 +59,26 @@ fn splits_share_no_seed() {
 }
 
 #[test]
-fn configuration_is_checked() {
-    let refused = |min_objects, max_objects| {
-        ShapesConfig { min_objects, max_objects }.validate().expect_err("must be refused").to_string()
+fn invalid_configurations_are_rejected() {
+    let rejected = |min_objects, max_objects| {
+        ShapesConfig { min_objects, max_objects }.validate().expect_err("must be rejected").to_string()
     };
-    assert!(refused(0, 3).contains("shapes.min_objects`: is 0, expected 1 to `max_objects` = 3"));
-    assert!(refused(1, 7).contains("shapes.max_objects`: is 7, expected 1 to 6"));
+    assert!(rejected(0, 3).contains("shapes.min_objects`: is 0, expected 1 to `max_objects` = 3"));
+    assert!(rejected(1, 7).contains("shapes.max_objects`: is 7, expected 1 to 6"));
     assert!(ShapesConfig { min_objects: 6, max_objects: 6 }.validate().is_ok());
-    // Even so nothing breaks.
+    // `generate` clamps invalid counts.
     assert_eq!(Scene::generate(1, &ShapesConfig { min_objects: 9, max_objects: 0 }).objects.len(), 1);
 }
 
 #[test]
-fn numbers_of_objects_are_even_and_as_asked_for() {
+fn object_counts_are_uniform_within_the_configured_range() {
     let mut counts = [0; 7];
     scenes(1200).for_each(|scene| counts[scene.objects.len()] += 1);
     assert!(counts[0] == 0 && counts[1..].iter().all(|&count| (150..250).contains(&count)), "{counts:?}");
 }
 
-/// Pixels that `scene.objects[i]` covers fully: all of them, and those that no later object touches.
+/// Returns the number of pixels that `scene.objects[i]` covers fully, and the pixels among them that no later object
+/// covers.
 fn pixels(scene: &Scene, i: usize) -> (usize, Vec<(u32, u32)>) {
     let object = &scene.objects[i];
     let all: Vec<_> = (0..SIDE).flat_map(|y| (0..SIDE).map(move |x| (x, y))).collect();
@@ -91,9 +92,9 @@ fn distance(a: [f64; 3], b: [u8; 3]) -> f64 {
 }
 
 #[test]
-fn every_object_can_be_seen_as_what_it_is() {
+fn every_object_is_visible_in_its_colour() {
     for scene in scenes(300) {
-        let picture = scene.render(SIDE);
+        let image = scene.render(SIDE);
         for (i, object) in scene.objects.iter().enumerate() {
             let (own, visible) = pixels(&scene, i);
             assert!(visible.len() * 10 >= own * 7, "{object:?} of seed {} is hidden", scene.seed);
@@ -101,7 +102,7 @@ fn every_object_can_be_seen_as_what_it_is() {
             assert!(2.0 * object.radius * SIDE as f32 >= 9.0);
             let mut mean = [0.0; 3];
             for &(x, y) in &visible {
-                let pixel = picture.get_pixel(x, y).0;
+                let pixel = image.get_pixel(x, y).0;
                 mean.iter_mut().zip(pixel).for_each(|(m, p)| *m += f64::from(p) / visible.len() as f64);
             }
             let nearest = Colour::ALL.iter().min_by(|a, b| distance(mean, a.rgb()).total_cmp(&distance(mean, b.rgb())));
@@ -114,7 +115,7 @@ fn every_object_can_be_seen_as_what_it_is() {
 }
 
 #[test]
-fn sizes_leave_gaps_and_names_are_unique() {
+fn size_classes_have_gaps_and_names_are_unique() {
     for scene in scenes(500) {
         let names: BTreeSet<_> = scene.objects.iter().map(|o| (o.colour, o.shape)).collect();
         assert_eq!(names.len(), scene.objects.len());
@@ -126,7 +127,7 @@ fn sizes_leave_gaps_and_names_are_unique() {
 }
 
 #[test]
-fn vocabulary_is_what_is_said_no_less_and_no_more() {
+fn vocabulary_is_exactly_the_set_of_emitted_words() {
     let vocabulary: BTreeSet<String> = vocabulary().into_iter().collect();
     let mut said = BTreeSet::new();
     for scene in scenes(1500) {
@@ -136,19 +137,19 @@ fn vocabulary_is_what_is_said_no_less_and_no_more() {
         texts.extend(scene.text_sentences(&mut rng));
         said.extend(texts.iter().flat_map(|text| words(text)).map(String::from));
     }
-    assert_eq!(said.difference(&vocabulary).collect::<Vec<_>>(), Vec::<&String>::new(), "said, but not listed");
-    assert_eq!(vocabulary.difference(&said).collect::<Vec<_>>(), Vec::<&String>::new(), "listed, but never said");
+    assert_eq!(said.difference(&vocabulary).collect::<Vec<_>>(), Vec::<&String>::new(), "emitted, but not listed");
+    assert_eq!(vocabulary.difference(&said).collect::<Vec<_>>(), Vec::<&String>::new(), "listed, but never emitted");
     assert!((80..150).contains(&vocabulary.len()), "{} words", vocabulary.len());
 }
 
 #[test]
-fn words_part_at_punctuation() {
+fn words_split_at_punctuation() {
     let parts: Vec<_> = words("from left to right: a (red) star, or?").collect();
     assert_eq!(parts, ["from", "left", "to", "right", ":", "a", "(", "red", ")", "star", ",", "or", "?"]);
 }
 
 #[test]
-fn captions_read_back_true() {
+fn generated_captions_score_as_complete() {
     let mut wordings = BTreeSet::new();
     for scene in scenes(500) {
         let caption = scene.caption(&mut rng_of(&scene));
@@ -164,7 +165,7 @@ fn dataset(content: ShapesContent, scenes: usize) -> ShapesDataset {
     ShapesDataset { split: Split::Train, first: 0, scenes, side: 16, content, rounds: 1, kinds, config }
 }
 
-/// Whether no other edge, or corner, is nearer to the object than this one, such as `left edge`.
+/// Returns whether `place` (for example `left edge`) is the edge or corner nearest to the object.
 fn is_nearest(object: &Object, place: &str) -> bool {
     let [x, y] = [object.x, object.y];
     let [left, top] = [x < 0.5, y < 0.5];
@@ -182,7 +183,7 @@ fn is_nearest(object: &Object, place: &str) -> bool {
     }
 }
 
-/// The attributes that a text names.
+/// Parses the attributes that a text names.
 fn described(text: &str) -> Description {
     Description {
         size: words(text).find_map(Size::from_word),
@@ -192,7 +193,7 @@ fn described(text: &str) -> Description {
 }
 
 #[test]
-fn statements_find_each_object_by_what_is_its_alone_and_tell_the_rest() {
+fn statements_identify_each_object_and_state_its_other_attributes() {
     let data = dataset(ShapesContent::Statements, 300);
     let mut seen = BTreeMap::<_, usize>::new();
     for (scene, turns) in (0..data.len()).map(|i| (data.scene(i), data.get(i).unwrap().turns)) {
@@ -218,12 +219,12 @@ fn statements_find_each_object_by_what_is_its_alone_and_tell_the_rest() {
         }
         assert_eq!(told_of.len(), scene.objects.len(), "{}", turns[1].text);
     }
-    assert_eq!(seen.len(), 12, "all but none and all three attributes, with and without a place: {seen:?}");
+    assert_eq!(seen.len(), 12, "every subset of one or two attributes, with and without location: {seen:?}");
     assert!(seen.values().all(|&count| count > 5), "{seen:?}");
 }
 
 #[test]
-fn lists_are_in_the_order_asked_for_and_tell_places() {
+fn lists_follow_the_requested_order_and_state_locations() {
     let data = dataset(ShapesContent::Captions, 400);
     let mut seen = BTreeMap::<_, usize>::new();
     for (scene, turns) in (0..data.len()).map(|i| (data.scene(i), data.get(i).unwrap().turns)) {
@@ -248,12 +249,12 @@ fn lists_are_in_the_order_asked_for_and_tell_places() {
             *seen.entry((down, place.split(' ').next_back().map(String::from))).or_default() += 1;
         }
     }
-    assert_eq!(seen.len(), 6, "both orders, and nothing, corner or edge: {seen:?}");
+    assert_eq!(seen.len(), 6, "both orders, each with no location, corner and edge: {seen:?}");
     assert!(seen.values().all(|&count| count > 30), "{seen:?}");
 }
 
 #[test]
-fn wrong_captions_are_found_out() {
+fn wrong_captions_are_rejected() {
     let object = |json: &str| serde_json::from_str::<Object>(json).unwrap();
     let mut scene = Scene::generate(1, &ShapesConfig::default());
     scene.objects = vec![
@@ -266,24 +267,27 @@ fn wrong_captions_are_found_out() {
     ];
     let score = |caption| check_caption(&scene, caption);
     assert!(score("A large red circle , and a small red star .").complete());
-    assert!(score("a red star and a circle").complete(), "fewer attributes are no mistake");
-    assert!(score("a red object and a red circle").complete(), "the first has to make room for the second");
+    assert!(score("a red star and a circle").complete(), "naming fewer attributes is not an error");
+    assert!(
+        score("a red object and a red circle").complete(),
+        "the first description must be matched to the other object"
+    );
     assert!(score("a large red circle").all_right() && !score("a large red circle").complete());
     assert!(!score("a small red circle and a small red star").all_right());
-    assert!(!score("a large red circle, a small red star and a small red star").all_right(), "said twice");
+    assert!(!score("a large red circle, a small red star and a small red star").all_right(), "one object named twice");
     assert!(!score("three objects: a large red circle and a small red star").all_right());
     assert!(!score("a large red").all_right(), "an unfinished caption");
     assert!(!score("").all_right());
     assert_eq!(score("a large red circle and a blue star").right, 1);
 }
 
-/// An object in words, for the evaluator below.
+/// Object with its attribute words, for [`answer`].
 struct Seen<'a> {
     words: [&'a str; 3],
     object: &'a Object,
 }
 
-/// Answers a question by looking at all objects, knowing nothing of how questions are made.
+/// Answers a question from the objects alone, independently of the code that generates questions.
 fn answer(scene: &Scene, question: &str) -> String {
     let seen: Vec<_> = scene
         .objects
@@ -292,7 +296,7 @@ fn answer(scene: &Scene, question: &str) -> String {
         .collect();
     let parts: Vec<_> = words(question).collect();
     let has = |text: &str| format!(" {question}").contains(text);
-    // Runs of attribute words that end in a noun.
+    // Groups of objects that match each run of attribute words before a noun.
     let attributes = ["small", "medium", "large", "red", "green", "blue", "yellow", "orange", "purple", "pink", "cyan"];
     let nouns = ["circle", "square", "triangle", "star", "cross", "ring", "object"];
     let mut groups: Vec<Vec<&Seen>> = vec![];
@@ -327,7 +331,7 @@ fn answer(scene: &Scene, question: &str) -> String {
         return ["zero", "one", "two", "three", "four", "five", "six"][groups[0].len()].into();
     }
     let only = |group: &[&Seen]| {
-        assert_eq!(group.len(), 1, "`{question}` names no one object in {:?}", scene.objects);
+        assert_eq!(group.len(), 1, "`{question}` does not name exactly one object in {:?}", scene.objects);
     };
     if has(" which corner ") {
         only(&groups[0]);
@@ -350,7 +354,7 @@ fn answer(scene: &Scene, question: &str) -> String {
         groups[0] = vec![groups[0].iter().min_by(|a, b| edge(a).total_cmp(&edge(b))).unwrap()];
     }
     let only = |i: usize| {
-        assert_eq!(groups[i].len(), 1, "`{question}` names no one object in {:?}", scene.objects);
+        assert_eq!(groups[i].len(), 1, "`{question}` does not name exactly one object in {:?}", scene.objects);
         groups[i][0]
     };
     if has(" are there ") {
@@ -393,12 +397,12 @@ fn answer(scene: &Scene, question: &str) -> String {
     match directions[..] {
         [one] => yes(is(one, only(0), only(1))),
         [one, other] => if is(one, only(0), only(1)) { one } else { other }.into(),
-        _ => panic!("`{question}` is of no known form"),
+        _ => panic!("`{question}` has an unknown form"),
     }
 }
 
 #[test]
-fn every_answer_is_right() {
+fn every_answer_is_correct() {
     for scene in scenes(1500) {
         let mut rng = rng_of(&scene);
         for q in scene.questions(&mut rng) {
@@ -413,7 +417,7 @@ fn every_answer_is_right() {
 }
 
 #[test]
-fn rounds_ask_more_and_nothing_twice() {
+fn rounds_never_repeat_a_question() {
     for scene in scenes(50) {
         let questions = scene.questions_of(&QuestionKind::TOLD, 3, &mut rng_of(&scene));
         assert!(questions.iter().all(|q| QuestionKind::TOLD.contains(&q.kind)));
@@ -424,7 +428,7 @@ fn rounds_ask_more_and_nothing_twice() {
 }
 
 #[test]
-fn no_kind_is_answered_by_its_commonest_answer() {
+fn the_most_frequent_answer_of_each_kind_is_below_its_limit() {
     let mut answers: BTreeMap<QuestionKind, BTreeMap<String, usize>> = BTreeMap::new();
     let count = 3000;
     for scene in scenes(count) {
@@ -449,7 +453,7 @@ fn no_kind_is_answered_by_its_commonest_answer() {
     for kind in QuestionKind::ALL {
         let total: usize = answers[&kind].values().sum();
         let most = *answers[&kind].values().max().unwrap() as f64 / total as f64;
-        println!("{kind}: {total} questions, commonest {most:.3}: {:?}", answers[&kind]);
+        println!("{kind}: {total} questions, most frequent {most:.3}: {:?}", answers[&kind]);
         assert!(most < limit(kind), "{kind}: {:?}", answers[&kind]);
         assert!(total as u64 * 10 > count * 6, "only {total} of {kind}");
     }

@@ -1,4 +1,4 @@
-//! Configurations survive every way to write them.
+//! Configurations round-trip through every serialised form.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ fn read(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// Every official configuration at hand, by name.
+/// Lists every official configuration in the repository, by name.
 fn official() -> Vec<(String, Value)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let parity = root.join("tests/fixtures/parity");
@@ -23,7 +23,7 @@ fn official() -> Vec<(String, Value)> {
     found
 }
 
-/// Equal up to the spelling of numbers: 10000 is 10000.0.
+/// Compares JSON values, with numbers equal by value: 10000 equals 10000.0.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
@@ -35,47 +35,47 @@ fn same(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// Whether all that `a` says stands in `b`, and what `b` says beside it are fields of the three objects.
-fn kept(a: &Value, b: &Value) -> bool {
+/// Returns whether `b` contains every field of `a` with the same value; `b` may have more fields.
+fn is_subset(a: &Value, b: &Value) -> bool {
     match (a, b) {
-        (Value::Object(a), Value::Object(b)) => a.iter().all(|(key, a)| b.get(key).is_some_and(|b| kept(a, b))),
+        (Value::Object(a), Value::Object(b)) => a.iter().all(|(key, a)| b.get(key).is_some_and(|b| is_subset(a, b))),
         _ => same(a, b),
     }
 }
 
-fn there_and_back(official: &Value) -> Value {
+fn round_trip(official: &Value) -> Value {
     let ours = HaploVlConfig::from_json(official.clone()).unwrap();
     let back = ours.to_official().unwrap();
-    assert_eq!(HaploVlConfig::from_json(back.clone()).unwrap(), ours, "reading what was written");
+    assert_eq!(HaploVlConfig::from_json(back.clone()).unwrap(), ours, "reading the written form");
     back
 }
 
 #[test]
-fn official_to_ours_to_official_is_identical() {
+fn official_config_round_trips() {
     for (name, official) in official() {
-        let back = there_and_back(&official);
-        assert!(kept(&official, &back), "{name}: {back:#}");
-        // What is complete stays exactly as it is, unknown fields included.
+        let back = round_trip(&official);
+        assert!(is_subset(&official, &back), "{name}: {back:#}");
+        // A complete configuration is unchanged, unknown fields included.
         let mut complete = back;
         complete["torch_dtype"] = json!("bfloat16");
         complete["architectures"] = json!(["HaploForConditionalGeneration"]);
         complete["base_config"]["attention_dropout"] = json!(0.0);
         complete["pre_config"]["unheard_of"] = json!({ "nested": [1, null, "text"] });
         complete["post_config"] = json!({ "never": "used" });
-        assert!(same(&there_and_back(&complete), &complete), "{name}");
+        assert!(same(&round_trip(&complete), &complete), "{name}");
     }
 }
 
 #[test]
-fn a_missing_field_takes_its_default_for_good() {
+fn missing_fields_take_their_default_and_round_trip() {
     for (name, official) in official() {
         for part in ["base_config", "pre_config"] {
             for field in official[part].as_object().unwrap().keys() {
                 let mut shorter = official.clone();
                 shorter[part].as_object_mut().unwrap().remove(field);
                 match HaploVlConfig::from_json(shorter.clone()) {
-                    Ok(_) => assert!(kept(&shorter, &there_and_back(&shorter)), "{name}, {part}.{field}"),
-                    // The default may contradict the rest, which then is said.
+                    Ok(_) => assert!(is_subset(&shorter, &round_trip(&shorter)), "{name}, {part}.{field}"),
+                    // The default may contradict other fields; then the error names a field.
                     Err(error) => assert!(error.to_string().starts_with("configuration field `"), "{error}"),
                 }
             }
@@ -84,7 +84,7 @@ fn a_missing_field_takes_its_default_for_good() {
 }
 
 #[test]
-fn our_own_form_says_everything() {
+fn own_form_round_trips() {
     let presets = [
         ("haplovl_7b_pro", HaploVlConfig::haplovl_7b_pro()),
         ("haplovl_8b", HaploVlConfig::haplovl_8b()),

@@ -1,4 +1,4 @@
-//! What a token's logits depend on, and what they do not.
+//! Invariants of the forward pass: what logits depend on, and what they do not depend on.
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use haplovl::batch::{BatchSpec, MultimodalBatch, PaddingSide, Sequence, Visual};
@@ -7,18 +7,19 @@ use haplovl::model::HaploVl;
 use haplovl::weights::{SafetensorsFiles, SaveOptions, save_safetensors};
 
 use crate::{
-    alone, batch, bits, configs, conversations, image, max_diff, model, parameters, say, sequence, show, video,
+    batch, batch_of_one, bits, configs, conversations, empty_sequence, image, max_diff, model, parameters, push_text,
+    push_visual, video,
 };
 
-/// Sums in another order; the worst seen is 4e-6 on logits of order 1 to 10.
+/// Rounding of sums in another order; the worst observed is 4e-6 on logits of order 1 to 10.
 const CLOSE: f32 = 2e-5;
 
-/// Logits of one sequence alone, (seq, vocab).
+/// Computes the logits (seq, vocab) of a batch of one sequence.
 fn logits(model: &HaploVl, sequence: &Sequence) -> Tensor {
-    model.forward(&alone(model.config(), sequence)).unwrap().squeeze(0).unwrap()
+    model.forward(&batch_of_one(model.config(), sequence)).unwrap().squeeze(0).unwrap()
 }
 
-/// Logits of each sample of a batch, row by row.
+/// Computes the logits of each sample of a batch, row by row.
 fn logits_by_sample(model: &HaploVl, batch: &MultimodalBatch) -> Vec<Tensor> {
     let all = model.forward(batch).unwrap();
     let rows = batch.layout.rows.iter().enumerate();
@@ -27,7 +28,7 @@ fn logits_by_sample(model: &HaploVl, batch: &MultimodalBatch) -> Vec<Tensor> {
 }
 
 #[test]
-fn neighbours_padding_and_packing_change_nothing() {
+fn batching_padding_and_packing_do_not_change_logits() {
     for (name, config) in configs() {
         let (model, rows) = (model(&config), conversations(&config));
         let expected: Vec<Tensor> = rows.iter().map(|row| logits(&model, row)).collect();
@@ -52,7 +53,7 @@ fn last(logits: &Tensor) -> Tensor {
     logits.i(logits.dim(0).unwrap() - 1).unwrap()
 }
 
-fn joined(parts: &[&Sequence]) -> Sequence {
+fn concatenated(parts: &[&Sequence]) -> Sequence {
     Sequence {
         input_ids: parts.iter().flat_map(|part| part.input_ids.clone()).collect(),
         labels: None,
@@ -61,11 +62,11 @@ fn joined(parts: &[&Sequence]) -> Sequence {
 }
 
 #[test]
-fn a_cache_of_halves_is_nearly_one_of_floats() {
+fn f16_cache_is_close_to_f32_cache() {
     for (name, config) in configs() {
         let model = model(&config).with_cache_dtype(DType::F16);
-        let [first, second] = in_two_pieces(&config);
-        let mut whole: Vec<Sequence> = first.iter().zip(&second).map(|(a, b)| joined(&[a, b])).collect();
+        let [first, second] = prefixes_and_continuations(&config);
+        let mut whole: Vec<Sequence> = first.iter().zip(&second).map(|(a, b)| concatenated(&[a, b])).collect();
         let left = |rows: &[Sequence]| batch(&config, rows, PaddingSide::Left);
         let mut cache = model.cache(2, left(&whole).layout.seq_len + 1).unwrap();
         model.prefill(&left(&first), &mut cache).unwrap();
@@ -83,29 +84,29 @@ fn a_cache_of_halves_is_nearly_one_of_floats() {
     }
 }
 
-/// Two beginnings of different lengths, and goings-on of equal length, each with a picture.
-fn in_two_pieces(config: &HaploVlConfig) -> [[Sequence; 2]; 2] {
-    let mut beginnings = [sequence(), sequence()];
-    say(&mut beginnings[0], &[3, 4]);
-    show(&mut beginnings[0], config, image(config, 40, 90, 1));
-    say(&mut beginnings[0], &[5]);
-    say(&mut beginnings[1], &[6, 7, 8]);
-    let going_on = |seed: u64| {
-        let mut next = sequence();
-        say(&mut next, &[9]);
-        show(&mut next, config, image(config, 28, 40, seed));
-        say(&mut next, &[10, seed as u32]);
+/// Builds two prefixes of different lengths, and two continuations of equal length, each with an image.
+fn prefixes_and_continuations(config: &HaploVlConfig) -> [[Sequence; 2]; 2] {
+    let mut prefixes = [empty_sequence(), empty_sequence()];
+    push_text(&mut prefixes[0], &[3, 4]);
+    push_visual(&mut prefixes[0], config, image(config, 40, 90, 1));
+    push_text(&mut prefixes[0], &[5]);
+    push_text(&mut prefixes[1], &[6, 7, 8]);
+    let continuation = |seed: u64| {
+        let mut next = empty_sequence();
+        push_text(&mut next, &[9]);
+        push_visual(&mut next, config, image(config, 28, 40, seed));
+        push_text(&mut next, &[10, seed as u32]);
         next
     };
-    [beginnings, [going_on(11), going_on(12)]]
+    [prefixes, [continuation(11), continuation(12)]]
 }
 
 #[test]
-fn the_cache_changes_nothing_in_one_piece_or_two() {
+fn cached_logits_match_uncached_for_whole_and_chunked_prefill() {
     for (name, config) in configs() {
         let model = model(&config);
-        let [first, second] = in_two_pieces(&config);
-        let mut whole: Vec<Sequence> = first.iter().zip(&second).map(|(a, b)| joined(&[a, b])).collect();
+        let [first, second] = prefixes_and_continuations(&config);
+        let mut whole: Vec<Sequence> = first.iter().zip(&second).map(|(a, b)| concatenated(&[a, b])).collect();
         let left = |rows: &[Sequence]| batch(&config, rows, PaddingSide::Left);
         let check = |what: &str, found: &Tensor, whole: &[Sequence]| {
             for (row, sequence) in whole.iter().enumerate() {
@@ -114,18 +115,18 @@ fn the_cache_changes_nothing_in_one_piece_or_two() {
             }
         };
         let mut one = model.cache(2, left(&whole).layout.seq_len + 3).unwrap();
-        check("one piece", &model.prefill(&left(&whole), &mut one).unwrap(), &whole);
+        check("whole prefill", &model.prefill(&left(&whole), &mut one).unwrap(), &whole);
         let mut two = model.cache(2, one.capacity()).unwrap();
-        check("first piece", &model.prefill(&left(&first), &mut two).unwrap(), &first);
-        check("second piece", &model.prefill(&left(&second), &mut two).unwrap(), &whole);
+        check("first chunk", &model.prefill(&left(&first), &mut two).unwrap(), &first);
+        check("second chunk", &model.prefill(&left(&second), &mut two).unwrap(), &whole);
         for ids in [[20, 30], [21, 31], [22, 32]] {
             whole.iter_mut().zip(ids).for_each(|(row, id)| row.input_ids.push(id));
-            check("decoded after one", &model.decode(&ids, &mut one).unwrap(), &whole);
-            check("decoded after two", &model.decode(&ids, &mut two).unwrap(), &whole);
+            check("decode after whole prefill", &model.decode(&ids, &mut one).unwrap(), &whole);
+            check("decode after chunked prefill", &model.decode(&ids, &mut two).unwrap(), &whole);
         }
         let error = model.decode(&[1, 1], &mut one).unwrap_err().to_string();
         assert!(error.contains("larger capacity"), "{error}");
-        // Forgetting the last token and saying another is as if it had never been said.
+        // Truncating the last token and decoding another token equals decoding only the other token.
         two.truncate(two.len() - 1);
         whole.iter_mut().for_each(|row| *row.input_ids.last_mut().unwrap() = 40);
         check("after truncating", &model.decode(&[40, 40], &mut two).unwrap(), &whole);
@@ -133,7 +134,7 @@ fn the_cache_changes_nothing_in_one_piece_or_two() {
 }
 
 #[test]
-fn the_last_positions_alone_are_those_of_all() {
+fn last_hidden_states_match_full_hidden_states() {
     for (name, config) in configs() {
         let (model, rows) = (model(&config), conversations(&config));
         for side in [PaddingSide::Left, PaddingSide::Right] {
@@ -151,7 +152,7 @@ fn the_last_positions_alone_are_those_of_all() {
 }
 
 #[test]
-fn what_comes_later_changes_nothing_before() {
+fn later_tokens_do_not_change_earlier_logits() {
     for (name, config) in configs() {
         let model = model(&config);
         let original = conversations(&config).remove(0);
@@ -159,14 +160,14 @@ fn what_comes_later_changes_nothing_before() {
         let end = original.input_ids.len();
         let mut other_word = original.clone();
         other_word.input_ids[end - 1] = 50;
-        let mut other_picture = original.clone();
-        other_picture.visuals[1] = image(&config, 28, 28, 99);
-        let second = alone(&config, &original).layout.rows[0][0].visuals[1].clone();
-        for (what, changed, at) in [("word", other_word, end - 1), ("picture", other_picture, second.start)] {
+        let mut other_image = original.clone();
+        other_image.visuals[1] = image(&config, 28, 28, 99);
+        let second = batch_of_one(&config, &original).layout.rows[0][0].visuals[1].clone();
+        for (what, changed, at) in [("word", other_word, end - 1), ("image", other_image, second.start)] {
             let after = logits(&model, &changed);
             let same = |logits: &Tensor| bits(&logits.i(..at).unwrap());
-            assert_eq!(same(&before), same(&after), "{name}: a later {what} is seen by earlier tokens");
-            assert!(max_diff(&last(&before), &last(&after)) > 1e-3, "{name}: the {what} is not seen at all");
+            assert_eq!(same(&before), same(&after), "{name}: earlier tokens attend to a later {what}");
+            assert!(max_diff(&last(&before), &last(&after)) > 1e-3, "{name}: the {what} has no effect");
         }
         let mut longer = original.clone();
         longer.labels = None;
@@ -176,8 +177,8 @@ fn what_comes_later_changes_nothing_before() {
     }
 }
 
-/// The same picture with another last pixel.
-fn with_other_corner(visual: &Visual) -> Visual {
+/// Changes the last pixel value of an image or video.
+fn with_changed_last_pixel(visual: &Visual) -> Visual {
     let pixels = visual.pixel_values();
     let (tiles, channels, height, width) = pixels.dims4().unwrap();
     let mut values = pixels.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -189,28 +190,29 @@ fn with_other_corner(visual: &Visual) -> Visual {
     }
 }
 
-/// Largest change at each position after another last pixel of the only picture, and where the picture begins.
+/// Computes the largest logit change at each position after the last pixel of the only visual changes, and the visual's
+/// first position.
 fn change_by_position(model: &HaploVl, visual: Visual) -> (Vec<f32>, usize) {
-    let mut shown = sequence();
-    say(&mut shown, &[3, 4]);
-    show(&mut shown, model.config(), visual);
-    say(&mut shown, &[5]);
-    let mut changed = shown.clone();
-    changed.visuals[0] = with_other_corner(&shown.visuals[0]);
-    let (a, b) = (logits(model, &shown), logits(model, &changed));
+    let mut original = empty_sequence();
+    push_text(&mut original, &[3, 4]);
+    push_visual(&mut original, model.config(), visual);
+    push_text(&mut original, &[5]);
+    let mut changed = original.clone();
+    changed.visuals[0] = with_changed_last_pixel(&original.visuals[0]);
+    let (a, b) = (logits(model, &original), logits(model, &changed));
     let change = |i: usize| max_diff(&a.i(i).unwrap(), &b.i(i).unwrap());
-    ((0..shown.len()).map(change).collect(), 2)
+    ((0..original.len()).map(change).collect(), 2)
 }
 
 #[test]
-fn patches_see_later_patches_of_their_own_picture() {
+fn patches_attend_to_later_patches_of_their_own_image_only() {
     for (name, config) in configs() {
         let model = model(&config);
         let bidirectional = config.image_attention == ImageAttention::Bidirectional;
         let (changes, first) = change_by_position(&model, image(&config, 28, 28, 1));
         assert!(changes[..first].iter().all(|&change| change == 0.0), "{name}: {changes:?}");
         assert_eq!(changes[first] > 1e-5, bidirectional, "{name}: {changes:?}");
-        // The frames of a video are blocks of their own: the first does not see the second.
+        // Each video frame is a separate attention block: the first frame does not attend to the second.
         let (changes, first) = change_by_position(&model, video(&config, 2, 1));
         let patches = config.vision.patches_per_tile();
         assert!(changes[..first + patches].iter().all(|&change| change == 0.0), "{name}: {changes:?}");
@@ -220,21 +222,21 @@ fn patches_see_later_patches_of_their_own_picture() {
 }
 
 #[test]
-fn the_order_of_pictures_matters() {
+fn image_order_changes_logits() {
     for (name, config) in configs() {
         let model = model(&config);
-        let show_both = |seeds: [u64; 2]| {
-            let mut both = sequence();
-            seeds.into_iter().for_each(|seed| show(&mut both, &config, image(&config, 28, 28, seed)));
-            say(&mut both, &[3]);
+        let logits_of_both = |seeds: [u64; 2]| {
+            let mut both = empty_sequence();
+            seeds.into_iter().for_each(|seed| push_visual(&mut both, &config, image(&config, 28, 28, seed)));
+            push_text(&mut both, &[3]);
             last(&logits(&model, &both))
         };
-        assert!(max_diff(&show_both([1, 2]), &show_both([2, 1])) > 1e-3, "{name}");
+        assert!(max_diff(&logits_of_both([1, 2]), &logits_of_both([2, 1])) > 1e-3, "{name}");
     }
 }
 
 #[test]
-fn a_saved_model_loads_with_identical_bits() {
+fn saved_model_loads_bit_identically() {
     for (name, config) in configs() {
         let parameters = parameters(&config);
         let rows = batch(&config, &conversations(&config), PaddingSide::Left);
@@ -252,7 +254,7 @@ fn a_saved_model_loads_with_identical_bits() {
 }
 
 #[test]
-fn recorded_attention_adds_up_to_one_and_ends_where_sight_ends() {
+fn attention_weights_sum_to_one_and_exclude_padding() {
     let config = HaploVlConfig::tiny();
     let rows = batch(&config, &conversations(&config), PaddingSide::Left);
     let states = model(&config).hidden_states(&rows, &[0, 3]).unwrap();

@@ -1,4 +1,4 @@
-//! Every parameter learns, and the backward pass is that of the forward pass.
+//! Invariants of the backward pass: every parameter gets a gradient, and gradients match finite differences.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +12,9 @@ use haplovl::optim::{AdamW, AdamWConfig, Decay, Gradients, Schedule};
 use haplovl::train::{Counts, Distillation, DistillationWeights, Loss, NextToken, Objective, Trainer, UpdateRule};
 use haplovl::weights::{ClipConfig, Parameters};
 
-use crate::{batch, bits, configs, conversations, max_diff, model_over, parameters, random, stir, vars};
+use crate::{batch, bits, configs, conversations, max_diff, model_over, parameters, random, randomize, vars};
 
-/// A constant learning rate, without warm-up.
+/// Builds a trainer with a constant learning rate, without warm-up.
 pub fn trainer<O: Objective>(objective: O, parameters: BTreeMap<String, Var>) -> Trainer<O> {
     let optimizer = AdamW::new(&parameters, AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() }).unwrap();
     let schedule = Schedule { decay: Decay::Constant, warmup_ratio: 0.0, hold_ratio: 0.0, floor_ratio: 1.0 };
@@ -22,7 +22,7 @@ pub fn trainer<O: Objective>(objective: O, parameters: BTreeMap<String, Var>) ->
     Trainer::new(objective, parameters, optimizer, rule)
 }
 
-/// Loss and gradients of one step over these micro-batches.
+/// Computes loss and gradients of one step over the micro-batches.
 pub fn gradients<O: Objective>(trainer: &Trainer<O>, micro_batches: &[MultimodalBatch]) -> (f64, Gradients) {
     let counts = micro_batches.iter().map(|batch| trainer.objective().counts(batch).unwrap());
     let counts = counts.reduce(|a, b| a + b).unwrap();
@@ -30,7 +30,7 @@ pub fn gradients<O: Objective>(trainer: &Trainer<O>, micro_batches: &[Multimodal
     (loss, gradients)
 }
 
-/// A random CLIP of another width than the student's, reading the same tiles.
+/// Builds a random CLIP with another width than the student and the same tiles.
 pub fn teacher(config: &HaploVlConfig) -> ClipVision {
     let decoder = DecoderConfig {
         hidden_size: 12,
@@ -45,11 +45,11 @@ pub fn teacher(config: &HaploVlConfig) -> ClipVision {
     let clip = ClipConfig { decoder, image_size: config.vision.image_size, patch_size: config.vision.patch_size };
     let parameters = Parameters::new();
     ClipVision::new(&clip, parameters.var_builder(0, DType::F32, &Device::Cpu)).unwrap();
-    stir(&parameters);
+    randomize(&parameters);
     ClipVision::new(&clip, parameters.var_builder(0, DType::F32, &Device::Cpu)).unwrap()
 }
 
-/// Stage 1 of a tiny model.
+/// Builds a stage 1 trainer of a tiny model.
 pub fn distillation(config: &HaploVlConfig, activations: Activations) -> Trainer<Distillation> {
     let parameters = Parameters::new();
     let text_width = config.post_decoder.hidden_size;
@@ -59,7 +59,7 @@ pub fn distillation(config: &HaploVlConfig, activations: Activations) -> Trainer
         (PreDecoderModel::new(config, vb).unwrap().with_activations(activations), heads)
     };
     build();
-    stir(&parameters);
+    randomize(&parameters);
     let (model, heads) = build();
     let parameters = vars(&parameters);
     let vision_teacher = Box::new(ClipTeacher::new(teacher(config), -1).unwrap());
@@ -69,41 +69,41 @@ pub fn distillation(config: &HaploVlConfig, activations: Activations) -> Trainer
     trainer(objective, parameters)
 }
 
-/// Stage 2 of a tiny model.
+/// Builds a stage 2 trainer of a tiny model.
 pub fn next_token(config: &HaploVlConfig, activations: Activations) -> Trainer<NextToken> {
     let parameters = parameters(config);
     let model = model_over(config, &parameters).with_activations(activations);
     trainer(NextToken::new(model), vars(&parameters))
 }
 
-fn everything(config: &HaploVlConfig) -> MultimodalBatch {
+fn mixed_batch(config: &HaploVlConfig) -> MultimodalBatch {
     batch(config, &conversations(config), PaddingSide::Right)
 }
 
-fn assert_all_learn<O: Objective>(name: &str, config: &HaploVlConfig, trainer: &Trainer<O>) {
-    let (loss, gradients) = gradients(trainer, &[everything(config)]);
+fn assert_all_gradients_nonzero<O: Objective>(name: &str, config: &HaploVlConfig, trainer: &Trainer<O>) {
+    let (loss, gradients) = gradients(trainer, &[mixed_batch(config)]);
     assert!(loss.is_finite(), "{name}");
     assert_eq!(gradients.len(), trainer.parameters().len(), "{name}");
     for (parameter, gradient) in gradients.iter() {
-        // Without positions a key bias shifts all scores of a query alike, and so changes nothing.
+        // Without rotary positions a key bias shifts all scores of a query equally, so its gradient is zero.
         let first_post = config.pre_decoder.num_hidden_layers;
         let in_pre = (0..first_post).any(|layer| parameter.starts_with(&format!("model.layers.{layer}.")));
-        let silent = parameter.ends_with("k_proj.bias") && in_pre && config.pre_decoder.rope == Rope::None;
+        let no_effect = parameter.ends_with("k_proj.bias") && in_pre && config.pre_decoder.rope == Rope::None;
         let largest = max_diff(gradient, &gradient.zeros_like().unwrap());
-        assert!(silent || (largest > 1e-7 && largest.is_finite()), "{name}: {parameter} has gradient {largest}");
+        assert!(no_effect || (largest > 1e-7 && largest.is_finite()), "{name}: {parameter} has gradient {largest}");
     }
 }
 
 #[test]
-fn every_parameter_learns_in_both_stages() {
+fn every_parameter_has_a_gradient_in_both_stages() {
     for (name, config) in configs() {
-        assert_all_learn(name, &config, &next_token(&config, Kept));
-        assert_all_learn(name, &config, &distillation(&config, Kept));
+        assert_all_gradients_nonzero(name, &config, &next_token(&config, Kept));
+        assert_all_gradients_nonzero(name, &config, &distillation(&config, Kept));
     }
 }
 
-fn assert_same_bits<O: Objective>(name: &str, config: &HaploVlConfig, trainers: [Trainer<O>; 2]) {
-    let [(plain_loss, plain), (loss, found)] = trainers.map(|trainer| gradients(&trainer, &[everything(config)]));
+fn assert_bit_identical<O: Objective>(name: &str, config: &HaploVlConfig, trainers: [Trainer<O>; 2]) {
+    let [(plain_loss, plain), (loss, found)] = trainers.map(|trainer| gradients(&trainer, &[mixed_batch(config)]));
     assert_eq!(plain_loss.to_bits(), loss.to_bits(), "{name}");
     assert_eq!(plain.len(), found.len(), "{name}");
     for ((parameter, plain), (_, found)) in plain.iter().zip(found.iter()) {
@@ -112,19 +112,19 @@ fn assert_same_bits<O: Objective>(name: &str, config: &HaploVlConfig, trainers: 
 }
 
 #[test]
-fn released_and_recomputed_layers_give_identical_gradients() {
+fn released_and_recomputed_activations_give_bit_identical_gradients() {
     for (name, config) in configs() {
         for other in [Released, Recomputed] {
-            assert_same_bits(name, &config, [Kept, other].map(|activations| next_token(&config, activations)));
-            assert_same_bits(name, &config, [Kept, other].map(|activations| distillation(&config, activations)));
+            assert_bit_identical(name, &config, [Kept, other].map(|activations| next_token(&config, activations)));
+            assert_bit_identical(name, &config, [Kept, other].map(|activations| distillation(&config, activations)));
         }
     }
 }
 
-/// [`NextToken`] with every position computed to the end.
-struct OfAllPositions(NextToken);
+/// [`NextToken`] that computes hidden states of all positions.
+struct AllPositions(NextToken);
 
-impl Objective for OfAllPositions {
+impl Objective for AllPositions {
     fn name(&self) -> &'static str {
         self.0.name()
     }
@@ -147,7 +147,7 @@ impl Objective for OfAllPositions {
 }
 
 #[test]
-fn positions_before_the_first_label_are_left_out_and_missed_by_no_gradient() {
+fn skipping_positions_before_the_first_label_keeps_gradients() {
     for (name, config) in configs() {
         let mut answers = conversations(&config);
         for labels in answers.iter_mut().flat_map(|row| &mut row.labels) {
@@ -158,8 +158,8 @@ fn positions_before_the_first_label_are_left_out_and_missed_by_no_gradient() {
         for (batch, activations) in batches.iter().flat_map(|batch| [Kept, Released].map(|kind| (batch, kind))) {
             let parameters = parameters(&config);
             let model = || model_over(&config, &parameters).with_activations(activations);
-            let of_all = trainer(OfAllPositions(NextToken::new(model())), vars(&parameters));
-            let (all_loss, all) = gradients(&of_all, std::slice::from_ref(batch));
+            let reference = trainer(AllPositions(NextToken::new(model())), vars(&parameters));
+            let (all_loss, all) = gradients(&reference, std::slice::from_ref(batch));
             let (loss, found) =
                 gradients(&trainer(NextToken::new(model()), vars(&parameters)), std::slice::from_ref(batch));
             assert!((loss - all_loss).abs() <= 1e-6 * all_loss.abs(), "{name}: {loss} and {all_loss}");
@@ -177,7 +177,7 @@ fn assert_accumulates<O: Objective>(name: &str, config: &HaploVlConfig, trainer:
     let mut rows = conversations(config);
     rows.push(rows[1].clone());
     rows[3].input_ids.reverse();
-    let micro_batches: Vec<_> = rows.iter().map(|row| crate::alone(config, row)).collect();
+    let micro_batches: Vec<_> = rows.iter().map(|row| crate::batch_of_one(config, row)).collect();
     let (whole_loss, whole) = gradients(trainer, &[batch(config, &rows, PaddingSide::Right)]);
     let (loss, found) = gradients(trainer, &micro_batches);
     assert!((loss - whole_loss).abs() <= 1e-6 * whole_loss.abs(), "{name}: {loss} and {whole_loss}");
@@ -189,7 +189,7 @@ fn assert_accumulates<O: Objective>(name: &str, config: &HaploVlConfig, trainer:
 }
 
 #[test]
-fn four_micro_batches_of_one_are_one_of_four() {
+fn gradient_accumulation_matches_one_large_batch() {
     for (name, config) in configs() {
         assert_accumulates(name, &config, &next_token(&config, Released));
         assert_accumulates(name, &config, &distillation(&config, Recomputed));
@@ -197,22 +197,22 @@ fn four_micro_batches_of_one_are_one_of_four() {
 }
 
 #[test]
-fn micro_batches_at_once_are_those_in_turn_to_the_bit() {
+fn parallel_micro_batches_are_bit_identical_to_sequential() {
     let config = HaploVlConfig::tiny();
-    let micro_batches: Vec<_> = conversations(&config).iter().map(|row| crate::alone(&config, row)).collect();
+    let micro_batches: Vec<_> = conversations(&config).iter().map(|row| crate::batch_of_one(&config, row)).collect();
     fn run<O: Objective>(trainer: Trainer<O>, micro_batches: &[MultimodalBatch]) -> (u64, Vec<Vec<u32>>) {
         let (loss, found) = gradients(&trainer, micro_batches);
         assert!((trainer.evaluate(micro_batches).unwrap() - loss).abs() < 1e-6);
         (loss.to_bits(), found.iter().map(|(_, gradient)| bits(gradient)).collect())
     }
-    let in_turn = run(next_token(&config, Kept), &micro_batches);
+    let sequential = run(next_token(&config, Kept), &micro_batches);
     for (threads, activations) in [(2, Kept), (2, Released), (3, Recomputed), (8, Released)] {
-        let at_once = run(next_token(&config, activations).with_parallel(threads).unwrap(), &micro_batches);
-        assert!(in_turn == at_once, "{threads} threads, {activations:?}");
+        let parallel = run(next_token(&config, activations).with_parallel(threads).unwrap(), &micro_batches);
+        assert!(sequential == parallel, "{threads} threads, {activations:?}");
     }
 }
 
-/// Change of the loss per step along `direction`, by central differences.
+/// Computes the directional derivative of the loss by central differences.
 fn slope<O: Objective>(trainer: &Trainer<O>, batch: &MultimodalBatch, var: &Var, direction: &Tensor) -> f64 {
     const STEP: f64 = 4e-3;
     let at = var.as_tensor().copy().unwrap();
@@ -229,10 +229,10 @@ fn dot(a: &Tensor, b: &Tensor) -> f64 {
     f64::from((a * b).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap())
 }
 
-/// Along a direction half that of the gradient, so that there is a slope to see, and half random, so that a gradient
-/// that points elsewhere is seen.
+/// Compares the directional derivative with finite differences. The direction is the sum of the normalised gradient,
+/// for a large derivative, and a random unit vector, which reveals a gradient with a wrong direction.
 fn assert_finite_differences<O: Objective>(name: &str, config: &HaploVlConfig, trainer: &Trainer<O>) {
-    let batch = everything(config);
+    let batch = mixed_batch(config);
     let (_, gradients) = gradients(trainer, std::slice::from_ref(&batch));
     for (seed, (parameter, var)) in (1..).zip(trainer.parameters()) {
         let unit = |x: &Tensor| (x / dot(x, x).sqrt().max(1e-12)).unwrap();
@@ -240,14 +240,14 @@ fn assert_finite_differences<O: Objective>(name: &str, config: &HaploVlConfig, t
         let direction = unit(&(unit(gradient) + unit(&random(var.dims(), seed))).unwrap());
         let expected = dot(gradient, &direction);
         let found = slope(trainer, &batch, var, &direction);
-        // The loss is known to about 1e-6, so a slope to some 1e-4; the rest is curvature.
+        // The loss is exact to about 1e-6, hence the derivative to about 1e-4; the rest is curvature.
         let error = (found - expected).abs();
         assert!(error < 1e-3 + 1e-2 * found.abs(), "{name}: {parameter}: {expected}, by differences {found}");
     }
 }
 
 #[test]
-fn gradients_are_those_of_finite_differences() {
+fn gradients_match_finite_differences() {
     for (name, config) in configs() {
         assert_finite_differences(name, &config, &next_token(&config, Recomputed));
         assert_finite_differences(name, &config, &distillation(&config, Released));
@@ -255,13 +255,13 @@ fn gradients_are_those_of_finite_differences() {
 }
 
 #[test]
-fn frozen_parameters_cost_nothing_and_stay() {
+fn frozen_parameters_get_no_gradient_and_do_not_change() {
     let config = HaploVlConfig::tiny();
     let parameters = parameters(&config);
     let trained = |name: &str| name.starts_with("model.pre_connector.");
     let vb = parameters.var_builder_where(0, DType::F32, &Device::Cpu, trained);
     let objective = NextToken::new(HaploVl::new(&config, vb).unwrap());
-    let batch = everything(&config);
+    let batch = mixed_batch(&config);
     let counts = objective.counts(&batch).unwrap();
     let store = objective.loss(&batch, &counts).unwrap().total.backward().unwrap();
     for (name, var) in parameters.iter() {

@@ -1,4 +1,4 @@
-//! What must hold whatever the weights: properties of tiny random models, one per decision of the design.
+//! Invariants that hold for any weights, tested on tiny random models: one property per design decision.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -21,7 +21,7 @@ use haplovl::weights::Parameters;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Configurations that between them take every branch of the model.
+/// Returns named configurations that together cover every branch of the model.
 pub fn configs() -> Vec<(&'static str, HaploVlConfig)> {
     let tiny = HaploVlConfig::tiny;
     let with = |change: fn(&mut HaploVlConfig)| {
@@ -63,7 +63,7 @@ pub fn configs() -> Vec<(&'static str, HaploVlConfig)> {
     ]
 }
 
-/// Normal-ish values from a seed.
+/// Draws approximately normal values from a seed.
 pub fn random(shape: &[usize], seed: u64) -> Tensor {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut value = || (0..3).map(|_| rng.random_range(-1.0f32..1.0)).sum::<f32>();
@@ -71,16 +71,16 @@ pub fn random(shape: &[usize], seed: u64) -> Tensor {
     Tensor::from_vec((0..count).map(|_| value()).collect(), shape, &Device::Cpu).unwrap()
 }
 
-/// The parameters of a model, none of them zero or one, and large enough that everything it sees matters.
+/// Creates randomised parameters of a model, large enough that every input affects the output.
 pub fn parameters(config: &HaploVlConfig) -> Parameters {
     let parameters = Parameters::new();
     HaploVl::new(config, parameters.var_builder(0, DType::F32, &Device::Cpu)).unwrap();
-    stir(&parameters);
+    randomize(&parameters);
     parameters
 }
 
-/// Draws all values anew.
-pub fn stir(parameters: &Parameters) {
+/// Replaces all values by random values.
+pub fn randomize(parameters: &Parameters) {
     for (seed, (name, var)) in (100..).zip(parameters.iter()) {
         let noise = (random(var.dims(), seed) * 0.25).unwrap();
         let values = if name.contains("norm") { (noise + 1.0).unwrap() } else { noise };
@@ -111,14 +111,14 @@ pub fn video(config: &HaploVlConfig, frames: usize, seed: u64) -> Visual {
     Visual::Video { pixel_values: random(&[frames, 3, side, side], seed) }
 }
 
-/// Appends text, all of which is to be learnt.
-pub fn say(sequence: &mut Sequence, text: &[u32]) {
+/// Appends text tokens, with labels on all of them.
+pub fn push_text(sequence: &mut Sequence, text: &[u32]) {
     sequence.input_ids.extend(text);
     sequence.labels.get_or_insert_default().extend(text);
 }
 
-/// Appends a picture or video.
-pub fn show(sequence: &mut Sequence, config: &HaploVlConfig, visual: Visual) {
+/// Appends an image or video, without labels.
+pub fn push_visual(sequence: &mut Sequence, config: &HaploVlConfig, visual: Visual) {
     let tokens = visual.tokens(&config.vision).unwrap();
     let id = visual.placeholder(config.image_token_index, config.video_token_index);
     sequence.input_ids.extend(vec![id; tokens]);
@@ -126,34 +126,34 @@ pub fn show(sequence: &mut Sequence, config: &HaploVlConfig, visual: Visual) {
     sequence.visuals.push(visual);
 }
 
-pub fn sequence() -> Sequence {
+pub fn empty_sequence() -> Sequence {
     Sequence { input_ids: vec![], labels: None, visuals: vec![] }
 }
 
-/// Three conversations of different lengths: two pictures, a video, and text alone.
+/// Builds three conversations of different lengths: with two images, with a video, and text only.
 pub fn conversations(config: &HaploVlConfig) -> Vec<Sequence> {
-    let [mut pictures, mut film, mut text] = [sequence(), sequence(), sequence()];
-    say(&mut pictures, &[3, 4]);
-    show(&mut pictures, config, image(config, 40, 90, 1));
-    say(&mut pictures, &[5, 6, 7]);
-    show(&mut pictures, config, image(config, 28, 28, 2));
-    say(&mut pictures, &[8, 9]);
-    say(&mut film, &[10]);
-    show(&mut film, config, video(config, 3, 3));
-    say(&mut film, &[11, 12, 13, 14]);
-    say(&mut text, &[15, 16, 17, 18, 19]);
-    vec![pictures, film, text]
+    let [mut images, mut with_video, mut text] = [empty_sequence(), empty_sequence(), empty_sequence()];
+    push_text(&mut images, &[3, 4]);
+    push_visual(&mut images, config, image(config, 40, 90, 1));
+    push_text(&mut images, &[5, 6, 7]);
+    push_visual(&mut images, config, image(config, 28, 28, 2));
+    push_text(&mut images, &[8, 9]);
+    push_text(&mut with_video, &[10]);
+    push_visual(&mut with_video, config, video(config, 3, 3));
+    push_text(&mut with_video, &[11, 12, 13, 14]);
+    push_text(&mut text, &[15, 16, 17, 18, 19]);
+    vec![images, with_video, text]
 }
 
 pub fn batch(config: &HaploVlConfig, rows: &[Sequence], side: PaddingSide) -> MultimodalBatch {
     MultimodalBatch::new(rows, BatchSpec::new(config), side, &Device::Cpu).unwrap()
 }
 
-pub fn alone(config: &HaploVlConfig, sequence: &Sequence) -> MultimodalBatch {
+pub fn batch_of_one(config: &HaploVlConfig, sequence: &Sequence) -> MultimodalBatch {
     batch(config, std::slice::from_ref(sequence), PaddingSide::Right)
 }
 
-/// Largest absolute difference; the shapes must be equal, and NaN is never close.
+/// Computes the largest absolute difference, NaN if any element is NaN; panics if the shapes differ.
 pub fn max_diff(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
     let diff = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();

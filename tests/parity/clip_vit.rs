@@ -1,4 +1,4 @@
-//! CLIP vision transformers, on their own and inherited by a pre-decoder.
+//! Parity of CLIP vision transformers: standalone, and as the initialisation of a pre-decoder.
 
 use candle_core::{DType, Device, Tensor};
 use haplovl::config::{DecoderConfig, HaploVlConfig, MlpKind, Rope, VisionConfig};
@@ -24,7 +24,7 @@ fn states_of(case: &Case, layers: usize) -> Vec<Tensor> {
 }
 
 #[test]
-fn the_vision_transformer_alone() {
+fn clip_matches_reference() {
     let mut summary = Summary::default();
     for (context, source, case) in sources() {
         let vb = source.files().clone().var_builder(DType::F32, &Device::Cpu);
@@ -45,8 +45,8 @@ fn the_vision_transformer_alone() {
     summary.print("clip_vit");
 }
 
-/// A HaploVL whose pre-decoder has the sizes of the CLIP, without rotary positions.
-fn heir(source: &ClipSource, mlp: MlpKind) -> HaploVlConfig {
+/// Builds a HaploVL configuration whose pre-decoder has the sizes of the CLIP, without rotary positions.
+fn config_from_clip(source: &ClipSource, mlp: MlpKind) -> HaploVlConfig {
     let clip = source.config();
     HaploVlConfig {
         vision: VisionConfig {
@@ -60,16 +60,16 @@ fn heir(source: &ClipSource, mlp: MlpKind) -> HaploVlConfig {
     }
 }
 
-/// The heir's own embedding of the pixels is CLIP's without class token, and its layers, fed what CLIP's are fed, give
-/// every hidden state.
+/// Checks that a pre-decoder initialised from CLIP embeds patches as CLIP does (without class token), and that its
+/// layers reproduce CLIP's hidden states.
 #[test]
-fn a_pre_decoder_that_inherits_it() {
+fn pre_decoder_initialized_from_clip_matches_reference() {
     let mut summary = Summary::default();
     for (context, source, case) in sources() {
         let states = states_of(&case, source.config().decoder.num_hidden_layers);
         let (tiles, tokens, _) = states[0].dims3().unwrap();
         let outputs = [MlpKind::Plain, MlpKind::Gated].map(|mlp| {
-            let config = heir(&source, mlp);
+            let config = config_from_clip(&source, mlp);
             let parameters = Parameters::new();
             let vb = || parameters.var_builder(0, DType::F32, &Device::Cpu);
             HaploVl::new(&config, vb()).unwrap();
@@ -95,5 +95,5 @@ fn a_pre_decoder_that_inherits_it() {
         summary.check("gated against plain", max_diff(gated, plain), 1e-6, &context);
         summary.case();
     }
-    summary.print("clip_vit, inherited");
+    summary.print("clip_vit, pre-decoder initialised from it");
 }

@@ -1,4 +1,4 @@
-//! Language models, on their own and inherited by a post-decoder.
+//! Parity of language models: standalone, and as the initialisation of a post-decoder.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use haplovl::weights::{LlmSource, Parameters, SafetensorsFiles, TextInit, inheri
 
 use crate::{Case, Summary, cases, folders, max_diff};
 
-/// One sequence a row, without its padding if the case says where that is.
+/// Builds a layout of one sequence per row, without padding if the case has an `attention_mask`.
 fn layout(case: &Case) -> SequenceLayout {
     let (batch, seq_len) = case.get("input_ids").dims2().unwrap();
     let mut layout = SequenceLayout::text(batch, seq_len);
@@ -25,15 +25,15 @@ fn layout(case: &Case) -> SequenceLayout {
     layout
 }
 
-/// Only positions that hold a token count.
-fn tokens(x: &Tensor, layout: &SequenceLayout) -> Tensor {
+/// Selects the positions that are not padding.
+fn unpadded(x: &Tensor, layout: &SequenceLayout) -> Tensor {
     let rows = layout.rows.iter().enumerate();
     let spans = rows.map(|(r, row)| x.get(r).unwrap().narrow(0, row[0].range.start, row[0].range.len()).unwrap());
     Tensor::cat(&spans.collect::<Vec<_>>(), 0).unwrap()
 }
 
 #[test]
-fn the_language_model_alone() {
+fn language_model_matches_reference() {
     let mut summary = Summary::default();
     for folder in folders("llm") {
         let source = LlmSource::open(&folder).unwrap();
@@ -43,7 +43,7 @@ fn the_language_model_alone() {
             let context = format!("{} {name}", folder.display());
             let layout = layout(&case);
             let mut check = |measure, found: &Tensor, tolerance| {
-                let error = max_diff(&tokens(found, &layout), &tokens(&case.get(measure), &layout));
+                let error = max_diff(&unpadded(found, &layout), &unpadded(&case.get(measure), &layout));
                 summary.check(measure, error, tolerance, &context);
             };
             let embeddings = model.embed(&case.get("input_ids").to_dtype(DType::U32).unwrap()).unwrap();
@@ -57,8 +57,8 @@ fn the_language_model_alone() {
     summary.print("llm");
 }
 
-/// Configurations of a HaploVL that can take over the language model, in its own form and in the released one.
-fn heirs(source: &LlmSource) -> Vec<HaploVlConfig> {
+/// Builds HaploVL configurations that can be initialised from the language model: tied, untied, in the released form.
+fn configs_from_llm(source: &LlmSource) -> Vec<HaploVlConfig> {
     let llm = source.config();
     let own = HaploVlConfig {
         vocab_size: llm.vocab_size,
@@ -76,12 +76,13 @@ fn heirs(source: &LlmSource) -> Vec<HaploVlConfig> {
 }
 
 #[test]
-fn a_post_decoder_that_inherits_it() {
+fn post_decoder_initialized_from_llm_matches_reference() {
     let mut summary = Summary::default();
     for folder in folders("llm") {
         let source = LlmSource::open(&folder).unwrap();
-        for (config, (name, case)) in
-            heirs(&source).into_iter().flat_map(|c| cases(&folder).into_iter().map(move |case| (c.clone(), case)))
+        for (config, (name, case)) in configs_from_llm(&source)
+            .into_iter()
+            .flat_map(|c| cases(&folder).into_iter().map(move |case| (c.clone(), case)))
         {
             let parameters = Parameters::new();
             let vb = || parameters.var_builder(0, DType::F32, &Device::Cpu);
@@ -100,11 +101,11 @@ fn a_post_decoder_that_inherits_it() {
             let (states, _) = decoder.forward(&case.get("inputs_embeds"), &mut pass).unwrap();
             let logits = head.forward(&states).unwrap();
             for (measure, found) in [("last_hidden_state", states), ("logits", logits)] {
-                let error = max_diff(&tokens(&found, &layout), &tokens(&case.get(measure), &layout));
+                let error = max_diff(&unpadded(&found, &layout), &unpadded(&case.get(measure), &layout));
                 summary.check(measure, error, 1e-4, &format!("{} {name}", folder.display()));
             }
             summary.case();
         }
     }
-    summary.print("llm, inherited");
+    summary.print("llm, post-decoder initialised from it");
 }

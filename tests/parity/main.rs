@@ -1,7 +1,7 @@
-//! Numbers of independent PyTorch code, matched.
+//! Parity with independent PyTorch code.
 //!
-//! Walks `tests/fixtures/parity` and, if `$HAPLOVL_PARITY_DIR` is set, that folder of the same shape as well. Each kind
-//! of case says at its end how many cases it ran and its worst error.
+//! The tests walk `tests/fixtures/parity` and, if `$HAPLOVL_PARITY_DIR` is set, that folder too, which has the same
+//! structure. Each kind of case reports the number of cases and the worst error of each measure.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
-/// The tensors of one file, in their own types.
+/// Tensors of one case file, in their stored dtypes.
 pub struct Case(BTreeMap<String, Tensor>);
 
 impl Case {
@@ -44,12 +44,12 @@ impl Case {
     }
 }
 
-/// All case folders of one kind, in the fixtures and in the unseen folder or one level below it.
+/// Lists the case folders of one kind: in the fixtures, in `$HAPLOVL_PARITY_DIR` and one level below it.
 pub fn folders(kind: &str) -> Vec<PathBuf> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity");
     let mut roots = vec![own];
     if let Some(unseen) = std::env::var_os("HAPLOVL_PARITY_DIR").map(PathBuf::from) {
-        assert!(unseen.is_dir(), "$HAPLOVL_PARITY_DIR is {}, which is no folder", unseen.display());
+        assert!(unseen.is_dir(), "$HAPLOVL_PARITY_DIR is {}, which is not a folder", unseen.display());
         roots.extend(subfolders(&unseen));
         roots.push(unseen);
     }
@@ -64,7 +64,8 @@ fn subfolders(folder: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
 }
 
-/// The files of a folder that end in `suffix`, by the name before it; neither weights nor, for cases, gradients.
+/// Opens the files of a folder that end in `suffix`, with their names without suffix. Weights are skipped, and so are
+/// gradients if `suffix` does not include them.
 pub fn files(folder: &Path, suffix: &str) -> Vec<(String, Case)> {
     let mut names: Vec<String> = std::fs::read_dir(folder)
         .unwrap()
@@ -76,7 +77,7 @@ pub fn files(folder: &Path, suffix: &str) -> Vec<(String, Case)> {
     names.into_iter().map(|name| (name.clone(), Case::open(&folder.join(name + suffix)))).collect()
 }
 
-/// The cases of a folder, of which there must be one.
+/// Opens the cases of a folder; panics if there are none.
 pub fn cases(folder: &Path) -> Vec<(String, Case)> {
     let found = files(folder, ".safetensors");
     assert!(!found.is_empty(), "{} holds no case", folder.display());
@@ -88,7 +89,7 @@ pub fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Largest absolute difference; the shapes must be equal.
+/// Computes the largest absolute difference; panics if the shapes differ.
 pub fn max_diff(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.dims(), expected.dims());
     let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
@@ -96,13 +97,13 @@ pub fn max_diff(found: &Tensor, expected: &Tensor) -> f64 {
     diffs.fold(0.0, |worst, d| if d.is_nan() { f64::NAN } else { f64::max(worst, d) })
 }
 
-/// Largest absolute difference relative to the largest expected value.
+/// Computes the largest absolute difference, relative to the largest expected value.
 pub fn relative_diff(found: &Tensor, expected: &Tensor) -> f64 {
     let zero = expected.zeros_like().unwrap();
     max_diff(found, expected) / max_diff(expected, &zero).max(1e-8)
 }
 
-/// Number of cases and worst error of every measure of one kind.
+/// Number of cases, and worst error of every measure, of one kind of case.
 #[derive(Default)]
 pub struct Summary {
     cases: usize,
@@ -114,14 +115,14 @@ impl Summary {
         self.cases += 1;
     }
 
-    /// Records an error and fails above `tolerance`.
+    /// Records an error; panics if it exceeds `tolerance`.
     pub fn check(&mut self, measure: &'static str, error: f64, tolerance: f64, context: &str) {
         assert!(error <= tolerance, "{context}: {measure} is off by {error:e}, more than {tolerance:e}");
         let worst = self.worst.entry(measure).or_default();
         *worst = worst.max(error);
     }
 
-    /// Written past the test harness, so that it is seen without `--nocapture`.
+    /// Prints the summary to stderr directly, so that it shows without `--nocapture`.
     pub fn print(&self, kind: &str) {
         let worst: Vec<String> = self.worst.iter().map(|(name, e)| format!("{name} {e:.1e}")).collect();
         let worst = if worst.is_empty() { "all equal".into() } else { format!("worst errors: {}", worst.join(", ")) };

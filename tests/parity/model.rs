@@ -1,4 +1,4 @@
-//! The whole model: hidden states, logits, loss, greedy tokens and gradients.
+//! Parity of the whole model: hidden states, logits, loss, greedy tokens and gradients.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ fn read_config(folder: &Path) -> HaploVlConfig {
     HaploVlConfig::from_json(read_json(&folder.join("config.json"))).unwrap()
 }
 
-/// The rows of a case without their padding, and the side that the padding is on.
+/// Reads the rows of a case without padding, and the padding side.
 fn sequences(case: &Case, config: &HaploVlConfig) -> (Vec<Sequence>, PaddingSide) {
     let (ids, mask, labels) = (case.ints("input_ids"), case.ints("attention_mask"), case.ints("labels"));
     let mut visuals = Visuals::new(case, config);
@@ -36,7 +36,7 @@ fn sequences(case: &Case, config: &HaploVlConfig) -> (Vec<Sequence>, PaddingSide
     (rows, side)
 }
 
-/// The pictures and videos of a case, in order.
+/// Images and videos of a case, in order.
 struct Visuals {
     images: std::vec::IntoIter<Visual>,
     videos: std::vec::IntoIter<Visual>,
@@ -46,7 +46,7 @@ impl Visuals {
     fn new(case: &Case, config: &HaploVlConfig) -> Self {
         let image = |i: usize, size: &Vec<i64>| {
             let size = Size::new(size[0] as usize, size[1] as usize);
-            // The file pads all pictures to the same number of tiles.
+            // The file pads all images to the same number of tiles.
             let tiles = PatchGrid::new(&config.vision, size).unwrap().num_tiles();
             Visual::Image { pixel_values: case.get("pixel_values").i((i, ..tiles)).unwrap(), size }
         };
@@ -73,7 +73,7 @@ impl Visuals {
                 at += 1;
                 continue;
             };
-            let visual = next.expect("a placeholder without picture");
+            let visual = next.expect("an image or video for each placeholder");
             at += visual.tokens(&config.vision).unwrap();
             found.push(visual);
         }
@@ -81,8 +81,8 @@ impl Visuals {
     }
 }
 
-/// Our values at the places that they have in the file, and the file's own where it holds padding.
-fn in_file(found: &Tensor, batch: &MultimodalBatch, case: &Case, name: &str) -> Tensor {
+/// Places computed values at their positions in the file's padded layout; padding keeps the file's values.
+fn with_file_padding(found: &Tensor, batch: &MultimodalBatch, case: &Case, name: &str) -> Tensor {
     let expected = case.get(name);
     let row = |(r, mask): (usize, &Vec<i64>)| {
         let first = mask.iter().position(|&m| m == 1).unwrap();
@@ -95,14 +95,14 @@ fn in_file(found: &Tensor, batch: &MultimodalBatch, case: &Case, name: &str) -> 
     Tensor::stack(&rows, 0).unwrap()
 }
 
-/// The labels of a case with ours for "none".
+/// Reads the labels of a case, with [`IGNORE_INDEX`] in place of negative labels.
 fn labels(case: &Case) -> Tensor {
     let label = |l: i64| if l < 0 { IGNORE_INDEX } else { l as u32 };
     let rows = case.ints("labels").into_iter().map(|row| row.into_iter().map(label).collect::<Vec<u32>>());
     Tensor::new(rows.collect::<Vec<_>>(), &Device::Cpu).unwrap()
 }
 
-/// Mean cross-entropy of the next token, by plain tensor operations.
+/// Computes the mean next-token cross-entropy with plain tensor operations.
 fn shifted_loss(logits: &Tensor, labels: &Tensor) -> Tensor {
     let (_, seq, vocab) = logits.dims3().unwrap();
     let logits = logits.narrow(1, 0, seq - 1).unwrap().reshape(((), vocab)).unwrap();
@@ -114,7 +114,7 @@ fn shifted_loss(logits: &Tensor, labels: &Tensor) -> Tensor {
 }
 
 #[test]
-fn hidden_states_logits_and_loss() {
+fn hidden_states_logits_and_loss_match_reference() {
     let mut summary = Summary::default();
     for (folder, config, model) in models() {
         for (name, case) in cases(&folder) {
@@ -130,12 +130,12 @@ fn hidden_states_logits_and_loss() {
                 ("post_decoder_output", &states.post_decoder_output),
                 ("logits", &logits),
             ] {
-                let error = max_diff(&in_file(found, &batch, &case, tensor), &case.get(tensor));
+                let error = max_diff(&with_file_padding(found, &batch, &case, tensor), &case.get(tensor));
                 summary.check(tensor, error, 2e-4, &context);
             }
-            // The first token of a left-padded row counts in the expected loss, as predicted from padding. What padding
-            // computes is not compared, so those logits are the file's own.
-            let loss = shifted_loss(&in_file(&logits, &batch, &case, "logits"), &labels(&case));
+            // The expected loss of a left-padded row includes its first token, predicted from padding. Logits of
+            // padding are not compared, so they are taken from the file.
+            let loss = shifted_loss(&with_file_padding(&logits, &batch, &case, "logits"), &labels(&case));
             summary.check("loss", max_diff(&loss.reshape(1).unwrap(), &case.get("loss")), 1e-5, &context);
         }
     }
@@ -143,7 +143,7 @@ fn hidden_states_logits_and_loss() {
 }
 
 #[test]
-fn greedy_tokens_with_and_without_cache() {
+fn greedy_tokens_match_reference_with_and_without_cache() {
     let mut summary = Summary::default();
     for (folder, config, model) in models() {
         for (name, case) in cases(&folder) {
@@ -217,7 +217,7 @@ fn gradients_of_every_parameter() {
                 let grad = grads.get(&var).unwrap_or_else(|| panic!("{context}: no gradient"));
                 let largest = max_diff(expected, &expected.zeros_like().unwrap());
                 if largest < 1e-7 {
-                    // A key bias shifts all scores of a query alike: its true gradient is zero, both hold rounding.
+                    // A key bias shifts all scores of a query equally: its exact gradient is zero, both are rounding.
                     summary.check("gradient of zero", max_diff(grad, expected), 1e-6, &context);
                 } else {
                     summary.check("gradient", relative_diff(grad, expected), 1e-3, &context);

@@ -1,4 +1,4 @@
-//! Pixels of pictures and videos, and the number of their tokens.
+//! Parity of preprocessing: pixels of images and videos, and their token counts.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use crate::{Case, Summary, cases, folders, read_json};
 
-/// Most of the values that may be one 8-bit level off. Ours resizes exactly as Pillow does: none is.
-const SHARE_OFF: f64 = 0.01;
+/// Maximum share of values that may differ by one 8-bit level. Resizing here is exact as in Pillow, so none differs.
+const MAX_SHARE_OFF: f64 = 0.01;
 
-/// Compares in 8-bit levels, which the processor has scaled and normalised.
+/// Compares pixel values in 8-bit levels, undoing the processor's scaling and normalisation.
 fn compare(summary: &mut Summary, name: &str, ours: &Tensor, expected: &Tensor, config: &PreprocessorConfig) {
     assert_eq!(ours.dims(), expected.dims(), "{name}: tiles");
     let plane = ours.dims()[2] * ours.dims()[3];
@@ -25,7 +25,7 @@ fn compare(summary: &mut Summary, name: &str, ours: &Tensor, expected: &Tensor, 
     let share = off.iter().filter(|&&levels| levels > 0.5).count() as f64 / off.len() as f64;
     summary.case();
     summary.check("8-bit levels", off.into_iter().fold(0.0, f64::max), 1.01, name);
-    summary.check("share of values off", share, SHARE_OFF, name);
+    summary.check("share of values off", share, MAX_SHARE_OFF, name);
 }
 
 fn configs(folder: &Path) -> (PreprocessorConfig, VisionConfig, Value) {
@@ -33,7 +33,7 @@ fn configs(folder: &Path) -> (PreprocessorConfig, VisionConfig, Value) {
     let pinpoints: Vec<[usize; 2]> = serde_json::from_value(json["image_grid_pinpoints"].clone()).unwrap();
     let image_size = json["size"]["height"].as_u64().unwrap() as usize;
     let vision = VisionConfig {
-        // Pixels do not depend on the patches, but tiles must be made of whole ones.
+        // Pixels do not depend on the patch size, but it must divide the tile size.
         patch_size: if image_size.is_multiple_of(14) { 14 } else { 1 },
         image_size,
         image_aspect_ratio: ImageAspectRatio::AnyRes,
@@ -67,7 +67,7 @@ fn pixels_match_the_reference() {
         let expected = Case::open(&file).get("pixel_values_videos").squeeze(0).unwrap();
         compare(&mut videos, &file.display().to_string(), visual.pixel_values(), &expected, &config);
     }
-    images.print("preprocess, pictures");
+    images.print("preprocess, images");
     videos.print("preprocess, videos");
 }
 

@@ -1,4 +1,4 @@
-//! The losses of stage 1 and their gradients.
+//! Parity of the stage 1 losses and their gradients.
 
 use candle_core::{DType, Device, Tensor, Var};
 use haplovl::batch::IGNORE_INDEX;
@@ -15,7 +15,7 @@ fn all_cases() -> Vec<(String, Case)> {
 }
 
 #[test]
-fn values_and_gradients() {
+fn losses_and_gradients_match_reference() {
     let mut summary = Summary::default();
     for (context, case) in all_cases() {
         let [vision, text] = ["student_vision", "student_text"].map(|s| Var::from_tensor(&case.get(s)).unwrap());
@@ -39,7 +39,7 @@ fn values_and_gradients() {
     summary.print("stage1_losses");
 }
 
-/// Vision, feature and current-token losses of a case; text only where `text_mask` is 1.
+/// Computes the vision, feature and current-token losses of a case. Text losses use positions with `text_mask` 1 only.
 fn losses(case: &Case, vision: &Tensor, text: &Tensor, table: &Tensor, logit_scale: &Tensor) -> [LossSum; 3] {
     let flat = |tensor: &Tensor| tensor.flatten_to(tensor.rank() - 2).unwrap();
     let mask = case.get("text_mask").flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -58,7 +58,7 @@ fn losses(case: &Case, vision: &Tensor, text: &Tensor, table: &Tensor, logit_sca
 }
 
 #[test]
-fn the_logit_scale_receives_its_gradient() {
+fn logit_scale_gradient_matches_finite_differences() {
     let (_, case) = all_cases().remove(0);
     let value = |scale: &Tensor| {
         let [_, _, loss] =
@@ -73,7 +73,7 @@ fn the_logit_scale_receives_its_gradient() {
 }
 
 #[test]
-fn a_half_precision_table_costs_only_its_own_rounding() {
+fn bf16_embedding_table_adds_only_its_own_rounding() {
     let (_, case) = all_cases().remove(0);
     let value = |table: &Tensor| {
         let (vision, text) = (case.get("student_vision"), case.get("student_text"));

@@ -1,4 +1,4 @@
-//! What can be said of an object: shape, colour, size.
+//! Attributes of an object (shape, colour, size), and descriptions made of them.
 
 use std::fmt;
 
@@ -6,28 +6,28 @@ use serde::{Deserialize, Serialize};
 
 use super::scene::Object;
 
-/// Declares an attribute: an enum whose every value has one word.
+/// Declares an attribute: an enum with one word per value.
 macro_rules! attribute {
     ($(#[$doc:meta])* $name:ident { $($variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(rename_all = "lowercase")]
         pub enum $name {
-            $(#[doc = concat!("The word `", $word, "`.")] $variant),+
+            $(#[doc = concat!("Value named `", $word, "`.")] $variant),+
         }
 
         impl $name {
-            /// Every value.
+            /// All values.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// The word that names it.
+            /// Returns the word for this value.
             pub const fn word(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word),+
                 }
             }
 
-            /// The value that `word` names, if any.
+            /// Returns the value that `word` names, if any.
             pub fn from_word(word: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|value| value.word() == word)
             }
@@ -54,7 +54,7 @@ attribute! {
 }
 
 attribute! {
-    /// Colour of an object; chosen far apart, and far from every background.
+    /// Colour of an object. The colours are far apart from each other and from every background.
     Colour {
         Red = "red",
         Green = "green",
@@ -68,7 +68,7 @@ attribute! {
 }
 
 attribute! {
-    /// Class of size, in increasing order; the classes leave gaps between them.
+    /// Size class, in increasing order. The radius ranges of the classes have gaps between them.
     Size {
         Small = "small",
         Medium = "medium",
@@ -77,7 +77,7 @@ attribute! {
 }
 
 impl Shape {
-    /// The word for several of them.
+    /// Returns the plural of the word.
     pub fn plural(self) -> String {
         match self {
             Self::Cross => "crosses".into(),
@@ -87,7 +87,7 @@ impl Shape {
 }
 
 impl Colour {
-    /// The colour's 8-bit red, green and blue; an object's own varies slightly around it.
+    /// Returns the nominal 8-bit RGB value. The colour of an object varies slightly around it.
     pub const fn rgb(self) -> [u8; 3] {
         match self {
             Self::Red => [222, 28, 36],
@@ -103,7 +103,7 @@ impl Colour {
 }
 
 impl Size {
-    /// Range of the half width, as a fraction of the picture's side.
+    /// Returns the range of the half width, as a fraction of the image side.
     pub const fn radius(self) -> [f32; 2] {
         match self {
             Self::Small => [0.072, 0.084],
@@ -112,7 +112,7 @@ impl Size {
         }
     }
 
-    /// The next smaller class.
+    /// Returns the next smaller class, if any.
     pub const fn smaller(self) -> Option<Self> {
         match self {
             Self::Small => None,
@@ -122,32 +122,32 @@ impl Size {
     }
 }
 
-/// Which of size, colour and shape a description names.
+/// Flags for the attributes that a description names: size, colour, shape.
 pub(super) type Naming = [bool; 3];
 
-/// A (partial) description of an object: the attributes that are named.
+/// Full or partial description of an object: the attributes that it names.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Description {
     /// Size, if named.
     pub size: Option<Size>,
     /// Colour, if named.
     pub colour: Option<Colour>,
-    /// Shape, if named; else the word is "object".
+    /// Shape, if named; otherwise the noun is "object".
     pub shape: Option<Shape>,
 }
 
 impl Description {
-    /// Everything there is to say of `object`.
+    /// Describes `object` by size, colour and shape.
     pub fn full(object: &Object) -> Self {
         Self::of(object, [true; 3])
     }
 
-    /// Colour and shape, which no two objects of a scene share.
+    /// Describes `object` by colour and shape, a combination that is unique within a scene.
     pub fn name(object: &Object) -> Self {
         Self::of(object, [false, true, true])
     }
 
-    /// What `naming` names of `object`.
+    /// Describes `object` by the attributes of `naming`.
     pub(super) fn of(object: &Object, [size, colour, shape]: Naming) -> Self {
         Self {
             size: size.then_some(object.size),
@@ -156,7 +156,7 @@ impl Description {
         }
     }
 
-    /// Every description that names just what `naming` says.
+    /// Enumerates every description that names exactly the attributes of `naming`.
     pub(super) fn all([size, colour, shape]: Naming) -> impl Iterator<Item = Self> {
         let colours = move || options(Colour::ALL, colour);
         let shapes = move || options(Shape::ALL, shape);
@@ -165,26 +165,26 @@ impl Description {
         })
     }
 
-    /// How many of the named attributes are not true of `object`.
+    /// Counts the named attributes that differ from those of `object`.
     pub fn mismatches(&self, object: &Object) -> usize {
         usize::from(self.size.is_some_and(|size| size != object.size))
             + usize::from(self.colour.is_some_and(|colour| colour != object.colour))
             + usize::from(self.shape.is_some_and(|shape| shape != object.shape))
     }
 
-    /// Whether everything that is named is true of `object`.
+    /// Returns whether `object` has every named attribute.
     pub fn matches(&self, object: &Object) -> bool {
         self.mismatches(object) == 0
     }
 
-    /// With its indefinite article: `a small circle`, `an orange object`.
+    /// Formats the description with an indefinite article: `a small circle`, `an orange object`.
     pub fn indefinite(&self) -> String {
         let text = self.to_string();
         let article = if text.starts_with('o') { "an" } else { "a" };
         format!("{article} {text}")
     }
 
-    /// For several objects: `small circles`, `red objects`.
+    /// Formats the description in the plural: `small circles`, `red objects`.
     pub fn plural(&self) -> String {
         let noun = self.shape.map_or_else(|| "objects".into(), Shape::plural);
         self.adjectives() + &noun
@@ -196,7 +196,7 @@ impl Description {
     }
 }
 
-/// All values of a named attribute, or the one way of not naming it.
+/// Enumerates all values of a named attribute, or only `None` for an attribute that is not named.
 fn options<T: Copy>(all: &'static [T], named: bool) -> impl Iterator<Item = Option<T>> {
     let unnamed = (!named).then_some(None);
     all.iter().filter(move |_| named).map(|&value| Some(value)).chain(unnamed)

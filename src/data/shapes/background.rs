@@ -1,36 +1,36 @@
-//! What is behind the objects.
+//! Background of a scene.
 
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
-/// Pale or dark, nearly grey, so that every named colour stands out; two shades in a pattern, with some grain.
+/// Background: two nearly grey shades in a pattern, with grain. Both are pale or dark, so that every colour stands out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Background {
-    /// How the two shades are laid out.
+    /// Pattern of the two shades.
     pub pattern: Pattern,
-    /// The two shades, 8-bit red, green and blue.
+    /// The two shades, 8-bit RGB.
     pub shades: [[u8; 3]; 2],
-    /// Strength of the grain over the whole picture, in 8-bit steps up and down.
+    /// Amplitude of the grain: each pixel is shifted by up to this many 8-bit levels, up or down.
     pub grain: f32,
 }
 
-/// How the two shades of a background are laid out.
+/// Pattern of the two shades of a background.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pattern {
-    /// The first shade alone.
+    /// First shade only.
     Plain,
-    /// From one shade to the other along a direction; a vector of length about one.
+    /// Linear gradient between the shades along a unit vector.
     Gradient([f32; 2]),
-    /// Stripes across a direction, whose length is the number of stripe pairs over the picture.
+    /// Stripes perpendicular to a vector. The vector's length is the number of stripe pairs across the image.
     Stripes([f32; 2]),
-    /// Random blotches, so many along a side.
+    /// Value noise with this many grid cells along a side.
     Noise(u8),
 }
 
 impl Background {
-    /// Draws one.
+    /// Draws a random background.
     pub(super) fn draw(rng: &mut impl Rng) -> Self {
         let (lightness, step) = *[(236, -26), (205, 30), (22, 26), (58, -30)].choose(rng).unwrap_or(&(236, -26));
         let mut shade = |level: i16| [0; 3].map(|_: u8| (level + rng.random_range(-9..=9)).clamp(0, 255) as u8);
@@ -48,16 +48,16 @@ impl Background {
         Self { pattern, shades, grain: rng.random_range(0.0..9.0) }
     }
 
-    /// The picture without objects, `side * side` pixels of red, green and blue in `0..=255`, row by row.
+    /// Paints the background: `side * side` RGB pixels in `0..=255`, row by row.
     pub(super) fn paint(&self, side: u32, rng: &mut impl Rng) -> Vec<[f32; 3]> {
         let [a, b] = self.shades.map(|shade| shade.map(f32::from));
-        let blotches = Blotches::draw(self.pattern, rng);
+        let noise = ValueNoise::draw(self.pattern, rng);
         let pixel = |at: [f32; 2]| {
             let t = match self.pattern {
                 Pattern::Plain => 0.0,
                 Pattern::Gradient([dx, dy]) => (0.5 + (at[0] - 0.5) * dx + (at[1] - 0.5) * dy).clamp(0.0, 1.0),
                 Pattern::Stripes(direction) => stripe(at, direction, side),
-                Pattern::Noise(_) => blotches.at(at),
+                Pattern::Noise(_) => noise.at(at),
             };
             [0, 1, 2].map(|c| a[c] + t * (b[c] - a[c]))
         };
@@ -66,7 +66,7 @@ impl Background {
     }
 }
 
-/// 0 or 1 in turn across `direction`, with edges one pixel wide.
+/// Evaluates the stripe pattern: alternately 0 and 1 along `direction`, with anti-aliased edges one pixel wide.
 fn stripe([x, y]: [f32; 2], [dx, dy]: [f32; 2], side: u32) -> f32 {
     let phase = x * dx + y * dy;
     let to_edge = 0.25 - (phase - phase.floor() - 0.5).abs();
@@ -74,13 +74,13 @@ fn stripe([x, y]: [f32; 2], [dx, dy]: [f32; 2], side: u32) -> f32 {
     (0.5 + to_edge * period).clamp(0.0, 1.0)
 }
 
-/// Random values on a coarse grid, blended in between.
-struct Blotches {
+/// Value noise: random values on a coarse grid, interpolated bilinearly.
+struct ValueNoise {
     cells: usize,
     values: Vec<f32>,
 }
 
-impl Blotches {
+impl ValueNoise {
     fn draw(pattern: Pattern, rng: &mut impl Rng) -> Self {
         let cells = if let Pattern::Noise(cells) = pattern { usize::from(cells.max(1)) } else { 1 };
         let values = (0..(cells + 1) * (cells + 1)).map(|_| rng.random()).collect();

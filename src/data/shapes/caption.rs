@@ -1,4 +1,4 @@
-//! Captions, and reading them back.
+//! Captions: generation, and scoring against the scene.
 
 use rand::Rng;
 
@@ -35,13 +35,13 @@ const SEVERAL: Templates = &[
 ];
 pub(super) const TEMPLATES: &[Templates] = &[PROMPTS, ONE, SEVERAL];
 
-/// A request for a caption, in varied wording.
+/// Draws a request for a caption, in varied wording.
 pub fn caption_prompt(rng: &mut impl Rng) -> String {
     phrase(PROMPTS, &[], rng)
 }
 
 impl Scene {
-    /// A caption in varied wording, which names every object, from left to right, by size, colour and shape.
+    /// Draws a caption in varied wording. It names every object by size, colour and shape, from left to right.
     pub fn caption(&self, rng: &mut impl Rng) -> String {
         let objects = self.ordered(|object| object.x);
         let phrases = Vec::from_iter(objects.into_iter().map(|object| Description::full(object).indefinite()));
@@ -51,7 +51,7 @@ impl Scene {
     }
 }
 
-/// `a`, `a and b`, `a, b and c`.
+/// Joins items as `a`, `a and b`, `a, b and c`.
 pub(super) fn enumeration(items: &[String]) -> String {
     match items {
         [] => String::new(),
@@ -60,34 +60,35 @@ pub(super) fn enumeration(items: &[String]) -> String {
     }
 }
 
-/// What a caption says of a scene, and how much of it is true.
+/// Score of a caption against its scene.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CaptionScore {
-    /// Objects in the scene.
+    /// Number of objects in the scene.
     pub objects: usize,
-    /// Objects that the caption names.
+    /// Number of objects that the caption names.
     pub named: usize,
-    /// Named objects that are there with every attribute that was named; each real object counts once.
+    /// Number of named objects that match an object of the scene in every named attribute. An object of the scene
+    /// matches at most once.
     pub right: usize,
-    /// Whether the number of objects, if the caption tells it, is right.
+    /// Whether the number of objects is correct, if the caption states one.
     pub count_right: bool,
 }
 
 impl CaptionScore {
-    /// Whether every named attribute is right, and something was named.
+    /// Returns whether the caption names at least one object and states nothing wrong.
     pub fn all_right(&self) -> bool {
         self.named > 0 && self.right == self.named && self.count_right
     }
 
-    /// Whether, beyond that, no object was left out.
+    /// Returns whether the caption states nothing wrong and names every object.
     pub fn complete(&self) -> bool {
         self.all_right() && self.named == self.objects
     }
 }
 
-/// Reads a caption back and holds it against the scene; also captions in wordings that [`Scene::caption`] never uses.
+/// Parses a caption and scores it against the scene. Wordings that [`Scene::caption`] never uses are accepted too.
 ///
-/// Every run of size and colour words that ends in a shape or `object` names one object. Capitals do not matter.
+/// Every run of size and colour words that ends in a shape word or `object` names one object. Case is ignored.
 pub fn check_caption(scene: &Scene, caption: &str) -> CaptionScore {
     let caption = caption.to_lowercase();
     let mut named: Vec<Description> = Vec::new();
@@ -105,19 +106,19 @@ pub fn check_caption(scene: &Scene, caption: &str) -> CaptionScore {
         }
         number = NUMBERS.iter().position(|&name| name == word);
     }
-    // What was said of nothing is not true of anything.
+    // Attributes without a noun count as a named object that matches nothing.
     let dangling = usize::from(current != Description::default());
-    let right = most_matches(&named, &scene.objects);
+    let right = maximum_matching(&named, &scene.objects);
     CaptionScore { objects: scene.objects.len(), named: named.len() + dangling, right, count_right }
 }
 
-/// The most descriptions that can be given an object of their own each (a bipartite matching by augmenting paths).
-fn most_matches(named: &[Description], objects: &[Object]) -> usize {
+/// Computes the size of a maximum bipartite matching between descriptions and objects, by augmenting paths.
+fn maximum_matching(named: &[Description], objects: &[Object]) -> usize {
     let mut owners = vec![None; objects.len()];
     named.iter().filter(|wanted| claim(wanted, objects, &mut owners, &mut vec![false; objects.len()])).count()
 }
 
-/// Gives `wanted` an object, moving the present owners to others where that helps.
+/// Assigns an object to `wanted`, reassigning the current owners where needed. Returns whether that succeeded.
 fn claim<'a>(
     wanted: &'a Description,
     objects: &[Object],

@@ -1,4 +1,4 @@
-//! Shapes world as a data set of conversations.
+//! Data set of conversations about shapes-world scenes.
 
 use std::sync::Arc;
 
@@ -16,47 +16,48 @@ use crate::Result;
 use crate::config::validate::{at_least_one, at_most};
 use crate::data::{BadSample, Dataset, IMAGE_MARKER, ImageSource, Record, SampleResult, Turn, random_stream};
 
-/// What the conversations are about.
+/// Content of the conversations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ShapesContent {
-    /// A picture and its caption; or, of half of the scenes, a list of its objects in an order that is asked for, mostly with the
-    /// corner or edge that each is nearest to.
+    /// Image and its caption. For half of the scenes, a list of the objects in a requested order replaces the caption,
+    /// mostly with the corner or edge nearest to each object.
     Captions,
-    /// A picture and a sentence about each of its objects, which finds it by some of its attributes and tells the others.
+    /// Image and one sentence per object, which refers to the object by some attributes and states the others.
     Statements,
-    /// A picture and each of its objects by its full name, and once more with its place where that is beyond doubt, one a turn.
+    /// Image and one turn per object with its full description; a second turn adds the location if it is unambiguous.
     Objects,
-    /// A picture and questions of every kind that it has.
+    /// Image and questions of every kind that the scene allows.
     Questions,
-    /// A picture, its caption and its questions, the caption anywhere among them.
+    /// Image, caption and questions, with the caption at a random place among the questions.
     Mixed,
-    /// No picture: a scene told in words, and questions that these words answer; where it has none, its caption alone.
+    /// Text only: the caption of a scene and questions that the caption answers, or the caption alone if there are
+    /// none.
     Text,
 }
 
-/// A stretch of a split as conversations; sample `i` is about the split's scene number `first + i`.
+/// Data set of conversations about consecutive scenes of a split; sample `i` is about scene `first + i`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShapesDataset {
-    /// Which scenes.
+    /// Split that the scenes come from.
     pub split: Split,
-    /// The first one.
+    /// Index of the first scene.
     #[serde(default)]
     pub first: u64,
-    /// How many.
+    /// Number of scenes.
     pub scenes: usize,
-    /// Side of the pictures in pixels.
+    /// Side of the images, in pixels.
     pub side: u32,
-    /// What is said.
+    /// Content of the conversations.
     pub content: ShapesContent,
-    /// How many questions of each kind are asked, one at a time.
+    /// Number of rounds of questions, each with at most one question of each kind.
     #[serde(default = "one")]
     pub rounds: usize,
-    /// Which kinds of questions are asked about pictures; any, of a scene that has none of them.
+    /// Kinds of questions about images. A scene without questions of these kinds gets questions of any kind.
     #[serde(default = "every_kind")]
     pub kinds: Vec<QuestionKind>,
-    /// How scenes are drawn.
+    /// Options for drawing scenes.
     #[serde(default)]
     pub config: ShapesConfig,
 }
@@ -69,18 +70,18 @@ fn every_kind() -> Vec<QuestionKind> {
     QuestionKind::ALL.into()
 }
 
-/// Most scenes of a data set, whose order is kept in memory.
+/// Maximum number of scenes of a data set, since the sample order is held in memory.
 const MAX_SCENES: usize = 1 << 28;
-/// Largest side of a picture in pixels.
+/// Maximum side of an image, in pixels.
 const MAX_SIDE: usize = 1 << 12;
-/// Most rounds of questions; a scene has far fewer different ones.
+/// Maximum number of rounds; a scene has far fewer distinct questions of a kind.
 const MAX_ROUNDS: usize = 1 << 8;
 
 impl ShapesDataset {
-    /// Checks the numbers.
+    /// Checks that all sizes are within their limits.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) naming the field.
+    /// [`Error::Config`](crate::Error::Config), which names the field.
     pub fn validate(&self) -> Result<()> {
         let limits = [
             ("shapes.scenes", self.scenes, MAX_SCENES),
@@ -95,7 +96,7 @@ impl ShapesDataset {
         self.config.validate()
     }
 
-    /// The scene of sample `index`.
+    /// Generates the scene of sample `index`.
     pub fn scene(&self, index: usize) -> Scene {
         self.split.scene(self.first.wrapping_add(index as u64), &self.config)
     }
@@ -148,7 +149,7 @@ impl Dataset for ShapesDataset {
     }
 }
 
-/// A caption, or, of half of the scenes, a list in an order that is asked for, mostly with places.
+/// Draws a caption, or for half of the scenes a list in a requested order, mostly with locations.
 fn caption_turns(scene: &Scene, rng: &mut impl Rng) -> [Turn; 2] {
     turns_of(match rng.random() {
         true => location::list(scene, rng),
@@ -171,13 +172,13 @@ fn object_turns(scene: &Scene, rng: &mut impl Rng) -> Vec<Turn> {
     turns
 }
 
-/// The scene's caption before the first question.
+/// Builds text-only turns: the scene's caption precedes the first question.
 fn text_turns(scene: &Scene, rounds: usize, rng: &mut impl Rng) -> Vec<Turn> {
-    let told = scene.caption(rng);
+    let caption = scene.caption(rng);
     let mut questions = scene.questions_of(&QuestionKind::TOLD, rounds, rng);
     match questions.first_mut() {
-        Some(first) => first.question.insert_str(0, &format!("{told} ")),
-        None => return vec![Turn::assistant(told)],
+        Some(first) => first.question.insert_str(0, &format!("{caption} ")),
+        None => return vec![Turn::assistant(caption)],
     }
     questions.into_iter().flat_map(|q| turns_of((q.question, q.answer))).collect()
 }

@@ -1,4 +1,4 @@
-//! Questions that hang on a small object, or on one at the margin of the picture.
+//! Questions about small objects, and about objects near an edge or corner of the image.
 
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt};
@@ -8,11 +8,11 @@ use super::questions::{self, Draft, yes_no};
 use super::scene::{Object, Scene, shuffled};
 use super::words::{Templates, phrase};
 
-/// A corner reaches this far into the picture, as a fraction of its side.
+/// Extent of a corner region, as a fraction of the image side.
 const CORNER: f32 = 0.3;
-/// Every other object's centre is further out of the corner by this much.
+/// Margin around the corner region that must be free of other objects' centres, as a fraction of the side.
 const CORNER_CLEARANCE: f32 = 0.15;
-/// Every other object is further from the edge by this much.
+/// Minimum distance by which every other object is farther from the edge, as a fraction of the side.
 const EDGE_CLEARANCE: f32 = 0.07;
 
 const IN_CORNER: Templates = &["what is in the {where} corner?", "which object is in the {where} corner?"];
@@ -22,11 +22,11 @@ pub(super) const CORNERS: [(&str, [f32; 2]); 4] =
 pub(super) const EDGES: [&str; 4] = ["left", "right", "top", "bottom"];
 pub(super) const TEMPLATES: &[Templates] = &[IN_CORNER, NEAR_EDGE, &EDGES];
 
-/// Ways to name a small object without its colour, and without its shape.
+/// Namings of a small object without its colour, and without its shape.
 const SMALL_COLOURLESS: &[Naming] = &[[true, false, true], [true, false, false]];
 const SMALL_SHAPELESS: &[Naming] = &[[true, true, false], [true, false, false]];
 
-/// A question about a small or marginal object: of all forms, in random order, the first that the scene has.
+/// Draws a question about a small or marginal object: the first form, in random order, that the scene allows.
 pub(super) fn ask(scene: &Scene, rng: &mut impl Rng) -> Draft {
     shuffled(&[0, 1, 2, 3, 4], rng).into_iter().find_map(|form| match form {
         0 => small_colour(scene, rng),
@@ -51,7 +51,8 @@ fn small_shape(scene: &Scene, rng: &mut impl Rng) -> Draft {
     Some((phrase(questions::SHAPE, &[("a", &description.to_string())], rng), object.shape.to_string()))
 }
 
-/// Whether a small object is there, where some is; if not, one is that differs from it in a single attribute.
+/// Asks whether a small object exists, in a scene that has small objects. If the answer is no, some object differs from
+/// the description in a single attribute.
 fn small_existence(scene: &Scene, rng: &mut impl Rng) -> Draft {
     scene.objects.iter().find(|object| is_small(object))?;
     let there: bool = rng.random();
@@ -60,7 +61,7 @@ fn small_existence(scene: &Scene, rng: &mut impl Rng) -> Draft {
     Some((phrase(questions::EXISTENCE, &[("a", &wanted.indefinite())], rng), yes_no(there)))
 }
 
-/// What is in a corner of the picture.
+/// Asks which object is in a corner of the image.
 fn in_corner(scene: &Scene, rng: &mut impl Rng) -> Draft {
     let within =
         |object: &Object, [x, y]: [f32; 2], reach| (object.x - x).abs() < reach && (object.y - y).abs() < reach;
@@ -72,7 +73,7 @@ fn in_corner(scene: &Scene, rng: &mut impl Rng) -> Draft {
 }
 
 impl Object {
-    /// From its centre to an edge of the picture.
+    /// Returns the distance from the object's centre to an edge of the image, as a fraction of the side.
     pub(super) fn distance(&self, edge: &str) -> f32 {
         match edge {
             "left" => self.x,
@@ -83,7 +84,7 @@ impl Object {
     }
 }
 
-/// Colour or shape of the object nearest to an edge of the picture.
+/// Asks for the colour or shape of the object nearest to an edge of the image.
 fn near_edge(scene: &Scene, rng: &mut impl Rng) -> Draft {
     let edge = *EDGES.choose(rng)?;
     let distance = |object: &Object| object.distance(edge) - object.radius;

@@ -1,8 +1,8 @@
-//! Outlines of the shapes as signed distances, from which coverage of a pixel follows without supersampling.
+//! Outlines of the shapes as signed distance functions, which give a pixel's coverage without supersampling.
 
 use super::attributes::Shape;
 
-/// No outline leaves this many half widths around its centre.
+/// Bounding radius of every outline, in half widths of the shape.
 pub(super) const REACH: f32 = 1.3;
 
 const RING_HOLE: f32 = 0.52;
@@ -11,7 +11,7 @@ const TRIANGLE: [[f32; 2]; 3] = [[0.0, -1.02], [1.02, 0.8], [-1.02, 0.8]];
 const STAR: [[f32; 2]; 10] = star(1.12, 0.46);
 const CROSS: [[f32; 2]; 12] = cross(1.0, 0.34);
 
-/// A five-pointed star, one point up. The numbers are sine and cosine of 36 and 72 degrees.
+/// Builds a five-pointed star with one point up. The constants are sine and cosine of 36 and 72 degrees.
 const fn star(outer: f32, inner: f32) -> [[f32; 2]; 10] {
     let (s36, c36, s72, c72) = (0.587_785_25, 0.809_017, 0.951_056_5, 0.309_017);
     [
@@ -28,7 +28,7 @@ const fn star(outer: f32, inner: f32) -> [[f32; 2]; 10] {
     ]
 }
 
-/// An upright cross of arms `arm` long and `2 * half` wide.
+/// Builds an upright cross with arms of length `arm` and width `2 * half`.
 const fn cross(arm: f32, half: f32) -> [[f32; 2]; 12] {
     [
         [-half, -arm],
@@ -47,7 +47,8 @@ const fn cross(arm: f32, half: f32) -> [[f32; 2]; 12] {
 }
 
 impl Shape {
-    /// Distance of a point to the outline, negative inside; the shape is centred and about one unit in half width.
+    /// Computes the signed distance of a point to the outline, negative inside. The shape is centred at the origin and
+    /// has a half width of about one.
     pub(super) fn signed_distance(self, point: [f32; 2]) -> f32 {
         match self {
             Self::Circle => length(point) - 1.0,
@@ -67,7 +68,7 @@ fn length([x, y]: [f32; 2]) -> f32 {
     (x * x + y * y).sqrt()
 }
 
-/// Distance to the nearest edge; its sign by the even-odd rule.
+/// Computes the distance to the nearest edge, with the sign of the even-odd rule.
 fn polygon_distance(corners: &[[f32; 2]], [x, y]: [f32; 2]) -> f32 {
     let mut nearest = f32::INFINITY;
     let mut inside = false;
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn distances_of_known_points() {
+    fn distances_match_known_points() {
         let close = |shape: Shape, point, expected: f32| {
             let found = shape.signed_distance(point);
             assert!((found - expected).abs() < 1e-5, "{shape} at {point:?}: {found}, expected {expected}");
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn no_outline_leaves_its_reach() {
+    fn every_outline_is_within_reach() {
         for &shape in Shape::ALL {
             for i in 0..360 {
                 let (sin, cos) = (i as f32).to_radians().sin_cos();

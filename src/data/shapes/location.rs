@@ -1,4 +1,4 @@
-//! Questions about where in the picture an object is.
+//! Questions about the location of an object in the image.
 
 use rand::{Rng, RngExt};
 
@@ -9,7 +9,7 @@ use super::questions::Draft;
 use super::scene::{Object, Scene};
 use super::words::{Templates, phrase};
 
-/// A corner or an edge is the nearest beyond doubt if the centre is nearer to it by this fraction of the side.
+/// Margin that makes the nearest corner or edge unambiguous: how much nearer the centre is, as a fraction of the side.
 const MARGIN: f32 = 0.12;
 
 const CORNER: Templates = &["which corner is the {a} nearest to?"];
@@ -22,7 +22,7 @@ pub(super) const TEMPLATES: &[Templates] = &[CORNER, EDGE, LIST, PLACES, &[ACROS
 
 const NAMINGS: &[Naming] = &[[false, true, true], [false, true, false], [false, false, true], [true, false, true]];
 
-/// Which corner, or which edge, an object is nearest to.
+/// Asks which corner, or which edge, an object is nearest to.
 pub(super) fn ask(scene: &Scene, rng: &mut impl Rng) -> Draft {
     let (template, nearest): (Templates, fn(&Object) -> Option<&'static str>) =
         if rng.random() { (CORNER, nearest_corner) } else { (EDGE, nearest_edge) };
@@ -30,12 +30,12 @@ pub(super) fn ask(scene: &Scene, rng: &mut impl Rng) -> Draft {
     Some((phrase(template, &[("a", &description.to_string())], rng), nearest(object)?.to_string()))
 }
 
-/// An object with where it is, if that is beyond doubt: `a small red ring nearest to the left edge`.
+/// Describes an object and its location, if unambiguous: `a small red ring nearest to the left edge`.
 pub(super) fn name(object: &Object, rng: &mut impl Rng) -> Option<String> {
     Some(format!("{} {}", Description::full(object).indefinite(), place(object, rng)?))
 }
 
-/// The corner or the edge that an object is nearest to beyond doubt: `nearest to the left edge`.
+/// Describes the nearest corner or edge of an object, if unambiguous: `nearest to the left edge`.
 pub(super) fn place(object: &Object, rng: &mut impl Rng) -> Option<String> {
     let corner = nearest_corner(object).map(|place| (place, "corner"));
     let edge = nearest_edge(object).map(|place| (place, "edge"));
@@ -43,7 +43,8 @@ pub(super) fn place(object: &Object, rng: &mut impl Rng) -> Option<String> {
     Some(format!("nearest to the {place} {what}"))
 }
 
-/// A request for all objects in an order, mostly with their places, and the list; a place in doubt is left out.
+/// Draws a request to list all objects in an order, mostly with their locations, and the answer. Ambiguous locations
+/// are left out.
 pub(super) fn list(scene: &Scene, rng: &mut impl Rng) -> (String, String) {
     let (order, along): (&str, fn(&Object) -> f32) = if rng.random() { (ACROSS, |o| o.x) } else { (DOWN, |o| o.y) };
     let placed = rng.random_ratio(3, 4);

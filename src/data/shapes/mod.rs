@@ -1,7 +1,8 @@
-//! Shapes world: pictures of simple objects with captions, questions and answers, all drawn from a seed.
+//! Shapes world: a synthetic data set of images of simple objects with captions, questions and answers.
 //!
-//! Small enough to be learnt on a CPU, rich enough that an answer needs the picture: a closed vocabulary of some 110
-//! words, questions that have one answer, and answers that cannot be guessed.
+//! A seed determines everything. Shapes world is small enough to train on a CPU, and rich enough that answers require
+//! the image: it has a closed vocabulary of about 110 words, every question has exactly one answer, and no answer is
+//! common enough to be guessed.
 
 mod attributes;
 mod background;

@@ -1,4 +1,4 @@
-//! Questions about a scene, each with the one answer that the picture allows.
+//! Questions about a scene, each with exactly one correct answer.
 
 use std::fmt;
 
@@ -28,47 +28,47 @@ const SAME_SIZE: Templates = &["is the {a} the same size as the {b}?", "do the {
 
 pub(super) const TEMPLATES: &[Templates] =
     &[EXISTENCE, COLOUR, SHAPE, SIZE, COUNTING, LARGER, SMALLER, LARGER_OF_TWO, SMALLER_OF_TWO, MORE, FEWER, SAME_SIZE];
-/// Words of answers that are neither a number nor an attribute.
+/// Answer words that are neither numbers nor attributes.
 pub(super) const ANSWERS: &[&str] = &["yes", "no", "left", "right", "above", "below"];
 
-/// Ways to describe an object without its colour, its shape, or its size.
+/// Namings of an object without its colour, its shape, or its size.
 pub(super) const COLOURLESS: &[Naming] = &[[false, false, true], [true, false, true], [true, false, false]];
 const SHAPELESS: &[Naming] = &[[false, true, false], [true, true, false], [true, false, false]];
 const SIZELESS: &[Naming] = &[[false, true, true], [false, true, false], [false, false, true]];
 const EXISTENCE_NAMINGS: &[Naming] = &[[false, false, true], [false, true, false], [false, true, true], [true; 3]];
-/// What is counted: all objects, those of a size, of a colour, of a shape.
+/// Namings of counted objects: all objects, or all objects of one size, colour or shape.
 const COUNTED: [Naming; 4] = [[false; 3], [true, false, false], [false, true, false], [false, false, true]];
 
-/// How often an answer to a counting question is wanted, relative to the others, where the scene allows it. Small
-/// numbers are always at hand, large ones hardly ever: these weights even the answers out.
+/// Sampling weight of each answer to a counting question, where the scene allows that answer. Almost every scene allows
+/// small counts and few scenes allow large ones; the weights balance the answers.
 const COUNT_WEIGHTS: [f64; NUMBERS.len()] = [0.12, 0.17, 0.7, 1.0, 2.0, 3.0, 4.0];
 
-/// What a question is about.
+/// Kind of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QuestionKind {
-    /// Whether something is there.
+    /// Whether an object of a description exists.
     Existence,
-    /// The colour of an object.
+    /// Colour of an object.
     Colour,
-    /// The shape of an object.
+    /// Shape of an object.
     Shape,
-    /// The class of size of an object.
+    /// Size class of an object.
     Size,
-    /// How many there are.
+    /// Number of objects of a description.
     Counting,
-    /// Which is larger, of which there are more, whether two are alike.
+    /// Comparison of two objects' sizes, or of two counts.
     Comparison,
-    /// Left, right, above, below.
+    /// Direction between two objects: left, right, above, below.
     Spatial,
-    /// Which corner or edge of the picture an object is nearest to.
+    /// Corner or edge of the image that an object is nearest to.
     Location,
-    /// What hangs on a small object or on one at the picture's margin.
+    /// Question about a small object, or about an object near an edge or corner of the image.
     FineGrained,
 }
 
 impl QuestionKind {
-    /// Every kind.
+    /// All kinds.
     pub const ALL: [Self; 9] = [
         Self::Existence,
         Self::Colour,
@@ -81,11 +81,11 @@ impl QuestionKind {
         Self::FineGrained,
     ];
 
-    /// Those that a caption answers, since it names every object by every attribute.
+    /// Kinds that a caption answers, since it names every object with all attributes.
     pub const TOLD: [Self; 6] =
         [Self::Existence, Self::Colour, Self::Shape, Self::Size, Self::Counting, Self::Comparison];
 
-    /// The kind's name, as in JSON.
+    /// Returns the name of the kind, as in JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Existence => "existence",
@@ -107,28 +107,28 @@ impl fmt::Display for QuestionKind {
     }
 }
 
-/// A question and its answer of one or two words.
+/// Question and its answer of one or two words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
-    /// What it is about.
+    /// Kind of the question.
     pub kind: QuestionKind,
-    /// For example `what color is the small circle?`.
+    /// Text of the question, for example `what color is the small circle?`.
     pub question: String,
-    /// For example `red`.
+    /// Text of the answer, for example `red`.
     pub answer: String,
 }
 
-/// Question and answer before they are told apart by kind.
+/// Question and answer without their kind; `None` if the scene allows no question of the kind.
 pub(super) type Draft = Option<(String, String)>;
 
 impl Scene {
-    /// One question of every kind that the scene has an unambiguous one of, in random order.
+    /// Draws one question of every kind for which the scene allows an unambiguous question, in random order.
     pub fn questions(&self, rng: &mut impl Rng) -> Vec<Question> {
         self.questions_of(&QuestionKind::ALL, 1, rng)
     }
 
-    /// In each of so many rounds one question of each of these kinds, in random order; none of a kind is
-    /// asked twice.
+    /// Draws `rounds` rounds of questions, each with at most one question of every kind of `kinds` in random order. No
+    /// question repeats.
     pub fn questions_of(&self, kinds: &[QuestionKind], rounds: usize, rng: &mut impl Rng) -> Vec<Question> {
         let mut questions: Vec<Question> = Vec::new();
         for _ in 0..rounds {
@@ -141,8 +141,8 @@ impl Scene {
         questions
     }
 
-    /// A question of one kind, or `None` where the scene has no unambiguous one. What is asked is drawn so that no
-    /// answer is much commoner than the others.
+    /// Draws a question of one kind, or `None` if the scene allows no unambiguous question. The draw balances answers:
+    /// none is much more frequent than the others.
     pub fn question(&self, kind: QuestionKind, rng: &mut impl Rng) -> Option<Question> {
         let (question, answer) = match kind {
             QuestionKind::Existence => self.existence(rng),
@@ -165,8 +165,8 @@ impl Scene {
         Some((phrase(EXISTENCE, &[("a", &wanted.indefinite())], rng), yes_no(there)))
     }
 
-    /// One of `descriptions`, of something that is there, or else of something that no object is, but for a single
-    /// attribute.
+    /// Chooses one of `descriptions`: if `there`, a description that matches an object, else one that no object matches
+    /// but that differs from some object in a single attribute.
     pub(super) fn existing_or_nearly(
         &self,
         descriptions: impl Iterator<Item = Description>,
@@ -209,7 +209,7 @@ impl Scene {
 
     fn comparison(&self, rng: &mut impl Rng) -> Draft {
         match rng.random_range(0..4) {
-            0 => self.comparison_of_numbers(rng),
+            0 => self.comparison_of_counts(rng),
             1 => self.same_size(rng),
             form => {
                 let (a, b) = self.pair(|a, b| a.size != b.size, rng)?;
@@ -227,7 +227,7 @@ impl Scene {
         }
     }
 
-    fn comparison_of_numbers(&self, rng: &mut impl Rng) -> Draft {
+    fn comparison_of_counts(&self, rng: &mut impl Rng) -> Draft {
         let naming = *COUNTED.get(1..)?.choose(rng)?;
         let groups = shuffled(&Vec::from_iter(Description::all(naming)), rng);
         let more = groups.iter().find(|group| self.count(group) > 0)?;
@@ -246,8 +246,8 @@ impl Scene {
         Some((phrase(SAME_SIZE, &[("a", &a), ("b", &b)], rng), yes_no(same)))
     }
 
-    /// An object that `wanted` holds for, and a description that is true of it alone and names what one of `namings`
-    /// says.
+    /// Draws an object that satisfies `wanted`, and a description that matches only this object and names exactly the
+    /// attributes of one of `namings`.
     pub(super) fn referent(
         &self,
         namings: &[Naming],
@@ -260,7 +260,7 @@ impl Scene {
         Vec::from_iter(unique).choose(rng).copied()
     }
 
-    /// Two different objects, in either order, that `wanted` holds for.
+    /// Draws an ordered pair of distinct objects that satisfies `wanted`.
     pub(super) fn pair(
         &self,
         wanted: impl Fn(&Object, &Object) -> bool,
@@ -271,7 +271,7 @@ impl Scene {
     }
 }
 
-/// The answer to whether something holds.
+/// Returns the answer to a yes/no question.
 pub(super) fn yes_no(holds: bool) -> String {
     if holds { "yes" } else { "no" }.into()
 }

@@ -1,4 +1,4 @@
-//! Painting a scene.
+//! Rendering of scenes to images.
 
 use image::RgbImage;
 use rand::RngExt;
@@ -8,7 +8,7 @@ use super::scene::{Object, Scene};
 use crate::data::random_stream;
 
 impl Scene {
-    /// The picture, `side` by `side` pixels, anti-aliased; the same bits on every machine.
+    /// Renders the scene to an anti-aliased image of `side` by `side` pixels, bit-identical on every machine.
     pub fn render(&self, side: u32) -> RgbImage {
         let mut rng = random_stream(self.seed, 1);
         let mut pixels = self.background.paint(side, &mut rng);
@@ -22,15 +22,15 @@ impl Scene {
             pixel.map(|channel| (channel + shift).round() as u8)
         };
         let bytes = pixels.into_iter().flat_map(grainy).collect();
-        // The buffer is three bytes a pixel by construction, the one thing that `from_raw` asks for.
+        // `from_raw` only fails for a buffer of fewer than three bytes per pixel, which this one is not.
         RgbImage::from_raw(side, side, bytes).unwrap_or_default()
     }
 }
 
 impl Object {
-    /// How much of a pixel of a picture of `side` pixels this object covers, 0 to 1.
+    /// Computes how much of pixel (`x`, `y`) the object covers, from 0 to 1, in an image of `side` by `side` pixels.
     ///
-    /// Taken from the distance of the pixel's centre to the outline, in pixels.
+    /// Coverage follows from the signed distance between the pixel's centre and the outline, in pixels.
     pub fn coverage(&self, x: u32, y: u32, side: u32) -> f32 {
         let scale = side as f32;
         let centre = [(x as f32 + 0.5) / scale, (y as f32 + 0.5) / scale];
@@ -39,7 +39,7 @@ impl Object {
     }
 
     fn paint(&self, pixels: &mut [[f32; 3]], side: u32) {
-        // Casts saturate, so what lies outside the picture is cut off.
+        // Casts saturate, which clips the object to the image.
         let range = |centre: f32| {
             let at = |offset: f32| ((centre + offset) * side as f32) as u32;
             at(-REACH * self.radius)..(at(REACH * self.radius) + 1).min(side)

@@ -1,4 +1,4 @@
-//! Scenes: what is in a picture, drawn from a seed.
+//! Scenes: the objects and background of an image, drawn from a seed.
 
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, RngExt};
@@ -9,25 +9,25 @@ use super::background::Background;
 use crate::data::random_stream;
 use crate::{Error, Result};
 
-/// No scene holds more objects than this.
+/// Maximum number of objects in a scene.
 pub const MAX_OBJECTS: usize = 6;
 
-/// Free space between an object and the picture's border, in half widths of the object beyond its own.
+/// Minimum gap between an object and the image border, in half widths of the object.
 const BORDER: f32 = 0.08;
-/// How deep two objects of different colours may overlap, in half widths of the smaller one.
+/// Maximum overlap of two objects of different colours, in half widths of the smaller object.
 const OVERLAP: f32 = 0.25;
-/// Space between two objects of one colour, which would melt into each other, as a fraction of the side.
+/// Minimum gap between two objects of one colour, which would otherwise merge, as a fraction of the side.
 const GAP: f32 = 0.03;
-/// How often a place for an object is tried before it is made smaller.
+/// Number of positions tried for an object before its size class is reduced.
 const TRIES: usize = 40;
 
-/// How scenes are drawn.
+/// Options for drawing scenes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShapesConfig {
-    /// Fewest objects in a scene.
+    /// Minimum number of objects in a scene.
     pub min_objects: usize,
-    /// Most objects in a scene, at most [`MAX_OBJECTS`].
+    /// Maximum number of objects in a scene, at most [`MAX_OBJECTS`].
     pub max_objects: usize,
 }
 
@@ -38,10 +38,10 @@ impl Default for ShapesConfig {
 }
 
 impl ShapesConfig {
-    /// Checks the numbers against each other.
+    /// Checks that `1 <= min_objects <= max_objects <= MAX_OBJECTS`.
     ///
     /// # Errors
-    /// [`Error::Config`], naming the field.
+    /// [`Error::Config`], which names the field.
     pub fn validate(&self) -> Result<()> {
         if !(1..=MAX_OBJECTS).contains(&self.max_objects) {
             let message = format!("is {}, expected 1 to {MAX_OBJECTS}", self.max_objects);
@@ -55,42 +55,42 @@ impl ShapesConfig {
     }
 }
 
-/// One object; lengths and places are fractions of the picture's side, from its top left corner.
+/// Object of a scene. Lengths and coordinates are fractions of the image side, with the origin at the top left.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Object {
     /// Outline.
     pub shape: Shape,
     /// Named colour.
     pub colour: Colour,
-    /// Class of size.
+    /// Size class.
     pub size: Size,
-    /// Centre, from the left.
+    /// Horizontal coordinate of the centre, from the left.
     pub x: f32,
-    /// Centre, from the top.
+    /// Vertical coordinate of the centre, from the top.
     pub y: f32,
     /// Half width.
     pub radius: f32,
     /// Rotation, as the tangent of half its angle.
     pub tilt: f32,
-    /// The very colour, near the named one.
+    /// Exact colour, 8-bit RGB, close to the nominal value of `colour`.
     pub rgb: [u8; 3],
 }
 
-/// What is in one picture: one to six objects, no two alike in colour *and* shape, before a background.
+/// Scene: one to six objects on a background. No two objects share both colour and shape.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scene {
-    /// The seed that it was drawn from.
+    /// Seed that the scene was drawn from.
     pub seed: u64,
-    /// Objects in the order of painting: from the largest to the smallest, none hidden.
+    /// Objects in painting order, from the largest to the smallest; none is hidden.
     pub objects: Vec<Object>,
-    /// What is behind them.
+    /// Background.
     pub background: Background,
 }
 
 impl Scene {
-    /// Draws a scene; the same seed and configuration give the same scene on every machine.
+    /// Draws a scene. The same seed and configuration give the same scene on every machine.
     ///
-    /// Numbers of objects outside `1..=MAX_OBJECTS` are brought into it; [`ShapesConfig::validate`] tells of them.
+    /// Object counts outside `1..=MAX_OBJECTS` are clamped; call [`ShapesConfig::validate`] to reject them.
     pub fn generate(seed: u64, config: &ShapesConfig) -> Self {
         let mut rng = random_stream(seed, 0);
         let most = config.max_objects.clamp(1, MAX_OBJECTS);
@@ -106,21 +106,21 @@ impl Scene {
         Self { seed, objects, background }
     }
 
-    /// The objects, from the least to the largest of these numbers.
-    pub(super) fn ordered(&self, number: impl Fn(&Object) -> f32) -> Vec<&Object> {
+    /// Returns the objects in ascending order of `key`.
+    pub(super) fn ordered(&self, key: impl Fn(&Object) -> f32) -> Vec<&Object> {
         let mut objects = Vec::from_iter(&self.objects);
-        objects.sort_by(|a, b| number(a).total_cmp(&number(b)));
+        objects.sort_by(|a, b| key(a).total_cmp(&key(b)));
         objects
     }
 
-    /// How many objects `description` is true of.
+    /// Counts the objects that `description` matches.
     pub fn count(&self, description: &Description) -> usize {
         self.objects.iter().filter(|object| description.matches(object)).count()
     }
 }
 
-/// At least [`MAX_OBJECTS`] different pairs, of few enough shapes and colours that some come again: that makes
-/// counting, and telling apart what is alike, worth asking.
+/// Draws at least [`MAX_OBJECTS`] distinct (shape, colour) pairs from a few shapes and colours. Shapes and colours thus
+/// repeat within a scene, which makes counting and distinguishing similar objects meaningful.
 fn draw_names(rng: &mut impl Rng) -> Vec<(Shape, Colour)> {
     let few = |all: usize, rng: &mut _| [2, 3, all].choose(rng).copied().unwrap_or(all);
     let shapes = few(Shape::ALL.len(), rng);
@@ -131,14 +131,15 @@ fn draw_names(rng: &mut impl Rng) -> Vec<(Shape, Colour)> {
     shuffled(&pairs, rng)
 }
 
-/// A copy of `items` in random order.
+/// Returns a copy of `items` in random order.
 pub(super) fn shuffled<T: Copy>(items: &[T], rng: &mut impl Rng) -> Vec<T> {
     let mut items = items.to_vec();
     items.shuffle(rng);
     items
 }
 
-/// Finds a free place, if need be for a smaller object; `None` in a picture so full that even a small one has none.
+/// Places an object at a free position, reducing its size class if needed. Returns `None` if even a small object does
+/// not fit.
 fn place(rng: &mut impl Rng, shape: Shape, colour: Colour, size: Size, others: &[Object]) -> Option<Object> {
     for _ in 0..TRIES {
         let [least, most] = size.radius();
@@ -162,14 +163,14 @@ fn place(rng: &mut impl Rng, shape: Shape, colour: Colour, size: Size, others: &
 }
 
 impl Object {
-    /// Whether both can be seen as what they are.
+    /// Returns whether the gap or overlap of two objects leaves both recognisable.
     fn is_clear_of(&self, other: &Self) -> bool {
         let gap = if self.colour == other.colour { GAP } else { -OVERLAP * self.radius.min(other.radius) };
         let (dx, dy) = (self.x - other.x, self.y - other.y);
         (dx * dx + dy * dy).sqrt() > self.radius + other.radius + gap
     }
 
-    /// A point of the picture, as fractions of its side, in the frame of the unrotated shape of half width one.
+    /// Maps a point of the image (fractions of the side) to the frame of the unrotated shape with half width one.
     pub(super) fn to_local(&self, [x, y]: [f32; 2]) -> [f32; 2] {
         let (dx, dy) = ((x - self.x) / self.radius, (y - self.y) / self.radius);
         let square = self.tilt * self.tilt;

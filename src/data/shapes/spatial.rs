@@ -1,4 +1,4 @@
-//! Questions about left, right, above and below.
+//! Questions about directions between objects: left, right, above, below.
 
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt};
@@ -9,12 +9,12 @@ use super::scene::{Object, Scene};
 use super::text::TextQuestion;
 use super::words::{Templates, phrase};
 
-/// Least distance between two centres along the axis that is asked for, as a fraction of the side.
+/// Minimum distance between two centres along the axis in question, as a fraction of the side.
 const MARGIN: f32 = 0.2;
-/// The distance across that axis may be at most so many times the distance along it.
+/// Maximum ratio of the distance across that axis to the distance along it.
 const SLANT: f32 = 1.5;
 
-/// Where one object is, seen from another.
+/// Direction of one object from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Direction {
     Left,
@@ -46,7 +46,7 @@ impl Direction {
         }
     }
 
-    /// The words between two objects.
+    /// Returns the preposition between the names of two objects.
     const fn preposition(self) -> &'static str {
         match self {
             Self::Left => "to the left of",
@@ -74,7 +74,7 @@ impl Direction {
         }
     }
 
-    /// How far `a` is in this direction from `b`, and how far off it, as fractions of the side.
+    /// Computes the distance from `b` to `a` along this direction (signed) and across it, as fractions of the side.
     fn offset(self, a: &Object, b: &Object) -> (f32, f32) {
         let (dx, dy) = (a.x - b.x, a.y - b.y);
         match self {
@@ -85,14 +85,14 @@ impl Direction {
         }
     }
 
-    /// Whether `a` is in this direction from `b` beyond doubt.
+    /// Returns whether `a` is unambiguously in this direction from `b`.
     fn holds(self, a: &Object, b: &Object) -> bool {
         let (along, across) = self.offset(a, b);
         along >= MARGIN && across <= SLANT * along
     }
 }
 
-/// A question about where an object is.
+/// Draws a question about the direction between two objects.
 pub(super) fn ask(scene: &Scene, rng: &mut impl Rng) -> Draft {
     let direction = *Direction::ALL.choose(rng)?;
     let form = rng.random_range(0..3);
@@ -113,7 +113,7 @@ pub(super) fn ask(scene: &Scene, rng: &mut impl Rng) -> Draft {
     Some((phrase(asked.question(), &slots, rng), yes_no(holds)))
 }
 
-/// Which object it is that is alone on one side of another.
+/// Asks for the only object on one side of another object.
 fn ask_what(scene: &Scene, direction: Direction, rng: &mut impl Rng) -> Draft {
     let alone = |a: &Object, b: &Object| {
         let others = scene.objects.iter().filter(|&o| o != a && o != b);
@@ -124,13 +124,13 @@ fn ask_what(scene: &Scene, direction: Direction, rng: &mut impl Rng) -> Draft {
     Some((phrase(WHAT, &[("where", direction.preposition()), ("b", &b)], rng), a))
 }
 
-/// A statement of where an object is, and a question that it answers.
+/// Draws a statement of the direction between two objects, and a question that the statement answers.
 pub(super) fn state_and_ask(scene: &Scene, rng: &mut impl Rng) -> Option<TextQuestion> {
     let direction = *Direction::ALL.choose(rng)?;
     let (a, b) = scene.pair(|a, b| direction.holds(a, b), rng)?;
     let [a, b] = [a, b].map(|object| Description::name(object).to_string());
     let description = phrase(STATEMENT, &[("a", &a), ("b", &b), ("where", direction.preposition())], rng);
-    // Only this axis is told of; and seen from the other object the direction is the opposite one.
+    // The statement covers one axis only. Swapping the two objects reverses the direction.
     let asked = *[direction, direction.opposite()].choose(rng)?;
     let swapped = rng.random();
     let slots = if swapped { [("a", b.as_str()), ("b", a.as_str())] } else { [("a", a.as_str()), ("b", b.as_str())] };

@@ -1,4 +1,4 @@
-//! Which scenes are for training and which are kept back.
+//! Training, validation and test splits of the scenes.
 
 use std::ops::Range;
 
@@ -6,26 +6,26 @@ use serde::{Deserialize, Serialize};
 
 use super::scene::{Scene, ShapesConfig};
 
-/// A part of shapes world, by ranges of seeds that never change and never meet.
+/// Split of shapes world: a fixed range of seeds, disjoint from the other splits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
-    /// For training.
+    /// Scenes for training.
     Train,
-    /// For choosing between trained models.
+    /// Scenes for model selection.
     Validation,
-    /// For the numbers that are reported.
+    /// Scenes for reported results.
     Test,
 }
 
-/// Number of scenes in each part.
+/// Number of scenes in each split.
 const SCENES: u64 = 1 << 40;
 
 impl Split {
-    /// Every part.
+    /// All splits.
     pub const ALL: [Self; 3] = [Self::Train, Self::Validation, Self::Test];
 
-    /// The seeds of its scenes.
+    /// Returns the seeds of the split's scenes.
     pub const fn seeds(self) -> Range<u64> {
         let start = match self {
             Self::Train => 0,
@@ -35,7 +35,7 @@ impl Split {
         start..start + SCENES
     }
 
-    /// Its scene number `index`; after the last one it begins again.
+    /// Generates scene `index` of the split. Indices wrap around after the last scene.
     pub fn scene(self, index: u64, config: &ShapesConfig) -> Scene {
         Scene::generate(self.seeds().start + index % SCENES, config)
     }

@@ -1,7 +1,7 @@
-//! Sentences that find an object by some of its attributes and tell the others.
+//! Statements that refer to an object by some of its attributes and state the others.
 //!
-//! A caption walks from object to object and ends in the shape, so nothing in it hangs on finding one by its shape. Here the
-//! order of objects is random and any attribute may come first: the rest can only be told by looking for it.
+//! A caption lists objects from left to right and names the shape last, so it never requires finding an object by its
+//! shape. Statements come in random order and start with any attributes: completing one requires finding the object.
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -16,7 +16,7 @@ const PROMPTS: Templates = &["describe all objects.", "describe all objects in t
 const SENTENCE: Templates = &["the {a} is {told}."];
 pub(super) const TEMPLATES: &[Templates] = &[PROMPTS, SENTENCE];
 
-/// Every way to name some attributes, and not all of them.
+/// Every naming of some, but not all, attributes.
 const NAMINGS: [Naming; 6] = [
     [false, false, true],
     [false, true, false],
@@ -26,16 +26,17 @@ const NAMINGS: [Naming; 6] = [
     [true, true, false],
 ];
 
-/// A request to describe all objects, and a sentence about each, in random order.
+/// Draws a request to describe all objects, and one sentence per object in random order.
 pub(super) fn ask(scene: &Scene, rng: &mut impl Rng) -> (String, String) {
     let objects = shuffled(&Vec::from_iter(&scene.objects), rng);
     let sentences = Vec::from_iter(objects.into_iter().filter_map(|object| sentence(scene, object, rng)));
     (phrase(PROMPTS, &[], rng), sentences.join(" "))
 }
 
-/// `the ring is small, red and nearest to the left edge.`, `the small object is a red ring.`
+/// Draws a statement, such as `the ring is small, red and nearest to the left edge.` or `the small object is a red
+/// ring.`
 fn sentence(scene: &Scene, object: &Object, rng: &mut impl Rng) -> Option<String> {
-    // There is one, for no two objects share colour and shape.
+    // At least one naming is unique: no two objects share both colour and shape.
     let is_alone = |naming: &Naming| scene.count(&Description::of(object, *naming)) == 1;
     let naming = *Vec::from_iter(NAMINGS.into_iter().filter(is_alone)).choose(rng)?;
     let (subject, rest) = (Description::of(object, naming), Description::of(object, naming.map(|named| !named)));

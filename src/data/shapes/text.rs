@@ -1,4 +1,4 @@
-//! Text without a picture, for language models.
+//! Text-only samples, for language models.
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -11,27 +11,28 @@ use super::words::{Templates, phrase};
 const EXCHANGE: Templates = &["{said} question: {question} answer: {answer}."];
 pub(super) const TEMPLATES: &[Templates] = &[EXCHANGE];
 
-/// A scene told in words, with a question that these words answer.
+/// Description of a scene in words, with a question that the description answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextQuestion {
-    /// What is said of the imagined scene.
+    /// Description of the scene.
     pub description: String,
-    /// What is asked.
+    /// Text of the question.
     pub question: String,
-    /// The answer, of one or two words.
+    /// Text of the answer: one or two words.
     pub answer: String,
 }
 
 impl Scene {
-    /// A question about this scene as told in words instead of shown.
+    /// Draws a question about the scene, with a caption in place of the image.
     pub fn text_question(&self, rng: &mut impl Rng) -> Option<TextQuestion> {
         let kind = QuestionKind::TOLD.choose(rng).copied()?;
         let question = self.question(kind, rng)?;
         Some(TextQuestion { description: self.caption(rng), question: question.question, answer: question.answer })
     }
 
-    /// Sentences for a language model: a caption, a question about a scene told in words, and, where the scene has
-    /// them, a statement of where something is with a question that it answers.
+    /// Draws sentences for a language model: a caption; a caption with a question and its answer; and a statement of
+    /// the direction between two objects with a question and its answer. The last two are optional: not every scene
+    /// allows them.
     pub fn text_sentences(&self, rng: &mut impl Rng) -> Vec<String> {
         let mut sentences = vec![self.caption(rng)];
         let placed = spatial::state_and_ask(self, rng);

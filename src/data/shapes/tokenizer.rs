@@ -1,4 +1,4 @@
-//! A tokenizer for the closed vocabulary of shapes world: one token a word.
+//! Word-level tokenizer for the closed vocabulary of shapes world.
 
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
@@ -10,34 +10,35 @@ use crate::{Error, Result};
 /// Control tokens and placeholders, in the order of their ids.
 const CONTROL: [&str; 5] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"];
 const UNKNOWN: &str = "<unk>";
-/// Words that only the chat template says.
+/// Words that occur only in the chat template.
 const ROLES: [&str; 3] = ["system", "user", "assistant"];
 
-/// Ids of [`tokenizer`] that a model configuration has to agree with.
+/// Vocabulary size and placeholder ids of [`tokenizer`], for the model configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShapesTokens {
-    /// Number of ids.
+    /// Number of token ids.
     pub vocab_size: usize,
-    /// Placeholder of images.
+    /// Id of the image placeholder.
     pub image: u32,
-    /// Placeholder of videos.
+    /// Id of the video placeholder.
     pub video: u32,
 }
 
-/// The ids of the tokenizer.
+/// Returns the vocabulary size and the placeholder ids of [`tokenizer`].
 pub fn token_ids() -> ShapesTokens {
     ShapesTokens { vocab_size: CONTROL.len() + words().len(), image: 3, video: 4 }
 }
 
-/// The words that have a token, behind the control tokens.
+/// Lists the words of the vocabulary, whose ids follow the control tokens.
 fn words() -> Vec<String> {
     std::iter::once(UNKNOWN).chain(ROLES).map(String::from).chain(vocabulary()).collect()
 }
 
-/// A tokenizer of words and punctuation marks, with the control tokens of ChatML and the placeholders before them.
+/// Builds a tokenizer of words and punctuation marks. The first ids are the control tokens of ChatML and the
+/// placeholders.
 ///
 /// # Errors
-/// [`Error::Tokenizer`] if the tokenizers crate refuses its definition.
+/// [`Error::Tokenizer`] if the tokenizers crate rejects the definition.
 pub fn tokenizer() -> Result<TextTokenizer> {
     let control = CONTROL.iter().enumerate().map(|(id, token)| {
         json!({ "id": id, "content": token, "special": true, "normalized": false, "single_word": false,
@@ -49,7 +50,7 @@ pub fn tokenizer() -> Result<TextTokenizer> {
         "version": "1.0", "truncation": null, "padding": null, "normalizer": { "type": "Lowercase" },
         "added_tokens": control.collect::<Vec<_>>(),
         "pre_tokenizer": { "type": "Whitespace" }, "post_processor": null,
-        // Joins words by spaces and takes those before punctuation away; the first decoder knows of no colon.
+        // Joins words with spaces and removes spaces before punctuation; WordPiece cleanup does not handle colons.
         "decoder": { "type": "Sequence", "decoders": [
             { "type": "WordPiece", "prefix": "##", "cleanup": true },
             { "type": "Replace", "pattern": { "String": " :" }, "content": ":" },
@@ -67,7 +68,7 @@ mod tests {
     use crate::data::shapes::{Scene, ShapesConfig};
 
     #[test]
-    fn captions_survive_the_tokenizer_and_no_word_is_unknown() {
+    fn captions_round_trip_without_unknown_words() {
         let tokenizer = tokenizer().unwrap();
         let unknown = tokenizer.id(UNKNOWN).unwrap();
         for seed in 0..50 {
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_another_world_are_told() {
+    fn unknown_words_are_reported() {
         let unknown = |text| tokenizer().unwrap().unknown_words(text).unwrap();
         assert_eq!(unknown("is the Zebra left of an elephant or of a Zebra?"), ["Zebra", "elephant"]);
         assert!(unknown("is there a red circle?").is_empty());
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_those_that_are_told() {
+    fn token_ids_match_the_tokenizer() {
         let (tokenizer, ids) = (tokenizer().unwrap(), token_ids());
         assert_eq!((tokenizer.id("<image>"), tokenizer.id("<video>")), (Some(ids.image), Some(ids.video)));
         assert_eq!(tokenizer.inner().get_vocab_size(true), ids.vocab_size);

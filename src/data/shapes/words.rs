@@ -1,4 +1,4 @@
-//! Words and templates: everything that shapes world can say.
+//! Templates and vocabulary of all shapes-world texts.
 
 use std::collections::BTreeSet;
 
@@ -8,13 +8,13 @@ use rand::seq::IndexedRandom;
 use super::attributes::{Colour, Shape, Size};
 use super::{caption, fine_grained, location, questions, spatial, statements, text};
 
-/// Names of numbers from zero to [`super::MAX_OBJECTS`].
+/// Number words from zero to [`super::MAX_OBJECTS`].
 pub(super) const NUMBERS: [&str; super::MAX_OBJECTS + 1] = ["zero", "one", "two", "three", "four", "five", "six"];
 
-/// Sets of templates of one meaning; `{name}` stands for what is filled in.
+/// Interchangeable templates of one meaning; `{name}` is a slot.
 pub(super) type Templates = &'static [&'static str];
 
-/// One of `templates`, filled in.
+/// Draws one of `templates` and fills in its slots.
 pub(super) fn phrase(templates: Templates, slots: &[(&str, &str)], rng: &mut impl Rng) -> String {
     let template = templates.choose(rng).copied().unwrap_or_default().to_owned();
     slots.iter().fold(template, |text, (name, value)| text.replace(&format!("{{{name}}}"), value))
@@ -29,10 +29,10 @@ pub fn words(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Every word and punctuation mark that shapes world can emit, sorted: what a word-level tokenizer has to know.
+/// Lists every word and punctuation mark that occurs in shapes-world texts, sorted.
 pub fn vocabulary() -> Vec<String> {
     let mut all = BTreeSet::from(["a", "an", "and", ",", "object", "objects"].map(String::from));
-    let rooms = [
+    let templates_by_module = [
         caption::TEMPLATES,
         questions::TEMPLATES,
         spatial::TEMPLATES,
@@ -41,8 +41,8 @@ pub fn vocabulary() -> Vec<String> {
         statements::TEMPLATES,
         text::TEMPLATES,
     ];
-    for template in rooms.into_iter().flatten().copied().flatten() {
-        // Slots are never next to a letter, so what is left of `{name}` are braces and names to be dropped.
+    for template in templates_by_module.into_iter().flatten().copied().flatten() {
+        // Slots are never adjacent to a letter, so splitting at the braces leaves whole words outside of slots.
         let outside_slots = template.split('{').flat_map(|part| part.rsplit('}').next());
         all.extend(outside_slots.flat_map(words).map(String::from));
     }
