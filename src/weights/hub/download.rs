@@ -1,14 +1,12 @@
-//! Fetching a checkpoint into the hub's shared cache.
+//! Downloads of checkpoints into the hub's shared cache.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
 
-use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
-use hf_hub::{HFClient, HFError};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::split_id;
+use super::cache::RepoCache;
+use super::client::{Answer, Client, Failure, Listing, RemoteFile};
+use super::{environment, split_id};
 use crate::{Error, Result};
 
 /// The files of a repository that a model is made of. Weights in other formats and copies stay where they are.
@@ -45,57 +43,105 @@ pub struct Hub {
 impl Hub {
     /// What the environment asks for.
     pub fn from_env() -> Self {
-        let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|value| is_true(&value));
-        Self { cache: None, offline }
+        Self { cache: None, offline: environment::offline() }
     }
 
     /// Downloads the checkpoint `id` at `revision` and returns its folder, see [`download`](super::download).
     ///
     /// # Errors
-    /// [`Error::Hub`] saying what failed and what to do.
+    /// [`Error::Hub`] saying what failed and what to do, [`Error::Io`] if the cache cannot be read or written.
     pub fn download(&self, id: &str, revision: Option<&str>) -> Result<PathBuf> {
         let revision = revision.unwrap_or("main");
-        let (organisation, name) =
-            split_id(id).ok_or_else(|| Error::hub(format!("`{id}` is not an id of the form organisation/name")))?;
+        if split_id(id).is_none() {
+            return Err(Error::hub(format!("`{id}` is not an id of the form organisation/name")));
+        }
         if !is_revision(revision) {
             return Err(Error::hub(format!("`{revision}` is not a revision: expected a branch, tag or commit")));
         }
-        let failed = |e| Error::hub(format!("`{id}` at revision `{revision}`: {e}{}", self.advice(&e)));
-        let mut client = HFClient::builder();
-        if let Some(cache) = &self.cache {
-            client = client.cache_dir(cache);
+        let root = self.cache.clone().map_or_else(environment::cache, Ok)?;
+        let cache = RepoCache::new(&root, id);
+        if self.offline {
+            return cached(&cache, id, revision);
         }
-        let repository = client.build_sync().map_err(failed)?.model(organisation, name);
-        repository
-            .snapshot_download()
-            .revision(revision)
-            .allow_patterns(CHECKPOINT_FILES.map(String::from).to_vec())
-            .local_files_only(self.offline)
-            .progress(Bar::default())
-            .send()
-            .map_err(failed)
-    }
-
-    fn advice(&self, error: &HFError) -> &'static str {
-        match error {
-            HFError::LocalEntryNotFound { .. } if self.offline => {
-                "; it is not in the cache and HF_HUB_OFFLINE forbids fetching it: unset it, or give a local folder"
-            }
-            HFError::AuthRequired { .. } | HFError::Forbidden { .. } => {
-                "; accept the model's terms on its page, and set HF_TOKEN to a token that may read it"
-            }
-            HFError::RepoNotFound { .. } => "; check the id (for a private model, set HF_TOKEN)",
-            HFError::RevisionNotFound { .. } => "; check the revision",
-            HFError::Request { .. } => {
-                "; check the network, or set HF_HUB_OFFLINE=1 if the model was downloaded before"
-            }
-            _ => "",
-        }
+        let client = Client::from_env()?;
+        Download { client: &client, cache: &cache, id, revision }.run()
     }
 }
 
-fn is_true(value: &str) -> bool {
-    ["1", "on", "yes", "true"].iter().any(|word| value.eq_ignore_ascii_case(word))
+/// The folder of a checkpoint that was downloaded before.
+fn cached(cache: &RepoCache, id: &str, revision: &str) -> Result<PathBuf> {
+    cache.downloaded(revision)?.ok_or_else(|| {
+        Error::hub(format!(
+            "`{id}` at revision `{revision}` is not in the cache and HF_HUB_OFFLINE forbids fetching it: unset it, or give \
+             a local folder"
+        ))
+    })
+}
+
+/// One download.
+struct Download<'a> {
+    client: &'a Client,
+    cache: &'a RepoCache,
+    id: &'a str,
+    revision: &'a str,
+}
+
+impl Download<'_> {
+    /// The folder of the commit's files, once all are there.
+    fn run(&self) -> Result<PathBuf> {
+        let listing = self.client.list(self.id, self.revision).map_err(|e| self.failed(e))?;
+        let folder = self.cache.snapshot(&listing.sha);
+        let files = self.missing(&listing, &folder)?;
+        let bar = bar(files.iter().map(|file| file.size).sum());
+        for file in &files {
+            self.fetch(&listing.sha, file, &bar)?;
+        }
+        bar.finish_and_clear();
+        // Last, so that a revision in the cache is a complete one.
+        self.cache.note(self.revision, &listing.sha)?;
+        Ok(folder)
+    }
+
+    /// The files of a checkpoint that are not in `folder` yet.
+    fn missing(&self, listing: &Listing, folder: &Path) -> Result<Vec<RemoteFile>> {
+        let wanted: Vec<_> = listing.files().filter(|name| is_checkpoint_file(name)).collect();
+        if wanted.is_empty() {
+            let message = "holds no file of a model: check the id";
+            return Err(Error::hub(format!("`{}` at revision `{}` {message}", self.id, self.revision)));
+        }
+        let missing = wanted.into_iter().filter(|name| !folder.join(name).exists());
+        let described = missing.map(|name| self.client.describe(self.id, &listing.sha, name));
+        described.collect::<Answer<_>>().map_err(|e| self.failed(e))
+    }
+
+    fn fetch(&self, commit: &str, file: &RemoteFile, bar: &ProgressBar) -> Result<()> {
+        let blob = self.cache.lock(&file.etag)?;
+        let before = bar.position();
+        if !blob.is_complete()? {
+            let mut partial = blob.partial()?;
+            let seen = |bytes| bar.set_position(before + bytes);
+            self.client.fetch(file, &mut partial, seen).map_err(|e| self.failed(e))?;
+            blob.publish(&partial)?;
+        }
+        bar.set_position(before + file.size);
+        self.cache.link(commit, &file.name, &blob)
+    }
+
+    fn failed(&self, failure: Failure) -> Error {
+        failure.into_error(&format!("`{}` at revision `{}`", self.id, self.revision))
+    }
+}
+
+/// Whether the file `name` is one of [`CHECKPOINT_FILES`].
+fn is_checkpoint_file(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    CHECKPOINT_FILES.iter().any(|pattern| match pattern.split_once('*') {
+        Some((start, end)) => {
+            let middle = name.strip_prefix(start).and_then(|rest| rest.strip_suffix(end));
+            middle.is_some_and(|middle| middle.chars().all(allowed))
+        }
+        None => name == *pattern,
+    })
 }
 
 /// A git revision as the hub allows it, which becomes a path in the cache.
@@ -106,42 +152,20 @@ fn is_revision(revision: &str) -> bool {
         && revision.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.ends_with('.'))
 }
 
-/// One bar for all files. It draws on stderr, and nothing if that is no terminal.
-struct Bar {
-    bar: ProgressBar,
-    files: Mutex<HashMap<String, u64>>,
-}
-
-impl Default for Bar {
-    fn default() -> Self {
-        let bar = ProgressBar::new(0);
-        let template = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self { bar, files: Mutex::default() }
-    }
-}
-
-impl ProgressHandler for Bar {
-    fn on_progress(&self, event: &ProgressEvent) {
-        let ProgressEvent::Download(event) = event else { return };
-        // Bytes may be told by file, over all files, or both: the larger number is the newer one.
-        match event {
-            DownloadEvent::Start { total_bytes, .. } => self.bar.set_length(*total_bytes),
-            DownloadEvent::Progress { files } => {
-                let mut known = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-                known.extend(files.iter().map(|file| (file.filename.clone(), file.bytes_completed)));
-                self.bar.set_position(known.values().sum::<u64>().max(self.bar.position()));
-            }
-            DownloadEvent::AggregateProgress { bytes_completed, .. } => {
-                self.bar.set_position((*bytes_completed).max(self.bar.position()));
-            }
-            DownloadEvent::Complete => self.bar.finish_and_clear(),
-        }
-    }
+/// A bar for the bytes of all files. It draws on stderr, and nothing if that is no terminal.
+fn bar(bytes: u64) -> ProgressBar {
+    let template = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(bytes).with_style(style)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::{Arc, Mutex};
+
     use super::*;
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -187,7 +211,164 @@ mod tests {
     }
 
     #[test]
-    fn the_switch_is_read_as_the_hub_reads_it() {
-        assert!(is_true("1") && is_true("True") && is_true("ON") && !is_true("0") && !is_true(""));
+    fn only_files_of_a_checkpoint_are_wanted() {
+        for name in ["config.json", "model-00001-of-00002.safetensors", "video_processor/preprocessor_config.json"] {
+            assert!(is_checkpoint_file(name), "{name}");
+        }
+        for name in ["pytorch_model.bin", "model-/../../x.safetensors", "a/config.json", "model-a b.safetensors"] {
+            assert!(!is_checkpoint_file(name), "{name}");
+        }
+    }
+
+    /// A hub on this machine that holds one repository, `some-org/a-model`.
+    #[derive(Default)]
+    struct Server {
+        /// Bodies by path.
+        bodies: HashMap<String, Vec<u8>>,
+        /// After how many bytes each answer of a path ends; then the path is whole again.
+        cuts: Mutex<HashMap<String, usize>>,
+        /// Bearer of the token that it wants.
+        bearer: Option<String>,
+        /// First line and `Range` of each request.
+        seen: Mutex<Vec<String>>,
+    }
+
+    impl Server {
+        fn new(files: &[(&str, &[u8])]) -> Self {
+            let names: Vec<_> = files.iter().map(|(name, _)| serde_json::json!({ "rfilename": name })).collect();
+            let listing = serde_json::json!({ "sha": COMMIT, "siblings": names }).to_string().into_bytes();
+            let path = |name: &str| format!("/some-org/a-model/resolve/{COMMIT}/{name}");
+            let mut bodies: HashMap<_, _> = files.iter().map(|(name, body)| (path(name), body.to_vec())).collect();
+            bodies.insert("/api/models/some-org/a-model/revision/refs%2Fpr%2F1".into(), listing);
+            Self { bodies, ..Default::default() }
+        }
+
+        /// Serves until the test ends; the URL and the requests.
+        fn start(self) -> (String, Arc<Self>) {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let server = Arc::new(self);
+            let answering = server.clone();
+            std::thread::spawn(move || {
+                for stream in listener.incoming() {
+                    // A client that goes away is no fault.
+                    let _ = answering.answer(stream.unwrap());
+                }
+            });
+            (url, server)
+        }
+
+        fn answer(&self, mut stream: TcpStream) -> std::io::Result<()> {
+            let lines = BufReader::new(stream.try_clone()?).lines().map_while(|line| line.ok());
+            let lines: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
+            let value = |name: &str| {
+                let mut pairs = lines.iter().filter_map(|line| line.split_once(": "));
+                pairs.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_string())
+            };
+            let range = value("range");
+            self.seen.lock().unwrap().push(format!("{} {}", lines[0], range.as_deref().unwrap_or("")));
+            let mut words = lines[0].split(' ');
+            let (method, path) = (words.next().unwrap(), words.next().unwrap());
+            let (code, body) = match self.bodies.get(path) {
+                _ if self.bearer.is_some() && value("authorization") != self.bearer => ("401 No", None),
+                None => ("404 Not Found", None),
+                Some(body) => (if range.is_some() { "206 Partial Content" } else { "200 OK" }, Some(body)),
+            };
+            let body = body.map_or(&[][..], |body| body);
+            let start =
+                range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()).unwrap_or(0);
+            let sent = &body[start..];
+            write!(
+                stream,
+                "HTTP/1.1 {code}\r\nConnection: close\r\nContent-Length: {}\r\nETag: \"{:08x}\"\r\n\
+                 Content-Range: bytes {start}-{}/{}\r\n\r\n",
+                sent.len(),
+                crc32fast::hash(body),
+                body.len(),
+                body.len()
+            )?;
+            let cut = if method == "GET" { self.cuts.lock().unwrap().remove(path) } else { Some(0) };
+            stream.write_all(&sent[..cut.unwrap_or(sent.len()).min(sent.len())])
+        }
+    }
+
+    fn fetch(url: &str, token: Option<&str>, cache: &Path) -> Result<PathBuf> {
+        let client = Client::new(url, token.map(String::from))?;
+        let cache = RepoCache::new(cache, "some-org/a-model");
+        Download { client: &client, cache: &cache, id: "some-org/a-model", revision: "refs/pr/1" }.run()
+    }
+
+    #[test]
+    fn a_checkpoint_is_fetched_once_and_then_known_offline() {
+        let files: [(&str, &[u8]); 4] = [
+            ("config.json", b"{}"),
+            ("README.md", b"never asked for"),
+            ("model.safetensors", b"weights"),
+            ("video_processor/preprocessor_config.json", b"{\"a\": 1}"),
+        ];
+        let (url, server) = Server::new(&files).start();
+        let root = tempfile::tempdir().unwrap();
+        let folder = fetch(&url, None, root.path()).unwrap();
+        for (name, body) in files.iter().filter(|(name, _)| *name != "README.md") {
+            assert_eq!(&std::fs::read(folder.join(name)).unwrap(), body, "{name}");
+        }
+        assert!(!folder.join("README.md").exists());
+        server.seen.lock().unwrap().clear();
+        assert_eq!(fetch(&url, None, root.path()).unwrap(), folder);
+        assert_eq!(server.seen.lock().unwrap().len(), 1, "only the list: {:?}", server.seen.lock().unwrap());
+        let hub = Hub { cache: Some(root.path().to_path_buf()), offline: true };
+        assert_eq!(hub.download("some-org/a-model", Some("refs/pr/1")).unwrap(), folder);
+    }
+
+    #[test]
+    fn a_download_that_was_cut_off_goes_on_where_it_ended() {
+        let body: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+        let server = Server::new(&[("model.safetensors", &body)]);
+        let path = format!("/some-org/a-model/resolve/{COMMIT}/model.safetensors");
+        server.cuts.lock().unwrap().insert(path, 40_000);
+        let (url, server) = server.start();
+        let root = tempfile::tempdir().unwrap();
+        let folder = fetch(&url, None, root.path()).unwrap();
+        assert!(std::fs::read(folder.join("model.safetensors")).unwrap() == body);
+        assert!(
+            server.seen.lock().unwrap().last().unwrap().contains("bytes=40000-"),
+            "{:?}",
+            server.seen.lock().unwrap()
+        );
+        let blobs = root.path().join("models--some-org--a-model/blobs");
+        assert_eq!(std::fs::read_dir(blobs).unwrap().count(), 1, "nothing incomplete is left");
+    }
+
+    #[test]
+    fn refusals_say_what_to_do() {
+        let root = tempfile::tempdir().unwrap();
+        let server = Server { bearer: Some("Bearer hf_right".into()), ..Server::new(&[("config.json", b"{}")]) };
+        let (url, _server) = server.start();
+        let message = fetch(&url, Some("hf_wrong"), root.path()).unwrap_err().to_string();
+        assert!(message.contains("401") && message.contains("HF_TOKEN") && !message.contains("hf_wrong"), "{message}");
+        fetch(&url, Some("hf_right"), root.path()).unwrap();
+        let (url, _server) = Server::default().start();
+        let message = fetch(&url, None, root.path()).unwrap_err().to_string();
+        assert!(message.contains("404") && message.contains("check the id"), "{message}");
+        let (url, _server) = Server::new(&[("README.md", b"")]).start();
+        let message = fetch(&url, None, root.path()).unwrap_err().to_string();
+        assert!(message.contains("no file of a model"), "{message}");
+    }
+
+    #[test]
+    fn what_is_no_hub_is_said_to_be_none() {
+        let root = tempfile::tempdir().unwrap();
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let message = fetch(&format!("http://{free}"), None, root.path()).unwrap_err().to_string();
+        assert!(message.contains("check the network"), "{message}");
+        assert!(fetch("hub", None, root.path()).unwrap_err().to_string().contains("HF_ENDPOINT"));
+        let mut server = Server::new(&[]);
+        let listing = "/api/models/some-org/a-model/revision/refs%2Fpr%2F1";
+        for bad in ["<html>", r#"{"sha": "../..", "siblings": []}"#] {
+            server.bodies.insert(listing.into(), bad.into());
+            let (url, _server) = std::mem::take(&mut server).start();
+            let message = fetch(&url, None, root.path()).unwrap_err().to_string();
+            assert!(message.contains("HF_ENDPOINT"), "{message}");
+        }
     }
 }

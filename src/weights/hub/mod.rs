@@ -3,7 +3,13 @@
 use std::path::{Path, PathBuf};
 
 #[cfg(feature = "hub")]
+mod cache;
+#[cfg(feature = "hub")]
+mod client;
+#[cfg(feature = "hub")]
 mod download;
+#[cfg(feature = "hub")]
+mod environment;
 
 #[cfg(feature = "hub")]
 pub use download::Hub;
@@ -22,10 +28,11 @@ pub fn resolve_model(path_or_id: &str, revision: Option<&str>) -> Result<PathBuf
 }
 
 /// Downloads what a checkpoint needs (configuration, weights, tokenizer, chat template, preprocessing) and returns its
-/// folder in the cache. Files that are cached are not fetched again.
+/// folder in the cache. Files that are cached are not fetched again, and a download that was cut off goes on where it ended.
 ///
-/// Honours `HF_HOME` and `HF_HUB_CACHE` (where the cache is), `HF_TOKEN` (for models with restricted access),
-/// `HF_ENDPOINT`, and `HF_HUB_OFFLINE` (1: use the cache only). Progress is shown if stderr is a terminal.
+/// Environment variables are those of all hub clients: `HF_HOME` and `HF_HUB_CACHE` (where the cache is), `HF_TOKEN` (for
+/// models with restricted access), `HF_ENDPOINT` (a mirror), `HF_HUB_OFFLINE` (1: use the cache only), `HTTPS_PROXY`, and
+/// `SSL_CERT_FILE` (certificates to trust in place of the system's). Progress is shown if stderr is a terminal.
 ///
 /// # Errors
 /// [`Error::Hub`] saying what failed and what to do; always, if this crate was built without the feature `hub`.
