@@ -49,8 +49,9 @@ impl TextTokenizer {
         let path = folder.as_ref().join("tokenizer.json");
         let advice = "copy the `tokenizer.json` of the language model into the folder";
         let fail = |e: &dyn std::fmt::Display| Error::tokenizer(format!("{}: {e}; {advice}", path.display()));
-        let bytes = std::fs::read(&path).map_err(|e| fail(&e))?;
-        let tokenizer = guarded(|| Tokenizer::from_bytes(&bytes)).map_err(|e| fail(&e))?;
+        let text = std::fs::read_to_string(&path).map_err(|e| fail(&e))?;
+        // Not `from_bytes`, which is generic: its parser of every kind of tokenizer would be compiled again in this crate.
+        let tokenizer = guarded(|| text.parse::<Tokenizer>()).map_err(|e| fail(&e))?;
         let config = match read_json(&folder.as_ref().join("tokenizer_config.json"))? {
             Some(Value::Object(config)) => config,
             _ => Map::new(),

@@ -57,7 +57,7 @@ pub fn tokenizer() -> Result<TextTokenizer> {
         ] },
         "model": { "type": "WordLevel", "vocab": vocab, "unk_token": UNKNOWN },
     });
-    let tokenizer = Tokenizer::from_bytes(file.to_string()).map_err(|e| Error::tokenizer(e.to_string()))?;
+    let tokenizer = file.to_string().parse::<Tokenizer>().map_err(|e| Error::tokenizer(e.to_string()))?;
     let named = [("eos_token", "<|im_end|>"), ("unk_token", UNKNOWN)];
     TextTokenizer::new(tokenizer, named.map(|(name, token)| (name.to_string(), json!(token))).into_iter().collect())
 }
