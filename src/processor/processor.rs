@@ -198,7 +198,8 @@ impl Processor {
         conversation: &Conversation,
         add_generation_prompt: bool,
     ) -> Result<(Prompt, Vec<Token>)> {
-        let (tokens, special) = (&self.settings.tokens, minijinja::Value::from_pairs(self.tokenizer.named_tokens()));
+        let tokens = &self.settings.tokens;
+        let special = self.tokenizer.named_tokens().map(|(name, token)| (name, token.into()));
         let prompt = Prompt::render(&self.template, conversation, add_generation_prompt, tokens, special)?;
         let tokens = self.tokenizer.encode_prompt(&prompt)?;
         Ok((prompt, tokens))
