@@ -15,7 +15,11 @@ pub fn text(given: &str) -> Result<String> {
 pub fn tell_unknown(model: &LoadedModel, said: &str) -> Result<()> {
     let unknown = model.processor().tokenizer().unknown_words(said)?;
     if !unknown.is_empty() {
-        eprintln!("note: the model has no word for {}, and reads over it", unknown.join(", "));
+        // What was said may be of any length and hold any characters.
+        let shown =
+            unknown.iter().take(10).map(|word| word.chars().take(40).collect::<String>().escape_debug().to_string());
+        let more = if unknown.len() > 10 { format!(" and {} more", unknown.len() - 10) } else { String::new() };
+        eprintln!("note: the model has no word for {}{more}, and reads over it", shown.collect::<Vec<_>>().join(", "));
     }
     Ok(())
 }

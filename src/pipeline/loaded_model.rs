@@ -6,7 +6,6 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 
 use super::ModelSource;
-use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::generation::Generator;
@@ -15,6 +14,7 @@ use crate::options::Quantization;
 use crate::options::{CacheChoice, DeviceChoice, DtypeChoice};
 use crate::processor::{Conversation, Processor};
 use crate::weights::{TensorSource, check_model_folder, open_weights};
+use crate::{Result, files};
 
 /// Where and in which numbers a model is to be held.
 #[derive(Debug, Clone, Copy, Default)]
@@ -153,14 +153,16 @@ fn open(folder: &Path) -> Result<(HaploVlConfig, Processor, GenerationConfig, Ar
     check_model_folder(folder)?;
     let config = HaploVlConfig::from_file(folder.join("config.json"))?;
     let processor = Processor::from_folder(folder, &config)?;
-    let generation = generation_defaults(folder, &processor)?;
+    let generation = generation_defaults(folder, &config, &processor)?;
     Ok((config, processor, generation, open_weights(folder)?))
 }
 
 /// What the checkpoint says; where it names no end token, the tokenizer's.
-fn generation_defaults(folder: &Path, processor: &Processor) -> Result<GenerationConfig> {
+fn generation_defaults(folder: &Path, model: &HaploVlConfig, processor: &Processor) -> Result<GenerationConfig> {
     let path = folder.join("generation_config.json");
-    let mut config = if path.exists() { GenerationConfig::from_file(path)? } else { GenerationConfig::default() };
+    let there = files::exists(&path)?;
+    let mut config = if there { GenerationConfig::from_file(&path)? } else { GenerationConfig::default() };
+    config.check_vocabulary(model.vocab_size).map_err(|e| e.in_file(&path))?;
     if config.eos_token_id.is_empty() {
         config.eos_token_id = processor.eos_ids();
     }
