@@ -9,10 +9,10 @@ use tokenizers::{ModelWrapper, Tokenizer};
 
 /// Most bytes of a `tokenizer.json`; the largest published ones have 34 MB.
 pub(super) const MAX_FILE_BYTES: u64 = 64 << 20;
-/// Most bytes that a text may have after normalisation.
-const MAX_NORMALIZED_BYTES: usize = 32 << 20;
+/// Most bytes that a text may have after normalisation, where each takes some 50 bytes.
+const MAX_NORMALIZED_BYTES: usize = 8 << 20;
 /// Largest growth of a text by normalizer and pre-tokenizer; published ones reach 300.
-const MAX_TEXT_GROWTH: usize = 4096;
+const MAX_TEXT_GROWTH: usize = 512;
 /// Largest growth of a token by the decoder; published ones reach 6.
 const MAX_DECODER_GROWTH: usize = 64;
 /// Components of one kind.
