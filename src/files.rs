@@ -9,8 +9,8 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Most bytes of a JSON, TOML or template file.
-pub(crate) const MAX_TEXT_BYTES: u64 = 16 << 20;
+/// Most bytes of a JSON or TOML file; published ones have 1.2 MB at most, and parsed JSON takes up to 30 times its bytes.
+pub(crate) const MAX_TEXT_BYTES: u64 = 4 << 20;
 
 /// Opens a regular file for reading.
 ///

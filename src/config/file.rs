@@ -1,28 +1,18 @@
 //! Configuration files on disk.
 
-use std::fs::File;
-use std::io::{BufReader, Read};
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::HaploVlConfig;
-use crate::{Error, Result};
-
-/// A configuration has a few kilobytes; a longer file is cut here and so fails to parse.
-const MAX_BYTES: u64 = 1 << 24;
+use crate::{Error, Result, files};
 
 /// Reads a JSON file.
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_reader(BufReader::new(file.take(MAX_BYTES))).map_err(|e| {
-        if e.is_io() {
-            Error::io(path, e.into())
-        } else {
-            Error::format(path, format!("is not what its name says: {e}"))
-        }
-    })
+    let bytes = files::read(path, files::MAX_TEXT_BYTES)?;
+    serde_json::from_slice(&bytes)
+        .map_err(|e| Error::format(path, format!("is not what its name says: {e}")).caused_by(e))
 }
 
 /// Reads a value of which every wrong field is named by its path; `whole` stands for a value that is wrong altogether,
@@ -40,7 +30,8 @@ impl HaploVlConfig {
     /// # Errors
     /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is not JSON, and as [`Self::from_json`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
-        Self::from_json(read_json::<Value>(path.as_ref())?)
+        let path = path.as_ref();
+        Self::from_json(read_json::<Value>(path)?).map_err(|e| e.in_file(path))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// How to pick the next token, and when to stop.
 ///
 /// Reads HF's `generation_config.json`; fields that mean nothing here are ignored, and `null` is the same as absent,
-/// except for `max_new_tokens`, where it takes the limit away.
+/// except for `max_new_tokens`, where it takes the default limit away.
 /// The default is greedy: the likeliest token each time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -45,7 +45,7 @@ pub struct GenerationConfig {
     /// by it. Absent or 1: no change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repetition_penalty: Option<f64>,
-    /// Most tokens to generate. `None`: as many as the model's context holds.
+    /// Most tokens to generate. `None`: as many as the model's context holds, and at most [`Self::MAX_NEW_TOKENS`].
     pub max_new_tokens: Option<usize>,
     /// Seed of the draws: the same seed gives the same text.
     pub seed: u64,
@@ -74,7 +74,32 @@ impl Default for GenerationConfig {
 }
 
 impl GenerationConfig {
-    /// Reads and validate a `generation_config.json`.
+    /// Largest `max_new_tokens`, and the limit where none is given: an answer ends in a time that somebody may wait for,
+    /// whatever context a configuration claims.
+    pub const MAX_NEW_TOKENS: usize = 1 << 16;
+
+    /// Most tokens to generate where the context has room for them.
+    pub fn token_limit(&self) -> usize {
+        self.max_new_tokens.unwrap_or(Self::MAX_NEW_TOKENS)
+    }
+
+    /// Checks that the ids are in a vocabulary of that size.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field of an id outside of the vocabulary.
+    pub fn check_vocabulary(&self, vocab_size: usize) -> Result<()> {
+        let ends = self.eos_token_id.iter().map(|id| ("eos_token_id", id));
+        let others = [("pad_token_id", &self.pad_token_id), ("bos_token_id", &self.bos_token_id)];
+        let others = others.into_iter().filter_map(|(field, id)| Some((field, id.as_ref()?)));
+        match ends.chain(others).find(|&(_, &id)| id as usize >= vocab_size) {
+            Some((field, id)) => {
+                Err(Error::config(field, format!("is {id}, outside the model's vocabulary of {vocab_size}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Reads and checks a `generation_config.json`.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is not such a file, [`Error::Config`] as
@@ -97,6 +122,8 @@ impl GenerationConfig {
         if self.max_new_tokens == Some(0) {
             return Err(Error::config("max_new_tokens", "is 0, expected at least 1, or none for as many as fit"));
         }
+        at_most("max_new_tokens", self.token_limit(), Self::MAX_NEW_TOKENS)?;
+        at_most("eos_token_id (how many)", self.eos_token_id.len(), 256)?;
         at_most("stop_strings (how many)", self.stop_strings.len(), 64)?;
         for (i, stop) in self.stop_strings.iter().enumerate() {
             let field = format!("stop_strings[{i}]");
@@ -193,7 +220,7 @@ mod tests {
     #[test]
     fn each_impossible_field_is_named() {
         type Spoil = fn(&mut GenerationConfig);
-        let cases: [(&str, Spoil); 9] = [
+        let cases: [(&str, Spoil); 10] = [
             ("temperature", |c| c.temperature = Some(-0.1)),
             ("temperature", |c| c.temperature = Some(f64::NAN)),
             ("top_p", |c| c.top_p = Some(0.0)),
@@ -202,6 +229,7 @@ mod tests {
             ("repetition_penalty", |c| c.repetition_penalty = Some(0.0)),
             ("repetition_penalty", |c| c.repetition_penalty = Some(f64::INFINITY)),
             ("max_new_tokens", |c| c.max_new_tokens = Some(0)),
+            ("max_new_tokens", |c| c.max_new_tokens = Some(1 << 24)),
             ("stop_strings[0]", |c| c.stop_strings = vec![String::new()]),
         ];
         for (field, spoil) in cases {
@@ -210,6 +238,23 @@ mod tests {
             let message = config.validate().unwrap_err().to_string();
             assert!(message.contains(&format!("`{field}`")), "{field}: {message}");
         }
+    }
+
+    #[test]
+    fn ids_outside_of_the_vocabulary_are_named() {
+        let message = |json: &str| parse(json).check_vocabulary(96).unwrap_err().to_string();
+        for field in ["eos_token_id", "pad_token_id", "bos_token_id"] {
+            let expected = format!("`{field}`: is 999, outside the model's vocabulary of 96");
+            assert!(message(&format!(r#"{{"{field}": 999}}"#)).contains(&expected), "{field}");
+        }
+        assert!(message(r#"{"eos_token_id": [1, 96]}"#).contains("`eos_token_id`: is 96"));
+        parse(r#"{"eos_token_id": [1, 95], "pad_token_id": 0}"#).check_vocabulary(96).unwrap();
+    }
+
+    #[test]
+    fn answers_without_a_limit_end() {
+        assert_eq!(parse(r#"{"max_new_tokens": null}"#).token_limit(), GenerationConfig::MAX_NEW_TOKENS);
+        assert_eq!(parse(r#"{"max_new_tokens": 7}"#).token_limit(), 7);
     }
 
     #[test]

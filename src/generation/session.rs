@@ -225,16 +225,12 @@ fn token_budget(model: &HaploVlConfig, used: usize, config: &GenerationConfig) -
             model.max_position_embeddings
         )));
     }
-    Ok(config.max_new_tokens.map_or(room, |most| most.min(room)))
+    Ok(config.token_limit().min(room))
 }
 
 fn pad_token(model: &HaploVlConfig, config: &GenerationConfig) -> Result<u32> {
-    let pad = config.pad_token_id.or_else(|| config.eos_token_id.first().copied()).unwrap_or(0);
-    if pad as usize >= model.vocab_size {
-        let message = format!("is {pad}, outside the model's vocabulary of {}", model.vocab_size);
-        return Err(Error::config("pad_token_id", message));
-    }
-    Ok(pad)
+    config.check_vocabulary(model.vocab_size)?;
+    Ok(config.pad_token_id.or_else(|| config.eos_token_id.first().copied()).unwrap_or(0))
 }
 
 /// The token ids of each row without padding.

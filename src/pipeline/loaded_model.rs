@@ -232,15 +232,16 @@ fn open(folder: &Path) -> Result<(HaploVlConfig, Processor, GenerationConfig, Ar
     check_model_folder(folder)?;
     let config = HaploVlConfig::from_file(folder.join("config.json"))?;
     let processor = Processor::from_folder(folder, &config)?;
-    let generation = generation_defaults(folder, &processor)?;
+    let generation = generation_defaults(folder, &config, &processor)?;
     Ok((config, processor, generation, open_weights(folder)?))
 }
 
 /// The checkpoint's generation settings; where they name no end token, the tokenizer's end tokens.
-fn generation_defaults(folder: &Path, processor: &Processor) -> Result<GenerationConfig> {
+fn generation_defaults(folder: &Path, model: &HaploVlConfig, processor: &Processor) -> Result<GenerationConfig> {
     let path = folder.join("generation_config.json");
     let mut config =
-        if files::exists(&path)? { GenerationConfig::from_file(path)? } else { GenerationConfig::default() };
+        if files::exists(&path)? { GenerationConfig::from_file(&path)? } else { GenerationConfig::default() };
+    config.check_vocabulary(model.vocab_size).map_err(|e| e.in_file(&path))?;
     if config.eos_token_id.is_empty() {
         config.eos_token_id = processor.eos_ids();
     }

@@ -1,7 +1,5 @@
 //! The processor's files in a model folder.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -11,25 +9,21 @@ use super::processor::ProcessorSettings;
 use super::tokenizer::TextTokenizer;
 use crate::config::{HaploVlConfig, PreprocessorConfig, ProcessorConfig};
 use crate::weights::write_bytes_atomically;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
-/// These files have kilobytes; a longer one is cut here and so fails to parse.
-const MAX_BYTES: u64 = 1 << 24;
 const IMAGE: &str = "preprocessor_config.json";
 const VIDEO: &str = "video_processor/preprocessor_config.json";
 const PROCESSOR: &str = "processor_config.json";
 
 /// A JSON file, or `None` where there is none.
 pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(path, e)),
-    };
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-    let value = serde_json::from_slice(&bytes);
-    value.map(Some).map_err(|e| Error::format(path, format!("is not valid JSON ({e}): copy or download it again")))
+    if !files::exists(path)? {
+        return Ok(None);
+    }
+    let value = serde_json::from_slice(&files::read(path, files::MAX_TEXT_BYTES)?);
+    value
+        .map(Some)
+        .map_err(|e| Error::format(path, format!("is not valid JSON ({e}): copy or download it again")).caused_by(e))
 }
 
 pub(super) fn read_settings(folder: &Path, model: &HaploVlConfig) -> Result<ProcessorSettings> {
@@ -66,6 +60,6 @@ pub(super) fn write(
     ] {
         write_bytes_atomically(folder.join(name), format!("{content:#}\n").as_bytes())?;
     }
-    let tokenizer = tokenizer.inner().to_string(true).map_err(|e| Error::tokenizer(e.to_string()))?;
+    let tokenizer = tokenizer.inner().to_string(true).map_err(|e| Error::tokenizer(e.to_string()).caused_by(e))?;
     write_bytes_atomically(folder.join("tokenizer.json"), tokenizer.as_bytes())
 }

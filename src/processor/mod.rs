@@ -9,6 +9,7 @@ mod conversation;
 mod decode;
 mod folder;
 mod image;
+mod jinja;
 mod pixels;
 #[allow(clippy::module_inception)]
 mod processor;

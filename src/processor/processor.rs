@@ -19,6 +19,12 @@ use crate::config::{HaploVlConfig, PreprocessorConfig, ProcessorConfig};
 use crate::patch_grid::{PatchGrid, Size};
 use crate::{Error, Result};
 
+/// Bytes that a token may stand for at least, also where words that the tokenizer does not know are one token each.
+const MIN_BYTES_PER_TOKEN: usize = 16;
+
+/// Characters of a control token's name.
+const MAX_CONTROL_TOKEN_CHARS: usize = 64;
+
 /// How pictures, videos and placeholders are treated: the content of the three processor files.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProcessorSettings {
@@ -58,7 +64,7 @@ impl Processor {
     /// A processor from its parts; without a template, ChatML.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if a placeholder or ChatML's `<|im_end|>` is missing, has another id than the model
+    /// [`Error::Tokenizer`] if a placeholder or a control token of the template is missing, has another id than the model
     /// expects, or ids exceed the model's vocabulary, and as [`ImageProcessor::new`].
     pub fn new(
         model: &HaploVlConfig,
@@ -85,6 +91,7 @@ impl Processor {
             tokenizer,
             template,
         };
+        processor.check_control_tokens()?;
         processor.end_of_turn = processor.probe_end_of_turn();
         if processor.end_of_turn.is_none() && !own {
             return Err(Error::tokenizer(
@@ -198,10 +205,15 @@ impl Processor {
         conversation: &Conversation,
         add_generation_prompt: bool,
     ) -> Result<(Prompt, Vec<Token>)> {
-        let (tokens, special) = (&self.settings.tokens, minijinja::Value::from_pairs(self.tokenizer.named_tokens()));
-        let prompt = Prompt::render(&self.template, conversation, add_generation_prompt, tokens, special)?;
-        let tokens = self.tokenizer.encode_prompt(&prompt)?;
+        self.check_bytes(conversation)?;
+        let prompt = self.render(conversation, add_generation_prompt)?;
+        let tokens = self.tokenizer.encode_prompt(&prompt, self.model.max_position_embeddings)?;
         Ok((prompt, tokens))
+    }
+
+    fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<Prompt> {
+        let special = self.tokenizer.named_tokens().map(|(name, token)| (name, token.into()));
+        Prompt::render(&self.template, conversation, add_generation_prompt, &self.settings.tokens, special)
     }
 
     fn labels(&self, prompt: &Prompt, tokens: &[Token]) -> Vec<u32> {
@@ -224,10 +236,34 @@ impl Processor {
         labels
     }
 
+    /// Refuses more text than any tokenisation could fit into the context, before it is rendered.
+    fn check_bytes(&self, conversation: &Conversation) -> Result<()> {
+        let texts = conversation.messages.iter().flat_map(Message::texts).map(str::len);
+        let bytes = texts.fold(0, usize::saturating_add);
+        let context = self.model.max_position_embeddings;
+        let most = context.saturating_mul(self.tokenizer.longest_token().max(MIN_BYTES_PER_TOKEN));
+        if bytes > most {
+            let message =
+                format!("has {bytes} bytes of text, more than fit the model's context of {context} tokens: shorten it");
+            return Err(Error::prompt(message));
+        }
+        Ok(())
+    }
+
+    /// Checks that the tokenizer knows every control token that the configuration names or the template writes. Otherwise they
+    /// would be spelled as words.
+    fn check_control_tokens(&self) -> Result<()> {
+        self.tokenizer.check_named_tokens()?;
+        match self.render(&probe(), true) {
+            Ok(prompt) => control_tokens(&prompt.text).try_for_each(|token| self.tokenizer.check_control_token(token)),
+            // What is wrong with a template is told when it is used: it may refuse this conversation only.
+            Err(_) => Ok(()),
+        }
+    }
+
     /// The token that the template puts behind what the assistant said.
     fn probe_end_of_turn(&self) -> Option<u32> {
-        let probe = [Message::user(["a".into()]), Message::assistant("b")].into_iter().collect();
-        let (prompt, tokens) = self.tokens(&probe, false).ok()?;
+        let (prompt, tokens) = self.tokens(&probe(), false).ok()?;
         let last = self.labels(&prompt, &tokens).into_iter().rfind(|&label| label != IGNORE_INDEX)?;
         self.tokenizer.is_special(last).then_some(last)
     }
@@ -303,6 +339,23 @@ impl Processor {
     pub(super) fn is_placeholder(&self, id: u32) -> bool {
         id == self.model.image_token_index || id == self.model.video_token_index
     }
+}
+
+/// A short conversation to try a template on.
+fn probe() -> Conversation {
+    [Message::user(["a".into()]), Message::assistant("b")].into_iter().collect()
+}
+
+/// What is written `<|name|>` in a prompt, with either kind of bar.
+fn control_tokens(prompt: &str) -> impl Iterator<Item = &str> {
+    let starts = prompt.match_indices("<|").chain(prompt.match_indices("<｜"));
+    starts.filter_map(|(start, bar)| {
+        let rest = &prompt[start + bar.len()..];
+        let is_part = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '▁');
+        let name = rest.char_indices().take(MAX_CONTROL_TOKEN_CHARS).find(|&(_, c)| !is_part(c)).map(|(end, _)| end)?;
+        let end = bar.chars().rev().collect::<String>().replace('<', ">");
+        (name > 0 && rest[name..].starts_with(&end)).then(|| &prompt[start..start + 2 * bar.len() + name])
+    })
 }
 
 /// Something to look at, before it is prepared.

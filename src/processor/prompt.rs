@@ -5,10 +5,9 @@
 
 use std::ops::Range;
 
-use minijinja::{Value, context};
-
 use super::chat_template::{ChatTemplate, ContentFormat};
 use super::conversation::{Conversation, Message, Role};
+use super::jinja::Value;
 use crate::config::ProcessorConfig;
 use crate::{Error, Result};
 
@@ -35,12 +34,12 @@ pub(super) struct Span {
 }
 
 impl Prompt {
-    pub(super) fn render(
+    pub(super) fn render<'k>(
         template: &ChatTemplate,
         conversation: &Conversation,
         generation_prompt: bool,
         tokens: &ProcessorConfig,
-        special_tokens: Value,
+        special_tokens: impl IntoIterator<Item = (&'k str, Value)>,
     ) -> Result<Self> {
         if conversation.messages.is_empty() {
             return Err(Error::prompt("the conversation has no message, expected at least one"));
@@ -48,7 +47,8 @@ impl Prompt {
         let messages = conversation.messages.iter().enumerate();
         let messages = messages.map(|(n, message)| {
             let parts = Parts::new(message, n, tokens)?;
-            Ok(context! { role => message.role.name(), content => parts.content(template.format(), tokens) })
+            let content = parts.content(template.format(), tokens);
+            Ok(Value::from_iter([("role", message.role.name().into()), ("content", content)]))
         });
         let messages: Vec<_> = messages.collect::<Result<_>>()?;
         Self::without_marks(&template.render(&messages, generation_prompt, special_tokens)?)
@@ -105,9 +105,10 @@ impl Parts {
     fn content(&self, format: ContentFormat, tokens: &ProcessorConfig) -> Value {
         match format {
             ContentFormat::Parts => {
-                let images = (0..self.images).map(|_| context! { type => "image" });
-                let videos = (0..self.videos).map(|_| context! { type => "video" });
-                let texts = self.texts.iter().map(|text| context! { type => "text", text => text });
+                let images = (0..self.images).map(|_| Value::from_iter([("type", "image".into())]));
+                let videos = (0..self.videos).map(|_| Value::from_iter([("type", "video".into())]));
+                let text = |text: &String| Value::from_iter([("type", "text".into()), ("text", text.as_str().into())]);
+                let texts = self.texts.iter().map(text);
                 images.chain(videos).chain(texts).collect()
             }
             ContentFormat::Text => {
@@ -159,7 +160,7 @@ mod tests {
     fn render(template: &str, messages: &[Message]) -> Result<Prompt> {
         let tokens = ProcessorConfig::new(&HaploVlConfig::tiny().vision);
         let conversation = messages.iter().cloned().collect();
-        Prompt::render(&ChatTemplate::new(template)?, &conversation, false, &tokens, context! {})
+        Prompt::render(&ChatTemplate::new(template)?, &conversation, false, &tokens, [])
     }
 
     fn picture() -> Content {

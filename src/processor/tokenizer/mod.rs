@@ -1,5 +1,8 @@
 //! Text to token ids and back.
 
+mod guard;
+mod limits;
+
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
@@ -8,9 +11,12 @@ use std::sync::OnceLock;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
+use self::guard::guarded;
+use self::limits::{Components, longest_token};
 use super::folder::read_json;
 use super::prompt::Prompt;
-use crate::{Error, Result};
+use crate::batch::too_long;
+use crate::{Error, Result, files};
 
 /// A token and the bytes of the text that it stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,18 +33,24 @@ pub struct TextTokenizer {
     plain: OnceLock<Tokenizer>,
     special: HashSet<u32>,
     config: Map<String, Value>,
+    /// Largest text that is given to the tokenizer.
+    max_text_bytes: usize,
+    longest_token: usize,
 }
 
 impl TextTokenizer {
     /// A tokenizer and the content of its `tokenizer_config.json`, which may be empty.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if its padding cannot be switched off.
+    /// [`Error::Tokenizer`] if its padding cannot be switched off, or if its components could make a text too long.
     pub fn new(mut tokenizer: Tokenizer, config: Map<String, Value>) -> Result<Self> {
         tokenizer.with_padding(None).with_truncation(None).map_err(tokenizer_error)?;
+        let components = Components::of(&tokenizer).map_err(|e| Error::tokenizer(e.to_string()).caused_by(e))?;
+        let max_text_bytes = components.max_text_bytes().map_err(Error::tokenizer)?;
+        let longest_token = longest_token(&tokenizer).map_err(Error::tokenizer)?;
         let added = tokenizer.get_added_tokens_decoder();
         let special = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
-        Ok(Self { tokenizer, plain: OnceLock::new(), special, config })
+        Ok(Self { tokenizer, plain: OnceLock::new(), special, config, max_text_bytes, longest_token })
     }
 
     /// Reads `tokenizer.json` and, where there is one, `tokenizer_config.json`.
@@ -49,9 +61,12 @@ impl TextTokenizer {
         let path = folder.as_ref().join("tokenizer.json");
         let advice = "copy the `tokenizer.json` of the language model into the folder";
         let fail = |e: &dyn std::fmt::Display| Error::tokenizer(format!("{}: {e}; {advice}", path.display()));
-        let text = std::fs::read_to_string(&path).map_err(|e| fail(&e))?;
+        let text = files::read_text(&path, limits::MAX_FILE_BYTES)
+            .map_err(|e| Error::tokenizer(format!("{e}; {advice}")).caused_by(e))?;
+        let components: Components = serde_json::from_str(&text).map_err(|e| fail(&e).caused_by(e))?;
+        components.max_text_bytes().map_err(|problem| fail(&problem))?;
         // Not `from_bytes`, which is generic: its parser of every kind of tokenizer would be compiled again in this crate.
-        let tokenizer = guarded(|| text.parse::<Tokenizer>()).map_err(|e| fail(&e))?;
+        let tokenizer = guarded(|| text.parse::<Tokenizer>()).map_err(|e| fail(&e).caused_by(e))?;
         let config = match read_json(&folder.as_ref().join("tokenizer_config.json"))? {
             Some(Value::Object(config)) => config,
             _ => Map::new(),
@@ -64,6 +79,7 @@ impl TextTokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if the tokenizer fails on the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.check_bytes(text)?;
         let encoding = guarded(|| self.plain().encode_fast(text, false)).map_err(tokenizer_error)?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -88,6 +104,7 @@ impl TextTokenizer {
     /// [`Error::Tokenizer`] if the tokenizer fails on the text.
     pub fn unknown_words<'t>(&self, text: &'t str) -> Result<Vec<&'t str>> {
         let Some(unknown) = self.named_token("unk_token").and_then(|token| self.id(token)) else { return Ok(vec![]) };
+        self.check_bytes(text)?;
         let tokens = encode(self.plain(), text, 0..text.len())?;
         let mut words = Vec::new();
         for word in tokens.into_iter().filter(|token| token.id == unknown).filter_map(|token| text.get(token.range)) {
@@ -153,9 +170,65 @@ impl TextTokenizer {
         }
     }
 
+    /// Checks that the tokens that the configuration names are in the vocabulary, and that those which begin and end texts
+    /// are special.
+    pub(super) fn check_named_tokens(&self) -> Result<()> {
+        for (name, token) in self.named_tokens() {
+            let control = matches!(name, "bos_token" | "eos_token");
+            self.check_token(token, control).map_err(|problem| {
+                Error::tokenizer(format!("`{name}` of tokenizer_config.json is `{token}`, which {problem}"))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Checks that a control token that the chat template writes is a special token.
+    pub(super) fn check_control_token(&self, token: &str) -> Result<()> {
+        self.check_token(token, true)
+            .map_err(|problem| Error::tokenizer(format!("the chat template writes `{token}`, which {problem}")))
+    }
+
+    fn check_token(&self, token: &str, control: bool) -> std::result::Result<(), &'static str> {
+        match self.id(token) {
+            None => Err("is not in tokenizer.json: add it to `added_tokens` there as a special token"),
+            Some(id) if control && !self.is_special(id) => {
+                Err("is no special token of tokenizer.json: set `special` of it to true in `added_tokens`")
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Bytes of the longest token.
+    pub(super) fn longest_token(&self) -> usize {
+        self.longest_token
+    }
+
+    fn check_bytes(&self, text: &str) -> Result<()> {
+        if text.len() > self.max_text_bytes {
+            let (found, most) = (text.len(), self.max_text_bytes);
+            return Err(Error::prompt(format!(
+                "has {found} bytes, expected at most {most} with this tokenizer: shorten it"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Refuses a long prompt whose beginning alone has far more tokens than the context, before all of it is read.
+    fn check_beginning(&self, text: &str, context: usize) -> Result<()> {
+        let bytes = text.floor_char_boundary(context.saturating_mul(8));
+        if bytes == text.len() {
+            return Ok(());
+        }
+        let tokens = encode(&self.tokenizer, text, 0..bytes)?.len();
+        // What the cut changes at the end of the beginning is little.
+        if tokens > context + context / 4 + 16 { Err(too_long(tokens, context)) } else { Ok(()) }
+    }
+
     /// Tokens of a prompt: just those of the whole text, unless control tokens stand in what somebody said. Those
     /// stretches alone are then cut out and read as plain text.
-    pub(super) fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<Token>> {
+    pub(super) fn encode_prompt(&self, prompt: &Prompt, context: usize) -> Result<Vec<Token>> {
+        self.check_bytes(&prompt.text)?;
+        self.check_beginning(&prompt.text, context)?;
         let whole = encode(&self.tokenizer, &prompt.text, 0..prompt.text.len())?;
         let said = |token: &Token| {
             let overlaps = |range: &Range<usize>| token.range.start < range.end && range.start < token.range.end;
@@ -197,13 +270,6 @@ fn encode(tokenizer: &Tokenizer, text: &str, range: Range<usize>) -> Result<Vec<
     Ok(ids.map(|(&id, offsets)| Token { id, range: within(offsets) }).collect())
 }
 
-/// Runs a call of the tokenizers crate, which panics on some hostile `tokenizer.json`: a regular expression that runs into
-/// its limit, a broken character map.
-fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(call))
-        .unwrap_or_else(|_| Err("its tokenizer.json makes the tokenizers library fail".into()))
-}
-
 fn tokenizer_error(error: tokenizers::Error) -> Error {
-    Error::tokenizer(error.to_string())
+    Error::tokenizer(error.to_string()).caused_by(error)
 }

@@ -1,0 +1,131 @@
+//! `str.format` and `%` of Python, in the forms that templates use.
+
+use super::arguments::Arguments;
+use super::budget::Budget;
+use super::text::{Writer, float, to_text};
+use super::value::Value;
+use super::{Failure, Result};
+
+/// `text % values`: `%s`, `%d`, `%f` and `%%`.
+pub(super) fn percent(budget: &Budget, text: &str, values: &Value) -> Result<Value> {
+    let single = std::slice::from_ref(values);
+    let mut values = values.items().unwrap_or(single).iter();
+    let mut writer = Writer::new(budget);
+    let mut pieces = text.split('%');
+    writer.push(pieces.next().unwrap_or_default())?;
+    while let Some(piece) = pieces.next() {
+        if piece.is_empty() {
+            writer.push("%")?;
+            writer.push(pieces.next().unwrap_or_default())?;
+            continue;
+        }
+        let value = values.next().ok_or_else(|| Failure::new("`%` has fewer values than places"))?;
+        match (piece.chars().next(), value.int(), value.float()) {
+            (Some('s'), ..) => writer.value(value, false)?,
+            (Some('d' | 'i'), Some(n), _) => writer.push(&n.to_string())?,
+            (Some('d' | 'i'), None, Some(x)) => writer.push(&format!("{x:.0}"))?,
+            (Some('f'), _, Some(x)) => writer.push(&format!("{x:.6}"))?,
+            _ => return Err(Failure::new("`%` supports `%s`, `%d`, `%f` and `%%` only")),
+        }
+        writer.push(&piece[1..])?;
+    }
+    if values.next().is_some() { Err(Failure::new("`%` has more values than places")) } else { Ok(writer.text.into()) }
+}
+
+/// `text.format(values)`.
+pub(super) fn format(budget: &Budget, text: &str, args: &Arguments) -> Result<Value> {
+    let mut writer = Writer::new(budget);
+    let (mut rest, mut automatic) = (text, 0);
+    while let Some(at) = rest.find(['{', '}']) {
+        writer.push(&rest[..at])?;
+        let (bracket, after) = rest[at..].split_at(1);
+        if let Some(after) = after.strip_prefix(bracket) {
+            writer.push(bracket)?;
+            rest = after;
+            continue;
+        }
+        let end = after.find('}').filter(|_| bracket == "{");
+        let end = end.ok_or_else(|| Failure::new("`format` has a single bracket: write `{{` or `}}`"))?;
+        let (name, spec) = after[..end].split_once(':').unwrap_or((&after[..end], ""));
+        budget.steps(args.named.len())?;
+        write(&mut writer, budget, argument(args, name, &mut automatic)?, spec)?;
+        rest = &after[end + 1..];
+    }
+    writer.push(rest)?;
+    Ok(writer.text.into())
+}
+
+fn argument<'a>(args: &'a Arguments, name: &str, automatic: &mut usize) -> Result<&'a Value> {
+    let index = if name.is_empty() { Some(*automatic) } else { name.parse().ok() };
+    *automatic += usize::from(name.is_empty());
+    let named = || args.named.iter().find(|(known, _)| **known == *name).map(|(_, value)| value);
+    let found = index.map_or_else(named, |index| args.positional.get(index));
+    found.ok_or_else(|| Failure::new(format!("`format` has no value `{name}`")))
+}
+
+/// A value in the form `[[fill]align][0][width][,][.precision][type]`.
+fn write(writer: &mut Writer, budget: &Budget, value: &Value, spec: &str) -> Result<()> {
+    let spec = Spec::parse(spec)?;
+    let text = match (spec.kind, spec.precision, value) {
+        ('d', None, value) if value.int().is_some() => value.int().unwrap_or_default().to_string().into(),
+        ('f', precision, value) if value.float().is_some() => {
+            budget.text(precision.unwrap_or(6))?;
+            format!("{:.*}", precision.unwrap_or(6).min(1000), value.float().unwrap_or_default()).into()
+        }
+        ('s', None, Value::Float(x)) => float(*x).into(),
+        ('s', Some(most), Value::Str(text)) => text.chars().take(most).collect::<String>().into(),
+        ('s', None, value) => to_text(budget, value)?,
+        _ => return Err(Failure::new(format!("`format` cannot write {} so", value.kind()))),
+    };
+    budget.read(text.len())?;
+    let padding = spec.width.saturating_sub(text.chars().count());
+    let before = match spec.align.unwrap_or(if value.float().is_some() { '>' } else { '<' }) {
+        '>' => padding,
+        '^' => padding / 2,
+        _ => 0,
+    };
+    writer.repeat(spec.fill, before)?;
+    writer.push(&text)?;
+    writer.repeat(spec.fill, padding - before)
+}
+
+struct Spec {
+    fill: char,
+    align: Option<char>,
+    width: usize,
+    precision: Option<usize>,
+    kind: char,
+}
+
+impl Spec {
+    fn parse(spec: &str) -> Result<Self> {
+        let is_align = |c: char| matches!(c, '<' | '>' | '^');
+        let mut chars = spec.chars();
+        let (first, second) = (chars.next(), chars.next());
+        let (fill, align, rest) = match (first, second) {
+            (Some(fill), Some(align)) if is_align(align) => (fill, Some(align), chars.as_str()),
+            (Some(align), _) if is_align(align) => (' ', Some(align), &spec[1..]),
+            (Some('0'), Some(_)) => ('0', None, &spec[1..]),
+            _ => (' ', None, spec),
+        };
+        let (width, rest) = number(rest);
+        let (precision, rest) = match rest.strip_prefix('.') {
+            Some(rest) => number(rest),
+            None => (None, rest),
+        };
+        let kind = rest.chars().next().unwrap_or('s');
+        if rest.chars().count() > 1 || !matches!(kind, 's' | 'd' | 'f') {
+            return Err(Failure::new(
+                "`format` supports fill, alignment, width, precision and the types s, d and f only",
+            ));
+        }
+        Ok(Self { fill, align, width: width.unwrap_or(0), precision, kind })
+    }
+}
+
+/// The number that a text begins with; one too large for a machine word is the largest.
+fn number(text: &str) -> (Option<usize>, &str) {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, rest) = text.split_at(end);
+    ((!digits.is_empty()).then(|| digits.parse().unwrap_or(usize::MAX)), rest)
+}

@@ -1,0 +1,242 @@
+//! Limits of a `tokenizer.json`: what its components may make of a text.
+//!
+//! Normalizers and decoders are programs of strangers that rewrite text, some of them to a multiple of its length. The largest
+//! multiple of each is known beforehand, so their product is limited, and with it the length of texts.
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::{ModelWrapper, Tokenizer};
+
+/// Most bytes of a `tokenizer.json`; the largest published ones have 34 MB.
+pub(super) const MAX_FILE_BYTES: u64 = 64 << 20;
+/// Most bytes that a text may have after normalisation, where each takes some 50 bytes.
+const MAX_NORMALIZED_BYTES: usize = 8 << 20;
+/// Largest growth of a text by normalizer and pre-tokenizer; published ones reach 300.
+const MAX_TEXT_GROWTH: usize = 512;
+/// Largest growth of a token by the decoder; published ones reach 6.
+const MAX_DECODER_GROWTH: usize = 64;
+/// Components of one kind.
+const MAX_COMPONENTS: usize = 64;
+/// Bytes that a component may put into a text at one place.
+const MAX_INSERTED_BYTES: usize = 256;
+const MAX_ADDED_TOKENS: usize = 1 << 16;
+/// Bytes of a token.
+const MAX_TOKEN_BYTES: usize = 1024;
+/// Pieces of a post-processor's template; text counts once a piece.
+const MAX_TEMPLATE_PIECES: usize = 64;
+/// Characters of a word that WordPiece tries to split, in quadratic time.
+const MAX_WORD_CHARS: usize = 10_000;
+/// Most bytes of a `Precompiled` map; published ones have 240 kB.
+const MAX_CHARSMAP_BYTES: usize = 4 << 20;
+
+/// Why a `tokenizer.json` is refused.
+type Refused<T> = Result<T, String>;
+
+/// The parts of a `tokenizer.json` that are checked before the tokenizers library reads it.
+#[derive(Deserialize)]
+pub(super) struct Components {
+    #[serde(default)]
+    added_tokens: Vec<serde::de::IgnoredAny>,
+    normalizer: Option<Value>,
+    pre_tokenizer: Option<Value>,
+    post_processor: Option<Value>,
+    decoder: Option<Value>,
+}
+
+impl Components {
+    /// The components of a tokenizer as it would be saved.
+    pub(super) fn of(tokenizer: &Tokenizer) -> serde_json::Result<Self> {
+        Ok(Self {
+            added_tokens: vec![],
+            normalizer: tokenizer.get_normalizer().map(serde_json::to_value).transpose()?,
+            pre_tokenizer: tokenizer.get_pre_tokenizer().map(serde_json::to_value).transpose()?,
+            post_processor: tokenizer.get_post_processor().map(serde_json::to_value).transpose()?,
+            decoder: tokenizer.get_decoder().map(serde_json::to_value).transpose()?,
+        })
+    }
+
+    /// Checks all components and gives the largest text in bytes that the tokenizer is asked to encode.
+    pub(super) fn max_text_bytes(&self) -> Refused<usize> {
+        if self.added_tokens.len() > MAX_ADDED_TOKENS {
+            return Err(format!("has {} added tokens, expected at most {MAX_ADDED_TOKENS}", self.added_tokens.len()));
+        }
+        let normalizer = growth_of("normalizer", self.normalizer.as_ref(), MAX_TEXT_GROWTH)?;
+        let growth =
+            normalizer * growth_of("pre_tokenizer", self.pre_tokenizer.as_ref(), MAX_TEXT_GROWTH / normalizer)?;
+        growth_of("decoder", self.decoder.as_ref(), MAX_DECODER_GROWTH)?;
+        growth_of("post_processor", self.post_processor.as_ref(), 1)?;
+        Ok(MAX_NORMALIZED_BYTES / growth)
+    }
+}
+
+/// Checks what the tokenizer holds beside its components, and gives the bytes of its longest token.
+pub(super) fn longest_token(tokenizer: &Tokenizer) -> Refused<usize> {
+    if let ModelWrapper::WordPiece(model) = tokenizer.get_model()
+        && model.max_input_chars_per_word > MAX_WORD_CHARS
+    {
+        let found = model.max_input_chars_per_word;
+        return Err(format!("`max_input_chars_per_word` is {found}, expected at most {MAX_WORD_CHARS}"));
+    }
+    let longest = tokenizer.get_vocab(true).keys().map(String::len).max().unwrap_or(1);
+    if longest > MAX_TOKEN_BYTES {
+        return Err(format!("has a token of {longest} bytes, expected at most {MAX_TOKEN_BYTES}"));
+    }
+    Ok(longest)
+}
+
+/// The factor by which a component makes a text longer at most.
+fn growth_of(part: &str, component: Option<&Value>, most: usize) -> Refused<usize> {
+    let Some(component) = component.filter(|component| !component.is_null()) else { return Ok(1) };
+    let mut steps = Vec::new();
+    flatten(part, component, &mut steps)?;
+    let growth = steps.iter().try_fold(1usize, |growth, step| {
+        let factor = step_growth(step).map_err(|problem| format!("`{part}`: {problem}"))?;
+        Ok::<_, String>(growth.saturating_mul(factor))
+    })?;
+    if growth > most {
+        return Err(format!(
+            "`{part}` may make a text more than {most} times as long: remove `Replace` or `Prepend` steps"
+        ));
+    }
+    Ok(growth)
+}
+
+/// The steps of a `Sequence`, those of inner ones included.
+fn flatten<'v>(part: &str, component: &'v Value, steps: &mut Vec<&'v Value>) -> Refused<()> {
+    if kind(component) != Some("Sequence") {
+        steps.push(component);
+        return if steps.len() > MAX_COMPONENTS {
+            Err(format!("`{part}` has more than {MAX_COMPONENTS} steps"))
+        } else {
+            Ok(())
+        };
+    }
+    let inner =
+        ["normalizers", "pretokenizers", "decoders", "processors"].iter().find_map(|name| component[name].as_array());
+    let inner = inner.ok_or_else(|| format!("`{part}` has a `Sequence` without steps"))?;
+    inner.iter().try_for_each(|step| flatten(part, step, steps))
+}
+
+fn kind(component: &Value) -> Option<&str> {
+    component["type"].as_str()
+}
+
+fn step_growth(step: &Value) -> Refused<usize> {
+    match kind(step).ok_or("a step has no `type`")? {
+        "Replace" => replace_growth(step),
+        "Prepend" => Ok(1 + inserted(step, "prepend")?),
+        "Precompiled" => precompiled_growth(step["precompiled_charsmap"].as_str().unwrap_or_default()),
+        // Unicode's worst characters, and the worst of several changes of one step.
+        "NFKC" | "NFKD" => Ok(11),
+        "NFC" | "NFD" => Ok(3),
+        "BertNormalizer" => Ok(8),
+        "Metaspace" => Ok(1 + inserted(step, "replacement")?),
+        "ByteLevel" | "Lowercase" | "WordPiece" | "BPEDecoder" | "CTC" | "ByteFallback" => Ok(2),
+        "TemplateProcessing" => template_growth(step),
+        "FixedLength" if step["length"].as_u64().is_none_or(|length| length == 0) => {
+            Err("`length` of `FixedLength` is not at least 1".into())
+        }
+        _ => Ok(1),
+    }
+}
+
+/// The bytes of a text that a step inserts.
+fn inserted(step: &Value, field: &str) -> Refused<usize> {
+    let bytes = step[field].as_str().map_or(0, str::len);
+    if bytes > MAX_INSERTED_BYTES {
+        let kind = kind(step).unwrap_or_default();
+        return Err(format!("`{field}` of `{kind}` has {bytes} bytes, expected at most {MAX_INSERTED_BYTES}"));
+    }
+    Ok(bytes)
+}
+
+/// A regular expression, and an empty text, may match between any two characters.
+fn replace_growth(step: &Value) -> Refused<usize> {
+    let content = inserted(step, "content")?;
+    Ok(match step["pattern"]["String"].as_str() {
+        Some(pattern) if !pattern.is_empty() => content.div_ceil(pattern.len()).max(1),
+        _ => 1 + content,
+    })
+}
+
+/// The map holds the length of a table, the table, and texts with a zero byte behind each.
+fn precompiled_growth(charsmap: &str) -> Refused<usize> {
+    let broken = || "`precompiled_charsmap` is broken: copy tokenizer.json again".to_owned();
+    if charsmap.len() > MAX_CHARSMAP_BYTES {
+        return Err(format!(
+            "`precompiled_charsmap` has {} characters, expected at most {MAX_CHARSMAP_BYTES}",
+            charsmap.len()
+        ));
+    }
+    let bytes = decode_base64(charsmap).ok_or_else(broken)?;
+    let (size, rest) = bytes.split_first_chunk::<4>().ok_or_else(broken)?;
+    let size = usize::try_from(u32::from_le_bytes(*size)).map_err(|_| broken())?;
+    let texts = rest.get(size..).filter(|_| size > 0 && size.is_multiple_of(4)).ok_or_else(broken)?;
+    let longest = texts.split(|&byte| byte == 0).map(<[u8]>::len).max().unwrap_or(0);
+    if longest > MAX_INSERTED_BYTES || std::str::from_utf8(texts).is_err() {
+        return Err(broken());
+    }
+    Ok(longest.max(1))
+}
+
+fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=').bytes();
+    let (mut bytes, mut bits, mut count) = (Vec::with_capacity(text.len() / 4 * 3), 0u32, 0);
+    for digit in digits {
+        let value = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        (bits, count) = ((bits << 6 | u32::from(value)) & 0xFFFF, count + 6);
+        if count >= 8 {
+            count -= 8;
+            bytes.push((bits >> count) as u8);
+        }
+    }
+    Some(bytes)
+}
+
+/// Each place of the text in a template is a copy of it, although nothing else is added to a prompt.
+fn template_growth(step: &Value) -> Refused<usize> {
+    for field in ["single", "pair"] {
+        let pieces = step[field].as_array().map_or(0, Vec::len);
+        if pieces > MAX_TEMPLATE_PIECES {
+            return Err(format!(
+                "`{field}` of `TemplateProcessing` has {pieces} pieces, expected at most {MAX_TEMPLATE_PIECES}"
+            ));
+        }
+    }
+    let texts = step["single"].as_array().into_iter().flatten().filter(|piece| piece.get("Sequence").is_some()).count();
+    if texts > 1 { Err("`TemplateProcessing` repeats the text".into()) } else { Ok(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_read_as_it_is_written() {
+        assert_eq!(decode_base64("TWFu").unwrap(), b"Man");
+        assert_eq!(decode_base64("TWE=").unwrap(), b"Ma");
+        assert_eq!(decode_base64("/+8=").unwrap(), [0xFF, 0xEF]);
+        assert!(decode_base64("T*").is_none());
+    }
+
+    #[test]
+    fn growth_of_published_components_is_small() {
+        let growth = |component: Value| growth_of("normalizer", Some(&component), MAX_TEXT_GROWTH);
+        let sequence = |steps: &str| {
+            serde_json::from_str(&format!(r#"{{"type": "Sequence", "normalizers": [{steps}]}}"#)).unwrap()
+        };
+        let llama =
+            r#"{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}"#;
+        assert_eq!(growth(sequence(llama)), Ok(12));
+        assert_eq!(growth(serde_json::json!({ "type": "NFC" })), Ok(3));
+        let spaces = r#"{"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}"#;
+        assert_eq!(growth(sequence(spaces)), Ok(2));
+    }
+}
