@@ -106,6 +106,11 @@ impl Canvas {
             pixels.write(&self.picture, corner, side, tile);
             return Ok(());
         }
+        if height == 0 || width == 0 {
+            // Tiles of one pixel may lie in the border that could not be halved.
+            pixels.write(&RgbImage::default(), (0, 0), side, tile);
+            return Ok(());
+        }
         let mut short = RgbImage::new(width as u32, height as u32);
         imageops::overlay(&mut short, &self.picture, corner.1, corner.0);
         pixels.write(&pixels.resize(&short, side, side)?, (0, 0), side, tile);
