@@ -382,7 +382,7 @@ fn mutated_gguf_never_panics() {
 #[test]
 fn mutated_pictures_never_panic() {
     let picture = RgbImage::from_fn(23, 17, |x, y| image::Rgb([(x * y) as u8, x as u8, y as u8]));
-    let decoder = ImageDecoder { max_pixels: 1 << 16 };
+    let decoder = ImageDecoder { max_pixels: 1 << 16, ..ImageDecoder::default() };
     for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Tiff] {
         let mut valid = Cursor::new(Vec::new());
         image::DynamicImage::from(picture.clone()).write_to(&mut valid, format).unwrap();
