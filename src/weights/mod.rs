@@ -1,10 +1,12 @@
 //! Named tensors: safetensors files, parameter stores, names, inheritance, the hub.
 
 mod atomic;
+mod finite;
 mod gguf;
 mod hub;
 mod init;
 mod init_from;
+mod memory;
 mod model_folder;
 mod parameter_shapes;
 mod parameters;
