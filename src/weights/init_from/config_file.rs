@@ -1,4 +1,4 @@
-//! Configurations that come with weights to inherit.
+//! `config.json` of a model that weights come from.
 
 use std::path::Path;
 
