@@ -200,6 +200,30 @@ mod memory {
         }
     }
 
+    /// The file with half of its compressed data, in a chunk that is whole.
+    fn with_half_the_data(bytes: &[u8]) -> Vec<u8> {
+        let at = bytes.windows(4).position(|kind| kind == b"IDAT").unwrap();
+        let length = u32::from_be_bytes(bytes[at - 4..at].try_into().unwrap()) as usize;
+        let half = chunk(b"IDAT", &bytes[at + 4..at + 4 + length / 2]);
+        [&bytes[..at - 4], &half, &bytes[at + 4 + length + 4..]].concat()
+    }
+
+    #[test]
+    fn a_png_whose_data_ends_early_is_refused() {
+        let bytes = encode(gradient(60, 40), ImageFormat::Png);
+        damage("half of the data", &with_half_the_data(&bytes));
+        // Stored data, as one block for an interlaced image of 8x8 pixels: seven passes of 15 rows in all.
+        let rows = vec![0u8; 15 + 3 * 64];
+        let stored = |rows: &[u8]| {
+            let length = rows.len() as u16;
+            [&[0x78, 0x01, 0x01][..], &length.to_le_bytes(), &(!length).to_le_bytes(), rows].concat()
+        };
+        for kept in [rows.len() - 1, rows.len() / 2, 1, 0] {
+            let short = png(8, 8, 2, 1, &[chunk(b"IDAT", &stored(&rows[..kept]))]);
+            assert!(decode(&short).is_err(), "{kept} of {} bytes", rows.len());
+        }
+    }
+
     #[test]
     fn memory_is_reckoned_from_the_header() {
         // The data could be this image, as far as its length goes.

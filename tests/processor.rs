@@ -242,7 +242,7 @@ mod videos {
         let processor = tiny_processor();
         let folder = tempfile::tempdir().unwrap();
         let empty = processor.videos().load(&folder, processor.decoder()).unwrap_err().to_string();
-        assert!(empty.contains("is a folder without pictures"), "{empty}");
+        assert!(empty.contains("is a folder without images"), "{empty}");
         for n in [10u8, 9, 1] {
             RgbImage::from_pixel(3, 3, Rgb([n; 3])).save(folder.path().join(format!("frame{n}.png"))).unwrap();
         }

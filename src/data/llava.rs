@@ -1,4 +1,4 @@
-//! Records in LLaVA's JSON, caption pairs, and folders of pictures with texts.
+//! Records in LLaVA's JSON, caption pairs, and folders of images with texts.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::{Error, Result, files};
 
 /// Bytes of a caption file at most; no model's context holds as much text.
 const MAX_CAPTION_BYTES: u64 = 1 << 20;
-/// Extensions of picture files, in lower case.
+/// Extensions of image files, in lower case.
 const IMAGE_EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"];
 
 /// Opens a JSON or JSONL file as [`RecordFile`], a folder as [`ImageFolder`]. `images` is the folder that image names
@@ -178,17 +178,17 @@ fn caption_turns(images: usize, caption: String) -> Vec<Turn> {
     asked.into_iter().chain([Turn::assistant(caption)]).collect()
 }
 
-/// A folder of pictures, each with a caption in a text file of the same name (`cat.jpg`, `cat.txt`).
+/// A folder of images, each with a caption in a text file of the same name (`cat.jpg`, `cat.txt`).
 #[derive(Debug)]
 pub struct ImageFolder {
     images: Vec<PathBuf>,
 }
 
 impl ImageFolder {
-    /// Lists the pictures, in the order of their names. Folders inside are not looked into.
+    /// Lists the images, in the order of their names. Folders inside are not looked into.
     ///
     /// # Errors
-    /// [`Error::Io`], and [`Error::Data`] where there is no picture.
+    /// [`Error::Io`], and [`Error::Data`] where there is no image.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let io = |e| Error::io(folder, e);
@@ -204,7 +204,7 @@ impl ImageFolder {
         }
         if images.is_empty() {
             let known = IMAGE_EXTENSIONS.join(", ");
-            let message = format!("the folder {} holds no picture: expected files of {known}", folder.display());
+            let message = format!("the folder {} holds no image: expected files of {known}", folder.display());
             return Err(Error::data(message));
         }
         images.sort();

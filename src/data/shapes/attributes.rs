@@ -103,7 +103,7 @@ impl Colour {
 }
 
 impl Size {
-    /// Range of the half width, as a fraction of the picture's side.
+    /// Range of the half width, as a fraction of the image's side.
     pub const fn radius(self) -> [f32; 2] {
         match self {
             Self::Small => [0.072, 0.084],

@@ -11,7 +11,7 @@ pub struct Background {
     pub pattern: Pattern,
     /// The two shades, 8-bit red, green and blue.
     pub shades: [[u8; 3]; 2],
-    /// Strength of the grain over the whole picture, in 8-bit steps up and down.
+    /// Strength of the grain over the whole image, in 8-bit steps up and down.
     pub grain: f32,
 }
 
@@ -23,7 +23,7 @@ pub enum Pattern {
     Plain,
     /// From one shade to the other along a direction; a vector of length about one.
     Gradient([f32; 2]),
-    /// Stripes across a direction, whose length is the number of stripe pairs over the picture.
+    /// Stripes across a direction, whose length is the number of stripe pairs over the image.
     Stripes([f32; 2]),
     /// Random blotches, so many along a side.
     Noise(u8),
@@ -48,7 +48,7 @@ impl Background {
         Self { pattern, shades, grain: rng.random_range(0.0..9.0) }
     }
 
-    /// The picture without objects, `side * side` pixels of red, green and blue in `0..=255`, row by row.
+    /// The image without objects, `side * side` pixels of red, green and blue in `0..=255`, row by row.
     pub(super) fn paint(&self, side: u32, rng: &mut impl Rng) -> Vec<[f32; 3]> {
         let [a, b] = self.shades.map(|shade| shade.map(f32::from));
         let blotches = Blotches::draw(self.pattern, rng);

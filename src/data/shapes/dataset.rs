@@ -20,18 +20,18 @@ use crate::data::{BadSample, Dataset, IMAGE_MARKER, ImageSource, Record, SampleR
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ShapesContent {
-    /// A picture and its caption; or, of half of the scenes, a list of its objects in an order that is asked for, mostly with the
+    /// An image and its caption; or, of half of the scenes, a list of its objects in an order that is asked for, mostly with the
     /// corner or edge that each is nearest to.
     Captions,
-    /// A picture and a sentence about each of its objects, which finds it by some of its attributes and tells the others.
+    /// An image and a sentence about each of its objects, which finds it by some of its attributes and tells the others.
     Statements,
-    /// A picture and each of its objects by its full name, and once more with its place where that is beyond doubt, one a turn.
+    /// An image and each of its objects by its full name, and once more with its place where that is beyond doubt, one a turn.
     Objects,
-    /// A picture and questions of every kind that it has.
+    /// An image and questions of every kind that it has.
     Questions,
-    /// A picture, its caption and its questions, the caption anywhere among them.
+    /// An image, its caption and its questions, the caption anywhere among them.
     Mixed,
-    /// No picture: a scene told in words, and questions that these words answer; where it has none, its caption alone.
+    /// No image: a scene told in words, and questions that these words answer; where it has none, its caption alone.
     Text,
 }
 
@@ -46,14 +46,14 @@ pub struct ShapesDataset {
     pub first: u64,
     /// How many.
     pub scenes: usize,
-    /// Side of the pictures in pixels.
+    /// Side of the images in pixels.
     pub side: u32,
     /// What is said.
     pub content: ShapesContent,
     /// How many questions of each kind are asked, one at a time.
     #[serde(default = "one")]
     pub rounds: usize,
-    /// Which kinds of questions are asked about pictures; any, of a scene that has none of them.
+    /// Which kinds of questions are asked about images; any, of a scene that has none of them.
     #[serde(default = "every_kind")]
     pub kinds: Vec<QuestionKind>,
     /// How scenes are drawn.
@@ -71,7 +71,7 @@ fn every_kind() -> Vec<QuestionKind> {
 
 /// Most scenes of a data set, whose order is kept in memory.
 const MAX_SCENES: usize = 1 << 28;
-/// Largest side of a picture in pixels.
+/// Largest side of an image in pixels.
 const MAX_SIDE: usize = 1 << 12;
 /// Most rounds of questions; a scene has far fewer different ones.
 const MAX_ROUNDS: usize = 1 << 8;

@@ -1,4 +1,4 @@
-//! Questions that hang on a small object, or on one at the margin of the picture.
+//! Questions that hang on a small object, or on one at the margin of the image.
 
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt};
@@ -8,7 +8,7 @@ use super::questions::{self, Draft, yes_no};
 use super::scene::{Object, Scene, shuffled};
 use super::words::{Templates, phrase};
 
-/// A corner reaches this far into the picture, as a fraction of its side.
+/// A corner reaches this far into the image, as a fraction of its side.
 const CORNER: f32 = 0.3;
 /// Every other object's centre is further out of the corner by this much.
 const CORNER_CLEARANCE: f32 = 0.15;
@@ -60,7 +60,7 @@ fn small_existence(scene: &Scene, rng: &mut impl Rng) -> Draft {
     Some((phrase(questions::EXISTENCE, &[("a", &wanted.indefinite())], rng), yes_no(there)))
 }
 
-/// What is in a corner of the picture.
+/// What is in a corner of the image.
 fn in_corner(scene: &Scene, rng: &mut impl Rng) -> Draft {
     let within =
         |object: &Object, [x, y]: [f32; 2], reach| (object.x - x).abs() < reach && (object.y - y).abs() < reach;
@@ -72,7 +72,7 @@ fn in_corner(scene: &Scene, rng: &mut impl Rng) -> Draft {
 }
 
 impl Object {
-    /// From its centre to an edge of the picture.
+    /// From its centre to an edge of the image.
     pub(super) fn distance(&self, edge: &str) -> f32 {
         match edge {
             "left" => self.x,
@@ -83,7 +83,7 @@ impl Object {
     }
 }
 
-/// Colour or shape of the object nearest to an edge of the picture.
+/// Colour or shape of the object nearest to an edge of the image.
 fn near_edge(scene: &Scene, rng: &mut impl Rng) -> Draft {
     let edge = *EDGES.choose(rng)?;
     let distance = |object: &Object| object.distance(edge) - object.radius;

@@ -1,4 +1,4 @@
-//! Questions about where in the picture an object is.
+//! Questions about where in the image an object is.
 
 use rand::{Rng, RngExt};
 

@@ -1,6 +1,6 @@
-//! Shapes world: pictures of simple objects with captions, questions and answers, all drawn from a seed.
+//! Shapes world: images of simple objects with captions, questions and answers, all drawn from a seed.
 //!
-//! Small enough to be learnt on a CPU, rich enough that an answer needs the picture: a closed vocabulary of some 110
+//! Small enough to be learnt on a CPU, rich enough that an answer needs the image: a closed vocabulary of some 110
 //! words, questions that have one answer, and answers that cannot be guessed.
 
 mod attributes;

@@ -1,4 +1,4 @@
-//! Questions about a scene, each with the one answer that the picture allows.
+//! Questions about a scene, each with the one answer that the image allows.
 
 use std::fmt;
 
@@ -61,9 +61,9 @@ pub enum QuestionKind {
     Comparison,
     /// Left, right, above, below.
     Spatial,
-    /// Which corner or edge of the picture an object is nearest to.
+    /// Which corner or edge of the image an object is nearest to.
     Location,
-    /// What hangs on a small object or on one at the picture's margin.
+    /// What hangs on a small object or on one at the image's margin.
     FineGrained,
 }
 

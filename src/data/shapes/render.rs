@@ -8,7 +8,7 @@ use super::scene::{Object, Scene};
 use crate::data::random_stream;
 
 impl Scene {
-    /// The picture, `side` by `side` pixels, anti-aliased; the same bits on every machine.
+    /// The image, `side` by `side` pixels, anti-aliased; the same bits on every machine.
     pub fn render(&self, side: u32) -> RgbImage {
         let mut rng = random_stream(self.seed, 1);
         let mut pixels = self.background.paint(side, &mut rng);
@@ -28,7 +28,7 @@ impl Scene {
 }
 
 impl Object {
-    /// How much of a pixel of a picture of `side` pixels this object covers, 0 to 1.
+    /// How much of a pixel of an image of `side` pixels this object covers, 0 to 1.
     ///
     /// Taken from the distance of the pixel's centre to the outline, in pixels.
     pub fn coverage(&self, x: u32, y: u32, side: u32) -> f32 {
@@ -39,7 +39,7 @@ impl Object {
     }
 
     fn paint(&self, pixels: &mut [[f32; 3]], side: u32) {
-        // Casts saturate, so what lies outside the picture is cut off.
+        // Casts saturate, so what lies outside the image is cut off.
         let range = |centre: f32| {
             let at = |offset: f32| ((centre + offset) * side as f32) as u32;
             at(-REACH * self.radius)..(at(REACH * self.radius) + 1).min(side)

@@ -1,4 +1,4 @@
-//! Scenes: what is in a picture, drawn from a seed.
+//! Scenes: what is in an image, drawn from a seed.
 
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, RngExt};
@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// No scene holds more objects than this.
 pub const MAX_OBJECTS: usize = 6;
 
-/// Free space between an object and the picture's border, in half widths of the object beyond its own.
+/// Free space between an object and the image's border, in half widths of the object beyond its own.
 const BORDER: f32 = 0.08;
 /// How deep two objects of different colours may overlap, in half widths of the smaller one.
 const OVERLAP: f32 = 0.25;
@@ -55,7 +55,7 @@ impl ShapesConfig {
     }
 }
 
-/// One object; lengths and places are fractions of the picture's side, from its top left corner.
+/// One object; lengths and places are fractions of the image's side, from its top left corner.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Object {
     /// Outline.
@@ -76,7 +76,7 @@ pub struct Object {
     pub rgb: [u8; 3],
 }
 
-/// What is in one picture: one to six objects, no two alike in colour *and* shape, before a background.
+/// What is in one image: one to six objects, no two alike in colour *and* shape, before a background.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scene {
     /// The seed that it was drawn from.
@@ -138,7 +138,7 @@ pub(super) fn shuffled<T: Copy>(items: &[T], rng: &mut impl Rng) -> Vec<T> {
     items
 }
 
-/// Finds a free place, if need be for a smaller object; `None` in a picture so full that even a small one has none.
+/// Finds a free place, if need be for a smaller object; `None` in an image so full that even a small one has none.
 fn place(rng: &mut impl Rng, shape: Shape, colour: Colour, size: Size, others: &[Object]) -> Option<Object> {
     for _ in 0..TRIES {
         let [least, most] = size.radius();
@@ -169,7 +169,7 @@ impl Object {
         (dx * dx + dy * dy).sqrt() > self.radius + other.radius + gap
     }
 
-    /// A point of the picture, as fractions of its side, in the frame of the unrotated shape of half width one.
+    /// A point of the image, as fractions of its side, in the frame of the unrotated shape of half width one.
     pub(super) fn to_local(&self, [x, y]: [f32; 2]) -> [f32; 2] {
         let (dx, dy) = ((x - self.x) / self.radius, (y - self.y) / self.radius);
         let square = self.tilt * self.tilt;

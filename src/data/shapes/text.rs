@@ -1,4 +1,4 @@
-//! Text without a picture, for language models.
+//! Text without an image, for language models.
 
 use rand::Rng;
 use rand::seq::IndexedRandom;

@@ -85,7 +85,7 @@ impl ImageDecoder {
     /// [`Error::Image`] if it is empty, of an unknown format, above a limit, damaged or truncated.
     pub fn decode(&self, bytes: &[u8], name: &str) -> Result<RgbImage> {
         let format = self.format(bytes, name)?;
-        let bytes = complete(format, bytes).map_err(|message| damaged(name, &message))?;
+        let bytes = complete(format, bytes);
         let named = |e| image_error(name, e);
         let mut reader = ImageReader::with_format(Cursor::new(&*bytes), format);
         reader.limits(self.limits(format, &bytes));
@@ -235,11 +235,11 @@ fn working_bytes(format: ImageFormat, bytes: &[u8], decoder: &impl image::ImageD
 }
 
 /// The file as its decoder takes it: what other programs overlook at its end is mended.
-fn complete(format: ImageFormat, bytes: &[u8]) -> Checked<Cow<'_, [u8]>> {
+fn complete(format: ImageFormat, bytes: &[u8]) -> Cow<'_, [u8]> {
     match format {
         ImageFormat::Png => png::complete(bytes),
-        ImageFormat::Tiff => Ok(tiff::complete(bytes)),
-        _ => Ok(Cow::Borrowed(bytes)),
+        ImageFormat::Tiff => tiff::complete(bytes),
+        _ => Cow::Borrowed(bytes),
     }
 }
 
@@ -249,6 +249,7 @@ fn check(format: ImageFormat, bytes: &[u8]) -> Checked<()> {
         ImageFormat::Jpeg => jpeg::check(bytes),
         ImageFormat::WebP => riff::check(bytes),
         ImageFormat::Gif => gif::check(bytes),
+        ImageFormat::Png => png::check(bytes),
         _ => Ok(()),
     }
 }

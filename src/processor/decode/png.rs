@@ -27,18 +27,24 @@ struct Chunks {
 }
 
 /// The file as the decoder takes it: with an end chunk, if all others are whole.
-pub(super) fn complete(bytes: &[u8]) -> Checked<Cow<'_, [u8]>> {
+pub(super) fn complete(bytes: &[u8]) -> Cow<'_, [u8]> {
+    let chunks = Chunks::walk(bytes);
+    let left = bytes.len() - chunks.end;
+    match chunks.ended || left >= END_CHUNK.len() {
+        true => Cow::Borrowed(bytes),
+        false => Cow::Owned([&bytes[..chunks.end], &END_CHUNK].concat()),
+    }
+}
+
+/// Refuses a file whose compressed data cannot be the image, before memory is taken for it.
+pub(super) fn check(bytes: &[u8]) -> Checked<()> {
     let chunks = Chunks::walk(bytes);
     let row = chunks.width.saturating_mul(chunks.bits_per_pixel).div_ceil(8).saturating_add(1);
     let needed = row.saturating_mul(chunks.height);
     if needed > chunks.data.saturating_mul(DEFLATE_RATIO).saturating_add(SLACK) {
         return Err(format!("its {} bytes of image data cannot hold {needed} bytes of pixels", chunks.data));
     }
-    let left = bytes.len() - chunks.end;
-    Ok(match chunks.ended || left >= END_CHUNK.len() {
-        true => Cow::Borrowed(bytes),
-        false => Cow::Owned([&bytes[..chunks.end], &END_CHUNK].concat()),
-    })
+    Ok(())
 }
 
 impl Chunks {
