@@ -1,6 +1,6 @@
 //! Image files that are cut off, damaged, or made to take memory: each is an error that names the file, and what other
 //! programs read is read. Every file is made here, by the encoders of the `image` crate and by hand.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::io::Cursor;
 
