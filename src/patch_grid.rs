@@ -1,7 +1,7 @@
-//! Where the patches of a picture end up: tiles, the grid after unpadding and shrinking, and the number of tokens.
+//! Patch layout of an image: its tiles, the patch grid after unpadding and shrinking, and the number of tokens.
 //!
 //! One [`PatchGrid`] answers for both sides: the processor counts placeholder tokens by [`PatchGrid::tokens`], and the
-//! embeddings pack patches by the same value. The rules are LLaVA-NeXT's `anyres` with LLaVA-OneVision's size limit.
+//! embeddings lay out patches by the same value. The rules are LLaVA-NeXT's `anyres` with LLaVA-OneVision's size limit.
 
 use crate::config::{ImageAspectRatio, VisionConfig};
 use crate::{Error, Result};
@@ -33,7 +33,29 @@ impl std::fmt::Display for Size {
     }
 }
 
-/// How one picture becomes patches.
+/// Pixels of the largest layout of an image. Every image is enlarged to its layout, so this bounds the memory of one: 48 MB
+/// as 8-bit RGB and 192 MB as f32, before the patches of the model.
+pub(crate) const MAX_LAYOUT_PIXELS: usize = 1 << 24;
+
+/// Checks that every pinpoint is small enough to be worked with.
+///
+/// # Errors
+/// [`Error::Config`] naming the pinpoint.
+pub(crate) fn check_pinpoints(config: &VisionConfig) -> Result<()> {
+    config.image_grid_pinpoints.iter().enumerate().try_for_each(|(n, &[height, width])| {
+        check_layout(&format!("vision.image_grid_pinpoints[{n}]"), Size::new(height, width))
+    })
+}
+
+fn check_layout(field: &str, layout: Size) -> Result<()> {
+    if layout.area() <= MAX_LAYOUT_PIXELS {
+        return Ok(());
+    }
+    let message = format!("is {layout}, {} pixels, expected at most {MAX_LAYOUT_PIXELS}", layout.area());
+    Err(Error::config(field, message))
+}
+
+/// How one image becomes patches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PatchGrid {
     /// Tiles down and across.
@@ -49,10 +71,10 @@ pub struct PatchGrid {
 }
 
 impl PatchGrid {
-    /// The grid of a picture of `image` pixels.
+    /// The grid of an image of `image` pixels.
     ///
     /// # Errors
-    /// [`Error::Image`] if a side is 0, and [`Error::Config`] if there is no pinpoint.
+    /// [`Error::Image`] if a side is 0, and [`Error::Config`] if there is no pinpoint or the one chosen is too large.
     pub fn new(config: &VisionConfig, image: Size) -> Result<Self> {
         if image.area() == 0 {
             return Err(Error::image(image.to_string(), "has no pixels"));
@@ -63,6 +85,7 @@ impl PatchGrid {
         let pinpoints = config.image_grid_pinpoints.iter().map(|&[h, w]| Size::new(h, w));
         let canvas = best_resolution(image, pinpoints)
             .ok_or_else(|| Error::config("vision.image_grid_pinpoints", "is empty"))?;
+        check_layout("vision.image_grid_pinpoints", canvas)?;
         let tiles = Size::new(canvas.height / config.image_size, canvas.width / config.image_size);
         let side = config.patches_per_side();
         let full = Size::new(tiles.height * side, tiles.width * side);
@@ -79,18 +102,18 @@ impl PatchGrid {
         self.tiles.area()
     }
 
-    /// Number of tokens that the picture takes in a sequence, newlines included.
+    /// Number of tokens that the image takes in a sequence, newlines included.
     pub fn tokens(&self) -> usize {
-        self.rows_cols.height * (self.rows_cols.width + usize::from(self.newline))
+        self.rows_cols.height.saturating_mul(self.rows_cols.width.saturating_add(usize::from(self.newline)))
     }
 }
 
 /// Number of tokens of a video, whose frames are one tile each: all patches, and one newline at the end.
 pub fn video_tokens(config: &VisionConfig, frames: usize) -> usize {
-    frames * config.patches_per_tile() + usize::from(config.image_newline)
+    frames.saturating_mul(config.patches_per_tile()).saturating_add(usize::from(config.image_newline))
 }
 
-/// The pinpoint that keeps most of the picture: the largest area after aspect-preserving down-scaling, and the least
+/// The pinpoint that keeps most of the image: the largest area after aspect-preserving down-scaling, and the least
 /// waste among equals (LLaVA-NeXT's `select_best_resolution`).
 pub fn best_resolution(image: Size, pinpoints: impl IntoIterator<Item = Size>) -> Option<Size> {
     let mut best: Option<(Size, usize, usize)> = None;
@@ -113,7 +136,7 @@ fn unpad(full: Size, image: Size) -> (Size, Size) {
     let (image_height, image_width) = (image.height as f64, image.width as f64);
     // Rounded to 7 digits before truncation, so that 11.999999999 is 12.
     let filled = |length: f64, scale: f64| ((length * scale * 1e7).round() / 1e7) as usize;
-    // A picture thinner than a patch still gets the patches in the middle.
+    // An image thinner than a patch still gets the patches in the middle.
     let border = |full: usize, filled: usize| full.saturating_sub(filled.max(1)) / 2;
     let mut offset = Size::new(0, 0);
     if image_width / image_height > width / height {
@@ -126,7 +149,7 @@ fn unpad(full: Size, image: Size) -> (Size, Size) {
 
 /// The size that a grid above 1.1 times (in linear size) `max_tiles` tiles is shrunk to.
 fn shrink(grid: Size, max_tiles: usize, side: usize) -> Size {
-    let most = (max_tiles * side * side).max(1) as f64;
+    let most = max_tiles.saturating_mul(side).saturating_mul(side).max(1) as f64;
     let ratio = (grid.area() as f64 / most).sqrt();
     if ratio <= 1.1 {
         return grid;

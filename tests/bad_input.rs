@@ -230,15 +230,11 @@ fn placeholders_that_do_not_fit_the_pictures_are_counted() {
     let image = |n: usize| [vec![1], vec![94; n], vec![2]].concat();
     let video = vec![95; tokens];
     for (ids, pictures, expected) in [
-        (image(tokens), 0, "6 image or video placeholder tokens are left over after its 0 picture(s)"),
-        (image(2 * tokens), 1, "6 image or video placeholder tokens are left over after its 1 picture(s)"),
-        (
-            image(tokens),
-            2,
-            "picture 2 of 2 needs 6 placeholder tokens, but 0 stand in its place (6 in the whole prompt)",
-        ),
-        (image(tokens - 1), 1, "picture 1 of 1 needs 6 placeholder tokens, but 5 stand in its place"),
-        (video, 1, "picture 1 of 1 needs 6 placeholder tokens, but 0 stand in its place"),
+        (image(tokens), 0, "6 image or video placeholder tokens are left over after its 0 image(s)"),
+        (image(2 * tokens), 1, "6 image or video placeholder tokens are left over after its 1 image(s)"),
+        (image(tokens), 2, "image 2 of 2 needs 6 placeholder tokens, but 0 stand in its place (6 in the whole prompt)"),
+        (image(tokens - 1), 1, "image 1 of 1 needs 6 placeholder tokens, but 5 stand in its place"),
+        (video, 1, "image 1 of 1 needs 6 placeholder tokens, but 0 stand in its place"),
         (vec![1, 2], 1, "but 0 stand in its place (0 in the whole prompt): give one `<image>` for each picture"),
     ] {
         let message = batched(ids, vec![picture(28, 28); pictures]).unwrap_err().to_string();
@@ -382,7 +378,7 @@ fn mutated_gguf_never_panics() {
 #[test]
 fn mutated_pictures_never_panic() {
     let picture = RgbImage::from_fn(23, 17, |x, y| image::Rgb([(x * y) as u8, x as u8, y as u8]));
-    let decoder = ImageDecoder { max_pixels: 1 << 16 };
+    let decoder = ImageDecoder { max_pixels: 1 << 16, ..ImageDecoder::default() };
     for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Tiff] {
         let mut valid = Cursor::new(Vec::new());
         image::DynamicImage::from(picture.clone()).write_to(&mut valid, format).unwrap();

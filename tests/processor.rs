@@ -109,7 +109,7 @@ mod decoding {
         use ImageFormat::*;
         for format in [Png, Jpeg, WebP, Gif, Bmp, Tiff] {
             let bytes = encode(gradient(13, 9), format);
-            let decoder = ImageDecoder { max_pixels: 1 << 16 };
+            let decoder = ImageDecoder { max_pixels: 1 << 16, ..ImageDecoder::default() };
             for at in 0..bytes.len().min(200) {
                 let mut flipped = bytes.clone();
                 flipped[at] ^= 0xFF;
@@ -130,9 +130,13 @@ mod decoding {
             "{message}"
         );
         assert!(message.contains("raise `max_pixels`"), "{message}");
-        let strict = ImageDecoder { max_pixels: 63 };
+        let strict = ImageDecoder { max_pixels: 63, ..ImageDecoder::default() };
         assert!(strict.decode(&encode(gradient(8, 8), ImageFormat::Gif), "x").is_err());
-        assert!(ImageDecoder { max_pixels: 64 }.decode(&encode(gradient(8, 8), ImageFormat::Gif), "x").is_ok());
+        assert!(
+            ImageDecoder { max_pixels: 64, ..ImageDecoder::default() }
+                .decode(&encode(gradient(8, 8), ImageFormat::Gif), "x")
+                .is_ok()
+        );
         assert!(strict.frames(&encode(gradient(8, 8), ImageFormat::Gif), "x").is_err());
     }
 
@@ -238,7 +242,7 @@ mod videos {
         let processor = tiny_processor();
         let folder = tempfile::tempdir().unwrap();
         let empty = processor.videos().load(&folder, processor.decoder()).unwrap_err().to_string();
-        assert!(empty.contains("is a folder without pictures"), "{empty}");
+        assert!(empty.contains("is a folder without images"), "{empty}");
         for n in [10u8, 9, 1] {
             RgbImage::from_pixel(3, 3, Rgb([n; 3])).save(folder.path().join(format!("frame{n}.png"))).unwrap();
         }

@@ -1,16 +1,18 @@
-//! Records in LLaVA's JSON, caption pairs, and folders of pictures with texts.
+//! Records in LLaVA's JSON, caption pairs, and folders of images with texts.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::dataset::out_of_range;
 use super::{BadSample, Dataset, IMAGE_MARKER, ImageSource, Record, RecordIndex, Records, SampleResult, Turn};
 use crate::processor::Role;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
-/// Extensions of picture files, in lower case.
+/// Bytes of a caption file at most; no model's context holds as much text.
+const MAX_CAPTION_BYTES: u64 = 1 << 20;
+/// Extensions of image files, in lower case.
 const IMAGE_EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"];
 
 /// Opens a JSON or JSONL file as [`RecordFile`], a folder as [`ImageFolder`]. `images` is the folder that image names
@@ -27,7 +29,9 @@ pub fn open(path: impl AsRef<Path>, images: Option<&Path>) -> Result<Records> {
     Ok(Box::new(RecordFile::open(path, images.unwrap_or(beside))?))
 }
 
-/// A JSON array or JSONL file of records of one of these forms; further fields are ignored:
+/// A JSON array or JSONL file of records. Images must lie inside the image folder: a name that leads out of it is a bad
+/// sample ([`BadSample::OutsideImage`]); links in the folder are followed. Records have one of these forms; further fields are
+/// ignored:
 /// - `{"id", "image": "a.jpg" | ["a.jpg", ..] | absent, "conversations": [{"from": "human" | "gpt" | "system",
 ///   "value": ".."}, ..]}`, LLaVA's, with one `<image>` for each image, or none at all (then they come first);
 ///   the names `images`, `messages`, `role`, `content`, `user` and `assistant` are understood too;
@@ -124,7 +128,7 @@ impl JsonRecord {
             OneOrMany::One(name) => vec![name],
             OneOrMany::Many(names) => names,
         };
-        let images: Vec<_> = names.into_iter().map(|name| folder.join(name)).collect();
+        let images = names.iter().map(|name| within(folder, Path::new(name))).collect::<SampleResult<Vec<_>>>()?;
         if let Some(missing) = images.iter().find(|path| !path.is_file()) {
             return Err(BadSample::MissingImage(missing.clone()));
         }
@@ -142,37 +146,65 @@ impl JsonRecord {
     }
 }
 
+/// Where an image lies, which must be inside `folder`: a downloaded record must not reach other files. `..` is taken off
+/// the name itself; links that lie in the folder are the user's own and are followed.
+fn within(folder: &Path, name: &Path) -> SampleResult<PathBuf> {
+    let outside = || BadSample::OutsideImage(name.to_path_buf());
+    let relative = match name.is_absolute() || name.has_root() {
+        true => relative_to(folder, name).ok_or_else(outside)?,
+        false => name.to_path_buf(),
+    };
+    let mut inside = PathBuf::new();
+    for component in relative.components() {
+        match component {
+            Component::Normal(part) => inside.push(part),
+            Component::CurDir => {}
+            Component::ParentDir if inside.pop() => {}
+            _ => return Err(outside()),
+        }
+    }
+    Ok(folder.join(inside))
+}
+
+/// An absolute name without its folder, however the folder is written.
+fn relative_to(folder: &Path, name: &Path) -> Option<PathBuf> {
+    let spellings = [Some(folder.to_path_buf()), std::path::absolute(folder).ok(), fs::canonicalize(folder).ok()];
+    spellings.iter().flatten().find_map(|folder| name.strip_prefix(folder).ok()).map(Path::to_path_buf)
+}
+
 /// A text after bare images, or all alone.
 fn caption_turns(images: usize, caption: String) -> Vec<Turn> {
     let asked = (images > 0).then(|| Turn::user(vec![IMAGE_MARKER; images].join("\n")));
     asked.into_iter().chain([Turn::assistant(caption)]).collect()
 }
 
-/// A folder of pictures, each with a caption in a text file of the same name (`cat.jpg`, `cat.txt`).
+/// A folder of images, each with a caption in a text file of the same name (`cat.jpg`, `cat.txt`).
 #[derive(Debug)]
 pub struct ImageFolder {
     images: Vec<PathBuf>,
 }
 
 impl ImageFolder {
-    /// Lists the pictures, in the order of their names. Folders inside are not looked into.
+    /// Lists the images, in the order of their names. Folders inside are not looked into.
     ///
     /// # Errors
-    /// [`Error::Io`], and [`Error::Data`] where there is no picture.
+    /// [`Error::Io`], and [`Error::Data`] where there is no image.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let io = |e| Error::io(folder, e);
         let mut images = Vec::new();
         for entry in fs::read_dir(folder).map_err(io)? {
             let path = entry.map_err(io)?.path();
+            // macOS leaves hidden twins such as `._cat.jpg`.
+            let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
             let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
-            if extension.is_some_and(|e| IMAGE_EXTENSIONS.contains(&e.as_str())) {
+            if !hidden && extension.is_some_and(|e| IMAGE_EXTENSIONS.contains(&e.as_str())) {
                 images.push(path);
             }
         }
         if images.is_empty() {
             let known = IMAGE_EXTENSIONS.join(", ");
-            let message = format!("the folder {} holds no picture: expected files of {known}", folder.display());
+            let message = format!("the folder {} holds no image: expected files of {known}", folder.display());
             return Err(Error::data(message));
         }
         images.sort();
@@ -193,7 +225,8 @@ impl Dataset for ImageFolder {
         if !text.is_file() {
             return Err(BadSample::MissingText(text));
         }
-        let caption = fs::read_to_string(&text).map_err(|e| Error::io(&text, e))?;
+        let caption = files::read_text(&text, MAX_CAPTION_BYTES)?;
+        let caption = caption.trim_start_matches('\u{feff}');
         let id = image.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let turns = caption_turns(1, caption.trim().to_owned());
         Record::new(id, vec![ImageSource::File(image.clone())], turns)

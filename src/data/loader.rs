@@ -140,7 +140,7 @@ pub struct Loader<T> {
 
 impl<T: Length + Send + 'static> Loader<T> {
     /// A loader that goes on from `state` (the default one is the start). `prepare` turns a sample into what a batch is
-    /// made of, on a worker thread: decoding pictures, tokenizing.
+    /// made of, on a worker thread: decoding images, tokenizing.
     ///
     /// # Errors
     /// [`Error::Config`] as [`LoaderConfig::validate`]; [`Error::Data`] for an empty data set and for a state of

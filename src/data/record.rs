@@ -1,4 +1,4 @@
-//! A conversation as a data set holds it: its pictures not read yet.
+//! A conversation as a data set holds it: its images not read yet.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use image::RgbImage;
 use super::{BadSample, SampleResult};
 use crate::processor::{Content, Conversation, ImageDecoder, Message, Role};
 
-/// Stands in a turn's text where a picture belongs.
+/// Stands in a turn's text where an image belongs.
 pub const IMAGE_MARKER: &str = "<image>";
 
 /// What one side says.
@@ -16,7 +16,7 @@ pub const IMAGE_MARKER: &str = "<image>";
 pub struct Turn {
     /// Who speaks: `human` (user) or `gpt` (assistant, whose words are learnt) in LLaVA's files.
     pub role: Role,
-    /// What, with an [`IMAGE_MARKER`] for each picture.
+    /// What, with an [`IMAGE_MARKER`] for each image.
     pub text: String,
 }
 
@@ -32,7 +32,7 @@ impl Turn {
     }
 }
 
-/// Where a picture is.
+/// Where an image is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageSource {
     /// In a file, yet to be decoded.
@@ -41,20 +41,20 @@ pub enum ImageSource {
     Pixels(Arc<RgbImage>),
 }
 
-/// One sample: pictures, and turns that speak of them.
+/// One sample: images, and turns that speak of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// The data set's own name for it, for logs; may be empty.
     pub id: String,
-    /// Pictures in the order of their markers; none for text only.
+    /// Images in the order of their markers; none for text only.
     pub images: Vec<ImageSource>,
     /// Turns in order.
     pub turns: Vec<Turn>,
 }
 
 impl Record {
-    /// A conversation that can be learnt from: with a turn of the assistant, and one marker for each picture. If there
-    /// are pictures and no marker at all, the markers are put before the user's first turn.
+    /// A conversation that can be learnt from: with a turn of the assistant, and one marker for each image. If there
+    /// are images and no marker at all, the markers are put before the user's first turn.
     ///
     /// # Errors
     /// [`BadSample::NoTurns`] and [`BadSample::ImageMarkers`].
@@ -76,12 +76,12 @@ impl Record {
         Ok(Self { id, images, turns })
     }
 
-    /// Reads the pictures: the conversation that a [`Processor`](crate::processor::Processor) takes. Every turn gets
-    /// as many pictures as it has markers. Where all of a turn's markers stand before its text they are left to the
-    /// chat template, which puts pictures there anyway, so that training meets the same tokens as use.
+    /// Reads the images: the conversation that a [`Processor`](crate::processor::Processor) takes. Every turn gets
+    /// as many images as it has markers. Where all of a turn's markers stand before its text they are left to the
+    /// chat template, which puts images there anyway, so that training meets the same tokens as use.
     ///
     /// # Errors
-    /// [`BadSample::Failed`] for a picture that cannot be read.
+    /// [`BadSample::Failed`] for an image that cannot be read.
     pub fn conversation(&self, decoder: &ImageDecoder) -> SampleResult<Conversation> {
         let mut images = self.images.iter();
         let message = |turn: &Turn| {

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::dataset::out_of_range;
 use super::{BadSample, SampleResult};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// The longest record that is read.
 const MAX_RECORD_BYTES: u64 = 16 << 20;
@@ -31,7 +31,7 @@ impl RecordIndex {
     /// [`Error::Io`], and [`Error::Format`] for a file without records and for an array that is cut off.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = files::open(path)?;
         let offsets = scan(BufReader::with_capacity(BUFFER_BYTES, &file), path)?;
         if offsets.len() < 2 {
             return Err(Error::format(path, "holds no record: expected a JSON array, or one JSON object a line"));

@@ -89,10 +89,10 @@ impl MultimodalEmbeddings {
         Ok(self.patch_embed.forward(pixel_values)?.broadcast_add(&self.pre_pos_embed)?)
     }
 
-    /// The whole batch: (batch, seq, hidden_size), each picture's placeholders replaced by its patches and newlines.
+    /// The whole batch: (batch, seq, hidden_size), each image's placeholders replaced by its patches and newlines.
     ///
     /// # Errors
-    /// [`Error::Batch`] for an id outside the table, or pictures that do not fit their places.
+    /// [`Error::Batch`] for an id outside the table, or images that do not fit their places.
     pub fn forward(&self, batch: &MultimodalBatch) -> Result<Tensor> {
         batch.validate()?;
         let text = self.text(&batch.input_ids)?;

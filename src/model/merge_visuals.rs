@@ -26,10 +26,10 @@ pub(super) struct MergePlan {
 }
 
 impl MergePlan {
-    /// Lays out all pictures of `batch`.
+    /// Lays out all images of `batch`.
     ///
     /// # Errors
-    /// [`Error::Batch`] where pictures, their tiles and the layout disagree.
+    /// [`Error::Batch`] where images, their tiles and the layout disagree.
     pub fn new(batch: &MultimodalBatch, config: &VisionConfig) -> Result<Self> {
         let positions = batch.batch_size() * batch.layout.seq_len;
         let sources = Sources::new(batch, config, positions)?;
@@ -50,7 +50,7 @@ impl MergePlan {
                     Some(target) if tokens.len() == span.len() => target.copy_from_slice(&tokens),
                     _ => {
                         return Err(Error::batch(format!(
-                            "a picture of {} tokens is laid out at positions {span:?} of row {row}",
+                            "an image of {} tokens is laid out at positions {span:?} of row {row}",
                             tokens.len()
                         )));
                     }
@@ -80,7 +80,7 @@ impl MergePlan {
         Ok(Some((((corner(0)? + corner(1)?)? + corner(2)?)? + corner(3)?)?))
     }
 
-    /// The source rows of one picture's tokens, newlines included.
+    /// The source rows of one image's tokens, newlines included.
     fn tokens(&mut self, visual: &Visual, config: &VisionConfig, sources: &Sources) -> Result<Vec<u32>> {
         let first_patch = self.tiles * sources.patches_per_tile;
         let tiles = visual.pixel_values().dim(0)?;
@@ -95,7 +95,7 @@ impl MergePlan {
                 let grid = PatchGrid::new(config, *size)?;
                 if grid.num_tiles() != tiles {
                     return Err(Error::batch(format!(
-                        "a picture of {size} needs {} tiles, found {tiles}: use the ImageProcessor of the same model",
+                        "an image of {size} needs {} tiles, found {tiles}: use the ImageProcessor of the same model",
                         grid.num_tiles()
                     )));
                 }
@@ -142,7 +142,7 @@ impl MergePlan {
 /// Features of a grid that is shrunk are shrunk alike.
 ///
 /// # Errors
-/// [`Error::Batch`] where pictures, their tiles and the layout disagree.
+/// [`Error::Batch`] where images, their tiles and the layout disagree.
 pub fn patches_in_order(
     batch: &MultimodalBatch,
     config: &VisionConfig,
@@ -204,7 +204,7 @@ impl Sources {
 
 fn count_error(batch: &MultimodalBatch) -> Error {
     let laid_out: usize = batch.layout.rows.iter().flatten().map(|s| s.visuals.len()).sum();
-    Error::batch(format!("holds {} pictures, but its layout has {laid_out}", batch.visuals.len()))
+    Error::batch(format!("holds {} images, but its layout has {laid_out}", batch.visuals.len()))
 }
 
 /// The two source coordinates of output `i` and their weights, half-pixel centres (`align_corners = false`).

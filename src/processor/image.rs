@@ -1,4 +1,4 @@
-//! Pictures: laid out in the best-fitting pinpoint, cut into tiles, normalised.
+//! Images: laid out in the best-fitting pinpoint, cut into tiles, normalised.
 
 use candle_core::{Device, Tensor};
 use image::{RgbImage, imageops};
@@ -8,11 +8,11 @@ use super::pixels::PixelPipeline;
 use crate::Result;
 use crate::batch::Visual;
 use crate::config::{PreprocessorConfig, VisionConfig};
-use crate::patch_grid::{PatchGrid, Size};
+use crate::patch_grid::{PatchGrid, Size, check_pinpoints};
 
-/// Prepares pictures as LLaVA-NeXT's `anyres` does, without a thumbnail tile.
+/// Image preprocessing as LLaVA-NeXT's `anyres` does it, without a thumbnail tile.
 ///
-/// A picture is resized to fit inside the pinpoint that keeps most of it, centred on black, and cut into square tiles
+/// An image is resized to fit inside the pinpoint that keeps most of it, centred on black, and cut into square tiles
 /// in reading order. Where an odd number of pixels is left over, both borders take the smaller half, so the last row
 /// or column of tiles comes out one pixel short and is stretched to full size, as in the original.
 #[derive(Debug, Clone)]
@@ -30,13 +30,14 @@ impl ImageProcessor {
         vision.validate()?;
         config.validate(vision)?;
         config.validate_pinpoints(vision)?;
+        check_pinpoints(vision)?;
         Ok(Self { vision: vision.clone(), pixels: PixelPipeline::new(config) })
     }
 
-    /// One picture as [`Visual::Image`], `(tiles, 3, image_size, image_size)`, f32, on the CPU.
+    /// One image as [`Visual::Image`], `(tiles, 3, image_size, image_size)`, f32, on the CPU.
     ///
     /// # Errors
-    /// [`Error::Image`](crate::Error::Image) if the picture has no pixels.
+    /// [`Error::Image`](crate::Error::Image) if the image has no pixels.
     pub fn process(&self, image: &RgbImage) -> Result<Visual> {
         let size = Size::new(image.height() as usize, image.width() as usize);
         let side = self.vision.image_size;
@@ -51,16 +52,16 @@ impl ImageProcessor {
         Ok(Visual::Image { pixel_values, size })
     }
 
-    /// Several pictures, in parallel.
+    /// Several images, in parallel.
     ///
     /// # Errors
-    /// As [`Self::process`], of the first picture that fails.
+    /// As [`Self::process`], of the first image that fails.
     pub fn process_all(&self, images: &[&RgbImage]) -> Result<Vec<Visual>> {
         images.par_iter().map(|image| self.process(image)).collect()
     }
 }
 
-/// Where a picture lies on its canvas: resized, with equal borders left and right, or above and below.
+/// Where an image lies on its canvas: resized, with equal borders left and right, or above and below.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Placement {
     /// Size after resizing.
@@ -78,9 +79,9 @@ impl Placement {
     }
 }
 
-/// A resized picture with black borders.
+/// A resized image with black borders.
 struct Canvas {
-    picture: RgbImage,
+    image: RgbImage,
     placement: Placement,
 }
 
@@ -88,7 +89,7 @@ impl Canvas {
     fn new(processor: &ImageProcessor, image: &RgbImage, canvas: Size) -> Result<Self> {
         let placement = Placement::new(Size::new(image.height() as usize, image.width() as usize), canvas);
         let Size { width, height } = placement.fitted;
-        Ok(Self { picture: processor.pixels.resize(image, width, height)?, placement })
+        Ok(Self { image: processor.pixels.resize(image, width, height)?, placement })
     }
 
     /// Size with borders: a pixel less than the pinpoint where its border cannot be halved.
@@ -103,11 +104,16 @@ impl Canvas {
         let height = self.size().height.saturating_sub(origin.height).min(side);
         let width = self.size().width.saturating_sub(origin.width).min(side);
         if height == side && width == side {
-            pixels.write(&self.picture, corner, side, tile);
+            pixels.write(&self.image, corner, side, tile);
+            return Ok(());
+        }
+        if height == 0 || width == 0 {
+            // Tiles of one pixel may lie in the border that could not be halved.
+            pixels.write(&RgbImage::default(), (0, 0), side, tile);
             return Ok(());
         }
         let mut short = RgbImage::new(width as u32, height as u32);
-        imageops::overlay(&mut short, &self.picture, corner.1, corner.0);
+        imageops::overlay(&mut short, &self.image, corner.1, corner.0);
         pixels.write(&pixels.resize(&short, side, side)?, (0, 0), side, tile);
         Ok(())
     }

@@ -1,4 +1,6 @@
-//! What pictures and video frames have in common: resizing, rescaling, normalising.
+//! Resizing, rescaling and normalising, which images and video frames share.
+
+use std::ops::Range;
 
 use image::RgbImage;
 
@@ -32,27 +34,68 @@ impl PixelPipeline {
         resize(image, width as u32, height as u32, self.resample)
     }
 
-    /// Writes the part of `picture` that lies on a tile into the tile's planes, `(3, side, side)`, and black
-    /// elsewhere. The picture's upper left corner stands at row `top` and column `left` of the tile, maybe outside.
-    pub(super) fn write(&self, picture: &RgbImage, (top, left): (i64, i64), side: usize, tile: &mut [f32]) {
-        let overlap = |start: i64, length: u32| {
-            let end = (start + i64::from(length)).clamp(0, side as i64);
-            start.clamp(0, end) as usize..end as usize
-        };
-        let (rows, columns) = (overlap(top, picture.height()), overlap(left, picture.width()));
-        let covered = rows.len() == side && columns.len() == side;
-        let source_row = 3 * picture.width() as usize;
+    /// Writes the part of `image` that lies on a tile into the tile's planes, `(3, side, side)`, and black elsewhere. The
+    /// image's upper left corner stands at row `top` and column `left` of the tile, maybe outside.
+    pub(super) fn write(&self, image: &RgbImage, (top, left): (i64, i64), side: usize, tile: &mut [f32]) {
+        let rows = Overlap::new(top, image.height(), side);
+        let columns = Overlap::new(left, image.width(), side);
+        let covered = rows.target.len() == side && columns.target.len() == side;
+        let row_len = 3 * image.width() as usize;
+        let source = image.as_raw().chunks_exact(row_len.max(1)).skip(rows.source).zip(rows.target);
         for (plane, (levels, channel)) in tile.chunks_exact_mut(side * side).zip(self.table.iter().zip(0..)) {
             if !covered {
                 plane.fill(levels[0]);
             }
-            for y in rows.clone() {
-                let from = (y as i64 - top) as usize * source_row + 3 * (columns.start as i64 - left) as usize;
-                let source = &picture.as_raw()[from..from + 3 * columns.len()];
-                let target = &mut plane[y * side..][columns.clone()];
-                for (value, pixel) in target.iter_mut().zip(source.chunks_exact(3)) {
+            for (row, y) in source.clone() {
+                let target = &mut plane[y * side..][columns.target.clone()];
+                for (value, pixel) in target.iter_mut().zip(row.chunks_exact(3).skip(columns.source)) {
                     *value = levels[usize::from(pixel[channel])];
                 }
+            }
+        }
+    }
+}
+
+/// The part of an axis that an image and a tile share; empty if the image lies beside the tile.
+struct Overlap {
+    /// First pixel of the image.
+    source: usize,
+    /// Pixels of the tile.
+    target: Range<usize>,
+}
+
+impl Overlap {
+    /// `start` is the image's first pixel as the tile counts, `length` the image's.
+    fn new(start: i64, length: u32, side: usize) -> Self {
+        let end = (start + i64::from(length)).clamp(0, side as i64);
+        let begin = start.clamp(0, end);
+        Self { source: (begin - start).max(0) as usize, target: begin as usize..end as usize }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::Rgb;
+
+    use super::*;
+    use crate::config::HaploVlConfig;
+
+    /// Every corner from far outside on one side to far outside on the other: what is written is the image shifted.
+    #[test]
+    fn images_beside_and_across_a_tile_leave_black() {
+        let mut config = PreprocessorConfig::image(&HaploVlConfig::tiny().vision);
+        (config.do_normalize, config.do_rescale) = (false, false);
+        let pipeline = PixelPipeline::new(&config);
+        let image = RgbImage::from_fn(3, 2, |x, y| Rgb([1 + x as u8, 10 + y as u8, 7]));
+        let side = 4;
+        for (top, left) in (-9..10).flat_map(|top| (-9..10).map(move |left| (top, left))) {
+            let mut tile = vec![-1.0; 3 * side * side];
+            pipeline.write(&image, (top, left), side, &mut tile);
+            for (i, &value) in tile.iter().enumerate() {
+                let (c, y, x) = (i / 16, (i / 4 % 4) as i64 - top, (i % 4) as i64 - left);
+                let inside = (0..2).contains(&y) && (0..3).contains(&x);
+                let expected = if inside { image.get_pixel(x as u32, y as u32)[c].into() } else { 0.0 };
+                assert_eq!(value, expected, "corner {top},{left}, value {i}");
             }
         }
     }

@@ -15,12 +15,12 @@ use crate::{Error, Result};
 const PRECISION: u32 = 32 - 8 - 2;
 /// Rounds a sum of weighted levels to the nearest.
 const HALF: i32 = 1 << (PRECISION - 1);
-/// Longest side of a picture; beyond it the buffer between the passes could outgrow the picture many times.
+/// Longest side of an image; beyond it the buffer between the passes could outgrow the image many times.
 const MAX_SIDE: u32 = 1 << 17;
 /// Values of a row that the second pass sums up at a time: they stay in registers and the nearest cache.
 const BLOCK: usize = 256;
 
-/// The picture in another size, to the bit as Pillow's `Image.resize` makes it.
+/// The image in another size, to the bit as Pillow's `Image.resize` makes it.
 ///
 /// # Errors
 /// [`Error::Image`] if either size has no pixels, or a side is above 131,072.
@@ -44,7 +44,7 @@ pub fn resize(image: &RgbImage, width: u32, height: u32, resample: Resample) -> 
     Ok(resized.or(once).unwrap_or_else(|| image.clone()))
 }
 
-/// One pass towards a `(width, height)`; `None` if the picture has that width or height already.
+/// One pass towards a `(width, height)`; `None` if the image has that width or height already.
 type Pass = fn(&RgbImage, (u32, u32), Resample) -> Option<RgbImage>;
 
 /// Pillow 13 shrinks the height first where that saves more than twice the pixels; versions before it never do. The

@@ -50,11 +50,11 @@ impl VideoProcessor {
         Ok(Self { num_frames, ..self })
     }
 
-    /// The sampled frames of a video file (an animated GIF, WebP or PNG) or of a folder of pictures, whose names are
+    /// The sampled frames of a video file (an animated GIF, WebP or PNG) or of a folder of images, whose names are
     /// put in order with numbers read as numbers.
     ///
     /// # Errors
-    /// [`Error::Io`] if something cannot be read, [`Error::Image`] for a bad picture or a folder without any.
+    /// [`Error::Io`] if something cannot be read, [`Error::Image`] for a bad image or a folder without any.
     pub fn load(&self, path: impl AsRef<Path>, decoder: &ImageDecoder) -> Result<Vec<RgbImage>> {
         let path = path.as_ref();
         if path.is_dir() {
@@ -78,7 +78,7 @@ impl VideoProcessor {
         let wanted = self.sample(frames.len());
         let empty = |&n: &usize| frames[n].as_raw().is_empty();
         if wanted.is_empty() || wanted.iter().any(empty) {
-            let message = "has no frame, or one without pixels: give at least one picture";
+            let message = "has no frame, or one without pixels: give at least one image";
             return Err(Error::image("video", message));
         }
         let side = self.image_size;
@@ -98,7 +98,7 @@ impl VideoProcessor {
     }
 }
 
-/// The pictures of a folder in natural order; hidden files and folders are passed over.
+/// The images of a folder in natural order; hidden files and folders are passed over.
 fn frame_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
@@ -109,7 +109,7 @@ fn frame_files(folder: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     if files.is_empty() {
-        let message = "is a folder without pictures: give a folder that holds the video's frames";
+        let message = "is a folder without images: give a folder that holds the video's frames";
         return Err(Error::image(folder.display().to_string(), message));
     }
     files.sort_by(|a, b| natural_order(&a.to_string_lossy(), &b.to_string_lossy()).then_with(|| a.cmp(b)));

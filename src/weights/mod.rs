@@ -1,10 +1,12 @@
-//! Named tensors: safetensors files, parameter stores, names, inheritance, the hub.
+//! Named tensors: safetensors files, parameter stores, names, initialisation, the hub.
 
 mod atomic;
+mod finite;
 mod gguf;
 mod hub;
 mod init;
 mod init_from;
+mod memory;
 mod model_folder;
 mod parameter_shapes;
 mod parameters;
@@ -20,8 +22,14 @@ pub use gguf::{GgufFile, GgufValue, save_gguf};
 pub use hub::Hub;
 pub use hub::{download, resolve_model};
 pub use init_from::{
-    ClipConfig, ClipSource, InheritReport, LlmConfig, LlmSource, TextInit, inherit_clip, inherit_llm,
-    inherit_text_embedding, principal_components,
+    ClipConfig, ClipSource, InitReport, LlmConfig, LlmSource, TextInit, init_from_clip, init_from_llm,
+    init_text_embedding, principal_components,
+};
+/// The earlier names, until no caller is left.
+#[doc(hidden)]
+pub use init_from::{
+    InitReport as InheritReport, init_from_clip as inherit_clip, init_from_llm as inherit_llm,
+    init_text_embedding as inherit_text_embedding,
 };
 pub(crate) use model_folder::check_model_folder;
 pub use parameter_shapes::ParameterShapes;

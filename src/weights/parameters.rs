@@ -9,6 +9,7 @@ use candle_nn::{Init, VarBuilder};
 
 use super::SafetensorsFiles;
 use super::init::initial_tensor;
+use super::memory;
 use super::validate::check_tensors;
 use crate::{Error, Result};
 
@@ -154,6 +155,7 @@ impl SimpleBackend for Source {
             Some(var) => var,
             None => {
                 // Drawn without the lock, because it takes long and uses the thread pool; whoever comes first is kept.
+                check_memory(name, &shape, device)?;
                 let var = Var::from_tensor(&initial_tensor(init, &shape, self.seed, name, dtype, device)?)?;
                 self.parameters.write().entry(name.to_string()).or_insert(var).clone()
             }
@@ -175,6 +177,21 @@ impl SimpleBackend for Source {
     fn contains_tensor(&self, name: &str) -> bool {
         self.parameters.read().contains_key(name)
     }
+}
+
+/// Refuses a parameter that there is no memory for, before any is taken: a failed allocation would end the process.
+fn check_memory(name: &str, shape: &Shape, device: &Device) -> candle_core::Result<()> {
+    // Drawn as f32, and converted beside that.
+    let bytes = shape.dims().iter().try_fold(2 * size_of::<f32>(), |bytes, &d| bytes.checked_mul(d));
+    let fits = bytes.is_some_and(|bytes| !device.is_cpu() || memory::can_allocate(bytes));
+    if fits {
+        return Ok(());
+    }
+    let error = Error::weights(format!(
+        "there is not enough memory for parameter `{name}` of shape {:?}: make the model smaller",
+        shape.dims()
+    ));
+    Err(candle_core::Error::wrap(error))
 }
 
 /// Whether an existing variable is what is asked for: a converted one would not be the variable.
@@ -250,6 +267,16 @@ mod tests {
         assert!(vb.get((4, 1), "w").unwrap_err().to_string().contains("[4, 1]"));
         let half = parameters.var_builder(7, DType::BF16, &Device::Cpu);
         assert!(half.get((2, 2), "w").unwrap_err().to_string().contains("bf16"));
+    }
+
+    #[test]
+    fn parameters_without_memory_are_refused_by_name() {
+        let (parameters, vb) = store();
+        for shape in [vec![1 << 40, 1 << 40], vec![1 << 22, 1 << 24], vec![usize::MAX, 0x10, 3]] {
+            let message = vb.get(shape.as_slice(), "huge").unwrap_err().to_string();
+            assert!(message.contains("parameter `huge` of shape") && message.contains("memory"), "{message}");
+        }
+        assert!(parameters.is_empty());
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Reading safetensors: one file, or shards with an index, memory-mapped and never trusted.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::ops::Deref;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -13,8 +12,9 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 
+use super::finite::check_floats;
 use super::source::{TensorSource, check_source, source_var_builder};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// The name of a checkpoint's weights when they are one file.
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
@@ -161,7 +161,8 @@ impl SafetensorsFiles {
     /// Copies a tensor to `device`, converted from whatever float type it is stored in.
     ///
     /// # Errors
-    /// [`Error::Weights`] if there is no such tensor, or it holds no floats (and not `dtype` itself).
+    /// [`Error::Weights`] if there is no such tensor, it holds no floats (and not `dtype` itself), or a float is NaN or
+    /// infinite.
     pub fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let missing = || Error::weights(format!("{}: there is no tensor `{name}`", self.path.display()));
         let entry = self.tensors.get(name).ok_or_else(missing)?;
@@ -175,7 +176,9 @@ impl SafetensorsFiles {
                 dtype.as_str()
             )));
         };
-        let tensor = Tensor::from_raw_buffer(shard.bytes(&entry.info)?, stored, &entry.info.shape, device)?;
+        let bytes = shard.bytes(&entry.info)?;
+        check_floats(&shard.path.display().to_string(), name, bytes, stored)?;
+        let tensor = Tensor::from_raw_buffer(bytes, stored, &entry.info.shape, device)?;
         Ok(tensor.to_dtype(dtype)?)
     }
 
@@ -231,7 +234,7 @@ fn is_float(dtype: DType) -> bool {
 
 impl Shard {
     fn open(path: &Path) -> Result<(Self, BTreeMap<String, TensorInfo>)> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = files::open(path)?;
         // SAFETY: the map is read-only; that nobody truncates the file meanwhile is a documented condition.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
         Self::new(path, Bytes::Mapped(map))
@@ -240,7 +243,7 @@ impl Shard {
     fn new(path: &Path, bytes: Bytes) -> Result<(Self, BTreeMap<String, TensorInfo>)> {
         let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| {
             let hint = "the file is truncated or not safetensors: download it again";
-            Error::format(path, format!("{e} ({} bytes); {hint}", bytes.len()))
+            Error::format(path, format!("{e} ({} bytes); {hint}", bytes.len())).caused_by(e)
         })?;
         let mut infos = BTreeMap::new();
         for (name, info) in metadata.tensors() {
@@ -267,13 +270,10 @@ fn check_shape(path: &Path, name: &str, shape: &[usize]) -> Result<()> {
 }
 
 fn read_index(path: &Path) -> Result<Index> {
-    let bytes = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-    if bytes > MAX_INDEX_BYTES {
-        return Err(Error::format(path, format!("is {bytes} bytes, expected an index of at most {MAX_INDEX_BYTES}")));
-    }
-    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_slice(&text)
-        .map_err(|e| Error::format(path, format!("{e}; expected an object with `weight_map`: {{tensor: file name}}")))
+    let text = files::read(path, MAX_INDEX_BYTES)?;
+    serde_json::from_slice(&text).map_err(|e| {
+        Error::format(path, format!("{e}; expected an object with `weight_map`: {{tensor: file name}}")).caused_by(e)
+    })
 }
 
 /// Where a shard lies, which must be the folder of its index: a name from a download must not reach other files.

@@ -2,6 +2,7 @@
 // Helpers outside of `#[test]` functions fail a test by panicking, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod hostile;
 mod loader;
 mod records;
 mod shapes;

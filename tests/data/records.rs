@@ -162,7 +162,7 @@ fn a_folder_of_pictures_and_texts() {
     assert!(open(folder.path(), None).unwrap().describe(1).ends_with("b.png"));
 
     let empty = tempfile::tempdir().unwrap();
-    assert!(ImageFolder::open(empty.path()).unwrap_err().to_string().contains("holds no picture"));
+    assert!(ImageFolder::open(empty.path()).unwrap_err().to_string().contains("holds no image"));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use haplovl::config::{DecoderConfig, HaploVlConfig, MlpKind, Rope, VisionConfig};
 use haplovl::model::{ClipVision, DecoderStack, HaploVl, MultimodalEmbeddings, Pass, PreDecoder};
 use haplovl::nn::ops::KeyRanges;
-use haplovl::weights::{ClipSource, Parameters, inherit_clip};
+use haplovl::weights::{ClipSource, Parameters, init_from_clip};
 
 use crate::{Case, Summary, cases, folders, max_diff};
 
@@ -73,7 +73,7 @@ fn pre_decoder_initialized_from_clip_matches_reference() {
             let parameters = Parameters::new();
             let vb = || parameters.var_builder(0, DType::F32, &Device::Cpu);
             HaploVl::new(&config, vb()).unwrap();
-            inherit_clip(&source, &config, &parameters).unwrap();
+            init_from_clip(&source, &config, &parameters).unwrap();
 
             let layers = DecoderStack::new(&config.pre_decoder, 0, vb().pp("model.layers")).unwrap();
             let all = KeyRanges::full(tiles, tokens, tokens);

@@ -7,7 +7,7 @@ use haplovl::batch::{Sample, SequenceLayout};
 use haplovl::config::{DecoderConfig, HaploVlConfig, ImageAttention, TextEmbedding};
 use haplovl::model::{HaploVl, LanguageHead, LanguageModel, Pass, PostDecoder};
 use haplovl::nn::{RotaryEmbedding, key_ranges};
-use haplovl::weights::{LlmSource, Parameters, SafetensorsFiles, TextInit, inherit_llm};
+use haplovl::weights::{LlmSource, Parameters, SafetensorsFiles, TextInit, init_from_llm};
 
 use crate::{Case, Summary, cases, folders, max_diff};
 
@@ -87,7 +87,7 @@ fn post_decoder_initialized_from_llm_matches_reference() {
             let parameters = Parameters::new();
             let vb = || parameters.var_builder(0, DType::F32, &Device::Cpu);
             HaploVl::new(&config, vb()).unwrap();
-            inherit_llm(&source, &config, &parameters, TextInit::Random).unwrap();
+            init_from_llm(&source, &config, &parameters, TextInit::Random).unwrap();
             let post = &config.post_decoder;
             let decoder = PostDecoder::new(post, config.pre_decoder.num_hidden_layers, vb()).unwrap();
             let head = match config.tie_word_embeddings {

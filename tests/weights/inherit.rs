@@ -6,7 +6,7 @@ use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::Init;
 use haplovl::config::{DecoderConfig, HaploVlConfig, MlpKind, NormKind, Rope, TextEmbedding};
 use haplovl::weights::{
-    ClipSource, LlmSource, Parameters, TensorSource, TextInit, inherit_clip, inherit_llm, principal_components,
+    ClipSource, LlmSource, Parameters, TensorSource, TextInit, init_from_clip, init_from_llm, principal_components,
 };
 
 pub fn fixture(path: &str) -> PathBuf {
@@ -128,7 +128,7 @@ fn every_layer_of_the_llm_is_copied_after_the_pre_decoder() {
         let (llm, clip) = (llm(name), clip());
         let config = config(&llm, &clip);
         let parameters = parameters(&config);
-        let report = inherit_llm(&llm, &config, &parameters, TextInit::Random).unwrap();
+        let report = init_from_llm(&llm, &config, &parameters, TextInit::Random).unwrap();
         for from in llm.tensors().tensor_names() {
             let to = match from.strip_prefix("model.layers.") {
                 Some(rest) => {
@@ -153,7 +153,7 @@ fn a_tied_table_becomes_the_head_and_new_tokens_its_mean() {
     let (llm, clip) = (llm("qwen2"), clip());
     let config = config(&llm, &clip);
     let parameters = parameters(&config);
-    inherit_llm(&llm, &config, &parameters, TextInit::Random).unwrap();
+    init_from_llm(&llm, &config, &parameters, TextInit::Random).unwrap();
     let table = llm.embedding(llm.config().vocab_size, DType::F32, &Device::Cpu).unwrap();
     for name in ["lm_head.weight", "model.embed_tokens.weight"] {
         let rows = ours(&parameters, name);
@@ -169,7 +169,7 @@ fn missing_biases_are_zero_in_the_released_form() {
     let (llm, clip) = (llm("llama"), clip());
     let config = pro(&llm, &clip);
     let parameters = parameters(&config);
-    let report = inherit_llm(&llm, &config, &parameters, TextInit::Random).unwrap();
+    let report = init_from_llm(&llm, &config, &parameters, TextInit::Random).unwrap();
     assert_eq!(report.zero_filled.len(), 3 * 7, "{report}");
     for name in &report.zero_filled {
         assert!(name.ends_with(".bias") && values(&ours(&parameters, name)).iter().all(|v| *v == 0.0), "{name}");
@@ -185,12 +185,12 @@ fn text_passes_through_the_principal_components() {
 
     let projected = config(&llm, &clip);
     let store = parameters(&projected);
-    inherit_llm(&llm, &projected, &store, TextInit::PrincipalComponents).unwrap();
+    init_from_llm(&llm, &projected, &store, TextInit::PrincipalComponents).unwrap();
     close(&ours(&store, "model.embed_proj.weight"), &down, 0.0);
 
     let direct = pro(&llm, &clip);
     let store = parameters(&direct);
-    inherit_llm(&llm, &direct, &store, TextInit::PrincipalComponents).unwrap();
+    init_from_llm(&llm, &direct, &store, TextInit::PrincipalComponents).unwrap();
     close(&ours(&store, "model.embed_tokens.weight").i(..160).unwrap(), &narrow, 1e-6);
     // Normalised as by the pre-decoder, an embedding comes out of the connector with the length it had.
     let scale = narrow.sqr().unwrap().mean_all().unwrap().sqrt().unwrap();
@@ -203,7 +203,7 @@ fn clip_in_its_own_form() {
     let (llm, clip) = (llm("llama"), clip());
     let config = config(&llm, &clip);
     let parameters = parameters(&config);
-    let report = inherit_clip(&clip, &config, &parameters).unwrap();
+    let report = init_from_clip(&clip, &config, &parameters).unwrap();
     let files = clip.files().as_ref();
     for (to, from) in [
         ("model.patch_embed.proj.weight", "embeddings.patch_embedding.weight"),
@@ -231,7 +231,7 @@ fn clip_in_the_gated_form_computes_the_same() {
     let (llm, clip) = (llm("llama"), clip());
     let config = pro(&llm, &clip);
     let parameters = parameters(&config);
-    let report = inherit_clip(&clip, &config, &parameters).unwrap();
+    let report = init_from_clip(&clip, &config, &parameters).unwrap();
     assert_eq!(report.zero_filled.len(), 2 * 3);
     let layer = |name: &str, x: &Tensor| {
         let weight = ours(&parameters, &format!("model.layers.1.mlp.{name}.weight"));
@@ -254,7 +254,7 @@ fn another_tile_size_resamples_the_positions() {
     let mut config = config(&llm, &clip);
     config.vision.image_size = 84;
     let parameters = parameters(&config);
-    inherit_clip(&clip, &config, &parameters).unwrap();
+    init_from_clip(&clip, &config, &parameters).unwrap();
     let positions = ours(&parameters, "model.pre_pos_embed").reshape((6, 6, 32)).unwrap();
     let grid = theirs(clip.files().as_ref(), "vision_model.embeddings.position_embedding.weight");
     let grid = grid.i(1..).unwrap().reshape((4, 4, 32)).unwrap();
@@ -276,8 +276,8 @@ fn both_together_leave_only_what_neither_has() {
     let (llm, clip) = (llm("qwen2"), clip());
     let config = config(&llm, &clip);
     let parameters = parameters(&config);
-    let report = inherit_clip(&clip, &config, &parameters).unwrap();
-    let report = report.merge(inherit_llm(&llm, &config, &parameters, TextInit::PrincipalComponents).unwrap());
+    let report = init_from_clip(&clip, &config, &parameters).unwrap();
+    let report = report.merge(init_from_llm(&llm, &config, &parameters, TextInit::PrincipalComponents).unwrap());
     assert_eq!(report.fresh, ["model.image_newline"]);
     assert_eq!(report.copied.len() + 1, parameters.len());
 }
@@ -291,14 +291,14 @@ fn what_does_not_fit_is_listed_at_once() {
     config.post_decoder.num_hidden_layers = 2;
     config.post_decoder.rope_theta = 1e4;
     config.post_decoder.qkv_bias = false;
-    let message = inherit_llm(&llm, &config, &Parameters::new(), TextInit::Random).unwrap_err().to_string();
+    let message = init_from_llm(&llm, &config, &Parameters::new(), TextInit::Random).unwrap_err().to_string();
     for part in ["num_hidden_layers is 2, the source has 3", "rope_theta", "qkv_bias is false", "vocab_size is 100"] {
         assert!(message.contains(part), "{part}: {message}");
     }
     config.pre_decoder.mlp = MlpKind::Gated;
     config.pre_decoder.mlp_bias = false;
     config.vision.patch_size = 7;
-    let message = inherit_clip(&clip, &config, &Parameters::new()).unwrap_err().to_string();
+    let message = init_from_clip(&clip, &config, &Parameters::new()).unwrap_err().to_string();
     for part in ["pre_decoder.mlp_bias is false", "vision.patch_size is 7, the source has 14"] {
         assert!(message.contains(part), "{part}: {message}");
     }

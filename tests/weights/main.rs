@@ -4,4 +4,5 @@
 
 mod files;
 mod gguf;
+mod hostile;
 mod inherit;

@@ -10,6 +10,10 @@ const ALIGNMENT_KEY: &str = "general.alignment";
 const DEFAULT_ALIGNMENT: usize = 32;
 /// As in llama.cpp.
 const MAX_DIMENSIONS: u32 = 4;
+/// Bytes of a tensor's name at most. llama.cpp has 64; names of Hugging Face are longer.
+const MAX_NAME: u64 = 256;
+/// Bytes of a metadata key at most, as GGUF's specification has it.
+const MAX_KEY: u64 = u16::MAX as u64;
 /// The kinds of metadata value that GGUF numbers 8 and 9.
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
@@ -61,9 +65,12 @@ impl Header {
         let (num_tensors, num_values) = (reader.u64()?, reader.u64()?);
         let mut metadata = BTreeMap::new();
         for _ in 0..num_values {
-            let key = reader.text()?;
+            let key = reader.name("a metadata key", MAX_KEY)?;
             let kind = reader.u32()?;
-            metadata.insert(key, reader.value(kind)?);
+            let value = reader.value(kind)?;
+            if metadata.insert(key.clone(), value).is_some() {
+                return Err(format!("has the metadata key `{key}` twice"));
+            }
         }
         // Offsets count from the end of the header, which is known only after the last description.
         let mut descriptions = Vec::new();
@@ -72,9 +79,37 @@ impl Header {
         }
         let alignment = alignment(&metadata)?;
         let data = reader.position.next_multiple_of(alignment);
-        let tensors = descriptions.into_iter().map(|d| d.locate(data, alignment, file.len()));
-        Ok(Self { metadata, tensors: tensors.collect::<Parsed<_>>()? })
+        let mut tensors = BTreeMap::new();
+        for description in descriptions {
+            let (name, info) = description.locate(data, alignment, file.len())?;
+            if tensors.insert(name.clone(), info).is_some() {
+                return Err(format!("has two tensors `{name}`"));
+            }
+        }
+        check_places(&tensors, data, alignment, file.len())?;
+        Ok(Self { metadata, tensors })
     }
+}
+
+/// Refuses tensors that overlap or leave more room between them than alignment asks for: an offset is wrong, and the
+/// numbers found there are those of another tensor.
+fn check_places(tensors: &BTreeMap<String, TensorInfo>, data: usize, alignment: usize, file: usize) -> Parsed<()> {
+    let mut in_order: Vec<_> = tensors.iter().map(|(name, info)| (info.bytes.clone(), name)).collect();
+    in_order.sort_unstable_by_key(|(bytes, _)| bytes.start);
+    let mut free = data;
+    for (bytes, name) in in_order {
+        if bytes.start != free {
+            return Err(format!(
+                "tensor `{name}` begins at byte {}, expected {free}, where the one before it ends: download the file again",
+                bytes.start
+            ));
+        }
+        free = bytes.end.next_multiple_of(alignment);
+    }
+    if file > free {
+        return Err(format!("goes on for {} bytes after its last tensor: download it again", file - free));
+    }
+    Ok(())
 }
 
 /// At least 8, so that every block of numbers may be read in place.
@@ -95,7 +130,7 @@ struct Description {
 
 impl Description {
     fn read(reader: &mut Reader<'_>) -> Parsed<Self> {
-        let name = reader.text()?;
+        let name = reader.name("a tensor name", MAX_NAME)?;
         let dimensions = reader.u32()?;
         if dimensions > MAX_DIMENSIONS {
             return Err(format!("tensor `{name}` has {dimensions} dimensions, expected at most {MAX_DIMENSIONS}"));
@@ -187,6 +222,17 @@ impl<'a> Reader<'a> {
     fn text(&mut self) -> Parsed<String> {
         let length = self.u64()?;
         Ok(String::from_utf8_lossy(self.bytes(length)?).into_owned())
+    }
+
+    /// A text of few bytes that can be shown; `what` is what messages call it.
+    fn name(&mut self, what: &str, most: u64) -> Parsed<String> {
+        let (at, length) = (self.position, self.u64()?);
+        let bytes = self.bytes(length)?;
+        if length > most {
+            return Err(format!("{what} at byte {at} is {length} bytes long, expected at most {most}"));
+        }
+        let name = str::from_utf8(bytes).ok().filter(|name| !name.chars().any(char::is_control));
+        name.map(String::from).ok_or_else(|| format!("{what} at byte {at} is no printable UTF-8"))
     }
 
     fn value(&mut self, kind: u32) -> Parsed<GgufValue> {

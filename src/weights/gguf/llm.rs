@@ -99,7 +99,7 @@ impl GgufFile {
         };
         if divisors.len() != decoder.head_dim() / 2 || !divisors.iter().enumerate().all(agrees) {
             return Err(self.error(format!(
-                "{ROPE_DIVISORS} is not the scaling of Llama 3.1: inherit from the model's HF folder instead"
+                "{ROPE_DIVISORS} is not the scaling of Llama 3.1: initialise from the model's HF folder instead"
             )));
         }
         let (low_freq_factor, high_freq_factor, original_max_position_embeddings) = LLAMA3;

@@ -6,7 +6,6 @@ mod names;
 mod write;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::QTensor;
@@ -19,9 +18,10 @@ use header::{Header, TensorInfo};
 pub use write::save_gguf;
 
 use super::TensorSource;
+use super::finite::check_ggml;
 use crate::nn::ops::QuantizedWeight;
 use crate::options::Quantization;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// The name of a quantised model's weights in its folder.
 pub(super) const MODEL_FILE: &str = "model.gguf";
@@ -46,11 +46,17 @@ impl GgufFile {
     /// a kind that is not supported.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = files::open(path)?;
         // SAFETY: the map is read-only; that nobody truncates the file meanwhile is a documented condition.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
         let header = Header::parse(&map).map_err(|message| Error::format(path, message))?;
-        let tensors = header.tensors.into_iter().map(|(name, info)| (names::to_hf(&name), info)).collect();
+        let mut tensors = BTreeMap::new();
+        for (name, info) in header.tensors {
+            let hf = names::to_hf(&name);
+            if tensors.insert(hf, info).is_some() {
+                return Err(Error::format(path, format!("has two tensors that are HF's `{}`", names::to_hf(&name))));
+            }
+        }
         Ok(Self { path: path.to_path_buf(), map, metadata: header.metadata, tensors })
     }
 
@@ -73,11 +79,12 @@ impl GgufFile {
         self.metadata.get("general.architecture") == Some(&GgufValue::Text("llama".into()))
     }
 
-    /// A tensor as it is stored.
+    /// A tensor as it is stored; an error if it holds NaN or infinity.
     fn stored(&self, name: &str) -> Result<QTensor> {
         let missing = || Error::weights(format!("{}: there is no tensor `{name}`", self.path.display()));
         let info = self.tensors.get(name).ok_or_else(missing)?;
         let bytes = self.map.get(info.bytes.clone()).ok_or_else(missing)?;
+        check_ggml(&self.path.display().to_string(), name, bytes, info.dtype)?;
         Ok(qtensor_from_ggml(info.dtype, bytes, info.shape.clone(), &Device::Cpu)?)
     }
 

@@ -27,6 +27,6 @@ pub fn save_gguf(folder: impl AsRef<Path>, tensors: &[(String, QTensor)]) -> Res
     let architecture = Value::String(ARCHITECTURE.into());
     write_atomically(path, |writer| {
         let written = gguf_file::write(writer, &[("general.architecture", &architecture)], &tensors);
-        written.map_err(|e| Error::format(path, format!("cannot be written: {e}")))
+        written.map_err(|e| Error::format(path, format!("cannot be written: {e}")).caused_by(e))
     })
 }

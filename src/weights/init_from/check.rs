@@ -1,11 +1,11 @@
-//! Whether a decoder can take over the weights of another without loss.
+//! Compatibility of a decoder with the weights of another.
 
 use std::fmt::Debug;
 
 use crate::config::{DecoderConfig, MlpKind};
 use crate::{Error, Result};
 
-/// Collects the fields that forbid an inheritance.
+/// Fields that forbid an initialisation.
 pub(super) struct Compatibility {
     decoder: &'static str,
     problems: Vec<String>,
@@ -60,7 +60,7 @@ impl Compatibility {
             return Ok(());
         }
         Err(Error::weights(format!(
-            "cannot inherit from {source}: change the configuration so that it agrees\n  {}",
+            "cannot initialise from {source}: change the configuration so that it agrees\n  {}",
             self.problems.join("\n  ")
         )))
     }

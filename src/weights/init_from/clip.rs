@@ -1,4 +1,4 @@
-//! Inheriting the pre-decoder and the patch embedding from a CLIP vision transformer.
+//! Initialisation of the pre-decoder and the patch embedding from a CLIP vision transformer.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::InheritReport;
+use super::InitReport;
 use super::check::Compatibility;
 use super::config_file::read_config;
 use super::resample::resample_grid;
@@ -24,7 +24,7 @@ const MAX_IMAGE_SIZE: usize = 1 << 14;
 pub struct ClipConfig {
     /// Its layers, as a decoder without rotary positions.
     pub decoder: DecoderConfig,
-    /// Side of the picture it was trained on, in pixels.
+    /// Side of the images it was trained on, in pixels.
     pub image_size: usize,
     /// Side of a patch, in pixels.
     pub patch_size: usize,
@@ -90,7 +90,7 @@ impl ClipConfig {
         Ok(clip)
     }
 
-    /// Patches along one side of a picture.
+    /// Patches along one side of an image.
     pub fn patches_per_side(&self) -> usize {
         self.image_size / self.patch_size.max(1)
     }
@@ -118,7 +118,7 @@ impl HfConfig {
     }
 }
 
-/// A CLIP vision transformer to inherit from, or to teach.
+/// A CLIP vision transformer to initialise from, or to distil from.
 #[derive(Debug, Clone)]
 pub struct ClipSource {
     config: ClipConfig,
@@ -155,7 +155,7 @@ impl ClipSource {
 ///
 /// # Errors
 /// [`Error::Weights`] listing every field of `config` that does not fit the CLIP, or naming a missing tensor.
-pub fn inherit_clip(source: &ClipSource, config: &HaploVlConfig, parameters: &Parameters) -> Result<InheritReport> {
+pub fn init_from_clip(source: &ClipSource, config: &HaploVlConfig, parameters: &Parameters) -> Result<InitReport> {
     check(source, config)?;
     let mut transfer = Transfer::new(source.files.as_ref(), parameters);
     transfer.copy("vision_model.embeddings.patch_embedding.weight", "model.patch_embed.proj.weight")?;

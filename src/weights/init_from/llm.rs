@@ -1,4 +1,4 @@
-//! Inheriting the post-decoder, the head and the text embedding from a language model.
+//! Initialisation of the post-decoder, the head and the text embedding from a language model.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::check::Compatibility;
 use super::config_file::read_config;
 use super::pca::principal_components;
 use super::transfer::Transfer;
-use super::{InheritReport, LlmConfig};
+use super::{InitReport, LlmConfig};
 use crate::config::{HaploVlConfig, Rope, TextEmbedding};
 use crate::weights::{GgufFile, Parameters, SafetensorsFiles, TensorSource};
 use crate::{Error, Result};
@@ -17,7 +17,7 @@ use crate::{Error, Result};
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
-/// How the way from the LLM's embeddings down to the pre-decoder's width, and back up, starts.
+/// Initialisation of the projections from the LLM's embeddings down to the pre-decoder's width, and back up.
 ///
 /// The published sources are silent on it; the first is this crate's choice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -30,7 +30,7 @@ pub enum TextInit {
     Random,
 }
 
-/// A language model to inherit from.
+/// A language model to initialise from.
 #[derive(Clone)]
 pub struct LlmSource {
     path: PathBuf,
@@ -101,12 +101,12 @@ impl LlmSource {
 ///
 /// # Errors
 /// [`Error::Weights`] listing every field of `config` that does not fit the LLM, or naming a missing tensor.
-pub fn inherit_llm(
+pub fn init_from_llm(
     source: &LlmSource,
     config: &HaploVlConfig,
     parameters: &Parameters,
     text: TextInit,
-) -> Result<InheritReport> {
+) -> Result<InitReport> {
     check(source, config)?;
     let mut transfer = Transfer::new(source.tensors(), parameters);
     let first = config.pre_decoder.num_hidden_layers;
@@ -196,12 +196,12 @@ fn copy_embedding(
 ///
 /// # Errors
 /// [`Error::Weights`] if the vocabulary does not fit or the table is missing.
-pub fn inherit_text_embedding(
+pub fn init_text_embedding(
     source: &LlmSource,
     config: &HaploVlConfig,
     parameters: &Parameters,
     text: TextInit,
-) -> Result<InheritReport> {
+) -> Result<InitReport> {
     let mut transfer = Transfer::new(source.tensors(), parameters);
     let table = source.table(EMBEDDING, transfer.take(EMBEDDING)?)?;
     if table.dim(0)? > config.vocab_size {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::config::{Activation, DecoderConfig, MlpKind, NormKind, Rope, RopeScaling, from_value};
 use crate::{Error, Result};
 
-/// A language model of the Llama family, as far as it can be inherited from.
+/// A language model of the Llama family, as far as a HaploVL can be initialised from it.
 ///
 /// Sliding attention windows are not part of it: HaploVL attends to everything before.
 #[derive(Debug, Clone, PartialEq)]

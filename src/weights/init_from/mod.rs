@@ -1,7 +1,7 @@
-//! Starting a HaploVL from a pre-trained CLIP and a pre-trained language model.
+//! Initialisation of a HaploVL from a pre-trained CLIP and a pre-trained language model.
 //!
 //! A source is opened ([`LlmSource`], [`ClipSource`]), and its values are copied into the existing parameters of a model
-//! ([`inherit_llm`], [`inherit_clip`]). What cannot be taken over without loss is an error, and the [`InheritReport`]
+//! ([`init_from_llm`], [`init_from_clip`]). Weights that cannot be converted without loss are an error, and the [`InitReport`]
 //! accounts for every parameter and every tensor of the source.
 
 mod check;
@@ -14,8 +14,8 @@ mod report;
 mod resample;
 mod transfer;
 
-pub use clip::{ClipConfig, ClipSource, inherit_clip};
-pub use llm::{LlmSource, TextInit, inherit_llm, inherit_text_embedding};
+pub use clip::{ClipConfig, ClipSource, init_from_clip};
+pub use llm::{LlmSource, TextInit, init_from_llm, init_text_embedding};
 pub use llm_config::LlmConfig;
 pub use pca::principal_components;
-pub use report::InheritReport;
+pub use report::InitReport;

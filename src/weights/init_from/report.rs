@@ -1,4 +1,4 @@
-//! The account of an inheritance.
+//! Report of an initialisation.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -6,9 +6,9 @@ use std::fmt;
 /// Names printed of each kind before the rest is only counted.
 const LISTED: usize = 20;
 
-/// What became of every parameter of the model and every tensor of the source; names are sorted.
+/// Every parameter of the model and every tensor of the source by what became of it; names are sorted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct InheritReport {
+pub struct InitReport {
     /// Parameters that took values from the source.
     pub copied: Vec<String>,
     /// Parameters that the source lacks, set to what makes them do nothing: zero biases, and the always open gate that
@@ -20,8 +20,8 @@ pub struct InheritReport {
     pub unused: Vec<String>,
 }
 
-impl InheritReport {
-    /// The account of this inheritance followed by `later` into the same model.
+impl InitReport {
+    /// The report of this initialisation followed by `later` on the same model.
     pub fn merge(self, later: Self) -> Self {
         let union = |a: Vec<String>, b: Vec<String>| -> BTreeSet<String> { a.into_iter().chain(b).collect() };
         let copied = union(self.copied, later.copied);
@@ -37,7 +37,7 @@ impl InheritReport {
     }
 }
 
-impl fmt::Display for InheritReport {
+impl fmt::Display for InitReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} parameters copied", self.copied.len())?;
         let kinds = [
@@ -68,8 +68,8 @@ mod tests {
 
     #[test]
     fn merging_leaves_fresh_what_neither_touched() {
-        let first = InheritReport { copied: names(&["a"]), fresh: names(&["b", "c"]), ..Default::default() };
-        let later = InheritReport {
+        let first = InitReport { copied: names(&["a"]), fresh: names(&["b", "c"]), ..Default::default() };
+        let later = InitReport {
             copied: names(&["b"]),
             fresh: names(&["a", "c"]),
             unused: names(&["x"]),
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn long_lists_are_cut() {
         let fresh = (0..30).map(|i| format!("p{i:02}")).collect();
-        let text = InheritReport { fresh, ..Default::default() }.to_string();
+        let text = InitReport { fresh, ..Default::default() }.to_string();
         assert!(text.contains("30 parameters fresh") && text.contains("p19") && text.contains("and 10 more"), "{text}");
         assert!(!text.contains("p20"));
     }

@@ -1,10 +1,10 @@
-//! Moving tensors from a source into parameters, keeping account.
+//! Copies of tensors from a source into parameters, with a report.
 
 use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::InheritReport;
+use super::InitReport;
 use crate::weights::{Parameters, TensorSource};
 use crate::{Error, Result};
 
@@ -63,9 +63,9 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    pub(super) fn finish(self) -> InheritReport {
+    pub(super) fn finish(self) -> InitReport {
         let touched = |name: &String| self.copied.contains(name) || self.constant.contains(name);
-        InheritReport {
+        InitReport {
             fresh: self.parameters.names().into_iter().filter(|name| !touched(name)).collect(),
             unused: self.source.tensor_names().into_iter().filter(|name| !self.used.contains(name)).collect(),
             copied: self.copied.into_iter().collect(),

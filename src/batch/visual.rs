@@ -1,0 +1,98 @@
+//! Images and videos as a model takes them.
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::Result;
+use crate::config::VisionConfig;
+use crate::patch_grid::{PatchGrid, Size, video_tokens};
+
+/// One image or video, ready for the model.
+#[derive(Debug, Clone)]
+pub enum Visual {
+    /// An image cut into tiles.
+    Image {
+        /// Normalised pixels, `(tiles, 3, image_size, image_size)` in reading order.
+        pixel_values: Tensor,
+        /// Size of the image in pixels before any resizing; decides the patch grid.
+        size: Size,
+    },
+    /// A video of evenly sampled frames.
+    Video {
+        /// Normalised pixels, `(frames, 3, image_size, image_size)`.
+        pixel_values: Tensor,
+    },
+}
+
+impl Visual {
+    /// Number of tokens this takes in a sequence.
+    ///
+    /// # Errors
+    /// As [`PatchGrid::new`].
+    pub fn tokens(&self, config: &VisionConfig) -> Result<usize> {
+        match self {
+            Self::Image { size, .. } => Ok(PatchGrid::new(config, *size)?.tokens()),
+            Self::Video { pixel_values } => Ok(video_tokens(config, pixel_values.dim(0)?)),
+        }
+    }
+
+    /// Number of its tokens that hold a patch, newlines not counted.
+    ///
+    /// # Errors
+    /// As [`PatchGrid::new`].
+    pub fn patches(&self, config: &VisionConfig) -> Result<usize> {
+        match self {
+            Self::Image { size, .. } => Ok(PatchGrid::new(config, *size)?.rows_cols.area()),
+            Self::Video { pixel_values } => Ok(pixel_values.dim(0)? * config.patches_per_tile()),
+        }
+    }
+
+    /// Lengths of its attention blocks: an image is one; a video is one for each frame, and its newline is one.
+    ///
+    /// # Errors
+    /// As [`Self::tokens`].
+    pub fn blocks(&self, config: &VisionConfig) -> Result<Vec<usize>> {
+        match self {
+            Self::Image { .. } => Ok(vec![self.tokens(config)?]),
+            Self::Video { pixel_values } => {
+                let mut blocks = vec![config.patches_per_tile(); pixel_values.dim(0)?];
+                blocks.extend(config.image_newline.then_some(1));
+                Ok(blocks)
+            }
+        }
+    }
+
+    /// The token that stands for this in a prompt.
+    pub fn placeholder(&self, image_token: u32, video_token: u32) -> u32 {
+        match self {
+            Self::Image { .. } => image_token,
+            Self::Video { .. } => video_token,
+        }
+    }
+
+    /// The normalised pixels, `(tiles or frames, 3, image_size, image_size)`.
+    pub fn pixel_values(&self) -> &Tensor {
+        match self {
+            Self::Image { pixel_values, .. } | Self::Video { pixel_values } => pixel_values,
+        }
+    }
+
+    /// The same pixels on another device.
+    pub(super) fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(self.with_pixel_values(self.pixel_values().to_device(device)?))
+    }
+
+    /// The same pixels in another dtype.
+    ///
+    /// # Errors
+    /// From candle only.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        Ok(self.with_pixel_values(self.pixel_values().to_dtype(dtype)?))
+    }
+
+    fn with_pixel_values(&self, pixel_values: Tensor) -> Self {
+        match self {
+            Self::Image { size, .. } => Self::Image { pixel_values, size: *size },
+            Self::Video { .. } => Self::Video { pixel_values },
+        }
+    }
+}

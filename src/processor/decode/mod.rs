@@ -1,0 +1,272 @@
+//! From the bytes of an image file to 8-bit RGB.
+
+mod convert;
+mod gif;
+mod jpeg;
+mod png;
+mod riff;
+mod tiff;
+
+use std::borrow::Cow;
+use std::io::Cursor;
+use std::path::Path;
+
+use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
+use image::metadata::Orientation;
+use image::{
+    AnimationDecoder, ColorType, DynamicImage, ImageDecoder as _, ImageError, ImageFormat, ImageReader, ImageResult,
+    Limits, RgbImage,
+};
+
+use crate::{Error, Result, files};
+use convert::{on_white, to_rgb};
+
+/// The frames of an animation, decoded one by one as they are asked for.
+pub type Frames<'a> = Box<dyn Iterator<Item = Result<RgbImage>> + 'a>;
+
+/// What is wrong with a file, in words that follow "is damaged or truncated".
+type Checked<T> = std::result::Result<T, String>;
+
+/// Memory of decoders beside the image and what the file itself takes, for example of colour profiles.
+const OVERHEAD: u64 = 16 << 20;
+
+/// A decoder of PNG, JPEG, WebP, GIF, BMP and TIFF files, told apart by content and never by file name.
+///
+/// The image is turned as its EXIF orientation says. Grey, palette and 16-bit images become 8-bit RGB. Transparent pixels
+/// are laid on white, the page that such images are mostly drawn for; dropping the alpha channel instead would bring out
+/// colours that nobody was meant to see. A file that is cut off is an error in every format, even where its first part
+/// could be shown.
+///
+/// Both limits are compared with the file's header before anything is decoded, so a small file cannot claim all memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageDecoder {
+    /// Most pixels (width times height) of an image.
+    pub max_pixels: u64,
+    /// Most bytes of memory for one image: its file, its pixels as they are stored, what the decoder needs beside them, and
+    /// the conversion to 8-bit RGB.
+    pub max_bytes: u64,
+}
+
+impl Default for ImageDecoder {
+    /// At most 178,956,970 pixels (half a gigabyte of RGB), and 1.25 GiB of memory.
+    fn default() -> Self {
+        Self { max_pixels: (1 << 29) / 3, max_bytes: 5 << 28 }
+    }
+}
+
+impl ImageDecoder {
+    /// Reads and decodes a file; of an animation the first frame.
+    ///
+    /// # Errors
+    /// As [`Self::read`] and [`Self::decode`].
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<RgbImage> {
+        let path = path.as_ref();
+        self.decode(&self.read(path)?, &path.display().to_string())
+    }
+
+    /// The bytes of a regular file, if it is not larger than an image within the limits can be.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read or is no regular file, and [`Error::Image`] if it is too large.
+    pub fn read(&self, path: impl AsRef<Path>) -> Result<Vec<u8>> {
+        let path = path.as_ref();
+        let most = self.max_file_bytes();
+        let length = files::open(path)?.metadata().map_err(|e| Error::io(path, e))?.len();
+        if length > most {
+            let message = format!("is {length} bytes, expected at most {most}: shrink it, or raise `max_pixels`");
+            return Err(Error::image(path.display().to_string(), message));
+        }
+        files::read(path, most)
+    }
+
+    /// Decodes a file's content; of an animation the first frame. `name` is what messages call it.
+    ///
+    /// # Errors
+    /// [`Error::Image`] if it is empty, of an unknown format, above a limit, damaged or truncated.
+    pub fn decode(&self, bytes: &[u8], name: &str) -> Result<RgbImage> {
+        let format = self.format(bytes, name)?;
+        let bytes = complete(format, bytes);
+        let named = |e| image_error(name, e);
+        let mut reader = ImageReader::with_format(Cursor::new(&*bytes), format);
+        reader.limits(self.limits(format, &bytes));
+        let mut decoder = reader.into_decoder().map_err(named)?;
+        self.check_size(decoder.dimensions(), name)?;
+        let orientation = decoder.orientation().map_err(named)?;
+        let extra = working_bytes(format, &bytes, &decoder).saturating_add(bytes.len() as u64);
+        self.check_memory(&decoder, orientation, extra, name)?;
+        check(format, &bytes).map_err(|message| damaged(name, &message))?;
+        let mut rgb = DynamicImage::ImageRgb8(to_rgb(DynamicImage::from_decoder(decoder).map_err(named)?));
+        rgb.apply_orientation(orientation);
+        Ok(rgb.into_rgb8())
+    }
+
+    /// The frames of an animated GIF, WebP or PNG, or the one image of any other file.
+    ///
+    /// # Errors
+    /// As [`Self::decode`], at once or from the iterator.
+    pub fn frames<'a>(&self, bytes: &'a [u8], name: &'a str) -> Result<Frames<'a>> {
+        let format = self.format(bytes, name)?;
+        check(format, bytes).map_err(|message| damaged(name, &message))?;
+        let limits = self.limits(format, bytes);
+        let frames = match format {
+            ImageFormat::Gif => self.animation(GifDecoder::new(Cursor::new(bytes)), limits, name)?.into_frames(),
+            ImageFormat::WebP => {
+                let decoder = self.animation(WebPDecoder::new(Cursor::new(bytes)), limits, name)?;
+                if !decoder.has_animation() {
+                    return Ok(Box::new(std::iter::once(self.decode(bytes, name))));
+                }
+                decoder.into_frames()
+            }
+            ImageFormat::Png => {
+                let decoder = PngDecoder::with_limits(Cursor::new(bytes), limits);
+                // Frames are counted by another limit than chunks.
+                let decoder = self.animation(decoder, self.frame_limits(), name)?;
+                if !decoder.is_apng().map_err(|e| image_error(name, e))? {
+                    return Ok(Box::new(std::iter::once(self.decode(bytes, name))));
+                }
+                decoder.apng().map_err(|e| image_error(name, e))?.into_frames()
+            }
+            _ => return Ok(Box::new(std::iter::once(self.decode(bytes, name)))),
+        };
+        let rgb = |frame: image::Frame| on_white(frame.into_buffer());
+        Ok(Box::new(frames.map(move |frame| frame.map(rgb).map_err(|e| image_error(name, e)))))
+    }
+
+    /// A decoder of animations whose size and memory are within the limits.
+    fn animation<D: image::ImageDecoder>(&self, decoder: ImageResult<D>, limits: Limits, name: &str) -> Result<D> {
+        let mut decoder = decoder.map_err(|e| image_error(name, e))?;
+        self.check_size(decoder.dimensions(), name)?;
+        decoder.set_limits(limits).map_err(|e| image_error(name, e))?;
+        Ok(decoder)
+    }
+
+    fn format(&self, bytes: &[u8], name: &str) -> Result<ImageFormat> {
+        let bad = |message: &str| Err(Error::image(name, message));
+        if bytes.is_empty() {
+            return bad("is empty (0 bytes): copy or download it again");
+        }
+        match image::guess_format(bytes) {
+            Ok(format) if format.reading_enabled() => Ok(format),
+            Ok(format) => bad(&format!("is {format:?}, which is not supported: convert it to PNG or JPEG")),
+            Err(_) => bad("is not a PNG, JPEG, WebP, GIF, BMP or TIFF image: convert it to one of these"),
+        }
+    }
+
+    fn check_size(&self, (width, height): (u32, u32), name: &str) -> Result<()> {
+        let pixels = u64::from(width) * u64::from(height);
+        let message = if pixels == 0 {
+            format!("is {width} pixels wide and {height} high, expected at least 1 each")
+        } else if pixels > self.max_pixels {
+            format!(
+                "is {width} pixels wide and {height} high, {pixels} in all, more than the limit of {}: shrink it, or \
+                 raise `max_pixels` if the file can be trusted",
+                self.max_pixels
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Error::image(name, message))
+    }
+
+    /// Refuses an image whose decoding takes too much memory; `extra` bytes are taken beside the pixels.
+    fn check_memory(
+        &self,
+        decoder: &impl image::ImageDecoder,
+        orientation: Orientation,
+        extra: u64,
+        name: &str,
+    ) -> Result<()> {
+        let (width, height) = decoder.dimensions();
+        let pixels = u64::from(width) * u64::from(height);
+        let converted = match decoder.color_type() {
+            ColorType::Rgb8 | ColorType::Rgba8 => 0,
+            color if color.has_alpha() => 4 * pixels,
+            _ => 3 * pixels,
+        };
+        let turned = if orientation == Orientation::NoTransforms { 0 } else { 3 * pixels };
+        let needed = decoder.total_bytes().saturating_add(converted.max(turned)).saturating_add(extra);
+        if needed <= self.max_bytes {
+            return Ok(());
+        }
+        Err(Error::image(
+            name,
+            format!(
+                "takes {needed} bytes of memory to decode ({width}x{height}, {:?}), more than the limit of {}: shrink it, or \
+                 raise `max_bytes` if the file can be trusted",
+                decoder.color_type(),
+                self.max_bytes
+            ),
+        ))
+    }
+
+    /// Bytes of the largest image that is allowed, with four 16-bit channels, and a little for headers.
+    fn max_file_bytes(&self) -> u64 {
+        self.max_pixels.saturating_mul(8).saturating_add(1 << 20).min(self.max_bytes)
+    }
+
+    /// What a decoder may allocate. Decoders of PNG count chunks only, whose contents a small file can blow up.
+    fn limits(&self, format: ImageFormat, bytes: &[u8]) -> Limits {
+        let mut limits = self.frame_limits();
+        if format == ImageFormat::Png {
+            limits.max_alloc = Some(OVERHEAD.saturating_add(bytes.len() as u64));
+        }
+        limits
+    }
+
+    fn frame_limits(&self) -> Limits {
+        let mut limits = Limits::no_limits();
+        limits.max_alloc = Some(self.max_bytes);
+        limits
+    }
+}
+
+/// Memory that a decoder takes beside the file and its output.
+fn working_bytes(format: ImageFormat, bytes: &[u8], decoder: &impl image::ImageDecoder) -> u64 {
+    let (width, height) = decoder.dimensions();
+    match format {
+        // It copies the file.
+        ImageFormat::Jpeg => jpeg::coefficient_bytes(bytes).saturating_add(bytes.len() as u64),
+        // Brightness of each pixel, and colours of every fourth.
+        ImageFormat::WebP => 2 * u64::from(width) * u64::from(height),
+        // It decodes into memory of its own first.
+        ImageFormat::Tiff => decoder.total_bytes(),
+        _ => 0,
+    }
+}
+
+/// The file as its decoder takes it: what other programs overlook at its end is mended.
+fn complete(format: ImageFormat, bytes: &[u8]) -> Cow<'_, [u8]> {
+    match format {
+        ImageFormat::Png => png::complete(bytes),
+        ImageFormat::Tiff => tiff::complete(bytes),
+        _ => Cow::Borrowed(bytes),
+    }
+}
+
+/// Refuses files that are cut off where their decoder would fill up the rest.
+fn check(format: ImageFormat, bytes: &[u8]) -> Checked<()> {
+    match format {
+        ImageFormat::Jpeg => jpeg::check(bytes),
+        ImageFormat::WebP => riff::check(bytes),
+        ImageFormat::Gif => gif::check(bytes),
+        ImageFormat::Png => png::check(bytes),
+        _ => Ok(()),
+    }
+}
+
+fn damaged(name: &str, message: &str) -> Error {
+    Error::image(name, format!("is damaged or truncated ({message}): copy or download it again"))
+}
+
+fn image_error(name: &str, error: ImageError) -> Error {
+    match &error {
+        ImageError::Limits(e) => {
+            Error::image(name, format!("needs more memory than `max_bytes` allows ({e}): shrink it"))
+        }
+        ImageError::Unsupported(e) => {
+            Error::image(name, format!("uses a feature that is not supported ({e}): convert it to PNG or JPEG"))
+        }
+        e => damaged(name, &e.to_string()),
+    }
+    .caused_by(error)
+}
