@@ -9,9 +9,6 @@ use super::{AdamWConfig, Gradients, groups};
 use crate::nn::ops::on_pool;
 use crate::{Error, Result};
 
-/// Name of the step counter in [`AdamW::state`].
-const STEP: &str = "step";
-
 /// AdamW: Adam with bias correction and decoupled weight decay, as of Loshchilov and Hutter and as PyTorch has it.
 ///
 /// Parameters and moments are f32. On the CPU one pass over each parameter updates everything in place without any
@@ -24,6 +21,9 @@ pub struct AdamW {
 }
 
 impl AdamW {
+    /// Name of the step counter in [`Self::state`].
+    pub(crate) const STEP: &str = "step";
+
     /// An optimizer of `params` at step 0, its moments zero. A group with `lr_scale = 0` takes parameters out.
     ///
     /// # Errors
@@ -97,7 +97,7 @@ impl AdamW {
     /// # Errors
     /// From candle only.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut state = BTreeMap::from([(STEP.to_string(), Tensor::new(self.step as i64, &Device::Cpu)?)]);
+        let mut state = BTreeMap::from([(Self::STEP.to_string(), Tensor::new(self.step as i64, &Device::Cpu)?)]);
         for slot in &self.slots {
             state.extend(slot.state().map(|(key, tensor)| (key, tensor.clone())));
         }
@@ -124,14 +124,14 @@ impl AdamW {
                 }
             }
         }
-        if let Some(step) = state.get(STEP) {
+        if let Some(step) = state.get(Self::STEP) {
             self.step = step.to_scalar::<i64>()?.unsigned_abs();
         }
         Ok(())
     }
 
     fn state_faults(&self, state: &BTreeMap<String, Tensor>) -> Vec<String> {
-        let mut expected = BTreeMap::from([(STEP.to_string(), (DType::I64, [].as_slice()))]);
+        let mut expected = BTreeMap::from([(Self::STEP.to_string(), (DType::I64, [].as_slice()))]);
         for slot in &self.slots {
             expected.extend(slot.state().map(|(key, tensor)| (key, (DType::F32, tensor.dims()))));
         }

@@ -38,7 +38,7 @@ impl AdamWConfig {
     /// [`Error::Config`] naming the field.
     pub fn validate(&self) -> Result<()> {
         let fail = |field: &str, value: f64, expected: &str| {
-            Err(Error::config(format!("optimizer.{field}"), format!("is {value}, expected {expected}")))
+            Err(Error::config(format!("optimizer.{field}"), format!("is {value:?}, expected {expected}")))
         };
         let ema = self.ema_decay.map(|value| ("ema_decay", value));
         for (field, value) in [("beta1", self.beta1), ("beta2", self.beta2)].into_iter().chain(ema) {

@@ -85,7 +85,7 @@ pub fn trainable(groups: &[ParamGroup], names: &[String]) -> Result<Vec<String>>
 fn check(field: &str, value: Option<f64>) -> Result<()> {
     match value {
         Some(value) if !(value.is_finite() && value >= 0.0) => {
-            Err(Error::config(field, format!("is {value}, expected a finite number of at least 0")))
+            Err(Error::config(field, format!("is {value:?}, expected a finite number of at least 0")))
         }
         _ => Ok(()),
     }

@@ -37,7 +37,7 @@ impl DistillationWeights {
         let weights = [("vision", self.vision), ("feature", self.feature), ("current_token", self.current_token)];
         for (name, weight) in weights {
             if !(weight.is_finite() && weight >= 0.0) {
-                let message = format!("is {weight}, expected a finite number of at least 0");
+                let message = format!("is {weight:?}, expected a finite number of at least 0");
                 return Err(Error::config(format!("stage.weights.{name}"), message));
             }
         }
