@@ -14,9 +14,7 @@ use crate::batch::MultimodalBatch;
 use crate::optim::{AdamW, Gradients, Schedule, clip_scale, global_norm};
 use crate::{Error, Result};
 
-/// Brings together the gradients of all processes of a data-parallel run.
-///
-/// The loop itself never changes: one process needs nothing, and an all-reduce over NCCL or MPI goes in here.
+/// All-reduce over the processes of a data-parallel run, for example by NCCL or MPI; a single process needs none.
 pub trait GradientReducer: Send + Sync {
     /// Adds up `counts` over all processes; called before any loss, which is divided by the result.
     ///
@@ -24,7 +22,7 @@ pub trait GradientReducer: Send + Sync {
     /// If a process cannot be reached.
     fn reduce_counts(&mut self, counts: Counts) -> Result<Counts>;
 
-    /// Adds up a loss, or a part of one, over all processes; for people, and to refuse a step everywhere or nowhere.
+    /// Adds up a loss, or a part of one, over all processes, for logs and so that all processes refuse the same steps.
     ///
     /// # Errors
     /// If a process cannot be reached.
@@ -37,7 +35,7 @@ pub trait GradientReducer: Send + Sync {
     fn reduce_gradients(&mut self, gradients: Gradients) -> Result<Gradients>;
 }
 
-/// The reducer of a run in one process: hands everything back.
+/// Reducer of a run in one process, which returns everything unchanged.
 #[derive(Debug, Default)]
 pub struct SingleProcess;
 
@@ -61,15 +59,15 @@ impl GradientReducer for SingleProcess {
 pub struct StepReport {
     /// Steps done, this one included.
     pub step: u64,
-    /// The loss that was minimised.
+    /// Loss before the update.
     pub loss: f64,
-    /// Its named summands.
+    /// Named summands of the loss.
     pub parts: BTreeMap<&'static str, f64>,
-    /// Peak of the schedule times its factor at this step.
+    /// Learning rate of this step, before the factors of parameter groups.
     pub learning_rate: f64,
     /// Global norm before clipping.
     pub grad_norm: f64,
-    /// What the step held.
+    /// Counts of the step.
     pub counts: Counts,
     /// Wall time.
     pub seconds: f64,
@@ -88,7 +86,7 @@ pub struct UpdateRule {
     pub max_grad_norm: f64,
 }
 
-/// An objective, the parameters it trains, and their optimizer.
+/// Objective, the parameters it trains, and their optimizer.
 pub struct Trainer<O> {
     objective: O,
     parameters: BTreeMap<String, Var>,
