@@ -5,7 +5,6 @@
 #[path = "common/cli.rs"]
 mod cli;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -40,16 +39,15 @@ fn main() -> ExitCode {
     cli::main(|arguments: Arguments| {
         let Arguments { runs, key, title, out: file } = arguments;
         let series = runs.iter().map(|run| curve(run, &key)).collect::<Result<Vec<_>>>()?;
-        let mut out = std::io::stdout().lock();
-        writeln!(out, "| run | steps | last {key} |\n|---|---|---|")?;
+        cli::print(format_args!("| run | steps | last {key} |\n|---|---|---|"))?;
         for series in &series {
             if let Some((step, value)) = series.points.last() {
-                writeln!(out, "| {} | {step} | {value:.4} |", series.name)?;
+                cli::print(format_args!("| {} | {step} | {value:.4} |", series.name))?;
             }
         }
         let plot = Plot::losses(title.unwrap_or_else(|| key.clone()), series);
         Plot { smoothing: 0.0, y_label: key, ..plot }.write_svg(&file)?;
-        let _ = writeln!(std::io::stderr(), "drawn into {}", file.display());
+        cli::note(format_args!("drawn into {}", file.display()));
         Ok(())
     })
 }

@@ -10,8 +10,6 @@ mod memory;
 mod signals;
 
 use std::cell::Cell;
-use std::fmt::Display;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -65,7 +63,6 @@ fn main() -> ExitCode {
             anyhow::bail!("--export and --set output=.. would give all recipes one folder: name one recipe at a time");
         }
         memory::keep();
-        signals.register()?;
         // All are read and checked before the first is run, so that an error in the last one is not found hours later.
         let recipes = arguments.recipes.iter().map(|path| Ok((path, Recipe::read(path, &arguments.set)?)));
         let mut recipes = recipes.collect::<Result<Vec<_>>>()?;
@@ -73,7 +70,7 @@ fn main() -> ExitCode {
         let export = |recipe: &Recipe| recipe.output_folder().join("export");
         let is_finished = |recipe: &Recipe| arguments.resume && SafetensorsFiles::open(export(recipe)).is_ok();
         for (path, recipe) in recipes.extract_if(.., |(_, recipe)| is_finished(recipe)) {
-            tell(format_args!("{}: finished, see {}", path.display(), export(&recipe).display()));
+            cli::note(format_args!("{}: finished, see {}", path.display(), export(&recipe).display()));
         }
         if recipes.iter().any(|(_, recipe)| recipe.update.parallel_micro_batches > 1) {
             leave_threads_to_micro_batches();
@@ -81,11 +78,12 @@ fn main() -> ExitCode {
         let device = arguments.device.open()?;
         if arguments.export.is_none() && !arguments.dry_run {
             recipes.iter().try_for_each(|(_, recipe)| recipe.check_device(&device))?;
+            signals.register()?;
         }
         for (path, recipe) in recipes {
             if signals.exit_code().is_some() {
                 stopped.set(true);
-                tell(format_args!("{}: not started", path.display()));
+                cli::note(format_args!("{}: not started", path.display()));
                 continue;
             }
             if run(recipe, path, &arguments, &signals, device.clone())? == Ended::Stopped {
@@ -108,10 +106,10 @@ fn run(recipe: Recipe, path: &Path, arguments: &Arguments, signals: &Signals, de
     let mut run = Run::new(recipe, device)?;
     if let Some(folder) = &arguments.export {
         let step = run.export_checkpoint(folder)?;
-        writeln!(std::io::stdout(), "{}: the model after step {step}", folder.display())?;
+        cli::print(format_args!("{}: the model after step {step}", folder.display()))?;
         return Ok(Ended::Done);
     }
-    tell(run.facts());
+    cli::note(run.facts());
     if arguments.dry_run {
         return Ok(Ended::Done);
     }
@@ -119,20 +117,17 @@ fn run(recipe: Recipe, path: &Path, arguments: &Arguments, signals: &Signals, de
     let mut run = run.with_default_observers().with_observer(stop);
     match run.train(arguments.resume)? {
         Outcome::Stopped { step, .. } => {
-            tell(format_args!("stopped after step {step}; the same command with --resume continues"));
+            cli::note(format_args!("stopped after step {step}; the same command with --resume continues"));
             Ok(Ended::Stopped)
         }
         outcome => {
-            // The run is done, whether or not anybody still reads where the model is.
-            let _ = writeln!(std::io::stdout(), "{}", outcome.export().unwrap_or(path).display());
+            // Runs that are still to come do not need a reader of stdout.
+            if let Err(error) = cli::print(outcome.export().unwrap_or(path).display()) {
+                cli::note_error(&error);
+            }
             Ok(Ended::Done)
         }
     }
-}
-
-/// Prints a line to stderr; a closed or full stderr must not cost a run.
-fn tell(line: impl Display) {
-    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Keeps candle from splitting element-wise operations over threads: its pool serves one caller at a time, so micro-batches

@@ -1,5 +1,7 @@
 //! Evaluation of a model during training.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device};
 
 use crate::Result;
@@ -50,7 +52,7 @@ pub struct Evaluation<'a> {
     /// `var_builder_where(.., |_| false)` track no gradients.
     pub parameters: &'a Parameters,
     /// Processor of the run.
-    pub processor: &'a Processor,
+    pub processor: &'a Arc<Processor>,
     /// Device of the parameters.
     pub device: &'a Device,
     /// Validation questions for [`Self::answer`]; empty for stages that train a part of the model only.
@@ -69,7 +71,8 @@ impl Evaluation<'_> {
         // Detached parameters share memory with the trained ones, and build no graph.
         let vb = self.parameters.var_builder_where(0, DType::F32, self.device, |_| false);
         let model = HaploVl::new(self.config, vb)?;
-        let generator = Generator::new(&model, |ids| self.processor.tokenizer().decode(ids, true));
+        let processor = Arc::clone(self.processor);
+        let generator = Generator::new(Arc::new(model), move |ids| processor.tokenizer().decode(ids, true));
         let generation = GenerationConfig {
             eos_token_id: self.processor.eos_ids(),
             max_new_tokens: Some(max_new_tokens),

@@ -80,7 +80,7 @@ impl TrainingLoop {
         let (loss, mut measures) = run.averaged(|run| {
             let loss = run.trainer.evaluate(&run.validation.batches)?;
             let Run { config, parameters, data, device, validation, observers, .. } = run;
-            let (processor, eval_samples) = (&*data.processor, &*validation.questions);
+            let (processor, eval_samples) = (&data.processor, &*validation.questions);
             let evaluation = Evaluation { step, loss, config, parameters, processor, device, eval_samples };
             Ok((loss, observers.evaluation(&evaluation)?))
         })?;
