@@ -1,4 +1,4 @@
-//! Draws a metric of several training runs into one picture.
+//! Draws a metric of several training runs into one chart.
 //!
 //! `cargo run --release --example plot -- runs/a runs/b --out compare.svg`
 
@@ -13,9 +13,9 @@ use clap::Parser;
 use haplovl::train::metrics::read_metrics;
 use haplovl::train::plot::{Plot, Series};
 
-/// Draws a metric of several training runs into one picture, and prints its last value in each.
+/// Draws a metric of several training runs into one chart, and prints the last value of each run.
 ///
-/// A run is given by its folder, if wanted with a name before it: `"with stage 1=runs/a"`. Metrics are those of
+/// A run is given by its folder, optionally after a name for the legend: `"with stage 1=runs/a"`. Metrics are those of
 /// metrics.jsonl: loss, validation/loss, learning_rate, grad_norm and so on.
 #[derive(Debug, Parser)]
 #[command(after_help = "Example:\n  \
@@ -37,17 +37,17 @@ struct Arguments {
 
 fn main() -> ExitCode {
     cli::main(|arguments: Arguments| {
-        let Arguments { runs, key, title, out } = arguments;
+        let Arguments { runs, key, title, out: file } = arguments;
         let series = runs.iter().map(|run| curve(run, &key)).collect::<Result<Vec<_>>>()?;
-        println!("| run | steps | last {key} |\n|---|---|---|");
+        cli::print(format_args!("| run | steps | last {key} |\n|---|---|---|"))?;
         for series in &series {
             if let Some((step, value)) = series.points.last() {
-                println!("| {} | {step} | {value:.4} |", series.name);
+                cli::print(format_args!("| {} | {step} | {value:.4} |", series.name))?;
             }
         }
         let plot = Plot::losses(title.unwrap_or_else(|| key.clone()), series);
-        Plot { smoothing: 0.0, y_label: key, ..plot }.write_svg(&out)?;
-        eprintln!("drawn into {}", out.display());
+        Plot { smoothing: 0.0, y_label: key, ..plot }.write_svg(&file)?;
+        cli::note(format_args!("drawn into {}", file.display()));
         Ok(())
     })
 }

@@ -6,21 +6,27 @@
 mod cli;
 #[path = "common/memory.rs"]
 mod memory;
+#[path = "common/signals.rs"]
+mod signals;
 
-use std::path::PathBuf;
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use candle_core::Device;
 use clap::Parser;
 use haplovl::options::DeviceChoice;
-use haplovl::train::{Recipe, Run, on_large_stack};
+use haplovl::train::{Outcome, Recipe, Run};
 use haplovl::weights::SafetensorsFiles;
+use signals::Signals;
 
 /// Trains by recipes, one after the other: each is one stage, and the next may build on its export.
 ///
 /// A run's folder holds recipe.toml (the recipe as run), metrics.jsonl, tensorboard/, loss.svg, samples.md, checkpoints/
-/// and, at the end, export/. With --resume finished runs are passed over and an unfinished one goes on from its newest
-/// checkpoint, so that the same list of recipes can be started again after a stop.
+/// and, at the end, export/. SIGINT (Ctrl-C) and SIGTERM write a checkpoint after the current step and exit with 130 or 143; a
+/// second signal ends the program at once. With --resume finished runs are skipped and an unfinished one continues from its
+/// newest checkpoint, so that the same list of recipes can be started again after a stop.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:\n  \
     train recipes/shapes/quick.toml\n  \
@@ -30,16 +36,16 @@ struct Arguments {
     /// Recipes, run in this order
     #[arg(required = true, value_name = "RECIPE")]
     recipes: Vec<PathBuf>,
-    /// Go on from the newest whole checkpoint
+    /// Continue from the newest valid checkpoint
     #[arg(long)]
     resume: bool,
     /// Change a field of the recipes, such as update.steps=100; may be given several times
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Say what would be done, and stop
+    /// Print what would be trained, and stop
     #[arg(long)]
     dry_run: bool,
-    /// Write the model of the newest checkpoint to a folder, also while the run goes on elsewhere, and stop
+    /// Export the model of the newest checkpoint to a folder, also while the run continues elsewhere, and stop
     #[arg(long, value_name = "DIR", conflicts_with_all = ["dry_run", "resume"])]
     export: Option<PathBuf>,
     /// Where to compute: auto, cpu, cuda, cuda:N or metal
@@ -48,53 +54,86 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    cli::main(|arguments: Arguments| {
+    let signals = Signals::default();
+    let stopped = Cell::new(false);
+    let code = cli::main(|arguments: Arguments| {
         let one_folder =
             arguments.export.is_some() || arguments.set.iter().any(|setting| setting.starts_with("output="));
         if arguments.recipes.len() > 1 && one_folder {
             anyhow::bail!("--export and --set output=.. would give all recipes one folder: name one recipe at a time");
         }
         memory::keep();
-        // All are read and checked before the first is run: hours later is no time to hear of a slip in the last one.
+        // All are read and checked before the first is run, so that an error in the last one is not found hours later.
         let recipes = arguments.recipes.iter().map(|path| Ok((path, Recipe::read(path, &arguments.set)?)));
         let mut recipes = recipes.collect::<Result<Vec<_>>>()?;
-        // Its weights are the last thing that an export writes.
-        let export = |recipe: &Recipe| recipe.output.join("export");
+        // The weights are the last file that an export writes.
+        let export = |recipe: &Recipe| recipe.output_folder().join("export");
         let is_finished = |recipe: &Recipe| arguments.resume && SafetensorsFiles::open(export(recipe)).is_ok();
         for (path, recipe) in recipes.extract_if(.., |(_, recipe)| is_finished(recipe)) {
-            eprintln!("{}: finished, see {}", path.display(), export(&recipe).display());
+            cli::note(format_args!("{}: finished, see {}", path.display(), export(&recipe).display()));
         }
-        if recipes.iter().any(|(_, recipe)| recipe.update.parallel > 1) {
-            leave_threads_to_batches();
+        if recipes.iter().any(|(_, recipe)| recipe.update.parallel_micro_batches > 1) {
+            leave_threads_to_micro_batches();
         }
         let device = arguments.device.open()?;
         if arguments.export.is_none() && !arguments.dry_run {
             recipes.iter().try_for_each(|(_, recipe)| recipe.check_device(&device))?;
+            signals.register()?;
         }
-        recipes.into_iter().try_for_each(|(_, recipe)| -> Result<()> {
-            let device = device.clone();
-            on_large_stack(|| {
-                let mut run = Run::new(recipe, device)?;
-                if let Some(folder) = &arguments.export {
-                    let step = run.export_checkpoint(folder)?;
-                    println!("{}: the model after step {step}", folder.display());
-                    return Ok(());
-                }
-                eprintln!("{}", run.facts());
-                if !arguments.dry_run {
-                    let folder = run.train(arguments.resume)?;
-                    println!("{}", folder.display());
-                }
-                Ok(())
-            })?;
-            Ok(())
-        })
-    })
+        for (path, recipe) in recipes {
+            if signals.exit_code().is_some() {
+                stopped.set(true);
+                cli::note(format_args!("{}: not started", path.display()));
+                continue;
+            }
+            if run(recipe, path, &arguments, &signals, device.clone())? == Ended::Stopped {
+                stopped.set(true);
+            }
+        }
+        Ok(())
+    });
+    signals.exit_code().filter(|_| stopped.get()).map_or(code, ExitCode::from)
 }
 
-/// Keeps candle from splitting element-wise operations: its pool serves one caller at a time, so micro-batches that are
-/// computed in parallel would wait for each other.
-fn leave_threads_to_batches() {
+/// Whether a run did all that was asked for.
+#[derive(PartialEq)]
+enum Ended {
+    Done,
+    Stopped,
+}
+
+fn run(recipe: Recipe, path: &Path, arguments: &Arguments, signals: &Signals, device: Device) -> Result<Ended> {
+    let mut run = Run::new(recipe, device)?;
+    if let Some(folder) = &arguments.export {
+        let step = run.export_checkpoint(folder)?;
+        cli::print(format_args!("{}: the model after step {step}", folder.display()))?;
+        return Ok(Ended::Done);
+    }
+    cli::note(run.facts());
+    if arguments.dry_run {
+        return Ok(Ended::Done);
+    }
+    let stop = signals.stop(run.cancel_token());
+    let mut run = run.with_default_observers().with_observer(stop);
+    match run.train(arguments.resume)? {
+        Outcome::Stopped { step, .. } => {
+            cli::note(format_args!("stopped after step {step}; the same command with --resume continues"));
+            Ok(Ended::Stopped)
+        }
+        outcome => {
+            // Runs that are still to come do not need a reader of stdout.
+            if let Err(error) = cli::print(outcome.export().unwrap_or(path).display()) {
+                cli::note_error(&error);
+            }
+            Ok(Ended::Done)
+        }
+    }
+}
+
+/// Keeps candle from splitting element-wise operations over threads: its pool serves one caller at a time, so micro-batches
+/// that are computed in parallel would wait for each other. candle reads the variable once, at its first such operation, and
+/// has no other setting; setting it is safe only here, where no other thread runs yet, and not in a library.
+fn leave_threads_to_micro_batches() {
     const THREADS: &str = "CANDLE_NUM_THREADS";
     if std::env::var_os(THREADS).is_none() {
         // SAFETY: this is still the only thread.

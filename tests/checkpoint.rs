@@ -77,7 +77,7 @@ fn saving_after_a_step_back_forgets_the_later_steps() {
 #[test]
 fn any_damage_is_refused_and_the_previous_checkpoint_offered() {
     type Damage = fn(&Path);
-    let cases: [(&str, Damage); 9] = [
+    let cases: [(&str, Damage); 8] = [
         ("parameters.safetensors is 10 bytes long", |path| truncate(&path.join("parameters.safetensors"), 10)),
         ("optimizer.safetensors is 0 bytes long", |path| truncate(&path.join("optimizer.safetensors"), 0)),
         ("parameters.safetensors is damaged: its CRC-32", |path| flip_last_byte(&path.join("parameters.safetensors"))),
@@ -85,8 +85,7 @@ fn any_damage_is_refused_and_the_previous_checkpoint_offered() {
         ("state.json: No such file", |path| fs::remove_file(path.join("state.json")).unwrap()),
         ("state.json is no complete JSON", |path| truncate(&path.join("state.json"), 100)),
         ("state.json has format null version null", |path| fs::write(path.join("state.json"), "{}").unwrap()),
-        ("is of another run, `distill of tiny`", |path| replace(&path.join("state.json"), "tune of", "distill of")),
-        ("holds step 49", |path| replace(&path.join("state.json"), "\"step\": 50", "\"step\": 49")),
+        ("state.json is damaged: its CRC-32", |path| replace(&path.join("state.json"), "\"step\": 50", "\"step\": 49")),
     ];
     for (expected, damage) in cases {
         let folder = tempfile::tempdir().unwrap();
@@ -104,6 +103,104 @@ fn any_damage_is_refused_and_the_previous_checkpoint_offered() {
         assert_eq!(checkpoints.load(50).unwrap().step(), 50, "{expected}: not replaced");
         assert_eq!(names(folder.path()), ["step-00000025", "step-00000050"]);
     }
+}
+
+#[test]
+fn a_checkpoint_of_another_run_step_or_optimizer_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = open(folder.path(), 9);
+    save(&checkpoints, 50, None);
+    let other = CheckpointManager::view(folder.path(), "distill of tiny").load(50).unwrap_err().to_string();
+    assert!(other.contains("is of another run, `tune of tiny`"), "{other}");
+    fs::rename(checkpoints.path(50), checkpoints.path(49)).unwrap();
+    assert!(checkpoints.load(49).unwrap_err().to_string().contains("holds step 50"));
+    for counter in [49i64, -50, 0x7fc0_0000_7fc0_0000] {
+        let optimizer = BTreeMap::from([("step".to_string(), Tensor::new(counter, &Device::Cpu).unwrap())]);
+        let (parameters, state) = (tensors(1.0), 0);
+        let contents =
+            Contents { step: 60, parameters: &parameters, optimizer: &optimizer, state: &state, score: None };
+        checkpoints.save(&contents).unwrap();
+        let error = checkpoints.load(60).unwrap_err().to_string();
+        assert!(error.contains(&format!("counts {counter} steps, expected 60")), "{error}");
+    }
+}
+
+#[test]
+fn every_byte_of_the_manifest_is_covered() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = open(folder.path(), 2);
+    save(&checkpoints, 25, None);
+    save(&checkpoints, 50, Some(0.25));
+    let path = checkpoints.path(50).join("state.json");
+    let whole = fs::read(&path).unwrap();
+    for at in 0..whole.len() {
+        for bit in [1, 2, 16] {
+            let mut damaged = whole.clone();
+            damaged[at] ^= bit;
+            fs::write(&path, &damaged).unwrap();
+            let found = checkpoints.latest_valid().unwrap().checkpoint.unwrap().step();
+            assert_eq!(found, 25, "byte {at} of {} bit {bit}", String::from_utf8_lossy(&damaged));
+        }
+    }
+    fs::write(&path, &whole).unwrap();
+    assert_eq!(checkpoints.latest_valid().unwrap().checkpoint.unwrap().step(), 50);
+}
+
+#[test]
+fn manifests_of_version_1_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = open(folder.path(), 2);
+    save(&checkpoints, 50, Some(0.25));
+    let path = checkpoints.path(50).join("state.json");
+    let text = fs::read_to_string(&path).unwrap().replace("\"version\": 2", "\"version\": 1");
+    let old: Vec<&str> = text.lines().filter(|line| !line.contains("\"checksum\"")).collect();
+    fs::write(&path, old.join("\n")).unwrap();
+    assert_eq!(checkpoints.load(50).unwrap().score(), Some(0.25));
+    // Only the state that the run cannot read tells of damage there.
+    let latest = checkpoints.latest_valid_where(|checkpoint| checkpoint.state::<Vec<u8>>().map(drop)).unwrap();
+    assert!(latest.checkpoint.is_none() && latest.refused[0].to_string().contains("field `state`"));
+    // Without its checksum, a manifest of version 2 is damaged.
+    fs::write(&path, old.join("\n").replace("\"version\": 1", "\"version\": 2")).unwrap();
+    assert!(checkpoints.load(50).unwrap_err().to_string().contains("has no checksum"));
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_and_devices_in_a_checkpoint_are_refused() {
+    for name in ["state.json", "parameters.safetensors", "optimizer.safetensors"] {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = open(folder.path(), 2);
+        save(&checkpoints, 25, None);
+        save(&checkpoints, 50, None);
+        let path = checkpoints.path(50).join(name);
+        for make in [|path: &Path| fifo(path), |path: &Path| std::os::unix::fs::symlink("/dev/zero", path).unwrap()] {
+            fs::remove_file(&path).unwrap();
+            make(&path);
+            let latest = checkpoints.latest_valid().unwrap();
+            assert_eq!(latest.checkpoint.unwrap().step(), 25, "{name}");
+            assert!(latest.refused[0].to_string().contains("expected a regular file"), "{:?}", latest.refused);
+        }
+    }
+}
+
+#[cfg(unix)]
+fn fifo(path: &Path) {
+    assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+#[test]
+fn plain_files_with_names_of_checkpoints_are_in_nobodys_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let within = |name: &str| folder.path().join(name);
+    let mine = [".tmp-x", ".old-", ".old-step-1", "step-00000099"];
+    let leftovers = [".tmp-step-00000020", ".old-step-00000010"];
+    mine.iter().chain(&leftovers).for_each(|name| fs::write(within(name), "file").unwrap());
+    save(&open(folder.path(), 2), 10, None);
+    let checkpoints = open(folder.path(), 2);
+    assert_eq!((checkpoints.steps().unwrap(), checkpoints.latest_valid().unwrap().refused.len()), (vec![10], 0));
+    mine.iter().for_each(|name| assert!(within(name).is_file(), "{name}"));
+    save(&checkpoints, 99, None);
+    assert_eq!(names(folder.path()), [".old-", ".old-step-1", ".tmp-x", "step-00000010", "step-00000099"]);
 }
 
 #[test]

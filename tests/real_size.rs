@@ -17,7 +17,7 @@ use haplovl::data::shapes::{ShapesConfig, Split};
 use haplovl::options::DeviceChoice;
 use haplovl::pipeline::{Captioner, LoadOptions, LoadedModel};
 use haplovl::processor::TextTokenizer;
-use haplovl::train::{Recipe, Run, on_large_stack};
+use haplovl::train::{Recipe, Run};
 use haplovl::weights::{ClipSource, LlmSource};
 
 /// Builds a configuration whose pre-decoder has the shapes of the CLIP and whose post-decoder those of the LLM.
@@ -54,12 +54,9 @@ fn train(text: &str, name: &str, folder: &Path) -> std::path::PathBuf {
     let recipe = Recipe::read(&path, &[]).unwrap();
     let device = std::env::var("HAPLOVL_DEVICE").unwrap_or_else(|_| "cpu".into());
     let device = device.parse::<DeviceChoice>().unwrap().open().unwrap();
-    on_large_stack(|| {
-        let mut run = Run::new(recipe, device)?;
-        eprintln!("{}", run.facts());
-        run.train(false)
-    })
-    .unwrap()
+    let mut run = Run::new(recipe, device).unwrap().with_default_observers();
+    eprintln!("{}", run.facts());
+    run.train(false).unwrap().export().unwrap().to_path_buf()
 }
 
 #[test]
@@ -84,17 +81,17 @@ fn real_models_train_through_both_stages() {
             stage = {stage}
             data = {{ max_length = 4096, train = [
                 {{ kind = "shapes", split = "train", scenes = 10, side = {side}, content = "mixed" }}] }}
-            update = {{ steps = 2, rows = 1, learning_rate = 1e-5, gradient_checkpointing = true }}
+            update = {{ steps = 2, batch_size = 1, learning_rate = 1e-5, gradient_checkpointing = true }}
             "#,
             output = folder.path().join(name).display(),
             config = config_path.display(),
         )
     };
     let distill = format!(
-        r#"{{ kind = "distill", vision_teacher = "{clip}", text_teacher = "{llm}", inherit = {{ clip = "{clip}", llm = "{llm}" }} }}"#
+        r#"{{ kind = "distill", vision_teacher = "{clip}", text_teacher = "{llm}", init_from = {{ clip = "{clip}", llm = "{llm}" }} }}"#
     );
     let distilled = train(&recipe("distill", &distill), "distill", folder.path());
-    let tune = format!(r#"{{ kind = "tune", inherit = {{ llm = "{llm}", stage = "{}" }} }}"#, distilled.display());
+    let tune = format!(r#"{{ kind = "tune", init_from = {{ llm = "{llm}", stage = "{}" }} }}"#, distilled.display());
     let tuned = train(&recipe("tune", &tune), "tune", folder.path());
     let model = LoadedModel::from_folder(tuned, LoadOptions::default().with_device(DeviceChoice::Cpu)).unwrap();
     let generation = GenerationConfig { max_new_tokens: Some(4), ..model.generation().clone() };

@@ -12,8 +12,12 @@ use haplovl::model::HaploVl;
 use haplovl::optim::ParamGroup;
 use haplovl::options::{DeviceChoice, Precision};
 use haplovl::pipeline::{Captioner, LoadOptions, LoadedModel};
-use haplovl::train::{FloatType, Recipe, Run, on_large_stack};
+use haplovl::train::metrics::Record;
+use haplovl::train::{Evaluation, FloatType, Measures, Outcome, Recipe, Run, RunStart, StepReport, TrainObserver};
 use haplovl::weights::Parameters;
+
+#[path = "../examples/common/signals.rs"]
+mod signals;
 
 /// A model of shapes world's words, tiles of 32 pixels and patches of 8.
 fn write_config(folder: &Path) -> PathBuf {
@@ -49,9 +53,9 @@ fn recipe(folder: &Path, name: &str, stage: &str, content: &str, steps: u64) -> 
         tokenizer = "shapes"
         seed = 5
         stage = {stage}
-        data = {{ max_length = 512, validation_samples = 6, train = [{train}], validation = {validation} }}
-        update = {{ steps = {steps}, rows = 4, learning_rate = 1e-3 }}
-        run = {{ checkpoint_every = 2, evaluate_every = 2, show = 1 }}
+        data = {{ max_length = 512, max_eval_samples = 6, train = [{train}], validation = {validation} }}
+        update = {{ steps = {steps}, batch_size = 4, learning_rate = 1e-3 }}
+        run = {{ save_steps = 2, eval_steps = 2, num_eval_samples = 1 }}
         "#,
         output = folder.join(name).display(),
         config = config.display(),
@@ -64,7 +68,34 @@ fn recipe(folder: &Path, name: &str, stage: &str, content: &str, steps: u64) -> 
 }
 
 fn train(recipe: Recipe, resume: bool) -> haplovl::Result<PathBuf> {
-    on_large_stack(|| Run::new(recipe, Device::Cpu)?.train(resume))
+    let outcome = Run::new(recipe, Device::Cpu)?.with_default_observers().train(resume)?;
+    let Outcome::Finished { export } = outcome else { panic!("{outcome:?}") };
+    Ok(export)
+}
+
+fn entries(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Measures every evaluation, and fails at a certain step.
+struct Meddler {
+    seen: Arc<Mutex<Vec<(u64, bool, usize)>>>,
+    fails_at: u64,
+}
+
+impl TrainObserver for Meddler {
+    fn on_evaluation(&mut self, evaluation: &Evaluation<'_>) -> haplovl::Result<Measures> {
+        let names = evaluation.parameters.names();
+        self.seen.lock().unwrap().push((evaluation.step, evaluation.loss.is_finite(), names.len()));
+        Ok(Measures::default().with("validation/answer", 42.0))
+    }
+
+    fn on_step(&mut self, step: &StepReport, _: &Record) -> haplovl::Result<()> {
+        if step.step == self.fails_at { Err(haplovl::Error::training("on purpose")) } else { Ok(()) }
+    }
 }
 
 fn tensors(export: &Path) -> Vec<(String, Vec<u32>)> {
@@ -86,24 +117,16 @@ fn a_resumed_run_equals_one_run_through_to_the_bit() {
     let whole = train(averaged("whole"), false).unwrap();
     let halves = averaged("halves");
     let measured = Arc::new(Mutex::new(Vec::new()));
-    let seen = Arc::clone(&measured);
-    // Stopped one step behind its last checkpoint, which that step must not leave a trace in.
-    let stopped = on_large_stack(|| {
-        let mut run = Run::new(halves.clone(), Device::Cpu)?;
-        run.stop_after(3);
-        run.on_evaluation(move |evaluation| {
-            let names = evaluation.parameters.names();
-            seen.lock().unwrap().push((evaluation.step, evaluation.loss.is_finite(), names.len()));
-            Ok(vec![("validation/answer".into(), 42.0)])
-        });
-        run.train(false)
-    });
-    assert!(stopped.is_err());
+    // It fails one step after its last checkpoint, and that step must not leave a trace.
+    let meddler = Meddler { seen: Arc::clone(&measured), fails_at: 3 };
+    let run = Run::new(halves.clone(), Device::Cpu).unwrap().with_default_observers();
+    let failed = run.with_observer(Box::new(meddler)).train(false).unwrap_err().to_string();
+    assert!(failed.contains("on purpose"), "{failed}");
     assert!(matches!(measured.lock().unwrap()[..], [(2, true, 1..)]));
     let lines = std::fs::read_to_string(folder.path().join("halves/metrics.jsonl")).unwrap();
     assert!(lines.lines().nth(1).unwrap().contains(r#""validation/answer":42"#), "{lines}");
     let refused = train(halves.clone(), false).unwrap_err().to_string();
-    assert!(refused.contains("--resume"), "{refused}");
+    assert!(refused.contains("resume it"), "{refused}");
     let halves = train(halves, true).unwrap();
     assert_eq!(tensors(&whole), tensors(&halves));
     // What is exported is the mean of the parameters, not the last ones.
@@ -125,12 +148,12 @@ fn a_checkpoint_can_be_looked_at_while_another_process_trains() {
     let folder = tempfile::tempdir().unwrap();
     let mut recipe = recipe(folder.path(), "run", r#"{ kind = "tune" }"#, "mixed", 4);
     recipe.optimizer.ema_decay = Some(0.5);
-    let look = |name: &str| {
-        let (recipe, folder) = (recipe.clone(), folder.path().join(name));
-        on_large_stack(|| Ok((Run::new(recipe, Device::Cpu)?.export_checkpoint(&folder)?, folder)))
+    let look = |name: &str| -> haplovl::Result<_> {
+        let folder = folder.path().join(name);
+        Ok((Run::new(recipe.clone(), Device::Cpu)?.export_checkpoint(&folder)?, folder))
     };
     let none = look("early").unwrap_err().to_string();
-    assert!(none.contains("there is none") && !folder.path().join("run").exists(), "{none}");
+    assert!(none.contains("there is no checkpoint") && !folder.path().join("run").exists(), "{none}");
     let whole = train(recipe.clone(), false).unwrap();
     let lock = std::fs::File::open(folder.path().join("run/lock")).unwrap();
     lock.lock().unwrap();
@@ -212,16 +235,16 @@ fn the_stages_build_on_each_other_and_the_last_one_captions() {
     let language = run("language", r#"{ kind = "language" }"#, "text");
     let teachers = format!(
         r#"{{ kind = "distill", vision_teacher = "{vision}", text_teacher = "{language}",
-             inherit = {{ clip = "{vision}", llm = "{language}" }} }}"#
+             init_from = {{ clip = "{vision}", llm = "{language}" }} }}"#
     )
     .replace('\n', " ");
     let distill = run("distill", &teachers, "mixed");
     let align = run(
         "align",
-        &format!(r#"{{ kind = "align", inherit = {{ llm = "{language}", stage = "{distill}" }} }}"#),
+        &format!(r#"{{ kind = "align", init_from = {{ llm = "{language}", stage = "{distill}" }} }}"#),
         "captions",
     );
-    let tune = run("tune", &format!(r#"{{ kind = "tune", inherit = {{ stage = "{align}" }} }}"#), "mixed");
+    let tune = run("tune", &format!(r#"{{ kind = "tune", init_from = {{ stage = "{align}" }} }}"#), "mixed");
 
     // Only the connector, which distillation has given a start, moved between distillation and alignment.
     let (before, after) = (tensors(Path::new(&distill)), tensors(Path::new(&align)));
@@ -238,12 +261,12 @@ fn the_stages_build_on_each_other_and_the_last_one_captions() {
 }
 
 #[test]
-fn products_are_rounded_in_training_where_the_processor_can() {
+fn matmuls_are_computed_in_bf16_where_the_cpu_can() {
     let folder = tempfile::tempdir().unwrap();
     let last_loss = |compute| {
         let name = format!("{compute:?}");
         let mut recipe = recipe(folder.path(), &name, r#"{ kind = "tune" }"#, "captions", 4);
-        recipe.update.compute = compute;
+        recipe.update.compute_dtype = compute;
         let export = train(recipe, false)?;
         let metrics = std::fs::read_to_string(export.parent().unwrap().join("metrics.jsonl")).unwrap();
         let lines = metrics.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
@@ -256,6 +279,250 @@ fn products_are_rounded_in_training_where_the_processor_can() {
         assert!(exact != rounded && (exact - rounded).abs() < 0.01, "{exact} {rounded}");
     } else {
         assert!(rounded.unwrap_err().to_string().contains("set it to f32"));
+    }
+}
+
+#[test]
+fn without_observers_a_run_writes_checkpoints_recipe_and_export_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(folder.path(), "bare", r#"{ kind = "tune" }"#, "captions", 2);
+    let outcome = Run::new(recipe, Device::Cpu).unwrap().train(false).unwrap();
+    let run = folder.path().join("bare");
+    assert_eq!(outcome, Outcome::Finished { export: run.join("export") });
+    assert_eq!(entries(&run), ["checkpoints", "export", "lock", "recipe.toml"]);
+}
+
+/// Cancels the run at its first step.
+struct Canceller(haplovl::generation::CancelToken);
+
+impl TrainObserver for Canceller {
+    fn on_step(&mut self, _: &StepReport, _: &Record) -> haplovl::Result<()> {
+        self.0.cancel();
+        Ok(())
+    }
+}
+
+#[test]
+fn a_run_that_is_asked_to_stop_writes_a_checkpoint_and_continues_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let tune = |name| recipe(folder.path(), name, r#"{ kind = "tune" }"#, "mixed", 5);
+    let whole = train(tune("whole"), false).unwrap();
+    let checkpoint = |step: u64| folder.path().join(format!("halves/checkpoints/step-{step:08}"));
+    let run = Run::new(tune("halves"), Device::Cpu).unwrap();
+    let cancel = Canceller(run.cancel_token());
+    let outcome = run.with_observer(Box::new(cancel)).train(false).unwrap();
+    assert_eq!(outcome, Outcome::Stopped { step: 1, checkpoint: Some(checkpoint(1)) });
+    let mut run = Run::new(tune("halves"), Device::Cpu).unwrap().with_default_observers();
+    run.stop_after(3);
+    assert_eq!(run.train(true).unwrap(), Outcome::Stopped { step: 3, checkpoint: Some(checkpoint(3)) });
+    // Nothing is left to do up to step 3.
+    assert_eq!(run.train(true).unwrap(), Outcome::Stopped { step: 3, checkpoint: Some(checkpoint(3)) });
+    assert_eq!(tensors(&whole), tensors(&train(tune("halves"), true).unwrap()));
+    let mut early = Run::new(tune("early"), Device::Cpu).unwrap();
+    early.stop_after(0);
+    assert_eq!(early.train(false).unwrap(), Outcome::Stopped { step: 0, checkpoint: None });
+}
+
+#[test]
+fn a_run_whose_validation_loss_no_longer_falls_exports_the_best() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = recipe(folder.path(), "stale", r#"{ kind = "tune" }"#, "captions", 50);
+    // Too little to change any parameter.
+    recipe.update.learning_rate = 1e-30;
+    recipe.run.early_stopping_patience = Some(2);
+    let outcome = Run::new(recipe, Device::Cpu).unwrap().train(false).unwrap();
+    assert_eq!(outcome, Outcome::GaveUp { step: 6, best_step: 6, export: folder.path().join("stale/export") });
+}
+
+/// Sends its notices.
+struct Notices(std::sync::mpsc::Sender<String>);
+
+impl TrainObserver for Notices {
+    fn on_notice(&mut self, notice: &str) {
+        self.0.send(notice.into()).unwrap();
+    }
+}
+
+#[test]
+fn damaged_state_is_passed_over_with_a_notice() {
+    let folder = tempfile::tempdir().unwrap();
+    let tune = || recipe(folder.path(), "run", r#"{ kind = "tune" }"#, "captions", 4);
+    train(tune(), false).unwrap();
+    let state = folder.path().join("run/checkpoints/step-00000004/state.json");
+    let text = std::fs::read_to_string(&state).unwrap();
+    for (from, to) in
+        [("\"position\": ", "\"position\": 1"), ("\"position\"", "\"positio~\""), ("\"stale\": ", "\"stale\": 1")]
+    {
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&state, text.replacen(from, to, 1)).unwrap();
+        let (notices, received) = std::sync::mpsc::channel();
+        let run = Run::new(tune(), Device::Cpu).unwrap().with_observer(Box::new(Notices(notices)));
+        let mut run = run;
+        run.stop_after(2);
+        assert!(matches!(run.train(true).unwrap(), Outcome::Stopped { step: 2, .. }));
+        let notices: Vec<String> = received.try_iter().collect();
+        assert!(notices[0].contains("passed over") && notices[0].contains("state.json is damaged"), "{notices:?}");
+        assert!(notices[1].contains("resumed from") && notices[1].ends_with("step-00000002"), "{notices:?}");
+    }
+    // Damage of the state in a manifest of version 1, which has no checksum, is passed over if it can be seen.
+    let old: Vec<&str> = text.lines().filter(|line| !line.contains("\"checksum\"")).collect();
+    let old = old.join("\n").replace("\"version\": 2", "\"version\": 1").replacen("\"position\"", "\"positio~\"", 1);
+    std::fs::write(&state, old).unwrap();
+    let mut run = Run::new(tune(), Device::Cpu).unwrap();
+    run.stop_after(2);
+    assert!(matches!(run.train(true).unwrap(), Outcome::Stopped { step: 2, .. }));
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_and_devices_in_the_place_of_a_runs_files_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let tune = || recipe(folder.path(), "run", r#"{ kind = "tune" }"#, "captions", 2);
+    train(tune(), false).unwrap();
+    let run = folder.path().join("run");
+    let fifo = |path: &Path| assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    let zero = |path: &Path| std::os::unix::fs::symlink("/dev/zero", path).unwrap();
+    for name in ["metrics.jsonl", "lock"] {
+        let path = run.join(name);
+        let whole = std::fs::read(&path).unwrap();
+        for make in [&fifo as &dyn Fn(&Path), &zero] {
+            std::fs::remove_file(&path).unwrap();
+            make(&path);
+            let error = train(tune(), true).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("expected a regular file"), "{error}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, whole).unwrap();
+    }
+    std::fs::remove_file(run.join("samples.md")).unwrap();
+    fifo(&run.join("samples.md"));
+    let (notices, received) = std::sync::mpsc::channel();
+    let notices = Box::new(Notices(notices));
+    let mut resumed = Run::new(tune(), Device::Cpu).unwrap().with_default_observers().with_observer(notices);
+    assert!(matches!(resumed.train(true).unwrap(), Outcome::Finished { .. }));
+    let notices: Vec<String> = received.try_iter().collect();
+    assert!(
+        notices.iter().any(|notice| notice.contains("samples.md") && notice.contains("regular file")),
+        "{notices:?}"
+    );
+    let path = folder.path().join("pipe.toml");
+    fifo(&path);
+    assert!(Recipe::read(&path, &[]).unwrap_err().to_string().contains("expected a regular file"));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn sizes_beyond_the_memory_are_refused_by_field() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |recipe: Recipe| Run::new(recipe, Device::Cpu).err().expect("refused").to_string();
+    let tune = |name| recipe(folder.path(), name, r#"{ kind = "tune" }"#, "captions", 2);
+    let deep = |decoder: &str| {
+        let text = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        config[decoder]["num_hidden_layers"] = (1 << 12).into();
+        config[decoder]["intermediate_size"] = (1 << 20).into();
+        let path = folder.path().join("large.json");
+        std::fs::write(&path, config.to_string()).unwrap();
+        path.display().to_string()
+    };
+    let mut large = tune("large");
+    large.config = deep("post_decoder");
+    let error = refused(large);
+    assert!(error.contains("`config`") && error.contains("parameters"), "{error}");
+    let mut rows = tune("rows");
+    (rows.update.batch_size, rows.update.gradient_accumulation_steps) = (1 << 16, 1 << 16);
+    let error = refused(rows);
+    assert!(error.contains("`update.") && error.contains("memory"), "{error}");
+    let mut vision = recipe(folder.path(), "vision", r#"{ kind = "vision", projection_dim = 8 }"#, "captions", 2);
+    vision.config = deep("pre_decoder");
+    assert!(refused(vision).contains("`config`"));
+}
+
+#[test]
+fn recipes_of_the_first_version_train_and_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let new = recipe(folder.path(), "run", r#"{ kind = "tune" }"#, "captions", 4);
+    let mut run = Run::new(new, Device::Cpu).unwrap();
+    run.stop_after(2);
+    run.train(false).unwrap();
+    let text = std::fs::read_to_string(folder.path().join("run.toml")).unwrap();
+    let former = [
+        ("max_eval_samples", "validation_samples"),
+        ("batch_size", "rows"),
+        ("save_steps", "checkpoint_every"),
+        ("eval_steps", "evaluate_every"),
+        ("num_eval_samples", "show"),
+    ];
+    let text = former.iter().fold(text, |text, (new, old)| text.replace(&format!("{new} ="), &format!("{old} =")));
+    let path = folder.path().join("old.toml");
+    std::fs::write(&path, text).unwrap();
+    let old = Recipe::read(&path, &["run.log_every=1".into()]).unwrap();
+    train(old, true).unwrap();
+}
+
+/// Where the child process of the tests for signals works, and whether it hangs after the first step.
+const SIGNALLED: &str = "HAPLOVL_TEST_SIGNAL_FOLDER";
+const HANGS: &str = "HAPLOVL_TEST_HANGS";
+
+/// Tells by a file that a step was done.
+struct Mark(PathBuf);
+
+impl TrainObserver for Mark {
+    fn on_start(&mut self, _: &RunStart<'_>) -> haplovl::Result<()> {
+        std::fs::write(self.0.join("started"), "").unwrap();
+        Ok(())
+    }
+
+    fn on_step(&mut self, _: &StepReport, _: &Record) -> haplovl::Result<()> {
+        std::fs::write(self.0.join("stepped"), "").unwrap();
+        while std::env::var_os(HANGS).is_some() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn trains_until_signalled() {
+    let Some(folder) = std::env::var_os(SIGNALLED).map(PathBuf::from) else { return };
+    let signals = signals::Signals::default();
+    signals.register().unwrap();
+    let run = Run::new(recipe(&folder, "run", r#"{ kind = "tune" }"#, "mixed", 100_000), Device::Cpu).unwrap();
+    let stop = signals.stop(run.cancel_token());
+    let outcome = run.with_observer(Box::new(Mark(folder))).with_observer(stop).train(true).unwrap();
+    assert!(matches!(outcome, Outcome::Stopped { .. }));
+    std::process::exit(signals.exit_code().unwrap().into());
+}
+
+#[cfg(unix)]
+#[test]
+fn the_first_signal_stops_with_a_checkpoint_and_the_second_at_once() {
+    for (signal, code, hangs) in [("INT", 130, false), ("TERM", 143, false), ("INT", 130, true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "trains_until_signalled"]).env(SIGNALLED, folder.path());
+        child.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        if hangs {
+            child.env(HANGS, "1");
+        }
+        let mut child = child.spawn().unwrap();
+        while !folder.path().join("stepped").exists() {
+            assert!(child.try_wait().unwrap().is_none(), "ended before its first step");
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        let kill = |child: &std::process::Child| {
+            let kill = std::process::Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+            assert!(kill.unwrap().success());
+        };
+        kill(&child);
+        if hangs {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(child.try_wait().unwrap().is_none(), "the first signal must not end the process");
+            kill(&child);
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{signal}, hanging: {hangs}");
+        let checkpoints = entries(&folder.path().join("run/checkpoints"));
+        assert_eq!(checkpoints.is_empty(), hangs, "{checkpoints:?}");
     }
 }
 

@@ -15,7 +15,7 @@ pub(crate) fn positive(field: &str, value: f64) -> Result<()> {
     if value.is_finite() && value > 0.0 {
         Ok(())
     } else {
-        Err(Error::config(field, format!("is {value}, expected a finite number above 0")))
+        Err(Error::config(field, format!("is {value:?}, expected a finite number above 0")))
     }
 }
 

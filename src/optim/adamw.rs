@@ -9,9 +9,6 @@ use super::{AdamWConfig, Gradients, groups};
 use crate::nn::ops::on_pool;
 use crate::{Error, Result};
 
-/// Name of the step counter in [`AdamW::state`].
-const STEP: &str = "step";
-
 /// AdamW: Adam with bias correction and decoupled weight decay, as of Loshchilov and Hutter and as PyTorch has it.
 ///
 /// Parameters and moments are f32. On the CPU one pass over each parameter updates everything in place without any
@@ -24,7 +21,10 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// An optimizer of `params` at step 0, its moments zero. A group with `lr_scale = 0` takes parameters out.
+    /// Name of the step counter in [`Self::state`].
+    pub(crate) const STEP: &str = "step";
+
+    /// An optimizer of `params` at step 0, its moments zero. Parameters of a group with `lr_scale = 0` are frozen.
     ///
     /// # Errors
     /// [`Error::Config`] for a setting out of range or a group that matches no parameter, and [`Error::Training`]
@@ -52,8 +52,8 @@ impl AdamW {
 
     /// One step against `gradients * grad_scale`.
     ///
-    /// `grad_scale` holds whatever the gradients must still be multiplied with, such as 1 / label tokens and
-    /// [`super::clip_scale`], so that neither costs a pass of its own.
+    /// `grad_scale` is the product of all factors on the gradients, such as 1 / label tokens and [`super::clip_scale`], so that
+    /// none of them takes a pass of its own.
     ///
     /// # Errors
     /// [`Error::Training`] if a trained parameter has no gradient or one of another shape, or a factor is not
@@ -80,7 +80,7 @@ impl AdamW {
         })
     }
 
-    /// Exchanges parameters and their running means, to use those; a second call takes it back. Without
+    /// Swaps the parameters and their EMA; a second call swaps them back. Without
     /// [`AdamWConfig::ema_decay`] nothing happens.
     ///
     /// # Errors
@@ -89,22 +89,22 @@ impl AdamW {
         self.slots.iter_mut().try_for_each(ParamState::swap_average)
     }
 
-    /// Everything a resumed optimizer needs: `m.NAME` and `v.NAME` for each parameter, `ema.NAME` if there is a mean of it,
-    /// and `step`.
+    /// State of the optimizer, for resuming: `m.NAME` and `v.NAME` for each parameter, `ema.NAME` if an EMA is kept, and
+    /// `step`.
     ///
-    /// Moments and means are not copied: write them out before the next step changes them.
+    /// The tensors share memory with the optimizer: write them out before the next step changes them.
     ///
     /// # Errors
     /// From candle only.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut state = BTreeMap::from([(STEP.to_string(), Tensor::new(self.step as i64, &Device::Cpu)?)]);
+        let mut state = BTreeMap::from([(Self::STEP.to_string(), Tensor::new(self.step as i64, &Device::Cpu)?)]);
         for slot in &self.slots {
             state.extend(slot.state().map(|(key, tensor)| (key, tensor.clone())));
         }
         Ok(state)
     }
 
-    /// Takes over what [`Self::state`] gave, to the bit.
+    /// Loads a state from [`Self::state`], bit for bit.
     ///
     /// # Errors
     /// [`Error::Weights`] listing every missing, unexpected or misshapen entry; nothing is changed then.
@@ -124,14 +124,14 @@ impl AdamW {
                 }
             }
         }
-        if let Some(step) = state.get(STEP) {
+        if let Some(step) = state.get(Self::STEP) {
             self.step = step.to_scalar::<i64>()?.unsigned_abs();
         }
         Ok(())
     }
 
     fn state_faults(&self, state: &BTreeMap<String, Tensor>) -> Vec<String> {
-        let mut expected = BTreeMap::from([(STEP.to_string(), (DType::I64, [].as_slice()))]);
+        let mut expected = BTreeMap::from([(Self::STEP.to_string(), (DType::I64, [].as_slice()))]);
         for slot in &self.slots {
             expected.extend(slot.state().map(|(key, tensor)| (key, (DType::F32, tensor.dims()))));
         }
@@ -152,7 +152,7 @@ impl AdamW {
     }
 }
 
-/// Two names for one variable would move it twice a step.
+/// Refuses a variable under two names, which would be updated twice per step.
 fn refuse_aliases(slots: &[ParamState]) -> Result<()> {
     let mut seen = HashMap::new();
     for slot in slots {

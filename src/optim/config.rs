@@ -1,4 +1,4 @@
-//! Settings of the optimizer.
+//! AdamW settings.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,19 +9,19 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdamWConfig {
-    /// Decay of the running mean of gradients, in `0..1`.
+    /// Decay rate of the first moment, the EMA of gradients, in `0..1`.
     pub beta1: f64,
-    /// Decay of the running mean of squared gradients, in `0..1`.
+    /// Decay rate of the second moment, the EMA of squared gradients, in `0..1`.
     pub beta2: f64,
-    /// Added to the root of the second moment, above 0.
+    /// Term added to the root of the second moment, above 0.
     pub eps: f64,
-    /// Decoupled weight decay: a step takes away this share of a parameter, times the learning rate.
+    /// Decoupled weight decay: a step subtracts this share of a parameter, times the learning rate.
     pub weight_decay: f64,
-    /// Decay of a running mean of the parameters, in `0..1`: that mean is then evaluated and exported in their place. In
-    /// the first steps it decays faster, as `(1 + step) / (10 + step)`, to forget where they began.
+    /// Decay rate of an EMA of the parameters, in `0..1`, which is then evaluated and exported in their place. In the first
+    /// steps the rate is at most `(1 + step) / (10 + step)`, so that the initial values are soon forgotten.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema_decay: Option<f64>,
-    /// Exceptions by parameter name.
+    /// Settings that differ for some parameters, by name.
     pub groups: Vec<ParamGroup>,
 }
 
@@ -38,7 +38,7 @@ impl AdamWConfig {
     /// [`Error::Config`] naming the field.
     pub fn validate(&self) -> Result<()> {
         let fail = |field: &str, value: f64, expected: &str| {
-            Err(Error::config(format!("optimizer.{field}"), format!("is {value}, expected {expected}")))
+            Err(Error::config(format!("optimizer.{field}"), format!("is {value:?}, expected {expected}")))
         };
         let ema = self.ema_decay.map(|value| ("ema_decay", value));
         for (field, value) in [("beta1", self.beta1), ("beta2", self.beta2)].into_iter().chain(ema) {

@@ -1,4 +1,4 @@
-//! Gradients by parameter name, cut from the graph that made them.
+//! Gradients by parameter name, detached from the graph.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::nn::ops::on_pool;
 use crate::nn::tensor_data::{CHUNK, is_host_f32, with_slice, with_slice_mut};
 use crate::{Error, Result};
 
-/// One gradient for each named parameter, iterated in sorted order of names.
+/// Gradients by parameter name, iterated in sorted order of names.
 #[derive(Debug, Default)]
 pub struct Gradients(BTreeMap<String, Tensor>);
 
@@ -32,7 +32,7 @@ impl Gradients {
         Ok(gradients)
     }
 
-    /// Puts in a copy of a gradient, in place of one of the same name.
+    /// Inserts a copy of a gradient, and replaces one of the same name.
     ///
     /// # Errors
     /// From candle only.
@@ -41,8 +41,8 @@ impl Gradients {
         Ok(())
     }
 
-    /// Gives a gradient of zeros to those of `params` that have none and whose name `may_lack` accepts: the parts of
-    /// a model that a step did not use, such as the patch projection when no sample held a picture.
+    /// Inserts zeros for those of `params` without a gradient whose name `may_lack` accepts: parts of a model that a step did
+    /// not use, such as the patch projection when no sample held an image.
     ///
     /// # Errors
     /// From candle only.
@@ -79,7 +79,7 @@ impl Gradients {
         Ok(())
     }
 
-    /// Where the gradients are; the CPU, if there are none.
+    /// Device of the gradients; the CPU if there are none.
     pub(super) fn device(&self) -> Device {
         self.0.values().next().map_or(Device::Cpu, |gradient| gradient.device().clone())
     }

@@ -1,10 +1,10 @@
-//! Settings for groups of parameters, chosen by name.
+//! Settings for groups of parameters, selected by name.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// What is different for the parameters whose name matches a pattern.
+/// Settings for the parameters whose name matches a pattern.
 ///
 /// Groups apply in order: of several that match a parameter, the last one that sets a field decides that field.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -12,7 +12,7 @@ use crate::{Error, Result};
 pub struct ParamGroup {
     /// A parameter name, in which each `*` stands for any characters (dots too, or none at all).
     pub pattern: String,
-    /// Factor on the learning rate; 0 freezes the parameters: no moments are kept and no gradient is asked for.
+    /// Factor on the learning rate; 0 freezes the parameters, which then have no gradients and no moments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lr_scale: Option<f64>,
     /// Decoupled weight decay in place of the optimizer's.
@@ -20,10 +20,10 @@ pub struct ParamGroup {
     pub weight_decay: Option<f64>,
 }
 
-/// Parameters that weight decay would only harm: scales, offsets and positions.
+/// Patterns of parameters without weight decay: scales, biases and positions.
 const UNDECAYED: [&str; 6] = ["*norm*", "*.bias", "*pos*_embed*", "*newline", "*class_embedding", "*logit_scale"];
 
-/// Groups that take weight decay off biases, norms, positions and the newline, as far as `names` has such.
+/// Groups that turn weight decay off for biases, norms, positions and the newline, as far as they are in `names`.
 pub fn undecayed_groups<'a>(names: impl Iterator<Item = &'a String> + Clone) -> Vec<ParamGroup> {
     let matches = |pattern: &&str| names.clone().any(|name| glob_matches(pattern, name));
     let group = |pattern: &str| ParamGroup { pattern: pattern.into(), lr_scale: None, weight_decay: Some(0.0) };
@@ -72,7 +72,7 @@ pub(super) fn resolve<'a>(
     Ok(names.map(settings).collect())
 }
 
-/// Those of `names` that no group freezes.
+/// Names of the parameters that no group freezes.
 ///
 /// # Errors
 /// [`Error::Config`] for a setting out of range, and for a pattern that matches no name.
@@ -85,7 +85,7 @@ pub fn trainable(groups: &[ParamGroup], names: &[String]) -> Result<Vec<String>>
 fn check(field: &str, value: Option<f64>) -> Result<()> {
     match value {
         Some(value) if !(value.is_finite() && value >= 0.0) => {
-            Err(Error::config(field, format!("is {value}, expected a finite number of at least 0")))
+            Err(Error::config(field, format!("is {value:?}, expected a finite number of at least 0")))
         }
         _ => Ok(()),
     }

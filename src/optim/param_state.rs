@@ -1,4 +1,4 @@
-//! One parameter of the optimizer, and the arithmetic of its update.
+//! Optimizer state of one parameter, and the arithmetic of its update.
 
 use candle_core::{DType, Tensor, Var};
 use rayon::prelude::*;
@@ -9,7 +9,7 @@ use crate::nn::ops::vectorised;
 use crate::nn::tensor_data::{CHUNK, is_host_f32, with_slice, with_slice_mut};
 use crate::{Error, Result};
 
-/// One parameter with its settings and moments.
+/// Parameter with its settings and moments.
 #[derive(Debug)]
 pub(super) struct ParamState {
     pub name: String,
@@ -17,12 +17,12 @@ pub(super) struct ParamState {
     pub settings: Settings,
     pub m: Tensor,
     pub v: Tensor,
-    /// A running mean of the parameter, if one is wanted.
+    /// EMA of the parameter, on request.
     pub average: Option<Tensor>,
 }
 
 impl ParamState {
-    /// A parameter whose moments are zero; its mean, if wanted, is itself.
+    /// A parameter with zero moments; its EMA, on request, starts with the parameter itself.
     pub fn new(name: &str, var: &Var, settings: Settings, averaged: bool) -> Result<Self> {
         if var.dtype() != DType::F32 || !var.is_contiguous() {
             return Err(Error::training(format!(
@@ -36,19 +36,22 @@ impl ParamState {
         Ok(Self { name: name.into(), var: var.clone(), settings, m: zeros()?, v: zeros()?, average })
     }
 
-    /// What it remembers from step to step, by name.
+    /// Tensors that are kept from step to step, by name.
     pub fn state(&self) -> impl Iterator<Item = (String, &Tensor)> {
         let parts = [("m", Some(&self.m)), ("v", Some(&self.v)), ("ema", self.average.as_ref())];
         parts.into_iter().filter_map(|(part, tensor)| Some((format!("{part}.{}", self.name), tensor?)))
     }
 
-    /// As [`Self::state`], to be replaced.
+    /// [`Self::state`], for loading.
     pub fn state_mut(&mut self) -> impl Iterator<Item = (String, &mut Tensor)> {
         let parts = [("m", Some(&mut self.m)), ("v", Some(&mut self.v)), ("ema", self.average.as_mut())];
         parts.into_iter().filter_map(|(part, tensor)| Some((format!("{part}.{}", self.name), tensor?)))
     }
 
-    /// This parameter's gradient, which must be there and fit.
+    /// Gradient of this parameter.
+    ///
+    /// # Errors
+    /// [`Error::Training`] if it is missing or has another shape.
     pub fn gradient<'a>(&self, gradients: &'a Gradients) -> Result<&'a Tensor> {
         let gradient = gradients.get(&self.name).ok_or_else(|| {
             Error::training(format!(
@@ -81,7 +84,7 @@ impl ParamState {
         Ok(())
     }
 
-    /// Moves the mean towards the parameter, which keeps `decay` of it.
+    /// Updates the EMA, which keeps a share of `decay`.
     pub fn update_average(&mut self, decay: f64) -> Result<()> {
         let Some(average) = &mut self.average else { return Ok(()) };
         if is_host_f32(&self.var) {
@@ -93,7 +96,7 @@ impl ParamState {
         Ok(())
     }
 
-    /// Exchanges parameter and mean.
+    /// Swaps parameter and EMA.
     pub fn swap_average(&mut self) -> Result<()> {
         let Some(average) = &mut self.average else { return Ok(()) };
         let theta = self.var.as_detached_tensor().copy()?;
@@ -123,7 +126,7 @@ fn approach(average: &mut [f32], theta: &[f32], rate: f32) {
     });
 }
 
-/// The numbers of one step of one parameter:
+/// Coefficients of one step of one parameter:
 /// `theta -= decay * theta + step_size * m / (root_correction * sqrt(v) + eps)`.
 pub(super) struct Coefficients {
     grad_scale: f64,

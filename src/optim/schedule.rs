@@ -4,20 +4,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How the learning rate falls after the warm-up.
+/// Shape of the learning rate decay after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decay {
-    /// It does not.
+    /// No decay.
     Constant,
-    /// In a straight line.
+    /// Linear decay.
     Linear,
-    /// Along half a period of a cosine.
+    /// Half a period of a cosine.
     #[default]
     Cosine,
 }
 
-/// A linear warm-up from zero, a stretch at the peak if wanted, then a decay to a floor.
+/// Learning rate schedule: a linear warm-up from zero, an optional stable phase at the peak, then a decay to a floor.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Schedule {
@@ -25,17 +25,18 @@ pub struct Schedule {
     pub decay: Decay,
     /// Share of all steps spent warming up, in `0..=1`.
     pub warmup_ratio: f64,
-    /// Share of all steps that stay at the peak before the decay begins, in `0..=1` and with the warm-up at most 1: "warm-up, stable,
-    /// decay" (Hu et al. 2024, MiniCPM). None by default.
-    pub hold_ratio: f64,
-    /// Last learning rate as a share of the peak, in `0..=1`. A constant schedule has no use for it.
+    /// Share of all steps at the peak between warm-up and decay, in `0..=1`, together with the warm-up at most 1: the
+    /// "warmup-stable-decay" schedule (Hu et al. 2024, MiniCPM). 0 by default.
+    #[serde(alias = "hold_ratio")]
+    pub stable_ratio: f64,
+    /// Last learning rate as a share of the peak, in `0..=1`. A constant schedule ignores it.
     pub floor_ratio: f64,
 }
 
 impl Default for Schedule {
     /// Cosine to 10 %, after 3 % of warm-up.
     fn default() -> Self {
-        Self { decay: Decay::Cosine, warmup_ratio: 0.03, hold_ratio: 0.0, floor_ratio: 0.1 }
+        Self { decay: Decay::Cosine, warmup_ratio: 0.03, stable_ratio: 0.0, floor_ratio: 0.1 }
     }
 }
 
@@ -45,17 +46,18 @@ impl Schedule {
     /// # Errors
     /// [`Error::Config`] naming the field.
     pub fn validate(&self) -> Result<()> {
-        let Self { warmup_ratio, hold_ratio, floor_ratio, .. } = *self;
-        for (field, value) in [("warmup_ratio", warmup_ratio), ("hold_ratio", hold_ratio), ("floor_ratio", floor_ratio)]
+        let Self { warmup_ratio, stable_ratio, floor_ratio, .. } = *self;
+        for (field, value) in
+            [("warmup_ratio", warmup_ratio), ("stable_ratio", stable_ratio), ("floor_ratio", floor_ratio)]
         {
             if !(0.0..=1.0).contains(&value) {
-                return Err(Error::config(format!("schedule.{field}"), format!("is {value}, expected 0 to 1")));
+                return Err(Error::config(format!("schedule.{field}"), format!("is {value:?}, expected 0 to 1")));
             }
         }
-        if warmup_ratio + hold_ratio > 1.0 {
+        if warmup_ratio + stable_ratio > 1.0 {
             let message =
-                format!("is {hold_ratio}, expected at most the {} that the warm-up leaves", 1.0 - warmup_ratio);
-            return Err(Error::config("schedule.hold_ratio", message));
+                format!("is {stable_ratio:?}, expected at most {:?}, which the warm-up leaves", 1.0 - warmup_ratio);
+            return Err(Error::config("schedule.stable_ratio", message));
         }
         Ok(())
     }
@@ -67,15 +69,15 @@ impl Schedule {
 
     /// The share of the peak learning rate at `step` (counted from 0) of `total`.
     ///
-    /// It is `1/w, 2/w, .. 1` during the `w` steps of the warm-up, stays there as long as it is held, falls from there, and is exactly
-    /// the floor at the last step, if it is not held to there, and after it.
+    /// The factor is `1/w, 2/w, .. 1` during the `w` steps of the warm-up and 1 during the stable phase. The decay that follows
+    /// reaches exactly the floor at the last step, and the factor stays at the floor after it.
     pub fn factor(&self, step: u64, total: u64) -> f64 {
         let warmup = self.warmup_steps(total);
         if step < warmup {
             return (step + 1) as f64 / warmup as f64;
         }
-        let held = (self.hold_ratio * total as f64).round() as u64;
-        let peak = (warmup + held).saturating_sub(1);
+        let stable = (self.stable_ratio * total as f64).round() as u64;
+        let peak = (warmup + stable).saturating_sub(1);
         let last = total.saturating_sub(1);
         if step <= peak {
             return 1.0;
@@ -95,7 +97,7 @@ mod tests {
     use super::*;
 
     fn schedule(decay: Decay, warmup_ratio: f64) -> Schedule {
-        Schedule { decay, warmup_ratio, hold_ratio: 0.0, floor_ratio: 0.1 }
+        Schedule { decay, warmup_ratio, stable_ratio: 0.0, floor_ratio: 0.1 }
     }
 
     #[test]
@@ -112,15 +114,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_stays_at_the_peak_and_then_falls_to_the_floor() {
-        let held = Schedule { hold_ratio: 0.5, ..schedule(Decay::Linear, 0.1) };
+    fn the_stable_phase_stays_at_the_peak_and_the_decay_ends_at_the_floor() {
+        let held = Schedule { stable_ratio: 0.5, ..schedule(Decay::Linear, 0.1) };
         let factors: Vec<f64> = (0..100).map(|step| held.factor(step, 100)).collect();
         assert!(factors[..10].is_sorted() && factors[9..60].iter().all(|factor| *factor == 1.0));
         assert!(factors[59..].is_sorted_by(|a, b| a > b) && factors[99] == 0.1);
-        let to_the_end = Schedule { hold_ratio: 0.9, ..held };
+        let to_the_end = Schedule { stable_ratio: 0.9, ..held };
         assert!(to_the_end.validate().is_ok() && to_the_end.factor(99, 100) == 1.0);
-        let error = Schedule { hold_ratio: 0.95, ..held }.validate().unwrap_err().to_string();
-        assert!(error.contains("schedule.hold_ratio") && error.contains("0.9"), "{error}");
+        let error = Schedule { stable_ratio: 0.95, ..held }.validate().unwrap_err().to_string();
+        assert!(error.contains("schedule.stable_ratio") && error.contains("0.9"), "{error}");
     }
 
     #[test]

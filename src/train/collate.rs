@@ -1,4 +1,4 @@
-//! From conversations of a data set to sequences, and from sequences to batches.
+//! Collation: conversations to sequences, and sequences to batches.
 
 use candle_core::Device;
 
@@ -8,14 +8,14 @@ use crate::config::HaploVlConfig;
 use crate::data::{BadSample, IMAGE_MARKER, Record, SampleResult};
 use crate::processor::{Message, Processor, Role};
 
-/// What a stage makes of a conversation.
+/// Form in which a stage trains on a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SampleForm {
-    /// The whole conversation; the assistant's words are learnt.
+    /// The whole conversation; the assistant's turns are labels.
     Dialogue,
-    /// The whole conversation, without its pictures; every word is learnt.
+    /// The whole conversation without its images; every token is a label.
     Words,
-    /// Each turn of the assistant as a text of its own, and the picture beside them.
+    /// Each turn of the assistant as a separate text, and the image beside them.
     CaptionPair,
 }
 

@@ -1,8 +1,8 @@
-//! What the connector starts from after stage 1: the linear map that comes nearest to the language model's embeddings, given
-//! what the pre-decoder makes of text.
+//! Initial connector after stage 1: the least-squares linear map from the pre-decoder's hidden states of text to the language
+//! model's embeddings.
 //!
-//! The head that stage 1 taught to give these back is dropped, and what it knew of the way there with it; with a map of random
-//! weights stage 2 has to find it anew, at a scale that the language model's layers have never met.
+//! Stage 1 trains a head for this map and drops it. With a random map instead, stage 2 would have to learn it again, at a scale
+//! that the language model's layers have never seen.
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;

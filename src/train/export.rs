@@ -1,4 +1,4 @@
-//! What a finished run leaves behind, for the next stage or for users.
+//! Exports: models in Hugging Face folders, for the next stage or for users.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -100,7 +100,7 @@ pub(super) fn save_llm(
     save_safetensors(folder, &select(parameters, |_| true), options)
 }
 
-/// The distilled half without its heads, for `inherit.stage` of the next one, and what the connector is to start from.
+/// The distilled pre-decoder without its heads, for `init_from.stage` of the next stage, and initial connector weights.
 pub(super) fn save_distilled(
     folder: &Path,
     config: &HaploVlConfig,
@@ -108,7 +108,8 @@ pub(super) fn save_distilled(
     connector: Option<Tensor>,
     options: &SaveOptions,
 ) -> Result<()> {
-    let value = serde_json::to_value(config).map_err(|e| Error::format(folder, e.to_string()))?;
+    let value = serde_json::to_value(config)
+        .map_err(|e| Error::format(folder, format!("cannot be serialised: {e}")).caused_by(e))?;
     write_config(folder, &value)?;
     let mut tensors = select(parameters, |name| !name.starts_with(DistillationHeads::PREFIX));
     tensors.extend(connector.map(|connector| ("model.pre_connector.weight".into(), connector)));
@@ -134,6 +135,7 @@ fn select(parameters: &Parameters, wanted: impl Fn(&str) -> bool) -> BTreeMap<St
 fn write_config(folder: &Path, config: &Value) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let path = folder.join("config.json");
-    let bytes = serde_json::to_vec_pretty(config).map_err(|e| Error::format(&path, e.to_string()))?;
+    let bytes = serde_json::to_vec_pretty(config)
+        .map_err(|e| Error::format(&path, format!("cannot be serialised: {e}")).caused_by(e))?;
     write_bytes_atomically(path, &bytes)
 }

@@ -1,5 +1,5 @@
-//! How the seeing half starts where nothing is inherited: a vision transformer that begins with random weights takes very
-//! long to find out what pictures are like, and what is beside what.
+//! Initialisation of the vision side without pretrained weights: from random weights, a vision transformer takes very long to
+//! learn the statistics of images and the neighbourhood of patches.
 
 use candle_core::{D, DType, Device, Tensor};
 

@@ -1,13 +1,17 @@
-//! The numbers of each step, one JSON object a line.
+//! Metrics of each step, one JSON object per line.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Error, Result};
+use super::run_folder::open_for_writing;
+use crate::{Error, Result, files};
+
+/// Most bytes of a line; a record of a step has a few hundred.
+const MAX_LINE: u64 = 1 << 20;
 
 /// Key of the loss that is minimised; its parts are `loss/NAME`.
 pub const LOSS: &str = "loss";
@@ -15,17 +19,19 @@ pub const LOSS: &str = "loss";
 pub const LEARNING_RATE: &str = "learning_rate";
 /// Key of the global gradient norm, before clipping.
 pub const GRAD_NORM: &str = "grad_norm";
-/// Key of the samples treated per second.
+/// Key of the training samples per second.
 pub const SAMPLES_PER_SECOND: &str = "samples_per_second";
-/// Key of the tokens treated per second, padding not counted.
+/// Key of the training tokens per second, without padding.
 pub const TOKENS_PER_SECOND: &str = "tokens_per_second";
+/// Key of the mean loss over the validation samples.
+pub const VALIDATION_LOSS: &str = "validation/loss";
 
-/// Named numbers of one step; the same names serve as TensorBoard tags and as plot legends.
+/// Metrics of one step; their names are also TensorBoard tags and plot legends.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// The step they belong to.
+    /// Step of the metrics, counted from 1.
     pub step: u64,
-    /// Values by name. JSON knows no NaN or infinity: they are written as `null` and read as NaN.
+    /// Values by name. NaN and infinity, which JSON does not have, are written as `null` and read as NaN.
     #[serde(flatten, deserialize_with = "numbers_or_nan")]
     pub values: BTreeMap<String, f64>,
 }
@@ -54,7 +60,7 @@ impl Record {
     }
 }
 
-/// A file of [`Record`]s that grows with the run and survives its interruption.
+/// Append-only file of [`Record`]s that survives interruptions of the run.
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
@@ -62,24 +68,19 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens `path` for appending, keeping the records up to and including step `resumed` and dropping those of steps
-    /// that will be done again; `None` starts an empty file.
+    /// Opens `path` for appending. Records up to and including step `resumed` are kept, and later ones dropped, since their
+    /// steps are done again; `None` starts an empty file. A last line that a crash has cut short is dropped.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Format`] for a line that is no record; a last line cut short by a crash is dropped.
+    /// [`Error::Io`], also if `path` is no regular file, and [`Error::Format`] for a line that is no record.
     pub fn open(path: impl AsRef<Path>, resumed: Option<u64>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let keep = match resumed {
-            Some(step) if path.exists() => scan(&path, |record| record.step <= step)?,
+            Some(step) if files::exists(&path)? => scan(&path, |record| record.step <= step)?,
             _ => 0,
         };
-        let open = || {
-            let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
-            file.set_len(keep)?;
-            file.seek(SeekFrom::End(0))?;
-            Ok(file)
-        };
-        let file = open().map_err(|e| Error::io(&path, e))?;
+        let mut file = open_for_writing(&path)?;
+        file.set_len(keep).and_then(|()| file.seek(SeekFrom::End(0))).map_err(|e| Error::io(&path, e))?;
         Ok(Self { path, file })
     }
 
@@ -88,7 +89,9 @@ impl MetricsLog {
     /// # Errors
     /// [`Error::Io`].
     pub fn write(&mut self, record: &Record) -> Result<()> {
-        let line = serde_json::to_string(record).map_err(|e| Error::format(&self.path, e.to_string()))?;
+        let line = serde_json::to_string(record).map_err(|e| {
+            Error::format(&self.path, format!("step {} cannot be written: {e}", record.step)).caused_by(e)
+        })?;
         // One write, so that a killed process leaves at most one unfinished line.
         self.file.write_all(format!("{line}\n").as_bytes()).map_err(|e| Error::io(&self.path, e))
     }
@@ -109,16 +112,23 @@ pub fn read_metrics(path: impl AsRef<Path>) -> Result<Vec<Record>> {
 
 /// Reads records while `accept` agrees, and returns how many bytes the accepted ones take.
 fn scan(path: &Path, mut accept: impl FnMut(Record) -> bool) -> Result<u64> {
-    let mut reader = BufReader::new(File::open(path).map_err(|e| Error::io(path, e))?);
+    let mut reader = BufReader::new(files::open(path)?);
     let (mut line, mut accepted) = (Vec::new(), 0u64);
     for number in 1u64.. {
         line.clear();
-        reader.read_until(b'\n', &mut line).map_err(|e| Error::io(path, e))?;
+        (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line).map_err(|e| Error::io(path, e))?;
+        if line.len() as u64 == MAX_LINE {
+            let message = format!(
+                "line {number} is longer than {MAX_LINE} bytes, so it is no metrics record: move the file away"
+            );
+            return Err(Error::format(path, message));
+        }
         if line.last() != Some(&b'\n') {
             break;
         }
         let record = serde_json::from_slice(&line).map_err(|e| {
             Error::format(path, format!("line {number} is no metrics record ({e}): move the file away, or repair it"))
+                .caused_by(e)
         })?;
         if !accept(record) {
             break;
@@ -147,7 +157,7 @@ mod tests {
         let [through, resumed] = ["through", "resumed"].map(|name| folder.path().join(name));
         write(&through, None, 1..=9);
         write(&resumed, None, 1..=7);
-        let mut cut = OpenOptions::new().append(true).open(&resumed).unwrap();
+        let mut cut = std::fs::OpenOptions::new().append(true).open(&resumed).unwrap();
         cut.write_all(br#"{"step":8,"lo"#).unwrap();
         write(&resumed, Some(5), 6..=9);
         assert_eq!(std::fs::read(&through).unwrap(), std::fs::read(&resumed).unwrap());
@@ -167,6 +177,15 @@ mod tests {
         let error = MetricsLog::open(&path, Some(9)).unwrap_err().to_string();
         assert!(error.contains("line 2"), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":1}\nhello\n");
+    }
+
+    #[test]
+    fn a_line_without_end_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        std::fs::write(&path, vec![b' '; 3 << 20]).unwrap();
+        let error = read_metrics(&path).unwrap_err().to_string();
+        assert!(error.contains("line 1 is longer than"), "{error}");
     }
 
     #[test]

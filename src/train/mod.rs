@@ -1,24 +1,51 @@
-//! The two-stage trainer.
+//! Training: recipes, the training loop and its observers, objectives, checkpoints.
+//!
+//! A [`Recipe`] describes a run, [`Run`] builds and trains it, [`TrainObserver`]s watch it.
+//!
+//! ```no_run
+//! use haplovl::train::{Outcome, Recipe, Run};
+//!
+//! let recipe = Recipe::read("recipes/shapes/quick.toml", &["update.steps=100".into()])?;
+//! let mut run = Run::new(recipe, candle_core::Device::Cpu)?.with_default_observers();
+//! if let Outcome::Finished { export } = run.train(false)? {
+//!     println!("the model is in {}", export.display());
+//! }
+//! # Ok::<(), haplovl::Error>(())
+//! ```
 
 pub mod checkpoint;
 mod collate;
 mod connector;
-mod eval_samples;
+mod dataset;
+mod evaluation;
 mod export;
+mod facts;
 mod init;
+mod large_stack;
+mod memory;
 pub mod metrics;
 mod objectives;
+mod observer;
+pub mod observers;
+mod outcome;
 pub mod plot;
-pub mod progress;
 mod recipe;
+mod resume;
 mod run;
+mod run_folder;
 mod stage;
 pub mod tensorboard;
 mod trainer;
+mod training_loop;
 
+pub use evaluation::{EvalSample, Evaluation};
+pub use facts::Facts;
+pub use large_stack::on_large_stack;
 pub use objectives::{Contrastive, Counts, Distillation, DistillationWeights, Language, Loss, NextToken, Objective};
+pub use observer::{Measures, RunStart, SkippedSample, TrainObserver};
+pub use outcome::Outcome;
 pub use recipe::{
-    ConnectorStart, DataConfig, DataLayout, DataSource, FloatType, Inherit, Recipe, RunConfig, Stage, UpdateConfig,
+    ConnectorStart, DataConfig, DataLayout, DataSource, FloatType, InitFrom, Recipe, RunConfig, Stage, UpdateConfig,
 };
-pub use run::{Evaluation, Facts, Run};
-pub use trainer::{GradientReducer, SingleProcess, StepReport, Trainer, UpdateRule, on_large_stack};
+pub use run::Run;
+pub use trainer::{GradientReducer, SingleProcess, StepReport, Trainer, UpdateRule};

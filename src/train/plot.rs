@@ -1,4 +1,4 @@
-//! Curves as SVG.
+//! Line charts as SVG.
 
 use std::ops::Range;
 use std::path::Path;
@@ -16,10 +16,10 @@ const MAX_POINTS: usize = 1000;
 const COLORS: [(u8, u8, u8); 6] =
     [(0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233)];
 
-/// One curve.
+/// Curve of a chart.
 #[derive(Debug, Clone)]
 pub struct Series {
-    /// What the legend says.
+    /// Name in the legend.
     pub name: String,
     /// Points in order of x. Points that are not finite (or not above 0 on a logarithmic axis) are left out.
     pub points: Vec<(f64, f64)>,
@@ -33,18 +33,18 @@ impl Series {
     }
 }
 
-/// A picture of several curves.
+/// Line chart of several curves.
 #[derive(Debug, Clone)]
 pub struct Plot {
     /// Heading.
     pub title: String,
-    /// What the x axis shows.
+    /// Label of the x axis.
     pub x_label: String,
-    /// What the y axis shows.
+    /// Label of the y axis.
     pub y_label: String,
     /// Whether the y axis is logarithmic.
     pub log_y: bool,
-    /// Weight of the past in the running mean drawn over the faint raw curve, in `0..1`; 0 draws the raw curve only.
+    /// Decay rate of the EMA that is drawn over the faint raw curve, in `0..1`; 0 draws the raw curve only.
     pub smoothing: f64,
     /// The curves.
     pub series: Vec<Series>,
@@ -72,7 +72,8 @@ impl Plot {
             let message = format!("nothing to draw in `{}`: no series holds a finite value", self.title);
             return Err(Error::format(path, message));
         };
-        let svg = self.svg(&curves, x, y).map_err(|e| Error::format(path, format!("cannot be drawn: {e}")))?;
+        let svg =
+            self.svg(&curves, x, y).map_err(|e| Error::format(path, format!("cannot be drawn: {e}")).caused_by(e))?;
         write_bytes_atomically(path, svg.as_bytes())
     }
 
@@ -137,7 +138,7 @@ fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.chunks(points.len().div_ceil(MAX_POINTS).max(1)).map(mean).collect()
 }
 
-/// Running mean with exponentially falling weights, corrected for its beginning.
+/// EMA with bias correction.
 fn smooth(points: &[(f64, f64)], weight: f64) -> Vec<(f64, f64)> {
     let (mut mean, mut norm) = (0.0, 0.0);
     let next = |&(x, y): &(f64, f64)| {

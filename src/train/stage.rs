@@ -1,4 +1,4 @@
-//! Builds what a stage trains: model, teachers, parameters, objective.
+//! Building of a stage: model, teachers, parameters and objective.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,8 @@ use super::collate::SampleForm;
 use super::connector::connector_of_text;
 use super::export::{clip_of, llm_of, save_clip, save_distilled, save_llm, save_model};
 use super::init::{lay_out_positions, whiten_patches};
-use super::recipe::{ConnectorStart, Inherit, Recipe, Stage};
+use super::memory::MemoryNeeds;
+use super::recipe::{ConnectorStart, InitFrom, Recipe, Stage};
 use super::{Contrastive, Distillation, Language, NextToken, Objective};
 use crate::batch::{MultimodalBatch, Visual};
 use crate::config::{HaploVlConfig, MlpKind, NormKind};
@@ -21,17 +22,17 @@ use crate::nn::Activations;
 use crate::optim::trainable;
 use crate::processor::Processor;
 use crate::weights::{
-    ClipSource, InheritReport, LlmSource, Parameters, SafetensorsFiles, SaveOptions, check_model_folder, inherit_clip,
-    inherit_llm, inherit_text_embedding, resolve_model,
+    ClipSource, InheritReport, LlmSource, ParameterShapes, Parameters, SafetensorsFiles, SaveOptions,
+    check_model_folder, inherit_clip, inherit_llm, inherit_text_embedding, resolve_model,
 };
 use crate::{Error, Result};
 
-/// A stage, ready to be trained.
+/// Stage that is ready to be trained.
 pub(super) struct BuiltStage {
     pub objective: Box<dyn Objective>,
     /// All parameters of the model, trained or not.
     pub parameters: Parameters,
-    /// Names of those that are trained, sorted.
+    /// Names of the trained parameters, sorted.
     pub trained: Vec<String>,
     pub report: Option<InheritReport>,
 }
@@ -45,13 +46,13 @@ impl Stage {
         }
     }
 
-    /// Whether pictures are read by parameters that nothing sets but chance.
+    /// Whether the parameters that read images are initialised at random.
     fn sees_from_scratch(&self) -> bool {
         match self {
             Self::Vision { .. } => true,
             Self::Language => false,
-            Self::Distill { inherit, .. } | Self::Align { inherit } | Self::Tune { inherit } => {
-                inherit.clip.is_none() && inherit.stage.is_none()
+            Self::Distill { init_from, .. } | Self::Align { init_from } | Self::Tune { init_from } => {
+                init_from.clip.is_none() && init_from.stage.is_none()
             }
         }
     }
@@ -68,37 +69,59 @@ impl Stage {
 /// Builds an objective over the parameters of a builder.
 type Blueprint<'a> = Box<dyn Fn(VarBuilder) -> Result<Box<dyn Objective>> + 'a>;
 
-/// Builds the stage of a recipe; what it inherits is loaded here.
+/// Builds the stage of a recipe and loads its pretrained weights.
 ///
-/// `pictures` gives some of the training data, for parameters that start from it.
+/// `images` gives some of the training data, from which a patch projection without pretrained weights is initialised.
 pub(super) fn build(
     recipe: &Recipe,
     config: &HaploVlConfig,
     device: &Device,
-    pictures: impl FnOnce() -> Vec<Visual>,
+    needs: &MemoryNeeds,
+    images: impl FnOnce() -> Vec<Visual>,
 ) -> Result<BuiltStage> {
     check_form(&recipe.stage, config)?;
-    let parameters = Parameters::new();
     let objective = blueprint(recipe, config, device)?;
+    let trained = trained_parameters(recipe, device, needs, &objective)?;
+    let parameters = Parameters::new();
     // Once to create every parameter, and once more with the frozen ones detached, which then cost nothing.
     objective(parameters.var_builder(recipe.seed, DType::F32, device))?;
     if recipe.stage.sees_from_scratch() {
         lay_out_positions(config, &parameters)?;
-        whiten_patches(config, &parameters, &pictures())?;
+        whiten_patches(config, &parameters, &images())?;
     }
-    let report = recipe.stage.inherit().map(|inherit| inherit_into(inherit, config, &parameters)).transpose()?;
-    let names: Vec<String> = parameters.names().into_iter().filter(|name| recipe.stage.trains(name)).collect();
+    let report = recipe.stage.init_from().map(|sources| load_pretrained(recipe, sources, config, &parameters));
+    let learns = trained.clone();
+    let learns = move |name: &str| learns.binary_search_by(|trained| trained.as_str().cmp(name)).is_ok();
+    let objective = objective(parameters.var_builder_where(recipe.seed, DType::F32, device, learns))?;
+    Ok(BuiltStage { objective, parameters, trained, report: report.transpose()?.flatten() })
+}
+
+/// Names of the trained parameters, sorted, found without allocating any.
+///
+/// # Errors
+/// [`Error::Config`] if the model does not fit in memory, or nothing is left to train.
+fn trained_parameters(
+    recipe: &Recipe,
+    device: &Device,
+    needs: &MemoryNeeds,
+    objective: &Blueprint<'_>,
+) -> Result<Vec<String>> {
+    let recorded = ParameterShapes::default();
+    objective(recorded.var_builder())?;
+    let shapes = recorded.shapes();
+    let size = |name: &str| shapes.get(name).into_iter().flatten().map(|&side| side as f64).product::<f64>();
+    let names: Vec<String> = shapes.keys().filter(|name| recipe.stage.trains(name)).cloned().collect();
     let trained = trainable(&recipe.optimizer.groups, &names)?;
     if trained.is_empty() {
         return Err(Error::config("optimizer.groups", "freeze every parameter: leave some to be trained"));
     }
-    let learns = trained.clone();
-    let learns = move |name: &str| learns.binary_search_by(|trained| trained.as_str().cmp(name)).is_ok();
-    let objective = objective(parameters.var_builder_where(recipe.seed, DType::F32, device, learns))?;
-    Ok(BuiltStage { objective, parameters, trained, report: report.flatten() })
+    let all = shapes.keys().map(|name| size(name)).sum();
+    needs.check_model(all, trained.iter().map(|name| size(name)).sum(), device)?;
+    Ok(trained)
 }
 
-/// Refuses what the export of a stage could not say: a CLIP has layer norms and no grouped keys, a Qwen2 is gated.
+/// Refuses configurations that the stage's export format cannot express: a CLIP has layer norms and no grouped-query
+/// attention, a Qwen2 has a gated MLP.
 fn check_form(stage: &Stage, config: &HaploVlConfig) -> Result<()> {
     let (pre, post) = (&config.pre_decoder, &config.post_decoder);
     let demands = match stage {
@@ -119,15 +142,15 @@ fn check_form(stage: &Stage, config: &HaploVlConfig) -> Result<()> {
     match demands.into_iter().find(|(_, met, _)| !met) {
         Some((field, _, expected)) => Err(Error::config(
             field,
-            format!("must be {expected} for the stage `{}`, whose export knows no other", stage.name()),
+            format!("must be {expected} for stage `{}`, whose export format has no other", stage.name()),
         )),
         None => Ok(()),
     }
 }
 
-/// How to build the objective of a stage; teachers are opened here, once.
+/// Function that builds the objective of a stage; teachers are opened here, once.
 fn blueprint<'a>(recipe: &'a Recipe, config: &'a HaploVlConfig, device: &Device) -> Result<Blueprint<'a>> {
-    let (compute, precision) = recipe.update.compute.on(device);
+    let (compute, precision) = recipe.update.compute_dtype.on(device);
     let activations =
         if recipe.update.gradient_checkpointing { Activations::Recomputed } else { Activations::Released };
     Ok(match &recipe.stage {
@@ -136,9 +159,10 @@ fn blueprint<'a>(recipe: &'a Recipe, config: &'a HaploVlConfig, device: &Device)
         }
         Stage::Language => Box::new(|vb| Ok(Box::new(Language::new(LanguageModel::new(&llm_of(config), vb)?)))),
         Stage::Distill { vision_teacher, teacher_layer, text_teacher, weights, .. } => {
-            let teacher = field("vision_teacher", || open_teacher(vision_teacher, *teacher_layer, device))?;
-            let text =
-                field("text_teacher", || open_llm(text_teacher)?.embedding(config.vocab_size, DType::F32, device))?;
+            let teacher = field("vision_teacher", || {
+                open_teacher(&recipe.resolve_source(vision_teacher), *teacher_layer, device)
+            })?;
+            let text = text_table(recipe, text_teacher, config, device)?;
             Box::new(move |vb| {
                 let (teacher, text) = (Box::new(teacher.clone()), text.clone());
                 let (width, words) = (config.pre_decoder.hidden_size, text.dim(1)?);
@@ -160,9 +184,9 @@ fn blueprint<'a>(recipe: &'a Recipe, config: &'a HaploVlConfig, device: &Device)
     })
 }
 
-/// Says in a failure which field of the stage names what could not be used.
-fn field<T>(name: &str, use_it: impl FnOnce() -> Result<T>) -> Result<T> {
-    use_it().map_err(|error| Error::config(format!("stage.{name}"), error.to_string()))
+/// Names the field of the stage in an error of `load`.
+fn field<T>(name: &str, load: impl FnOnce() -> Result<T>) -> Result<T> {
+    load().map_err(|error| Error::config(format!("stage.{name}"), error.to_string()))
 }
 
 fn open_teacher(source: &str, layer: isize, device: &Device) -> Result<ClipTeacher> {
@@ -171,20 +195,33 @@ fn open_teacher(source: &str, layer: isize, device: &Device) -> Result<ClipTeach
     ClipTeacher::new(ClipVision::new(source.config(), vb)?, layer)
 }
 
-/// Fills the parameters that the sources have; others keep their random start.
-fn inherit_into(inherit: &Inherit, config: &HaploVlConfig, parameters: &Parameters) -> Result<Option<InheritReport>> {
+/// Embedding table of the text teacher, (vocab_size, LLM width).
+fn text_table(recipe: &Recipe, teacher: &str, config: &HaploVlConfig, device: &Device) -> Result<Tensor> {
+    let llm = || open_llm(&recipe.resolve_source(teacher));
+    field("text_teacher", || llm()?.embedding(config.vocab_size, DType::F32, device))
+}
+
+/// Sets the parameters that the sources hold; others keep their random values.
+fn load_pretrained(
+    recipe: &Recipe,
+    sources: &InitFrom,
+    config: &HaploVlConfig,
+    parameters: &Parameters,
+) -> Result<Option<InheritReport>> {
     let mut reports = Vec::new();
-    if let Some(llm) = &inherit.llm {
-        // Stage 1 holds no post-decoder that could take in more than the words.
-        let whole = parameters.get("model.norm.weight").is_some();
-        let inherit_from = if whole { inherit_llm } else { inherit_text_embedding };
-        reports.push(field("inherit.llm", || inherit_from(&open_llm(llm)?, config, parameters, inherit.text))?);
+    if let Some(llm) = &sources.llm {
+        // Stage 1 has no post-decoder, so only the text embedding is taken.
+        let is_whole_model = parameters.get("model.norm.weight").is_some();
+        let load = if is_whole_model { inherit_llm } else { inherit_text_embedding };
+        let open = || open_llm(&recipe.resolve_source(llm));
+        reports.push(field("init_from.llm", || load(&open()?, config, parameters, sources.text))?);
     }
-    if let Some(clip) = &inherit.clip {
-        reports.push(field("inherit.clip", || inherit_clip(&open_clip(clip)?, config, parameters))?);
+    if let Some(clip) = &sources.clip {
+        let open = || open_clip(&recipe.resolve_source(clip));
+        reports.push(field("init_from.clip", || inherit_clip(&open()?, config, parameters))?);
     }
-    if let Some(stage) = &inherit.stage {
-        reports.push(field("inherit.stage", || inherit_stage(stage, parameters))?);
+    if let Some(stage) = &sources.stage {
+        reports.push(field("init_from.stage", || load_stage(&recipe.resolve(stage), parameters))?);
     }
     Ok(reports.into_iter().reduce(InheritReport::merge))
 }
@@ -193,13 +230,13 @@ fn open_clip(source: &str) -> Result<ClipSource> {
     ClipSource::open(resolve_model(source, None)?)
 }
 
-/// A GGUF file is given by its path; all else is a folder or hub id.
+/// Opens a language model: a GGUF file by its path, or a folder or hub id.
 fn open_llm(source: &str) -> Result<LlmSource> {
     if Path::new(source).is_file() { LlmSource::open(source) } else { LlmSource::open(resolve_model(source, None)?) }
 }
 
 /// Copies every parameter of an earlier stage's export.
-fn inherit_stage(folder: &Path, parameters: &Parameters) -> Result<InheritReport> {
+fn load_stage(folder: &Path, parameters: &Parameters) -> Result<InheritReport> {
     check_model_folder(folder)?;
     let files = SafetensorsFiles::open(folder)?;
     let mut report = InheritReport::default();
@@ -215,17 +252,19 @@ fn inherit_stage(folder: &Path, parameters: &Parameters) -> Result<InheritReport
     Ok(report)
 }
 
-/// What the stage gives the connector to start from, fitted on the texts of some batches.
+/// Connector weights for the export of stage 1, fitted on the texts of some batches; `None` for other stages.
 pub(super) fn connector(
-    stage: &Stage,
+    recipe: &Recipe,
     config: &HaploVlConfig,
     parameters: &Parameters,
     device: &Device,
     batches: impl Iterator<Item = MultimodalBatch>,
 ) -> Result<Option<Tensor>> {
-    let Stage::Distill { text_teacher, connector: ConnectorStart::Text, .. } = stage else { return Ok(None) };
-    let table = field("text_teacher", || open_llm(text_teacher)?.embedding(config.vocab_size, DType::F32, device))?;
-    // A teacher may be another model than the one that stage 2 goes on with.
+    let Stage::Distill { text_teacher, connector: ConnectorStart::Text, .. } = &recipe.stage else {
+        return Ok(None);
+    };
+    let table = text_table(recipe, text_teacher, config, device)?;
+    // The teacher may be another model than the language model of stage 2.
     if table.dim(1)? != config.post_decoder.hidden_size {
         return Ok(None);
     }
@@ -233,7 +272,7 @@ pub(super) fn connector(
     connector_of_text(&model, &table, batches)
 }
 
-/// Writes what the stage has made.
+/// Writes the trained model of a stage in the format that the next stage reads.
 pub(super) fn export(
     recipe: &Recipe,
     folder: &Path,
@@ -242,7 +281,7 @@ pub(super) fn export(
     connector: Option<Tensor>,
     processor: &Processor,
 ) -> Result<()> {
-    let options = SaveOptions { dtype: Some(recipe.run.export.dtype()), ..SaveOptions::default() };
+    let options = SaveOptions { dtype: Some(recipe.run.export_dtype.dtype()), ..SaveOptions::default() };
     match &recipe.stage {
         Stage::Vision { .. } => save_clip(folder, &clip_of(config), parameters, &options),
         Stage::Language => save_llm(folder, &llm_of(config), parameters, processor, &options),

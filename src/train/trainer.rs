@@ -8,17 +8,13 @@ use std::time::Instant;
 use candle_core::Var;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use super::large_stack::STACK_BYTES;
 use super::objectives::{Counts, Loss, Objective};
 use crate::batch::MultimodalBatch;
 use crate::optim::{AdamW, Gradients, Schedule, clip_scale, global_norm};
 use crate::{Error, Result};
 
-/// Stack of [`on_large_stack`]: candle walks and drops graphs recursively.
-const STACK_BYTES: usize = 256 << 20;
-
-/// Brings together the gradients of all processes of a data-parallel run.
-///
-/// The loop itself never changes: one process needs nothing, and an all-reduce over NCCL or MPI goes in here.
+/// All-reduce over the processes of a data-parallel run, for example by NCCL or MPI; a single process needs none.
 pub trait GradientReducer: Send + Sync {
     /// Adds up `counts` over all processes; called before any loss, which is divided by the result.
     ///
@@ -26,7 +22,7 @@ pub trait GradientReducer: Send + Sync {
     /// If a process cannot be reached.
     fn reduce_counts(&mut self, counts: Counts) -> Result<Counts>;
 
-    /// Adds up a loss, or a part of one, over all processes; for people, and to refuse a step everywhere or nowhere.
+    /// Adds up a loss, or a part of one, over all processes, for logs and so that all processes refuse the same steps.
     ///
     /// # Errors
     /// If a process cannot be reached.
@@ -39,7 +35,7 @@ pub trait GradientReducer: Send + Sync {
     fn reduce_gradients(&mut self, gradients: Gradients) -> Result<Gradients>;
 }
 
-/// The reducer of a run in one process: hands everything back.
+/// Reducer of a run in one process, which returns everything unchanged.
 #[derive(Debug, Default)]
 pub struct SingleProcess;
 
@@ -57,31 +53,32 @@ impl GradientReducer for SingleProcess {
     }
 }
 
-/// What a step reports.
+/// Report of an optimizer step.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct StepReport {
     /// Steps done, this one included.
     pub step: u64,
-    /// The loss that was minimised.
+    /// Loss before the update.
     pub loss: f64,
-    /// Its named summands.
+    /// Named summands of the loss.
     pub parts: BTreeMap<&'static str, f64>,
-    /// Peak of the schedule times its factor at this step.
+    /// Learning rate of this step, before the factors of parameter groups.
     pub learning_rate: f64,
     /// Global norm before clipping.
     pub grad_norm: f64,
-    /// What the step held.
+    /// Counts of the step.
     pub counts: Counts,
     /// Wall time.
     pub seconds: f64,
 }
 
-/// How parameters are moved.
+/// Learning rate, schedule and gradient clipping of a [`Trainer`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct UpdateRule {
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Its course.
+    /// Learning rate schedule.
     pub schedule: Schedule,
     /// Steps of the whole run, which the schedule spans.
     pub total_steps: u64,
@@ -89,7 +86,7 @@ pub struct UpdateRule {
     pub max_grad_norm: f64,
 }
 
-/// An objective, the parameters it trains, and their optimizer.
+/// Objective, the parameters it trains, and their optimizer.
 pub struct Trainer<O> {
     objective: O,
     parameters: BTreeMap<String, Var>,
@@ -118,7 +115,7 @@ impl<O: Objective> Trainer<O> {
         let worker = |i: usize| {
             let pool = ThreadPoolBuilder::new().num_threads(1).stack_size(STACK_BYTES);
             let pool = pool.thread_name(move |_| format!("trainer-{i}")).build();
-            pool.map_err(|e| Error::training(format!("no thread: {e}")))
+            pool.map_err(|e| Error::training(format!("a thread cannot be started: {e}")).caused_by(e))
         };
         let threads = if threads > 1 { threads } else { 0 };
         Ok(Self { workers: (0..threads).map(worker).collect::<Result<_>>()?, ..self })
@@ -168,7 +165,7 @@ impl<O: Objective> Trainer<O> {
             return Err(refused(step, &format!("the loss is {loss}")));
         }
         let gradients = self.reducer.reduce_gradients(gradients)?;
-        let grad_norm = global_norm(&gradients).map_err(|e| refused(step, &e.to_string()))?;
+        let grad_norm = global_norm(&gradients).map_err(|e| refused(step, &e.to_string()).caused_by(e))?;
         let learning_rate = self.rule.learning_rate * self.rule.schedule.factor(step, self.rule.total_steps);
         self.optimizer.step(&gradients, learning_rate, clip_scale(grad_norm, self.rule.max_grad_norm))?;
         let seconds = began.elapsed().as_secs_f64();
@@ -299,16 +296,4 @@ fn refused(step: u64, why: &str) -> Error {
          look at the samples of this step",
         step + 1
     ))
-}
-
-/// Runs `f` on a thread with a stack large enough for the graphs of deep models.
-///
-/// # Errors
-/// Those of `f`, and [`Error::Training`] if the thread cannot be started or panics.
-pub fn on_large_stack<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("trainer".into()).stack_size(STACK_BYTES);
-        let handle = thread.spawn_scoped(scope, f).map_err(|e| Error::training(format!("no thread: {e}")))?;
-        handle.join().map_err(|_| Error::training("the training thread panicked; this is a bug"))?
-    })
 }

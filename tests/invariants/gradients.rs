@@ -17,7 +17,7 @@ use crate::{batch, bits, configs, conversations, max_diff, model_over, parameter
 /// Builds a trainer with a constant learning rate, without warm-up.
 pub fn trainer<O: Objective>(objective: O, parameters: BTreeMap<String, Var>) -> Trainer<O> {
     let optimizer = AdamW::new(&parameters, AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() }).unwrap();
-    let schedule = Schedule { decay: Decay::Constant, warmup_ratio: 0.0, hold_ratio: 0.0, floor_ratio: 1.0 };
+    let schedule = Schedule { decay: Decay::Constant, warmup_ratio: 0.0, stable_ratio: 0.0, floor_ratio: 1.0 };
     let rule = UpdateRule { learning_rate: 3e-3, schedule, total_steps: 100, max_grad_norm: 1.0 };
     Trainer::new(objective, parameters, optimizer, rule)
 }

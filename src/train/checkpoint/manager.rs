@@ -9,24 +9,24 @@ use serde::Serialize;
 
 use super::Checkpoint;
 use super::manifest::{
-    FORMAT, Fingerprint, Manifest, OPTIMIZER, PARAMETERS, STATE, VERSION, folder_name, read_manifest, refuse,
+    FORMAT, Fingerprint, Manifest, OPTIMIZER, PARAMETERS, STATE, VERSION, folder_name, read_manifest, refuse, step_of,
 };
 use crate::weights::{SaveOptions, save_safetensors_file, sync_folder, write_bytes_atomically};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
-/// Names a checkpoint being written or removed; whatever bears it can go.
+/// Prefix of a checkpoint folder that is being written or removed; leftovers are deleted.
 const TEMPORARY: &str = ".tmp-";
-/// Names a checkpoint while another of the same step takes its place.
+/// Prefix of a checkpoint folder while another of the same step takes its place.
 const REPLACED: &str = ".old-";
 
-/// What [`CheckpointManager::save`] writes.
+/// Contents of a checkpoint, for [`CheckpointManager::save`].
 #[derive(Debug)]
 pub struct Contents<'a, T> {
     /// Number of steps done.
     pub step: u64,
     /// The model.
     pub parameters: &'a BTreeMap<String, Tensor>,
-    /// What [`crate::optim::AdamW::state`] gave.
+    /// State of the optimizer, from [`crate::optim::AdamW::state`]; its `step` must equal [`Self::step`].
     pub optimizer: &'a BTreeMap<String, Tensor>,
     /// Everything else that a resumed run needs: loader position, seeds, configuration. Floats in it may come back
     /// with another last bit: store the bits of those that matter.
@@ -53,7 +53,7 @@ pub struct Latest {
 }
 
 impl CheckpointManager {
-    /// Opens `folder`, creating it, and tidies up what a killed process left half-done.
+    /// Opens `folder`, creating it, and removes the leftovers of a killed process.
     ///
     /// `run` says what the checkpoints belong to, for example stage and model configuration: those that say otherwise
     /// are refused. `keep_last` is how many of the newest are kept, at least one.
@@ -63,11 +63,12 @@ impl CheckpointManager {
     pub fn open(folder: impl AsRef<Path>, run: impl Into<String>, keep_last: usize) -> Result<Self> {
         let this = Self { keep_last: keep_last.max(1), ..Self::view(folder, run) };
         fs::create_dir_all(&this.folder).map_err(|e| Error::io(&this.folder, e))?;
+        // Files and folders of other names are somebody else's.
         for name in this.entries()? {
-            if let Some(original) = name.strip_prefix(REPLACED) {
+            if let Some(original) = name.strip_prefix(REPLACED).filter(|name| step_of(name).is_some()) {
                 this.finish_replacing(original)?;
-            } else if name.starts_with(TEMPORARY) {
-                remove_folder(&this.folder.join(&name))?;
+            } else if name.strip_prefix(TEMPORARY).and_then(step_of).is_some() {
+                remove(&this.folder.join(&name))?;
             }
         }
         Ok(this)
@@ -78,14 +79,15 @@ impl CheckpointManager {
         Self { folder: folder.as_ref().to_path_buf(), run: run.into(), keep_last: 1 }
     }
 
-    /// Writes a checkpoint and returns its folder; then removes those that are neither among the last nor the best,
-    /// and those of later steps, which belong to a course that the run has left by resuming from an earlier one.
+    /// Writes a checkpoint and returns its folder. Then removes checkpoints that are neither among the newest nor the best, and
+    /// checkpoints of later steps, which the run has left behind by resuming from an earlier step.
     ///
     /// # Errors
     /// [`Error::Io`], and [`Error::Checkpoint`] if `state` cannot be written as JSON.
     pub fn save<T: Serialize>(&self, contents: &Contents<'_, T>) -> Result<PathBuf> {
         let path = self.path(contents.step);
         let temporary = self.folder.join(format!("{TEMPORARY}{}", folder_name(contents.step)));
+        remove(&temporary)?;
         fs::create_dir(&temporary).map_err(|e| Error::io(&temporary, e))?;
         let written = self.write(&temporary, contents).and_then(|()| self.publish(&temporary, contents.step));
         if written.is_err() {
@@ -102,12 +104,12 @@ impl CheckpointManager {
         self.folder.join(folder_name(step))
     }
 
-    /// Steps of all checkpoints, ascending, whether they are whole or not.
+    /// Steps of all checkpoint folders, ascending, valid or not. Plain files of such names are no checkpoints.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn steps(&self) -> Result<Vec<u64>> {
-        let step = |name: String| name.strip_prefix("step-")?.parse().ok().filter(|step| folder_name(*step) == name);
+        let step = |name: String| step_of(&name).filter(|_| self.folder.join(&name).is_dir());
         let mut steps: Vec<u64> = self.entries()?.into_iter().filter_map(step).collect();
         steps.sort_unstable();
         Ok(steps)
@@ -127,14 +129,23 @@ impl CheckpointManager {
         })
     }
 
-    /// Looks for the newest checkpoint that is whole and of this run.
+    /// The newest checkpoint that is valid and of this run.
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be read.
     pub fn latest_valid(&self) -> Result<Latest> {
+        self.latest_valid_where(|_| Ok(()))
+    }
+
+    /// The newest checkpoint that is valid, of this run, and accepted by `check`, for example because its state can be read.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the folder cannot be read.
+    pub fn latest_valid_where(&self, check: impl Fn(&Checkpoint) -> Result<()>) -> Result<Latest> {
         let mut refused = Vec::new();
         for step in self.steps()?.into_iter().rev() {
-            match Checkpoint::open(&self.path(step), &self.run) {
+            let checkpoint = Checkpoint::open(&self.path(step), &self.run);
+            match checkpoint.and_then(|checkpoint| check(&checkpoint).map(|()| checkpoint)) {
                 Ok(checkpoint) => return Ok(Latest { checkpoint: Some(checkpoint), refused }),
                 Err(error) => refused.push(error),
             }
@@ -158,52 +169,54 @@ impl CheckpointManager {
         for (name, tensors) in [(PARAMETERS, contents.parameters), (OPTIMIZER, contents.optimizer)] {
             let path = folder.join(name);
             save_safetensors_file(&path, tensors, &SaveOptions::default())?;
-            files.insert(name.to_string(), Fingerprint::of(&path).map_err(|e| Error::io(&path, e))?);
+            files.insert(name.to_string(), Fingerprint::of(&path)?);
         }
-        let json = |e: serde_json::Error| refuse(folder, format!("its state cannot be written as JSON: {e}"));
+        let json =
+            |e: serde_json::Error| refuse(folder, format!("its state cannot be written as JSON: {e}")).caused_by(e);
         let manifest = Manifest {
             format: FORMAT.into(),
             version: VERSION,
+            checksum: None,
             run: self.run.clone(),
             step: contents.step,
             score: contents.score.filter(|score| score.is_finite()),
             files,
             state: serde_json::to_value(contents.state).map_err(json)?,
         };
-        write_bytes_atomically(folder.join(STATE), &serde_json::to_vec_pretty(&manifest).map_err(json)?)
+        write_bytes_atomically(folder.join(STATE), &manifest.to_bytes().map_err(json)?)
     }
 
     /// Gives a complete folder its name. One that bears it already steps aside first, see [`Self::finish_replacing`].
     fn publish(&self, temporary: &Path, step: u64) -> Result<()> {
         let path = self.path(step);
         let replaced = self.folder.join(format!("{REPLACED}{}", folder_name(step)));
-        if path.exists() {
+        if files::exists(&path)? {
             rename(&path, &replaced)?;
         }
         rename(temporary, &path)?;
         sync_folder(&self.folder)?;
-        if replaced.exists() { remove_folder(&replaced) } else { Ok(()) }
+        remove(&replaced)
     }
 
     /// Brings back a checkpoint whose successor never got the name, or removes it if the successor did.
     fn finish_replacing(&self, name: &str) -> Result<()> {
         let (replaced, path) = (self.folder.join(format!("{REPLACED}{name}")), self.folder.join(name));
-        if path.exists() { remove_folder(&replaced) } else { rename(&replaced, &path) }
+        if files::exists(&path)? { remove(&replaced) } else { rename(&replaced, &path) }
     }
 
     fn prune(&self, newest: u64) -> Result<()> {
         let (mut current, later): (Vec<u64>, Vec<u64>) = self.steps()?.into_iter().partition(|step| *step <= newest);
-        later.into_iter().try_for_each(|step| self.remove(step))?;
+        later.into_iter().try_for_each(|step| self.discard(step))?;
         current.truncate(current.len().saturating_sub(self.keep_last));
         let best = self.best()?;
-        current.into_iter().filter(|step| Some(*step) != best).try_for_each(|step| self.remove(step))
+        current.into_iter().filter(|step| Some(*step) != best).try_for_each(|step| self.discard(step))
     }
 
-    /// Takes the name away first: a half-removed checkpoint must not pass for a damaged one.
-    fn remove(&self, step: u64) -> Result<()> {
+    /// Removes a checkpoint, whose name goes first: a half-removed checkpoint must not pass for a damaged one.
+    fn discard(&self, step: u64) -> Result<()> {
         let temporary = self.folder.join(format!("{TEMPORARY}{}", folder_name(step)));
         rename(&self.path(step), &temporary)?;
-        remove_folder(&temporary)
+        remove(&temporary)
     }
 
     fn entries(&self) -> Result<Vec<String>> {
@@ -217,6 +230,13 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(|e| Error::io(from, e))
 }
 
-fn remove_folder(path: &Path) -> Result<()> {
-    fs::remove_dir_all(path).map_err(|e| Error::io(path, e))
+/// Removes a folder or file, if there is one.
+fn remove(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => Err(e),
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+    };
+    removed.map_err(|e| Error::io(path, e))
 }

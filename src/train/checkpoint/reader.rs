@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::de::DeserializeOwned;
 
-use super::manifest::{Fingerprint, Manifest, OPTIMIZER, PARAMETERS, STATE, folder_name, read_manifest, refuse};
+use super::manifest::{
+    Fingerprint, Manifest, OPTIMIZER, PARAMETERS, STATE, folder_name, read_manifest, reason, refuse,
+};
 use crate::Result;
+use crate::optim::AdamW;
 use crate::weights::SafetensorsFiles;
 
-/// A checkpoint whose files were found whole.
+/// A valid checkpoint: all its files have the sizes and checksums of its manifest.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -28,14 +31,31 @@ impl Checkpoint {
             return Err(refuse(path, format!("holds step {}: it was renamed or copied", manifest.step)));
         }
         for name in [PARAMETERS, OPTIMIZER] {
-            let found = Fingerprint::of(&path.join(name)).map_err(|e| refuse(path, format!("{name}: {e}")))?;
+            let found = Fingerprint::of(&path.join(name))
+                .map_err(|e| refuse(path, format!("{name}: {}", reason(&e))).caused_by(e))?;
             match manifest.files.get(name) {
                 Some(expected) if *expected == found => {}
                 Some(expected) => return Err(refuse(path, format!("{name} {}", found.difference(expected)))),
                 None => return Err(refuse(path, format!("{STATE} says nothing of {name}"))),
             }
         }
-        Ok(Self { path: path.to_path_buf(), manifest })
+        let this = Self { path: path.to_path_buf(), manifest };
+        this.check_optimizer()?;
+        Ok(this)
+    }
+
+    /// Compares the optimizer's own step counter with the manifest: it decides how much of the run is left.
+    fn check_optimizer(&self) -> Result<()> {
+        let damaged = |found: String| {
+            let expected = self.step();
+            refuse(
+                &self.path,
+                format!("{OPTIMIZER} counts {found} steps, expected {expected}: it is of another checkpoint"),
+            )
+        };
+        let step = SafetensorsFiles::open(self.path.join(OPTIMIZER))?.load(AdamW::STEP, DType::I64, &Device::Cpu);
+        let step = step.and_then(|step| Ok(step.to_scalar::<i64>()?)).map_err(|e| damaged("no".into()).caused_by(e))?;
+        if u64::try_from(step) == Ok(self.step()) { Ok(()) } else { Err(damaged(step.to_string())) }
     }
 
     /// Its folder.
@@ -58,7 +78,8 @@ impl Checkpoint {
     /// # Errors
     /// [`crate::Error::Checkpoint`] if it is of another shape.
     pub fn state<T: DeserializeOwned>(&self) -> Result<T> {
-        T::deserialize(&self.manifest.state).map_err(|e| refuse(&self.path, format!("{STATE}: field `state`: {e}")))
+        T::deserialize(&self.manifest.state)
+            .map_err(|e| refuse(&self.path, format!("{STATE}: field `state`: {e}")).caused_by(e))
     }
 
     /// The model's tensors, on `device`.

@@ -1,4 +1,4 @@
-//! CLIP's own objective, by patches, for making a small vision teacher: pictures and what is said of them find each other.
+//! Objective of the stage `vision`: contrastive image-text training over patches, for a small vision teacher.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use crate::nn::{Linear, LogitScale};
 use crate::weights::{ClipConfig, LlmConfig};
 use crate::{Error, Result};
 
-/// Taken from the logits of what is no wrong answer.
+/// Offset that excludes a candidate from the softmax: it is subtracted from the logits of further right answers.
 const EXCLUDED: f32 = 1e4;
 
 /// A vision and a text tower with projections into one space.

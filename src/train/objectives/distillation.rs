@@ -1,4 +1,4 @@
-//! Stage 1: the pre-decoder learns to give back what CLIP sees and what the language model reads.
+//! Objective of stage 1: the pre-decoder learns the image features of a CLIP and the text embeddings of a language model.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -10,15 +10,15 @@ use crate::loss::{LossSum, current_token_prediction, feature_distillation, visio
 use crate::model::{DistillationHeads, PreDecoderModel, VisionTeacher, patches_in_order};
 use crate::{Error, Result};
 
-/// Factors on the losses of stage 1.
+/// Weights of the losses of stage 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DistillationWeights {
-    /// On the cosine loss of image patches.
+    /// Weight of the cosine loss of image patches.
     pub vision: f64,
-    /// On the feature loss of text tokens.
+    /// Weight of the feature loss of text tokens.
     pub feature: f64,
-    /// On current-token prediction.
+    /// Weight of current-token prediction.
     pub current_token: f64,
 }
 
@@ -37,7 +37,7 @@ impl DistillationWeights {
         let weights = [("vision", self.vision), ("feature", self.feature), ("current_token", self.current_token)];
         for (name, weight) in weights {
             if !(weight.is_finite() && weight >= 0.0) {
-                let message = format!("is {weight}, expected a finite number of at least 0");
+                let message = format!("is {weight:?}, expected a finite number of at least 0");
                 return Err(Error::config(format!("stage.weights.{name}"), message));
             }
         }
@@ -47,7 +47,7 @@ impl DistillationWeights {
         Ok(())
     }
 
-    /// Whether a head serves losses without weight alone, through which no gradient comes.
+    /// Whether a parameter belongs to a head whose losses all have weight 0, and so gets no gradient.
     fn leaves_out(&self, parameter: &str) -> bool {
         let head =
             |name: &str| parameter.strip_prefix(DistillationHeads::PREFIX).is_some_and(|rest| rest.starts_with(name));
@@ -58,7 +58,7 @@ impl DistillationWeights {
     }
 }
 
-/// The losses of stage 1 with their frozen teachers.
+/// Losses of stage 1 with their frozen teachers.
 pub struct Distillation {
     model: PreDecoderModel,
     heads: DistillationHeads,
@@ -70,7 +70,7 @@ pub struct Distillation {
 }
 
 impl Distillation {
-    /// Puts student, heads and teachers together.
+    /// The objective of a student with its heads and teachers.
     ///
     /// # Errors
     /// [`Error::Config`] if the vision teacher reads other tiles or patches than the student.

@@ -1,4 +1,4 @@
-//! Next-token prediction of a language model alone, for making one to inherit from.
+//! Objective of the stage `language`: next-token prediction of a language model alone.
 
 use super::next_token::{next_token_counts, next_token_loss};
 use super::{Counts, Loss, Objective};

@@ -1,4 +1,7 @@
-//! What a training step minimises: the trainer knows no model, and a model knows no trainer.
+//! Objectives: the losses that training steps minimise, one file each.
+//!
+//! `distillation` is stage 1, `next_token` is stage 2 and the connector training before it, `contrastive` and `language` train
+//! small teachers. The trainer knows no model, and a model knows no trainer.
 
 mod contrastive;
 mod distillation;
@@ -18,21 +21,21 @@ use candle_core::Tensor;
 use crate::Result;
 use crate::batch::MultimodalBatch;
 
-/// How much of everything a batch holds. Losses are divided by the counts of a whole step, so that a step does not
-/// depend on how its samples are spread over micro-batches.
+/// Counts of a batch or of all micro-batches of a step. Losses are divided by the counts of a whole step, so that a step does
+/// not depend on how its samples are spread over micro-batches.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Sequences.
     pub samples: usize,
-    /// Positions that hold something: text, patches and newlines.
+    /// Positions without padding: text, patches and newlines.
     pub tokens: usize,
     /// Positions of text.
     pub text_tokens: usize,
-    /// Pictures and videos.
+    /// Images and videos.
     pub visuals: usize,
-    /// Patches (without newlines) that a teacher has something to say of.
+    /// Image patches with a teacher feature, without newlines.
     pub patches: usize,
-    /// Positions whose next token counts in the loss.
+    /// Positions whose next token is a label.
     pub label_tokens: usize,
 }
 
@@ -51,21 +54,21 @@ impl Add for Counts {
     }
 }
 
-/// The share of a step's loss that one micro-batch brings.
+/// Share of one micro-batch in the loss of a step.
 #[derive(Debug)]
 pub struct Loss {
-    /// A scalar, differentiable; the shares of all micro-batches add up to the loss of the step.
+    /// Differentiable scalar; the shares of all micro-batches add up to the loss of the step.
     pub total: Tensor,
-    /// Named summands, for people to look at.
+    /// Named summands, for logs.
     pub parts: Vec<(&'static str, f64)>,
 }
 
-/// A loss over batches, with its model and teachers inside; several threads may ask for it at a time.
+/// Loss over batches, with its model and teachers inside; several threads may compute it at a time.
 pub trait Objective: Send + Sync {
-    /// What it is called in logs.
+    /// Name in logs.
     fn name(&self) -> &'static str;
 
-    /// What the batch holds.
+    /// Counts of a batch.
     ///
     /// # Errors
     /// If the batch lacks something that the objective needs, such as labels.
@@ -77,8 +80,8 @@ pub trait Objective: Send + Sync {
     /// If the batch does not fit the model.
     fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> Result<Loss>;
 
-    /// Whether the parameter may go without gradient in a step of these counts: the patch projection if no sample held
-    /// a picture, for example. Any other parameter without gradient is an error.
+    /// Whether a parameter may lack a gradient in a step of these counts: the patch projection if no sample held an image, for
+    /// example. Any other parameter without a gradient is an error.
     fn may_lack_gradient(&self, parameter: &str, step: &Counts) -> bool;
 }
 
@@ -113,7 +116,7 @@ fn common_counts(batch: &MultimodalBatch) -> Result<Counts> {
     })
 }
 
-/// Whether the parameter is one that only pictures reach.
+/// Whether only images contribute to the gradient of a parameter.
 fn only_for_pictures(parameter: &str) -> bool {
     ["model.patch_embed.", "model.pre_pos_embed", "model.image_newline", "distillation.vision."]
         .iter()

@@ -1,4 +1,4 @@
-//! Next-token prediction on the assistant's words: stage 2, and the alignment of the connector before it.
+//! Objective of stage 2 and of the connector training before it: next-token prediction on the assistant's turns.
 
 use super::{Counts, Loss, Objective, common_counts, only_for_pictures};
 use crate::Result;
@@ -14,7 +14,7 @@ pub struct NextToken {
 }
 
 impl NextToken {
-    /// The objective of this model; which of its parameters are trained is up to how it was built.
+    /// The objective of this model; the builder of the model decides which of its parameters are trained.
     pub fn new(model: HaploVl) -> Self {
         Self { model }
     }
@@ -46,14 +46,13 @@ impl Objective for NextToken {
     }
 }
 
-/// What a batch holds for a next-token loss.
+/// Counts of a batch for a next-token loss.
 pub(super) fn next_token_counts(batch: &MultimodalBatch) -> Result<Counts> {
     let label_tokens = batch.next_token_labels()?.into_iter().filter(|&label| label != IGNORE_INDEX).count();
     Ok(Counts { label_tokens, ..common_counts(batch)? })
 }
 
-/// How many of each row's last positions hold all of these labels (batch * seq_len); one where there are none, since no row
-/// is of nothing.
+/// Number of last positions of each row that hold all of these labels (batch * seq_len), at least 1.
 fn labelled_tail(labels: &[u32], seq_len: usize) -> usize {
     let is_label = |label: &u32| *label != IGNORE_INDEX;
     let first = labels.chunks(seq_len.max(1)).filter_map(|row| row.iter().position(is_label)).min();

@@ -1,0 +1,65 @@
+//! SIGINT (Ctrl-C) and SIGTERM: the first one stops a training run so that it can be resumed, a second one ends the process.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use haplovl::generation::CancelToken;
+use haplovl::train::metrics::Record;
+use haplovl::train::{RunStart, StepReport, TrainObserver};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+/// The last of these signals that this process received.
+#[derive(Debug, Clone, Default)]
+pub struct Signals {
+    any: Arc<AtomicBool>,
+    number: Arc<AtomicUsize>,
+}
+
+impl Signals {
+    /// Takes over both signals: the first is recorded, and a second ends the process at once.
+    pub fn register(&self) -> std::io::Result<()> {
+        for signal in [SIGINT, SIGTERM] {
+            // In this order: the first signal finds the flag unset, and then sets it.
+            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&self.any))?;
+            flag::register(signal, Arc::clone(&self.any))?;
+            flag::register_usize(signal, Arc::clone(&self.number), signal as usize)?;
+        }
+        Ok(())
+    }
+
+    /// Exit code of a process that the signal stopped, 128 plus its number: 130 or 143; `None` if there was no signal.
+    pub fn exit_code(&self) -> Option<u8> {
+        u8::try_from(self.number.load(Ordering::Relaxed)).ok().filter(|number| *number > 0).map(|number| 128 + number)
+    }
+
+    /// An observer that stops a run after the step in which a signal came.
+    pub fn stop(&self, run: CancelToken) -> Box<dyn TrainObserver> {
+        Box::new(StopOnSignal { signals: self.clone(), run })
+    }
+}
+
+struct StopOnSignal {
+    signals: Signals,
+    run: CancelToken,
+}
+
+impl StopOnSignal {
+    fn check(&self) {
+        if self.signals.exit_code().is_some() {
+            self.run.cancel();
+        }
+    }
+}
+
+impl TrainObserver for StopOnSignal {
+    fn on_start(&mut self, _: &RunStart<'_>) -> haplovl::Result<()> {
+        self.check();
+        Ok(())
+    }
+
+    fn on_step(&mut self, _: &StepReport, _: &Record) -> haplovl::Result<()> {
+        self.check();
+        Ok(())
+    }
+}

@@ -1,0 +1,93 @@
+//! Facts about a run that people check before it starts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use candle_core::Var;
+
+use crate::Result;
+use crate::batch::{IGNORE_INDEX, Sequence};
+use crate::processor::Processor;
+use crate::weights::Parameters;
+
+/// Facts about a run that people check before it starts.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Facts {
+    /// Parameters of each part of the model: all, and trained.
+    pub parts: BTreeMap<String, (usize, usize)>,
+    /// Summary of the pretrained weights that were copied.
+    pub inheritance: Option<String>,
+    /// Bytes of parameters, gradients, optimizer moments and EMA, without activations.
+    pub static_bytes: usize,
+    /// First training sample as the model sees it, learnt text in brackets.
+    pub sample: String,
+}
+
+impl Facts {
+    pub(super) fn new(
+        parameters: &Parameters,
+        trained: &BTreeMap<String, Var>,
+        averaged: bool,
+        inheritance: Option<String>,
+        sample: String,
+    ) -> Self {
+        let mut parts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+        for (name, var) in parameters.iter() {
+            let part = name.split('.').take(2).collect::<Vec<_>>().join(".");
+            let (all, learnt) = parts.entry(part).or_default();
+            *all += var.elem_count();
+            *learnt += if trained.contains_key(&name) { var.elem_count() } else { 0 };
+        }
+        let (all, learnt) = parts.values().fold((0, 0), |(a, t), (all, learnt)| (a + all, t + learnt));
+        let static_bytes = static_bytes(all as f64, learnt as f64, averaged) as usize;
+        Self { parts, inheritance, static_bytes, sample }
+    }
+}
+
+/// Bytes of f32 parameters and, for the trained ones, of a gradient, two moments and on request an EMA. In floating point,
+/// since hostile configurations exceed integers.
+pub(super) fn static_bytes(parameters: f64, trained: f64, averaged: bool) -> f64 {
+    4.0 * parameters + if averaged { 16.0 } else { 12.0 } * trained
+}
+
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<32} {:>14} {:>14}", "part", "parameters", "trained")?;
+        for (part, (all, trained)) in &self.parts {
+            writeln!(f, "{part:<32} {all:>14} {trained:>14}")?;
+        }
+        let (all, trained) = self.parts.values().fold((0, 0), |(a, t), (all, trained)| (a + all, t + trained));
+        writeln!(f, "{:<32} {all:>14} {trained:>14}", "total")?;
+        let megabytes = self.static_bytes as f64 / 1e6;
+        writeln!(f, "parameters, gradients and moments: {megabytes:.0} MB, without activations")?;
+        if let Some(inheritance) = &self.inheritance {
+            writeln!(f, "{inheritance}")?;
+        }
+        write!(f, "first sample, learnt text in brackets:\n{}", self.sample)
+    }
+}
+
+/// Text of a sample, learnt stretches in brackets.
+pub(super) fn describe(sequence: &Sequence, processor: &Processor) -> Result<String> {
+    let labels = sequence.labels.clone().unwrap_or_else(|| vec![IGNORE_INDEX; sequence.len()]);
+    let learnt = |i: &usize| labels[*i] != IGNORE_INDEX;
+    let mut text = String::new();
+    let positions: Vec<usize> = (0..sequence.len()).collect();
+    for stretch in positions.chunk_by(|a, b| learnt(a) == learnt(b)) {
+        let ids: Vec<u32> = stretch.iter().map(|&i| sequence.input_ids[i]).collect();
+        let words = without_runs(&processor.tokenizer().decode(&ids, false)?);
+        text.push_str(&if learnt(&stretch[0]) { format!("[{words}]") } else { words });
+    }
+    Ok(text)
+}
+
+/// Repeated words once, with their number: an image is hundreds of placeholders.
+fn without_runs(text: &str) -> String {
+    let words: Vec<&str> = text.split(' ').collect();
+    let run = |run: &[&str]| match run {
+        [word] => (*word).to_string(),
+        run => format!("{} x {}", run[0], run.len()),
+    };
+    words.chunk_by(|a, b| a == b).map(run).collect::<Vec<_>>().join(" ")
+}

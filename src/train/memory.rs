@@ -1,0 +1,146 @@
+//! Memory of a run, reckoned before anything large is allocated: an allocation that fails ends the process.
+
+use candle_core::Device;
+
+use super::dataset::samples_in_memory;
+use super::facts::static_bytes;
+use super::recipe::{DataConfig, Recipe, UpdateConfig};
+use crate::batch::Sequence;
+use crate::config::{DecoderConfig, HaploVlConfig};
+use crate::data::Dataset;
+use crate::{Error, Result, files};
+
+/// Bytes that a run needs at least. Counts are floating-point, since hostile settings exceed integers.
+pub(super) struct MemoryNeeds {
+    /// Prepared samples, validation samples and batches, by the field that decides their number.
+    data: Vec<(&'static str, f64)>,
+    averaged: bool,
+}
+
+impl MemoryNeeds {
+    /// Needs of the data, for samples like `first`.
+    pub fn new(recipe: &Recipe, config: &HaploVlConfig, first: &Sequence) -> Self {
+        let UpdateConfig { batch_size, gradient_accumulation_steps, parallel_micro_batches, .. } = recipe.update;
+        let sample = sample_bytes(first);
+        let rows = batch_size as f64;
+        let activations = rows * parallel_micro_batches as f64 * activation_bytes(recipe, config, first);
+        let data = vec![
+            ("update.batch_size", samples_in_memory(recipe) as f64 * sample + activations),
+            ("update.gradient_accumulation_steps", rows * gradient_accumulation_steps as f64 * sample),
+            ("data.max_eval_samples", eval_samples(&recipe.data) * sample),
+        ];
+        Self { data, averaged: recipe.optimizer.ema_decay.is_some() }
+    }
+
+    /// Refuses data that does not fit in memory.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field that decides most of it.
+    pub fn check_data(&self, device: &Device) -> Result<()> {
+        if device.is_cpu() { check(&self.data, available_bytes()) } else { Ok(()) }
+    }
+
+    /// Refuses a model that does not fit in memory together with the data, given the numbers of all parameters and of those
+    /// that are trained.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field that decides most of it.
+    pub fn check_model(&self, parameters: f64, trained: f64, device: &Device) -> Result<()> {
+        if !device.is_cpu() {
+            return Ok(());
+        }
+        let mut needs = self.data.clone();
+        needs.push(("config", static_bytes(parameters, trained, self.averaged)));
+        check(&needs, available_bytes())
+    }
+}
+
+/// Compares the sum of `needs`, by field, with the available bytes, if those are known.
+fn check(needs: &[(&str, f64)], available: Option<f64>) -> Result<()> {
+    let sum: f64 = needs.iter().map(|(_, bytes)| bytes).sum();
+    let (Some(available), Some((field, bytes))) = (available, needs.iter().max_by(|a, b| a.1.total_cmp(&b.1))) else {
+        return Ok(());
+    };
+    if sum <= available {
+        return Ok(());
+    }
+    let what =
+        if *field == "config" { "parameters, gradients and optimizer moments" } else { "samples and activations" };
+    let [sum, bytes, available] = [sum, *bytes, available].map(|bytes| bytes / 1e9);
+    Err(Error::config(
+        *field,
+        format!(
+            "makes {what} of {bytes:.1} GB; the run needs at least {sum:.1} GB, and {available:.1} GB of memory are \
+             available: choose smaller sizes"
+        ),
+    ))
+}
+
+/// Number of validation samples, as far as it is known before files are opened.
+fn eval_samples(data: &DataConfig) -> f64 {
+    match &data.validation {
+        Some(super::DataSource::Shapes(dataset)) => data.max_eval_samples.min(dataset.len()) as f64,
+        // Files are as large as they are; each of their samples is there already.
+        Some(super::DataSource::Files { .. }) | None => 0.0,
+    }
+}
+
+fn sample_bytes(sample: &Sequence) -> f64 {
+    let pixels: usize = sample.visuals.iter().map(|visual| visual.pixel_values().elem_count()).sum();
+    4.0 * (2 * sample.len() + pixels) as f64
+}
+
+/// Bytes of the activations that the backward pass needs, at least, for one row like `sample`.
+fn activation_bytes(recipe: &Recipe, config: &HaploVlConfig, sample: &Sequence) -> f64 {
+    let layer = |decoder: &DecoderConfig| (4 * decoder.hidden_size + decoder.intermediate_size) as f64;
+    let layers = |decoder: &DecoderConfig| match recipe.update.gradient_checkpointing {
+        true => (decoder.num_hidden_layers * decoder.hidden_size) as f64,
+        false => decoder.num_hidden_layers as f64 * layer(decoder),
+    };
+    let decoders = match recipe.stage {
+        super::Stage::Distill { .. } => layers(&config.pre_decoder),
+        super::Stage::Language => layers(&config.post_decoder),
+        _ => layers(&config.pre_decoder) + layers(&config.post_decoder),
+    };
+    4.0 * sample.len() as f64 * decoders
+}
+
+/// Bytes that this process can still allocate, as far as the system says so (Linux); `None` elsewhere.
+fn available_bytes() -> Option<f64> {
+    let free = field_of("/proc/meminfo", "MemAvailable:", 1, 1024.0);
+    let resident = field_of("/proc/self/status", "VmRSS:", 1, 1024.0).unwrap_or(0.0);
+    let address_space = field_of("/proc/self/limits", "Max address space", 3, 1.0).map(|limit| limit - resident);
+    // Not what the group uses in all: its page cache can be given up.
+    let group = |limit: &str, used: [&str; 2]| Some(field_of(limit, "", 0, 1.0)? - field_of(used[0], used[1], 1, 1.0)?);
+    let groups = [
+        group("/sys/fs/cgroup/memory.max", ["/sys/fs/cgroup/memory.stat", "anon "]),
+        group("/sys/fs/cgroup/memory/memory.limit_in_bytes", ["/sys/fs/cgroup/memory/memory.stat", "total_rss "]),
+    ];
+    [free, address_space].into_iter().chain(groups).flatten().reduce(f64::min)
+}
+
+/// The number at word `at` of the line that begins with `prefix`, times `unit`.
+fn field_of(path: &str, prefix: &str, at: usize, unit: f64) -> Option<f64> {
+    let text = files::read_text(path, files::MAX_TEXT_BYTES).ok()?;
+    let line = text.lines().find(|line| line.starts_with(prefix))?;
+    line.split_whitespace().nth(at)?.parse::<f64>().ok().map(|value| value * unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_field_that_decides_most_is_named() {
+        let needs = [("update.batch_size", 3e9), ("config", 2e9)];
+        assert!(check(&needs, Some(5e9)).is_ok() && check(&needs, None).is_ok());
+        let error = check(&needs, Some(4e9)).unwrap_err().to_string();
+        assert!(error.contains("`update.batch_size`") && error.contains("5.0 GB"), "{error}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn linux_tells_how_much_memory_there_is() {
+        assert!(available_bytes().is_some_and(|bytes| bytes > 1e6));
+    }
+}

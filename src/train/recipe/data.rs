@@ -1,0 +1,144 @@
+//! Training and validation samples, and their grouping into batches.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::stage::not_empty;
+use crate::config::validate::{at_least_one, at_most};
+use crate::data::shapes::ShapesDataset;
+use crate::{Error, Result};
+
+/// Most worker threads; larger numbers are typing errors.
+const MAX_WORKERS: usize = 1 << 10;
+
+/// Source of samples.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum DataSource {
+    /// Generated images.
+    Shapes(ShapesDataset),
+    /// LLaVA records (a JSON array or JSON lines), or a folder of images with one text file each.
+    Files {
+        /// The file or folder.
+        path: PathBuf,
+        /// Folder that image paths in the records are relative to; the file's own folder if absent.
+        #[serde(default)]
+        images: Option<PathBuf>,
+    },
+}
+
+/// Samples and their grouping into batches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct DataConfig {
+    /// Training sources, concatenated; their samples are shuffled together.
+    pub train: Vec<DataSource>,
+    /// Validation source, which the model never trains on.
+    #[serde(default)]
+    pub validation: Option<DataSource>,
+    /// Number of validation samples, taken from the start of the source; all are held in memory.
+    #[serde(default = "max_eval_samples", alias = "validation_samples")]
+    pub max_eval_samples: usize,
+    /// Grouping of samples into rows: `in_order`, `by_length` or `packed`.
+    #[serde(default)]
+    pub layout: DataLayout,
+    /// Longest row in tokens; a longer sample is skipped and counted as bad.
+    pub max_length: usize,
+    /// Threads that prepare samples ahead of time.
+    #[serde(default = "num_workers", alias = "workers")]
+    pub num_workers: usize,
+    /// Share of bad samples above which the run stops, at least 0 and below 1.
+    #[serde(default = "max_bad_share")]
+    pub max_bad_share: f64,
+}
+
+fn max_eval_samples() -> usize {
+    256
+}
+
+fn num_workers() -> usize {
+    1
+}
+
+fn max_bad_share() -> f64 {
+    0.01
+}
+
+/// Grouping of samples into rows of a batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataLayout {
+    /// One sample per row, in shuffled order.
+    #[default]
+    InOrder,
+    /// One sample per row, samples of similar length together.
+    ByLength,
+    /// Several samples per row, up to `max_length` tokens.
+    Packed,
+}
+
+impl DataConfig {
+    /// Training on `train`, with rows of at most `max_length` tokens and defaults elsewhere.
+    pub fn new(train: Vec<DataSource>, max_length: usize) -> Self {
+        Self {
+            train,
+            validation: None,
+            max_eval_samples: max_eval_samples(),
+            layout: DataLayout::default(),
+            max_length,
+            num_workers: num_workers(),
+            max_bad_share: max_bad_share(),
+        }
+    }
+
+    /// Whether there is anything to evaluate on.
+    pub(super) fn is_evaluated(&self) -> bool {
+        self.validation.is_some() && self.max_eval_samples > 0
+    }
+
+    pub(super) fn validate(&self) -> Result<()> {
+        at_least_one("data.max_length", self.max_length)?;
+        at_least_one("data.num_workers", self.num_workers)?;
+        at_most("data.num_workers", self.num_workers, MAX_WORKERS)?;
+        if self.train.is_empty() {
+            return Err(Error::config("data.train", "is empty, expected at least one source"));
+        }
+        if !(0.0..1.0).contains(&self.max_bad_share) {
+            let message = format!("is {:?}, expected at least 0 and below 1", self.max_bad_share);
+            return Err(Error::config("data.max_bad_share", message));
+        }
+        self.train.iter().try_for_each(|source| source.validate("data.train"))?;
+        self.validation.iter().try_for_each(|source| source.validate("data.validation"))
+    }
+
+    /// Serialised fields that decide which samples a run sees, in which order: the names and the order of the first version of
+    /// recipes, whatever the fields are called since, so that checkpoints of that version resume.
+    pub(super) fn identity(&self) -> Result<String> {
+        #[derive(Serialize)]
+        struct Identity<'a> {
+            train: &'a [DataSource],
+            // The constants stand for fields that may change from one start to the next.
+            validation_samples: usize,
+            layout: DataLayout,
+            max_length: usize,
+            workers: usize,
+            max_bad_share: f64,
+        }
+        let Self { train, layout, max_length, .. } = self;
+        let (layout, max_length) = (*layout, *max_length);
+        let identity = Identity { train, validation_samples: 0, layout, max_length, workers: 1, max_bad_share: 0.0 };
+        toml::to_string(&identity)
+            .map_err(|e| Error::training(format!("the recipe's `data` cannot be serialised: {e}")).caused_by(e))
+    }
+}
+
+impl DataSource {
+    fn validate(&self, field: &str) -> Result<()> {
+        let Self::Files { path, images } = self else { return Ok(()) };
+        not_empty(&format!("{field}.path"), &path.display().to_string())?;
+        let images = images.as_ref().map(|images| images.display().to_string());
+        images.map_or(Ok(()), |images| not_empty(&format!("{field}.images"), &images))
+    }
+}

@@ -1,0 +1,185 @@
+//! Recipes: one TOML file describes a whole training run.
+//!
+//! Fields are called as in Hugging Face's trainer and configurations where those have them. The names of the first version
+//! of recipes, such as `update.rows`, are still read, in files and in overrides.
+
+mod data;
+mod names;
+mod overrides;
+mod paths;
+mod run_config;
+mod stage;
+#[cfg(test)]
+mod tests;
+mod update;
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+
+pub use data::{DataConfig, DataLayout, DataSource};
+pub use run_config::RunConfig;
+pub use stage::{ConnectorStart, InitFrom, Stage};
+pub use update::{FloatType, UpdateConfig};
+
+use crate::config::HaploVlConfig;
+use crate::optim::{AdamWConfig, Schedule};
+use crate::{Error, Result};
+
+/// Training run; unknown fields are errors.
+///
+/// Relative paths (`output`, `config`, `tokenizer`, data, teachers, `init_from`) are relative to [`root`](Self::root), and
+/// without a `root` to the current folder of the process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Recipe {
+    /// Folder that relative paths of the recipe are relative to. In a recipe file `root` is itself relative to the folder of
+    /// that file: `root = "."` means the recipe's own folder. [`Recipe::read`] makes it absolute. If absent, paths are
+    /// relative to the current folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<PathBuf>,
+    /// Folder of the run: checkpoints, metrics, plots, and the trained model under `export/`.
+    pub output: PathBuf,
+    /// Model configuration: a JSON file in the format of this crate or of the released models, or a preset
+    /// (`haplovl_7b_pro`, `haplovl_8b`, `haplovl_7b`, `tiny`).
+    pub config: String,
+    /// Folder or hub id of the tokenizer and chat template, or `shapes` for those of shapes world.
+    pub tokenizer: String,
+    /// Seed of every random draw.
+    #[serde(default)]
+    pub seed: u64,
+    /// Training stage: the parameters to train, their initial values and the loss.
+    pub stage: Stage,
+    /// Training and validation samples.
+    pub data: DataConfig,
+    /// Number and size of optimizer steps.
+    pub update: UpdateConfig,
+    /// AdamW settings.
+    #[serde(default)]
+    pub optimizer: AdamWConfig,
+    /// Learning rate schedule.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Checkpoints, evaluation and export.
+    #[serde(default)]
+    pub run: RunConfig,
+}
+
+impl Recipe {
+    /// A recipe without `root`, with seed 0 and default optimizer, schedule and run settings.
+    pub fn new(
+        output: impl Into<PathBuf>,
+        config: impl Into<String>,
+        tokenizer: impl Into<String>,
+        stage: Stage,
+        data: DataConfig,
+        update: UpdateConfig,
+    ) -> Self {
+        Self {
+            root: None,
+            output: output.into(),
+            config: config.into(),
+            tokenizer: tokenizer.into(),
+            seed: 0,
+            stage,
+            data,
+            update,
+            optimizer: AdamWConfig::default(),
+            schedule: Schedule::default(),
+            run: RunConfig::default(),
+        }
+    }
+
+    /// Reads a recipe file and applies `overrides` of the form `update.steps=100`; values are TOML, or else plain strings.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read; [`Error::Format`] naming the file and field, or [`Error::Config`] naming the
+    /// override, for a field that is missing, unknown, of another type or out of range.
+    pub fn read(path: impl AsRef<Path>, overrides: &[String]) -> Result<Self> {
+        let path = path.as_ref();
+        let mut recipe = overrides::read(path, overrides)?;
+        recipe.root = recipe.root.map(|root| paths::absolute_root(path, &root)).transpose()?;
+        Ok(recipe)
+    }
+
+    /// Checks that a device supports [`UpdateConfig::compute_dtype`].
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn check_device(&self, device: &Device) -> Result<()> {
+        self.update.check_device(device)
+    }
+
+    /// Checks what can be checked without opening a file.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        for (field, path) in [("output", &*self.output.to_string_lossy()), ("config", &self.config)] {
+            stage::not_empty(field, path)?;
+        }
+        stage::not_empty("tokenizer", &self.tokenizer)?;
+        self.update.validate()?;
+        self.data.validate()?;
+        self.run.validate(self.data.is_evaluated())?;
+        self.stage.validate()?;
+        self.check_stage_support()?;
+        self.schedule.validate()?;
+        self.optimizer.validate()
+    }
+
+    /// Refuses settings that the stage has no implementation for.
+    fn check_stage_support(&self) -> Result<()> {
+        let UpdateConfig { gradient_checkpointing, compute_dtype, .. } = self.update;
+        let name = self.stage.name();
+        if matches!(self.stage, Stage::Vision { .. } | Stage::Language) {
+            let demand = |field: &str, expected: &str| {
+                let message = format!("is not supported by stage `{name}`: leave it out, or set it to {expected}");
+                Err(Error::config(field, message))
+            };
+            if gradient_checkpointing {
+                return demand("update.gradient_checkpointing", "false");
+            }
+            if compute_dtype != FloatType::F32 {
+                return demand("update.compute_dtype", "f32");
+            }
+        }
+        if matches!(self.stage, Stage::Vision { .. }) && self.data.layout == DataLayout::Packed {
+            let message = "is packed, but stage `vision` takes one image per row: use in_order or by_length";
+            return Err(Error::config("data.layout", message));
+        }
+        Ok(())
+    }
+
+    /// Configuration of the model.
+    ///
+    /// # Errors
+    /// [`Error::Config`], [`Error::Format`] or [`Error::Io`] if there is no such preset and no such valid file.
+    pub fn model_config(&self) -> Result<HaploVlConfig> {
+        match self.config.as_str() {
+            "haplovl_7b_pro" => Ok(HaploVlConfig::haplovl_7b_pro()),
+            "haplovl_8b" => Ok(HaploVlConfig::haplovl_8b()),
+            "haplovl_7b" => Ok(HaploVlConfig::haplovl_7b()),
+            "tiny" => Ok(HaploVlConfig::tiny()),
+            path => HaploVlConfig::from_file(self.resolve(path)),
+        }
+    }
+
+    /// Identity of the run in its checkpoints: with other samples or other batches, a checkpoint's position in the data would
+    /// mean nothing. Paths are as written in the recipe, whatever `root` is.
+    ///
+    /// # Errors
+    /// [`Error::Training`] if the recipe cannot be serialised.
+    pub(super) fn identity(&self) -> Result<String> {
+        let UpdateConfig { batch_size, gradient_accumulation_steps, .. } = self.update;
+        let samples = crc32fast::hash(self.data.identity()?.as_bytes());
+        Ok(format!(
+            "{} of {} with seed {}, {gradient_accumulation_steps} x {batch_size} rows a step, samples {samples:08x}",
+            self.stage.name(),
+            self.config,
+            self.seed
+        ))
+    }
+}

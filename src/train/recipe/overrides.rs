@@ -1,0 +1,87 @@
+//! Reading a recipe file and applying overrides to it.
+
+use std::path::Path;
+
+use super::Recipe;
+use super::names::{canonical, canonicalise};
+use crate::files::{MAX_TEXT_BYTES, read_text};
+use crate::{Error, Result};
+
+/// Reads the recipe file `path` and applies `overrides` of the form `KEY=VALUE`.
+///
+/// An error says whether the file or which of the overrides it comes from: the last one that changed the error.
+pub(super) fn read(path: &Path, overrides: &[String]) -> Result<Recipe> {
+    let text = read_text(path, MAX_TEXT_BYTES)?;
+    let fail = |message: String| Error::format(path, message);
+    let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| fail(e.to_string()).caused_by(e))?;
+    canonicalise(&mut table).map_err(fail)?;
+    let mut recipe = parse(&table);
+    let mut blamed = None;
+    for setting in overrides {
+        set(&mut table, setting).map_err(|why| refused(setting, &why))?;
+        let now = parse(&table);
+        if now.as_ref().err().map(ToString::to_string) != recipe.as_ref().err().map(ToString::to_string) {
+            blamed = Some(setting);
+        }
+        recipe = now;
+    }
+    recipe.map_err(|error| match (blamed, &error) {
+        (Some(setting), Error::Config { field, message }) => refused(setting, &format!("`{field}` {message}")),
+        (Some(setting), _) => refused(setting, &error.to_string()),
+        (None, Error::Config { .. }) => error.in_file(path),
+        (None, _) => error,
+    })
+}
+
+/// The valid recipe of a table with present names.
+fn parse(table: &toml::Table) -> Result<Recipe> {
+    let recipe: Recipe = serde_path_to_error::deserialize(toml::Value::Table(table.clone())).map_err(|e| {
+        let field = e.path().to_string();
+        let message = match value_at(table, &field) {
+            // The parser's own words for this are about Rust's types.
+            Some(found) if e.inner().message().contains("unit variant") => {
+                format!("is {found}, expected one of its names as a string")
+            }
+            _ => format!("cannot be read: {}", e.inner().message()),
+        };
+        Error::config(field, message)
+    })?;
+    recipe.validate()?;
+    Ok(recipe)
+}
+
+fn value_at<'a>(table: &'a toml::Table, path: &str) -> Option<&'a toml::Value> {
+    let mut keys = path.split('.');
+    let first = table.get(keys.next()?);
+    keys.fold(first, |value, key| value?.as_table()?.get(key))
+}
+
+/// The error for an override that cannot be used; the setting names itself, so that no file is blamed.
+fn refused(setting: &str, why: &str) -> Error {
+    let key = setting.split('=').next().unwrap_or_default();
+    Error::config(key, format!("set by the override `{setting}`: {why}"))
+}
+
+/// Applies `a.b.c=value`; the value is TOML, or else a plain string.
+fn set(recipe: &mut toml::Table, setting: &str) -> std::result::Result<(), String> {
+    let Some((path, value)) = setting.split_once('=') else {
+        return Err("expected KEY=VALUE, such as update.steps=100".into());
+    };
+    let path = canonical(path.trim());
+    let mut keys: Vec<&str> = path.split('.').collect();
+    let last = keys.pop().unwrap_or_default();
+    let mut table = &mut *recipe;
+    for key in keys {
+        let entry = table.entry(key).or_insert_with(|| toml::Table::new().into());
+        table = entry.as_table_mut().ok_or_else(|| format!("`{key}` is not a table"))?;
+    }
+    table.insert(last.into(), toml_value(value));
+    canonicalise(recipe)
+}
+
+fn toml_value(text: &str) -> toml::Value {
+    let parsed = format!("value = {text}").parse::<toml::Table>();
+    // More than one key would come from a line break in the text.
+    let one = parsed.ok().filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
+    one.unwrap_or_else(|| toml::Value::String(text.into()))
+}

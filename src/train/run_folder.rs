@@ -1,0 +1,49 @@
+//! Files in the folder of a run that the run itself writes.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::Path;
+
+use crate::{Error, Result, files};
+
+/// Opens a regular file for writing, and creates it if there is none; what it holds is kept.
+///
+/// # Errors
+/// [`Error::Io`], also for a pipe, device or folder of this name, on which opening or writing could wait for ever.
+pub(super) fn open_for_writing(path: &Path) -> Result<File> {
+    if files::exists(path)? {
+        files::open(path)?;
+    }
+    OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(|e| Error::io(path, e))
+}
+
+/// Creates the run's folder if need be and locks it; other processes cannot train in it while the file is open.
+pub(super) fn lock(folder: &Path) -> Result<File> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let file = open_for_writing(&folder.join("lock"))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            let folder = folder.display();
+            Err(Error::training(format!(
+                "another process is training in {folder}: wait for it, or set another `output`"
+            )))
+        }
+        // Some file systems have no locks; nothing else can keep others away there.
+        _ => Ok(file),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_opened_and_their_content_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        open_for_writing(&path).unwrap();
+        std::fs::write(&path, "kept").unwrap();
+        open_for_writing(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "kept");
+        assert!(open_for_writing(folder.path()).unwrap_err().to_string().contains("is a folder"));
+    }
+}

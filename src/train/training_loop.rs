@@ -1,0 +1,160 @@
+//! Training loop: batches, steps, evaluations and checkpoints until the run ends.
+
+use std::path::PathBuf;
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+use super::checkpoint::{CheckpointManager, Contents};
+use super::evaluation::Evaluation;
+use super::metrics::{GRAD_NORM, LEARNING_RATE, LOSS, Record, SAMPLES_PER_SECOND, TOKENS_PER_SECOND, VALIDATION_LOSS};
+use super::observer::SkippedSample;
+use super::resume::RunState;
+use super::{Outcome, Run, StepReport};
+use crate::batch::{MultimodalBatch, Sequence};
+use crate::data::Loader;
+use crate::{Error, Result};
+
+/// State of a running loop.
+pub(super) struct TrainingLoop {
+    checkpoints: CheckpointManager,
+    loader: Loader<Sequence>,
+    skipped: Receiver<SkippedSample>,
+    state: RunState,
+    /// Step of the newest checkpoint, if this process or the one before it has written it.
+    saved: Option<u64>,
+}
+
+impl TrainingLoop {
+    /// A loop from `state` on; parameters and optimizer are those of `state` already.
+    pub fn new(run: &Run, checkpoints: CheckpointManager, state: RunState) -> Result<Self> {
+        let (loader, skipped) = run.data.loader(&run.recipe, &run.config, state.loader)?;
+        let done = run.trainer.optimizer().steps();
+        Ok(Self { checkpoints, loader, skipped, state, saved: (done > 0).then_some(done) })
+    }
+
+    /// Trains until all steps are done, the validation loss no longer falls, or somebody asks for a stop.
+    pub fn run(mut self, run: &mut Run) -> Result<Outcome> {
+        while !self.gave_up(run) {
+            let done = run.trainer.optimizer().steps();
+            if done >= run.recipe.update.steps {
+                return Ok(Outcome::Finished { export: run.export()? });
+            }
+            if run.should_stop(done) {
+                return self.stop(run);
+            }
+            let _span = tracing::info_span!("step", step = done + 1).entered();
+            self.step(run)?;
+        }
+        self.give_up(run)
+    }
+
+    /// Whether the validation loss has not fallen for as many evaluations as the recipe allows.
+    fn gave_up(&self, run: &Run) -> bool {
+        run.recipe.run.early_stopping_patience.is_some_and(|patience| self.state.stale >= patience)
+    }
+
+    /// One step, and the evaluation and checkpoint that are due after it.
+    fn step(&mut self, run: &mut Run) -> Result<()> {
+        let began = Instant::now();
+        let batches = self.next_batches(run)?;
+        let report = run.trainer.step(&batches)?;
+        // With the time that was spent waiting for samples.
+        let report = StepReport { seconds: began.elapsed().as_secs_f64(), ..report };
+        let StepReport { step, loss, learning_rate, grad_norm, .. } = report;
+        tracing::debug!(step, loss, lr = learning_rate, grad_norm, "step done");
+        let (score, measures) = if is_evaluated(run, step) { self.evaluate(run, step)? } else { (None, Vec::new()) };
+        let metrics = measures.into_iter().fold(metrics_of(&report), |record, (name, value)| record.with(name, value));
+        let improved = score.is_some_and(|loss| self.state.update(loss));
+        run.observers.step(&report, &metrics)?;
+        let last = step == run.recipe.update.steps;
+        if step.is_multiple_of(run.recipe.run.save_steps) || improved || last || self.gave_up(run) {
+            self.save(run, score)?;
+        }
+        Ok(())
+    }
+
+    /// Validation loss, alone and among the measures of all observers.
+    #[allow(clippy::type_complexity, reason = "a name for it would say no more")]
+    fn evaluate(&self, run: &mut Run, step: u64) -> Result<(Option<f64>, Vec<(String, f64)>)> {
+        let _span = tracing::info_span!("evaluation", step).entered();
+        let (loss, mut measures) = run.averaged(|run| {
+            let loss = run.trainer.evaluate(&run.validation.batches)?;
+            let Run { config, parameters, data, device, validation, observers, .. } = run;
+            let (processor, eval_samples) = (&data.processor, &*validation.questions);
+            let evaluation = Evaluation { step, loss, config, parameters, processor, device, eval_samples };
+            Ok((loss, observers.evaluation(&evaluation)?))
+        })?;
+        tracing::info!(step, loss, "evaluation");
+        measures.push((VALIDATION_LOSS.into(), loss));
+        Ok((Some(loss), measures))
+    }
+
+    /// The micro-batches of the next step. Skipped samples are reported even if there are too many of them.
+    fn next_batches(&mut self, run: &mut Run) -> Result<Vec<MultimodalBatch>> {
+        let form = run.recipe.stage.sample_form();
+        let count = run.recipe.update.gradient_accumulation_steps;
+        let mut batches = Vec::with_capacity(count);
+        for _ in 0..count {
+            let group = self.loader.next();
+            self.skipped.try_iter().for_each(|sample| run.observers.skipped_sample(&sample));
+            let group = group.ok_or_else(|| Error::data("there are no samples left"))??;
+            self.state.loader = group.state;
+            batches.push(form.collate(group.rows, &run.config, &run.device)?);
+        }
+        Ok(batches)
+    }
+
+    fn save(&mut self, run: &mut Run, score: Option<f64>) -> Result<PathBuf> {
+        let step = run.trainer.optimizer().steps();
+        let path = self.checkpoints.save(&Contents {
+            step,
+            parameters: &run.parameters.tensors(),
+            optimizer: &run.trainer.optimizer().state()?,
+            state: &self.state,
+            score,
+        })?;
+        self.saved = Some(step);
+        tracing::info!(step, path = %path.display(), "checkpoint");
+        run.observers.checkpoint(step, &path)?;
+        Ok(path)
+    }
+
+    /// Ends the run so that it can be resumed from this very step.
+    fn stop(mut self, run: &mut Run) -> Result<Outcome> {
+        let step = run.trainer.optimizer().steps();
+        let checkpoint = match step {
+            0 => None,
+            step if self.saved == Some(step) => Some(self.checkpoints.path(step)),
+            _ => Some(self.save(run, None)?),
+        };
+        Ok(Outcome::Stopped { step, checkpoint })
+    }
+
+    /// Exports the parameters with the lowest validation loss.
+    fn give_up(self, run: &mut Run) -> Result<Outcome> {
+        let step = run.trainer.optimizer().steps();
+        let best_step = self.checkpoints.best()?.unwrap_or(step);
+        if best_step != step {
+            run.load(&self.checkpoints.load(best_step)?)?;
+        }
+        run.observers.notice(&format!(
+            "the validation loss no longer falls: the run ends early, with the parameters of step {best_step}"
+        ));
+        Ok(Outcome::GaveUp { step, best_step, export: run.export()? })
+    }
+}
+
+fn is_evaluated(run: &Run, step: u64) -> bool {
+    let due = step.is_multiple_of(run.recipe.run.eval_steps) || step == run.recipe.update.steps;
+    due && !run.validation.batches.is_empty()
+}
+
+fn metrics_of(report: &StepReport) -> Record {
+    let record = Record::new(report.step)
+        .with(LOSS, report.loss)
+        .with(LEARNING_RATE, report.learning_rate)
+        .with(GRAD_NORM, report.grad_norm)
+        .with(SAMPLES_PER_SECOND, report.counts.samples as f64 / report.seconds)
+        .with(TOKENS_PER_SECOND, report.counts.tokens as f64 / report.seconds);
+    report.parts.iter().fold(record, |record, (name, value)| record.with(format!("{LOSS}/{name}"), *value))
+}
