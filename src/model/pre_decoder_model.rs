@@ -7,7 +7,7 @@ use super::{MultimodalEmbeddings, Pass, PreDecoder, PreDecoderOutput};
 use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::config::{HaploVlConfig, ImageAttention, Rope};
-use crate::nn::{Activations, EachMatrix, RotaryAngles, RotaryEmbedding, key_ranges};
+use crate::nn::{Activations, MatmulVisitor, RotaryAngles, RotaryEmbedding, key_ranges};
 use crate::options::Precision;
 
 /// From ids and pixels to the pre-decoder's hidden states.
@@ -47,9 +47,9 @@ impl PreDecoderModel {
         Self { compute_dtype, ..self }
     }
 
-    /// Sets how exact the products of its layers are, on the CPU.
+    /// Sets the precision of the layers' matmuls on the CPU.
     pub fn with_precision(mut self, precision: Precision) -> Self {
-        self.pre_decoder.set_precision(precision);
+        self.visit_matmuls(&mut |_, layer| layer.set_precision(precision));
         self
     }
 
@@ -78,12 +78,9 @@ impl PreDecoderModel {
         &self.pre_decoder
     }
 
-    /// Calls `f` with every matrix of the layers.
-    ///
-    /// # Errors
-    /// Those of `f`.
-    pub fn each_matrix(&mut self, f: &mut EachMatrix<'_>) -> Result<()> {
-        self.pre_decoder.each_matrix(f)
+    /// Visits the matmuls of the layers.
+    pub fn visit_matmuls(&mut self, visit: &mut MatmulVisitor<'_>) {
+        self.pre_decoder.visit_matmuls(visit);
     }
 
     /// Rotary angles of `positions`; `None` without rotary positions.

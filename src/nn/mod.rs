@@ -9,6 +9,7 @@ mod kv_cache;
 mod linear;
 mod logit_scale;
 mod mask;
+mod matmul_visitor;
 mod mlp;
 mod norm;
 pub mod ops;
@@ -18,18 +19,16 @@ mod tape;
 pub(crate) mod tensor_data;
 mod thread_local_scope;
 
+pub use activation_checkpoint::{Activations, checkpoint};
 pub use attention::Attention;
 pub use decoder_layer::DecoderLayer;
-pub use kv_cache::LayerCache;
-pub use linear::Linear;
-
-/// What is done with each matrix, by its name without `.weight`.
-pub type EachMatrix<'f> = dyn FnMut(&str, &mut Linear) -> crate::Result<()> + 'f;
-pub use activation_checkpoint::{Activations, checkpoint};
 pub(crate) use grad_collector::deliver;
 pub use grad_collector::gradients_of;
+pub use kv_cache::LayerCache;
+pub use linear::Linear;
 pub use logit_scale::LogitScale;
 pub use mask::key_ranges;
+pub use matmul_visitor::{MatmulLayer, MatmulVisitor};
 pub use mlp::Mlp;
 pub use norm::Norm;
 pub use patch_embedding::PatchEmbedding;
