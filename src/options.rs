@@ -146,9 +146,9 @@ impl Precision {
     /// Whether this processor rounds faster than it multiplies floats; it does with AVX512-BF16. Elsewhere
     /// [`Precision::Bf16`] computes as [`Precision::Full`] does.
     pub fn has_fast_bf16() -> bool {
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
         return std::is_x86_feature_detected!("avx512bw") && std::is_x86_feature_detected!("avx512bf16");
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(not(all(target_arch = "x86_64", not(haplovl_portable))))]
         return false;
     }
 }

@@ -1,24 +1,22 @@
 //! A scalar whose gradients were computed along with it, hung into the graph.
 
-use std::sync::{Mutex, PoisonError};
-
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::nn::deliver;
+use crate::nn::precomputed_result::{Once, PrecomputedResult};
 use crate::nn::tensor_data::{is_host_f32, with_slice_mut};
 
 /// Makes the scalar `value` a function of `a` and `b` with the given gradients; `None` for an input without one.
 ///
 /// A backward pass takes the gradients, so there can be only one.
 pub(super) fn with_gradients(value: Tensor, a: &Tensor, b: &Tensor, gradients: [Option<Tensor>; 2]) -> Result<Tensor> {
-    a.apply_op2(b, Precomputed { value, gradients: Mutex::new(Some(gradients)) })
+    a.apply_op2(b, Precomputed { value: PrecomputedResult::new(&value), gradients: Once::new(gradients) })
 }
 
 struct Precomputed {
-    value: Tensor,
-    gradients: Mutex<Option<[Option<Tensor>; 2]>>,
+    value: PrecomputedResult,
+    gradients: Once<[Option<Tensor>; 2]>,
 }
 
 /// `gradient * scale`, in the memory of `gradient` where it is on the CPU: that of a head may be the largest of a model.
@@ -39,32 +37,21 @@ impl CustomOp2 for Precomputed {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (storage, layout) = self.value.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(storage) => Ok((storage.try_clone(layout)?, self.value.shape().clone())),
-            _ => candle_core::bail!("{}: the value is not on the CPU as its inputs are", self.name()),
-        }
+        self.value.cpu(self.name())
     }
 
     fn cuda_fwd(&self, _: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        let (storage, layout) = self.value.storage_and_layout();
-        match &*storage {
-            Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, self.value.shape().clone())),
-            _ => candle_core::bail!("{}: the value is not on the GPU as its inputs are", self.name()),
-        }
+        self.value.cuda(self.name())
     }
 
     fn metal_fwd(&self, _: &MetalStorage, _: &Layout, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
-        let (storage, layout) = self.value.storage_and_layout();
-        match &*storage {
-            Storage::Metal(storage) => Ok((storage.try_clone(layout)?, self.value.shape().clone())),
-            _ => candle_core::bail!("{}: the value is not on the GPU as its inputs are", self.name()),
-        }
+        self.value.metal(self.name())
     }
 
     fn bwd(&self, _: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let gradients = self.gradients.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some([da, db]) = gradients else { candle_core::bail!("{}: a second backward pass", self.name()) };
+        let Some([da, db]) = self.gradients.take() else {
+            candle_core::bail!("{}: a second backward pass", self.name())
+        };
         let db = db.map(|db| deliver(b, scaled(db, grad)?)).transpose()?.flatten();
         Ok((da.map(|da| scaled(da, grad)).transpose()?, db))
     }
