@@ -76,7 +76,8 @@ impl<'a, T> MatRef<'a, T> {
         &self.data[row * self.row_stride..][..self.columns]
     }
 
-    /// The buffer from a row on, also beyond the matrix; empty beyond the buffer.
+    /// The buffer from an offset on, also beyond the matrix, for prefetching; empty beyond the buffer.
+    #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
     #[inline(always)]
     pub fn buffer_from(&self, offset: usize) -> &'a [T] {
         self.data.get(offset..).unwrap_or_default()
@@ -134,6 +135,7 @@ impl<'a> MatMut<'a> {
     }
 
     /// The elements of a row from column `first` on, at most `most`; none beyond the last column.
+    #[cfg(any(test, all(target_arch = "x86_64", not(haplovl_portable))))]
     #[inline(always)]
     pub fn row_part(&mut self, row: usize, first: usize, most: usize) -> &mut [f32] {
         assert!(row < self.rows);

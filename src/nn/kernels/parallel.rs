@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+#[cfg(any(test, all(target_arch = "x86_64", not(haplovl_portable))))]
 use super::mat::MatMut;
 
 /// Weights of one task: enough to hide the cost of a task.
@@ -60,6 +61,7 @@ pub fn parallel_tiles(
 }
 
 /// Fills (rows, outputs) by blocks of columns: `fill` gets a range of outputs and the matrix (rows, outputs of the range).
+#[cfg(any(test, all(target_arch = "x86_64", not(haplovl_portable))))]
 pub fn parallel_columns(
     rows: usize,
     outputs: usize,
