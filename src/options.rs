@@ -152,9 +152,9 @@ pub enum Precision {
 impl Precision {
     /// Whether this CPU has AVX512-BF16. Without it [`Precision::Bf16`] computes as [`Precision::Full`] does.
     pub fn has_fast_bf16() -> bool {
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
         return std::is_x86_feature_detected!("avx512bw") && std::is_x86_feature_detected!("avx512bf16");
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(not(all(target_arch = "x86_64", not(haplovl_portable))))]
         return false;
     }
 }

@@ -1,25 +1,23 @@
 //! Autograd node for a scalar whose gradients were already computed in the forward pass.
 
-use std::sync::{Mutex, PoisonError};
-
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::nn::deliver;
+use crate::nn::precomputed_result::{Once, PrecomputedResult};
 use crate::nn::tensor_data::{is_host_f32, with_slice_mut};
 
 /// Records the scalar `value` as a function of `a` and `b` with the given gradients (`None`: no gradient).
 ///
 /// The backward pass moves the gradients out, so it can run only once.
 pub(super) fn with_gradients(value: Tensor, a: &Tensor, b: &Tensor, gradients: [Option<Tensor>; 2]) -> Result<Tensor> {
-    a.apply_op2(b, Precomputed { value, gradients: Mutex::new(Some(gradients)) })
+    a.apply_op2(b, Precomputed { value: PrecomputedResult::new(&value), gradients: Once::new(gradients) })
 }
 
 /// Custom operation that holds its value and the gradients with respect to its two inputs.
 struct Precomputed {
-    value: Tensor,
-    gradients: Mutex<Option<[Option<Tensor>; 2]>>,
+    value: PrecomputedResult,
+    gradients: Once<[Option<Tensor>; 2]>,
 }
 
 /// Computes `gradient * scale`. On the CPU this is done in place, since a head's gradient may be the model's largest.
@@ -40,32 +38,19 @@ impl CustomOp2 for Precomputed {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (storage, layout) = self.value.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(storage) => Ok((storage.try_clone(layout)?, self.value.shape().clone())),
-            _ => candle_core::bail!("{}: the value is not on the CPU, but its inputs are", self.name()),
-        }
+        self.value.cpu(self.name())
     }
 
     fn cuda_fwd(&self, _: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        let (storage, layout) = self.value.storage_and_layout();
-        match &*storage {
-            Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, self.value.shape().clone())),
-            _ => candle_core::bail!("{}: the value is not on the GPU, but its inputs are", self.name()),
-        }
+        self.value.cuda(self.name())
     }
 
     fn metal_fwd(&self, _: &MetalStorage, _: &Layout, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
-        let (storage, layout) = self.value.storage_and_layout();
-        match &*storage {
-            Storage::Metal(storage) => Ok((storage.try_clone(layout)?, self.value.shape().clone())),
-            _ => candle_core::bail!("{}: the value is not on the GPU, but its inputs are", self.name()),
-        }
+        self.value.metal(self.name())
     }
 
     fn bwd(&self, _: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let gradients = self.gradients.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some([da, db]) = gradients else {
+        let Some([da, db]) = self.gradients.take() else {
             candle_core::bail!("{}: second backward pass over one loss: compute the loss again", self.name())
         };
         let db = db.map(|db| deliver(b, scaled(db, grad)?)).transpose()?.flatten();

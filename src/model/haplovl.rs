@@ -11,7 +11,7 @@ use super::{Cache, Connector, LanguageHead, Pass, PostDecoder, PreDecoderModel};
 use crate::batch::{MultimodalBatch, SequenceLayout};
 use crate::config::HaploVlConfig;
 use crate::nn::ops::{KeyRanges, on_pool};
-use crate::nn::{Activations, EachMatrix, RotaryEmbedding, key_ranges};
+use crate::nn::{Activations, Linear, MatmulLayer, MatmulVisitor, RotaryEmbedding, key_ranges};
 use crate::options::{Precision, Quantization};
 use crate::weights::{ParameterShapes, TensorSource, check_source, source_var_builder};
 use crate::{Error, Result};
@@ -105,7 +105,7 @@ impl HaploVl {
         // A tied head has no tensor of its own: it is quantised as the others are.
         let of_others = later.iter().find_map(|name| source.quantization(name));
         let mut model = Self::new(config, source_var_builder(source.clone(), later.clone(), dtype, device))?;
-        model.each_matrix(&mut |name, linear| {
+        model.try_for_each_linear(|name, linear| {
             let name = format!("{name}.weight");
             if later.contains(&name) {
                 match source.load_quantized(&name, linear.dims2()?.1)? {
@@ -116,17 +116,17 @@ impl HaploVl {
             let kind = quantization.or(of_others.filter(|_| !source.has_tensor(&name)));
             kind.map_or(Ok(()), |kind| linear.quantize(kind))
         })?;
-        let in_few_bits = quantization.is_some() || !later.is_empty();
-        if !in_few_bits {
+        let is_quantized = quantization.is_some() || !later.is_empty();
+        if !is_quantized {
             return Ok(model);
         }
-        // What few bits leave is coarser than what these do to attention; matrices that are floats stay exact.
-        let mut model = model.with_cache_dtype(DType::F16).with_precision(Precision::Bf16);
-        model.each_matrix(&mut |_, linear| {
-            linear.set_precision(Precision::Full);
-            Ok(())
-        })?;
-        Ok(model)
+        // The error of quantised weights exceeds that of an f16 cache and of bf16 attention; float weights stay exact.
+        model.visit_matmuls(&mut |_, layer| {
+            if let MatmulLayer::Attention(attention) = layer {
+                attention.set_precision(Precision::Bf16);
+            }
+        });
+        Ok(model.with_cache_dtype(DType::F16))
     }
 
     /// The names of the matrices of layers and head, which hold most of a model's weights.
@@ -136,7 +136,7 @@ impl HaploVl {
     pub fn matrices(config: &HaploVlConfig) -> Result<BTreeSet<String>> {
         let shapes = ParameterShapes::default();
         let mut names = BTreeSet::new();
-        Self::new(config, shapes.var_builder())?.each_matrix(&mut |name, _| {
+        Self::new(config, shapes.var_builder())?.try_for_each_linear(|name, _| {
             names.insert(format!("{name}.weight"));
             Ok(())
         })?;
@@ -146,14 +146,26 @@ impl HaploVl {
         Ok(names)
     }
 
-    /// Calls `f` with every matrix of layers and head.
+    /// Visits the matmuls of layers and head.
+    pub fn visit_matmuls(&mut self, visit: &mut MatmulVisitor<'_>) {
+        self.front.visit_matmuls(visit);
+        self.post_decoder.visit_matmuls(visit);
+        self.lm_head.visit_matmuls(visit);
+    }
+
+    /// Calls `f` with every linear layer of layers and head and its name in the checkpoint, without `.weight`, up to the
+    /// first error.
     ///
     /// # Errors
     /// Those of `f`.
-    pub fn each_matrix(&mut self, f: &mut EachMatrix<'_>) -> Result<()> {
-        self.front.each_matrix(f)?;
-        self.post_decoder.each_matrix(f)?;
-        self.lm_head.each_matrix(f)
+    pub fn try_for_each_linear(&mut self, mut f: impl FnMut(&str, &mut Linear) -> Result<()>) -> Result<()> {
+        let mut result = Ok(());
+        self.visit_matmuls(&mut |name, layer| {
+            if let (true, MatmulLayer::Linear(linear)) = (result.is_ok(), layer) {
+                result = f(name, linear);
+            }
+        });
+        result
     }
 
     /// Name and shape of every tensor that a checkpoint of this configuration holds. Takes no memory for weights.
@@ -171,20 +183,18 @@ impl HaploVl {
         Self { front: self.front.with_compute_dtype(compute_dtype), ..self }
     }
 
-    /// Sets how exact the products of layers and head are, on the CPU, forward and backward: with [`Precision::Bf16`] processors that have
-    /// [fast instructions](Precision::has_fast_bf16) take some half of the time. The head's losses stay exact.
+    /// Sets the precision of the matmuls of layers and head on the CPU, forward and backward: [`Precision::Bf16`] takes
+    /// about half of the time on CPUs with [fast instructions](Precision::has_fast_bf16). The head's losses stay f32.
     pub fn with_precision(mut self, precision: Precision) -> Self {
-        self.front = self.front.with_precision(precision);
-        self.post_decoder.set_precision(precision);
-        self.lm_head.set_precision(precision);
+        self.visit_matmuls(&mut |_, layer| layer.set_precision(precision));
         self
     }
 
-    /// Has caches hold keys and values of this number type, whatever activations are of.
+    /// Sets the KV-cache dtype, independent of the activation dtype.
     ///
-    /// [`DType::F16`] halves a cache's memory; keys and values are then rounded to 11 bits, and cut off at 65,504. On the CPU
-    /// they are read as they are, half as much for each token; any other type than the activations' own, and every one on a
-    /// GPU, is converted whole for each token.
+    /// [`DType::F16`] halves the memory of a cache; keys and values are then rounded to 11 bits and clamped to 65,504. CPU
+    /// kernels read f16 caches directly, half the bytes for each token; any other dtype than that of activations, and every
+    /// such dtype on a GPU, is converted as a whole for each token.
     pub fn with_cache_dtype(self, cache_dtype: DType) -> Self {
         Self { cache_dtype: Some(cache_dtype), ..self }
     }

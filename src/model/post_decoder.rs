@@ -6,8 +6,7 @@ use candle_nn::VarBuilder;
 use super::{DecoderStack, Pass};
 use crate::Result;
 use crate::config::DecoderConfig;
-use crate::nn::{EachMatrix, Linear, Norm};
-use crate::options::Precision;
+use crate::nn::{Linear, MatmulLayer, MatmulVisitor, Norm};
 
 /// Post-decoder: the layers of a language model and its final norm.
 #[derive(Debug, Clone)]
@@ -31,17 +30,9 @@ impl PostDecoder {
         })
     }
 
-    /// Sets how exact products are, on the CPU.
-    pub fn set_precision(&mut self, precision: Precision) {
-        self.stack.set_precision(precision);
-    }
-
-    /// Calls `f` with every matrix of the layers.
-    ///
-    /// # Errors
-    /// Those of `f`.
-    pub fn each_matrix(&mut self, f: &mut EachMatrix<'_>) -> Result<()> {
-        self.stack.each_matrix(f)
+    /// Visits the matmuls of the layers.
+    pub fn visit_matmuls(&mut self, visit: &mut MatmulVisitor<'_>) {
+        self.stack.visit_matmuls(visit);
     }
 
     /// Runs the layers and the final norm. Returns the hidden states, and the attention weights that `pass` requests.
@@ -83,17 +74,9 @@ impl LanguageHead {
         self.0.forward(x)
     }
 
-    /// Sets how exact products are, on the CPU.
-    pub fn set_precision(&mut self, precision: Precision) {
-        self.0.set_precision(precision);
-    }
-
-    /// Calls `f` with the matrix.
-    ///
-    /// # Errors
-    /// Those of `f`.
-    pub fn each_matrix(&mut self, f: &mut EachMatrix<'_>) -> Result<()> {
-        f("lm_head", &mut self.0)
+    /// Visits the head's linear layer as `lm_head`.
+    pub fn visit_matmuls(&mut self, visit: &mut MatmulVisitor<'_>) {
+        visit("lm_head", MatmulLayer::Linear(&mut self.0));
     }
 
     /// Returns the weight (vocab_size, hidden_size), for losses that compute logits in chunks.

@@ -6,8 +6,7 @@ use candle_nn::VarBuilder;
 use super::{DecoderStack, Pass};
 use crate::Result;
 use crate::config::{HaploVlConfig, NormKind};
-use crate::nn::{EachMatrix, Linear, Norm};
-use crate::options::Precision;
+use crate::nn::{Linear, MatmulVisitor, Norm};
 
 /// Epsilon of `pre_norm`, independent of the layers' epsilon: a constant of the released model and of CLIP.
 const PRE_NORM_EPS: f64 = 1e-5;
@@ -43,17 +42,9 @@ impl PreDecoder {
         })
     }
 
-    /// Sets how exact products are, on the CPU.
-    pub fn set_precision(&mut self, precision: Precision) {
-        self.stack.set_precision(precision);
-    }
-
-    /// Calls `f` with every matrix of the layers.
-    ///
-    /// # Errors
-    /// Those of `f`.
-    pub fn each_matrix(&mut self, f: &mut EachMatrix<'_>) -> Result<()> {
-        self.stack.each_matrix(f)
+    /// Visits the matmuls of the layers.
+    pub fn visit_matmuls(&mut self, visit: &mut MatmulVisitor<'_>) {
+        self.stack.visit_matmuls(visit);
     }
 
     /// Runs `pre_norm` and the layers on embeddings.

@@ -7,7 +7,7 @@ use super::{MultimodalEmbeddings, Pass, PreDecoder, PreDecoderOutput};
 use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::config::{HaploVlConfig, ImageAttention, Rope};
-use crate::nn::{Activations, EachMatrix, RotaryAngles, RotaryEmbedding, key_ranges};
+use crate::nn::{Activations, MatmulVisitor, RotaryAngles, RotaryEmbedding, key_ranges};
 use crate::options::Precision;
 
 /// Embeddings and pre-decoder: token ids and pixels to hidden states.
@@ -47,9 +47,9 @@ impl PreDecoderModel {
         Self { compute_dtype, ..self }
     }
 
-    /// Sets how exact the products of its layers are, on the CPU.
+    /// Sets the precision of the layers' matmuls on the CPU.
     pub fn with_precision(mut self, precision: Precision) -> Self {
-        self.pre_decoder.set_precision(precision);
+        self.visit_matmuls(&mut |_, layer| layer.set_precision(precision));
         self
     }
 
@@ -79,12 +79,9 @@ impl PreDecoderModel {
         &self.pre_decoder
     }
 
-    /// Calls `f` with every matrix of the layers.
-    ///
-    /// # Errors
-    /// Those of `f`.
-    pub fn each_matrix(&mut self, f: &mut EachMatrix<'_>) -> Result<()> {
-        self.pre_decoder.each_matrix(f)
+    /// Visits the matmuls of the layers.
+    pub fn visit_matmuls(&mut self, visit: &mut MatmulVisitor<'_>) {
+        self.pre_decoder.visit_matmuls(visit);
     }
 
     /// Computes the rotary angles of `positions`; `None` if the pre-decoder has no rotary positions.

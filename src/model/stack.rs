@@ -6,8 +6,7 @@ use candle_nn::VarBuilder;
 use crate::Result;
 use crate::config::DecoderConfig;
 use crate::nn::ops::{KeyRanges, last_positions};
-use crate::nn::{Activations, DecoderLayer, EachMatrix, LayerCache, RotaryAngles, checkpoint};
-use crate::options::Precision;
+use crate::nn::{Activations, DecoderLayer, LayerCache, MatmulVisitor, RotaryAngles, checkpoint};
 
 /// Inputs that all layers of one decoder share in one forward pass.
 #[derive(Debug)]
@@ -56,18 +55,11 @@ impl DecoderStack {
         &self.layers
     }
 
-    /// Sets how exact products are, on the CPU.
-    pub fn set_precision(&mut self, precision: Precision) {
-        self.layers.iter_mut().for_each(|layer| layer.set_precision(precision));
-    }
-
-    /// Calls `f` with every matrix of the layers.
-    ///
-    /// # Errors
-    /// Those of `f`.
-    pub fn each_matrix(&mut self, f: &mut EachMatrix<'_>) -> Result<()> {
-        let named = self.layers.iter_mut().zip(self.first..);
-        named.into_iter().try_for_each(|(layer, i)| layer.each_matrix(&format!("model.layers.{i}"), f))
+    /// Visits the matmuls of the layers.
+    pub fn visit_matmuls(&mut self, visit: &mut MatmulVisitor<'_>) {
+        for (layer, i) in self.layers.iter_mut().zip(self.first..) {
+            layer.visit_matmuls(&format!("model.layers.{i}"), visit);
+        }
     }
 
     /// Runs all layers. Returns the hidden states, and the attention weights (batch, heads, seq, seq) of

@@ -1,35 +1,36 @@
-//! A model's graph in segments, each with a backward pass of its own, so that its activations need not live from the
-//! forward pass to the end of the backward pass, as they do in a graph of candle's.
-
-use std::sync::{Mutex, PoisonError};
+//! Activation checkpointing: a model's graph in segments, each with a private graph for its backward pass.
+//!
+//! In candle's graph, activations live from the forward pass to the end of the backward pass. The activations of a segment
+//! are freed as soon as its backward pass has used them, or recomputed by it.
 
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, Error as CandleError, Layout, MetalStorage, Result as CandleResult, Shape,
-    Storage, Tensor, Var,
+    Tensor, Var,
 };
 
+use super::precomputed_result::{Once, PrecomputedResult};
 use super::tape::Tape;
 use crate::Result;
 
-/// What becomes of the activations of a layer that is trained.
+/// The treatment of a layer's activations in training.
 ///
-/// Gradients of a model are the same to the bit either way. With anything but [`Self::Kept`] they are found by
-/// [`super::gradients_of`] only (which [`crate::optim::Gradients::of`] calls); candle's own `backward` fails.
+/// Gradients are bit-identical in all modes. With any mode but [`Self::Kept`], gradients come from [`super::gradients_of`]
+/// only (which [`crate::optim::Gradients::of`] calls); candle's own `backward` fails.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Activations {
-    /// They stay until the graph is dropped, as candle has it.
+    /// Activations live until the graph is dropped, as in candle.
     #[default]
     Kept,
-    /// They stay until the backward pass has used them. It can pass only once.
+    /// Activations are freed right after the backward pass has used them; a second backward pass is an error.
     Released,
-    /// Only the layer's input stays, and the backward pass computes them again: gradient checkpointing.
+    /// Only the layer's input is kept; the backward pass recomputes the rest (gradient checkpointing).
     Recomputed,
 }
 
-/// `f(x)` as a segment of its own.
+/// `f(x)` as a checkpointed segment.
 ///
-/// Of what is tracked, `f` may hold parameters only: what was computed from them, or from another segment's input, comes
-/// in as `x`. With [`Activations::Recomputed`], `f` must compute the same both times.
+/// The only tracked tensors that `f` may capture are parameters: a tensor computed from parameters, or from the input of
+/// another segment, must come in as `x`. With [`Activations::Recomputed`], `f` must be deterministic.
 ///
 /// # Errors
 /// Those of `f`, and if its result is on another device than `x`.
@@ -38,90 +39,66 @@ pub fn checkpoint(
     x: &Tensor,
     f: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
 ) -> Result<Tensor> {
-    let (output, piece) = match activations {
+    let (output, graph) = match activations {
         Activations::Kept => return f(x),
         Activations::Released => {
             let input = if x.track_op() { Var::from_tensor(&x.detach())?.into_inner() } else { x.clone() };
             let (output, tape) = Tape::of(|| f(&input));
             let output = output?;
-            (output.clone(), Piece::Graph(Mutex::new(Some((input, output, tape)))))
+            (output.clone(), Graph::Released(Once::new((input, output, tape))))
         }
-        Activations::Recomputed => (f(&x.detach())?, Piece::Function(Box::new(f))),
+        Activations::Recomputed => (f(&x.detach())?, Graph::Recomputed(Box::new(f))),
     };
     if !x.track_op() && !output.track_op() {
-        // Nothing in here is trained.
+        // Nothing here is trained.
         return Ok(output);
     }
     // Without a tracked input the op would be no part of the graph, and its parameters would get no gradient.
     let x = if x.track_op() { x.clone() } else { Var::from_tensor(x)?.into_inner() };
-    Ok(x.apply_op1(Segment { output: Mutex::new(Some(output.detach())), piece })?)
+    Ok(x.apply_op1(Segment { output: PrecomputedResult::new(&output), graph })?)
 }
 
-/// What is computed twice.
+/// The function that a recomputed segment runs twice.
 type Function = Box<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>;
 
-/// What a segment's backward pass needs.
-enum Piece {
-    /// Input and output of a graph that ends at the input, and its operations; taken by the backward pass.
-    Graph(Mutex<Option<(Tensor, Tensor, Tape)>>),
-    /// What makes that graph once more.
-    Function(Function),
+/// The private graph of a segment, for its backward pass.
+enum Graph {
+    /// Input, output and recorded operations; freed by the backward pass.
+    Released(Once<(Tensor, Tensor, Tape)>),
+    /// The function that rebuilds them.
+    Recomputed(Function),
 }
 
+/// The custom op that stands for a segment in the outer graph.
 struct Segment {
-    /// The result, on its way into the outer graph.
-    output: Mutex<Option<Tensor>>,
-    piece: Piece,
-}
-
-impl Segment {
-    /// Hands the finished output to candle, which wants it as the result of this op.
-    fn output<S>(&self, copy: impl FnOnce(&Storage, &Layout) -> CandleResult<S>) -> CandleResult<(S, Shape)> {
-        let Some(output) = take(&self.output) else { candle_core::bail!("a segment's output was already taken") };
-        // A copy of a storage is a copy of all of it, whatever part the tensor is.
-        let output = output.force_contiguous()?;
-        let (storage, layout) = output.storage_and_layout();
-        Ok((copy(&storage, layout)?, layout.shape().clone()))
-    }
-}
-
-fn take<T>(once: &Mutex<Option<T>>) -> Option<T> {
-    once.lock().unwrap_or_else(PoisonError::into_inner).take()
+    output: PrecomputedResult,
+    graph: Graph,
 }
 
 impl CustomOp1 for Segment {
     fn name(&self) -> &'static str {
-        "segment"
+        "checkpointed-segment"
     }
 
     fn cpu_fwd(&self, _x: &CpuStorage, _layout: &Layout) -> CandleResult<(CpuStorage, Shape)> {
-        self.output(|storage, layout| match storage.try_clone(layout)? {
-            Storage::Cpu(storage) => Ok(storage),
-            _ => candle_core::bail!("a segment left the device of its input"),
-        })
+        self.output.cpu(self.name())
     }
 
     fn cuda_fwd(&self, _x: &CudaStorage, _layout: &Layout) -> CandleResult<(CudaStorage, Shape)> {
-        self.output(|storage, layout| match storage.try_clone(layout)? {
-            Storage::Cuda(storage) => Ok(storage),
-            _ => candle_core::bail!("a segment left the device of its input"),
-        })
+        self.output.cuda(self.name())
     }
 
     fn metal_fwd(&self, _x: &MetalStorage, _layout: &Layout) -> CandleResult<(MetalStorage, Shape)> {
-        self.output(|storage, layout| match storage.try_clone(layout)? {
-            Storage::Metal(storage) => Ok(storage),
-            _ => candle_core::bail!("a segment left the device of its input"),
-        })
+        self.output.metal(self.name())
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> CandleResult<Option<Tensor>> {
-        let (x, y, tape) = match &self.piece {
-            Piece::Graph(graph) => match take(graph) {
+        let (x, y, tape) = match &self.graph {
+            Graph::Released(graph) => match graph.take() {
                 Some(graph) => graph,
                 None => candle_core::bail!("a second backward pass, and the first has released the activations"),
             },
-            Piece::Function(f) => {
+            Graph::Recomputed(f) => {
                 let x = Var::from_tensor(&x.detach())?.into_inner();
                 let (y, tape) = Tape::of(|| f(&x));
                 (x, y.map_err(CandleError::wrap)?, tape)
@@ -146,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_equal_the_plain_graph_exactly_also_for_a_shared_parameter() {
+    fn gradients_are_bit_identical_to_the_plain_graph() {
         let [x, w] = [(&[3, 4], 0.1), (&[4, 4], 0.2)].map(|(dims, at)| Var::from_tensor(&values(dims, at)).unwrap());
         let layer = layer(&w);
         let plain = layer(&layer(&x).unwrap()).unwrap().sum_all().unwrap().backward().unwrap();
@@ -161,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_behind_an_untracked_input_get_their_gradient() {
+    fn parameters_get_gradients_when_the_input_is_untracked() {
         let w = Var::from_tensor(&values(&[4, 4], 0.2)).unwrap();
         for activations in ALL {
             let y = checkpoint(activations, &values(&[3, 4], 0.1), layer(&w)).unwrap();
@@ -170,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_that_would_be_lost_and_a_second_pass_are_errors() {
+    fn plain_backward_and_second_backward_are_errors() {
         let w = Var::from_tensor(&values(&[4, 4], 0.2)).unwrap();
         let y = checkpoint(Activations::Released, &values(&[3, 4], 0.1), layer(&w)).unwrap().sum_all().unwrap();
         assert!(y.backward().unwrap_err().to_string().contains("gradients_of"));
@@ -178,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_tensor_and_an_input_that_is_ignored_are_what_they_are_in_a_plain_graph() {
+    fn views_and_ignored_inputs_match_the_plain_graph() {
         let [x, w] = [(&[3, 4], 0.1), (&[4, 4], 0.2)].map(|(dims, at)| Var::from_tensor(&values(dims, at)).unwrap());
         for activations in ALL {
             let last_rows = |x: &Tensor| Ok(x.tanh()?.narrow(0, 1, 2)?);
@@ -193,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_trained_is_no_segment() {
+    fn untracked_results_are_not_wrapped() {
         for activations in ALL {
             let y = checkpoint(activations, &values(&[3, 4], 0.1), |x| Ok(x.tanh()?)).unwrap();
             assert!(!y.track_op());

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::ops::{self, KeyRanges};
-use super::{EachMatrix, LayerCache, Linear, RotaryAngles};
+use super::{LayerCache, Linear, MatmulLayer, MatmulVisitor, RotaryAngles};
 use crate::Result;
 use crate::config::DecoderConfig;
 use crate::options::Precision;
@@ -42,21 +42,18 @@ impl Attention {
         })
     }
 
-    /// Sets how exact products are, on the CPU.
+    /// Sets the precision of the matmuls with keys and values on the CPU; each projection has its own.
     pub fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
-        let parts = [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.o_proj];
-        parts.into_iter().for_each(|linear| linear.set_precision(precision));
     }
 
-    /// Calls `f` with every matrix.
-    ///
-    /// # Errors
-    /// Those of `f`.
-    pub fn each_matrix(&mut self, name: &str, f: &mut EachMatrix<'_>) -> Result<()> {
+    /// Visits this module, `name` in the checkpoint, then its projections.
+    pub fn visit_matmuls(&mut self, name: &str, visit: &mut MatmulVisitor<'_>) {
+        visit(name, MatmulLayer::Attention(self));
         let parts = [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.o_proj];
-        let names = ["q_proj", "k_proj", "v_proj", "o_proj"];
-        names.iter().zip(parts).try_for_each(|(part, linear)| f(&format!("{name}.{part}"), linear))
+        for (part, linear) in ["q_proj", "k_proj", "v_proj", "o_proj"].into_iter().zip(parts) {
+            visit(&format!("{name}.{part}"), MatmulLayer::Linear(linear));
+        }
     }
 
     /// (batch, seq, hidden_size) -> (batch, queries, hidden_size); keys and values go through `cache` if there is one.

@@ -4,10 +4,9 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::ops::{self, KeyRanges};
-use super::{Attention, EachMatrix, LayerCache, Mlp, Norm, RotaryAngles};
+use super::{Attention, LayerCache, MatmulVisitor, Mlp, Norm, RotaryAngles};
 use crate::Result;
 use crate::config::DecoderConfig;
-use crate::options::Precision;
 
 /// Pre-norm attention and MLP, each with a residual connection.
 #[derive(Debug, Clone)]
@@ -33,19 +32,10 @@ impl DecoderLayer {
         })
     }
 
-    /// Sets how exact products are, on the CPU.
-    pub fn set_precision(&mut self, precision: Precision) {
-        self.self_attn.set_precision(precision);
-        self.mlp.set_precision(precision);
-    }
-
-    /// Calls `f` with every matrix of attention and MLP.
-    ///
-    /// # Errors
-    /// Those of `f`.
-    pub fn each_matrix(&mut self, name: &str, f: &mut EachMatrix<'_>) -> Result<()> {
-        self.self_attn.each_matrix(&format!("{name}.self_attn"), f)?;
-        self.mlp.each_matrix(&format!("{name}.mlp"), f)
+    /// Visits the matmuls of attention and MLP, `name` being this layer's name in the checkpoint.
+    pub fn visit_matmuls(&mut self, name: &str, visit: &mut MatmulVisitor<'_>) {
+        self.self_attn.visit_matmuls(&format!("{name}.self_attn"), visit);
+        self.mlp.visit_matmuls(&format!("{name}.mlp"), visit);
     }
 
     /// (batch, seq, hidden_size) -> the same, or the last positions of it where `ranges` are of fewer queries.

@@ -1,17 +1,18 @@
-//! Keys and values of the tokens so far, in buffers allocated once.
+//! The KV cache of a layer: keys and values of the tokens so far, in buffers that grow by doubling.
 
 use candle_core::{DType, Device, Tensor};
 
-use super::ops::held_as;
+use super::ops::cast_for_cache;
 use crate::{Error, Result};
 
-/// Positions that room is made for at first.
+/// Positions that an empty cache has room for.
 const FIRST_ROOM: usize = 1024;
 
-/// The cache of one layer: keys and values, each (batch, kv_heads, room, head_dim): what a head looks at lies together.
+/// The KV cache of one layer: keys and values, each (batch, kv_heads, room, head_dim), so that the keys of a head are
+/// consecutive.
 ///
-/// Room is made for many positions at once and doubled when it is full, up to the capacity: a long answer that is
-/// allowed but never given costs nothing.
+/// Buffers start small and double when they are full, up to the capacity: a long answer that is allowed but never given
+/// takes no memory.
 #[derive(Debug)]
 pub struct LayerCache {
     keys: Tensor,
@@ -21,7 +22,7 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
-    /// An empty cache for (batch, capacity, kv_heads, head_dim), which holds `dtype` whatever it is given.
+    /// An empty cache for (batch, capacity, kv_heads, head_dim), to whose `dtype` keys and values are cast.
     ///
     /// # Errors
     /// From candle, if there is not enough memory on the device.
@@ -61,7 +62,7 @@ impl LayerCache {
             self.values = enlarged(&self.values, self.len, room)?;
         }
         for (buffer, new) in [(&self.keys, keys), (&self.values, values)] {
-            buffer.slice_set(&held_as(new, buffer.dtype())?.transpose(1, 2)?.contiguous()?, 2, self.len)?;
+            buffer.slice_set(&cast_for_cache(new, buffer.dtype())?.transpose(1, 2)?.contiguous()?, 2, self.len)?;
         }
         self.len += new;
         let held = |buffer: &Tensor| buffer.narrow(2, 0, self.len)?.transpose(1, 2);
@@ -98,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn growing_keeps_what_is_held_and_ends_at_the_capacity() {
+    fn growing_keeps_positions_and_ends_at_the_capacity() {
         let capacity = FIRST_ROOM + 100;
         let mut cache = LayerCache::new((2, capacity, 1, 4), DType::F32, &Device::Cpu).unwrap();
         let all = values(&[2, capacity, 1, 4], 0.3);

@@ -4,10 +4,9 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::ops;
-use super::{EachMatrix, Linear};
+use super::{Linear, MatmulLayer, MatmulVisitor};
 use crate::Result;
 use crate::config::{Activation, DecoderConfig, MlpKind};
-use crate::options::Precision;
 
 /// Two or three matrices around a non-linearity.
 #[derive(Debug, Clone)]
@@ -40,30 +39,18 @@ impl Mlp {
         Ok(Self { act: config.hidden_act, matrices })
     }
 
-    /// Sets how exact products are, on the CPU.
-    pub fn set_precision(&mut self, precision: Precision) {
-        let set = |linear: &mut Linear| linear.set_precision(precision);
-        match &mut self.matrices {
-            Matrices::Gated { gate, up, down } => [gate, up, down].into_iter().for_each(set),
-            Matrices::Plain { fc1, fc2 } => [fc1, fc2].into_iter().for_each(set),
-        }
-    }
-
-    /// Calls `f` with every matrix.
-    ///
-    /// # Errors
-    /// Those of `f`.
-    pub fn each_matrix(&mut self, name: &str, f: &mut EachMatrix<'_>) -> Result<()> {
-        let mut call = |part: &str, linear: &mut Linear| f(&format!("{name}.{part}"), linear);
+    /// Visits the linear layers, `name` being this module's name in the checkpoint.
+    pub fn visit_matmuls(&mut self, name: &str, visit: &mut MatmulVisitor<'_>) {
+        let mut linear = |part: &str, linear| visit(&format!("{name}.{part}"), MatmulLayer::Linear(linear));
         match &mut self.matrices {
             Matrices::Gated { gate, up, down } => {
-                call("gate_proj", gate)?;
-                call("up_proj", up)?;
-                call("down_proj", down)
+                linear("gate_proj", gate);
+                linear("up_proj", up);
+                linear("down_proj", down);
             }
             Matrices::Plain { fc1, fc2 } => {
-                call("fc1", fc1)?;
-                call("fc2", fc2)
+                linear("fc1", fc1);
+                linear("fc2", fc2);
             }
         }
     }

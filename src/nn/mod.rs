@@ -4,42 +4,44 @@ mod activation_checkpoint;
 mod attention;
 mod decoder_layer;
 mod grad_collector;
+mod image_mask;
 mod kernels;
 mod kv_cache;
 mod linear;
 mod logit_scale;
-mod mask;
+mod matmul_visitor;
 mod mlp;
 mod norm;
 pub mod ops;
 mod patch_embedding;
+pub(crate) mod precomputed_result;
 mod rotary;
 mod tape;
 pub(crate) mod tensor_data;
 mod thread_local_scope;
 
+pub use activation_checkpoint::{Activations, checkpoint};
 pub use attention::Attention;
 pub use decoder_layer::DecoderLayer;
-pub use kv_cache::LayerCache;
-pub use linear::Linear;
-
-/// What is done with each matrix, by its name without `.weight`.
-pub type EachMatrix<'f> = dyn FnMut(&str, &mut Linear) -> crate::Result<()> + 'f;
-pub use activation_checkpoint::{Activations, checkpoint};
 pub(crate) use grad_collector::deliver;
 pub use grad_collector::gradients_of;
+pub use image_mask::key_ranges;
+pub use kv_cache::LayerCache;
+pub use linear::Linear;
 pub use logit_scale::LogitScale;
-pub use mask::key_ranges;
+pub use matmul_visitor::{MatmulLayer, MatmulVisitor};
 pub use mlp::Mlp;
 pub use norm::Norm;
+pub use ops::KeyRanges;
 pub use patch_embedding::PatchEmbedding;
 pub(crate) use patch_embedding::cut_patches;
 pub use rotary::{RotaryAngles, RotaryEmbedding};
 
-/// How weights of `fan_in` inputs start, and embeddings of this width: at random with a deviation of `1 / sqrt(fan_in)`.
+/// The initialisation of weights with `fan_in` inputs, and of embeddings of this width: normal with a standard deviation of
+/// `1 / sqrt(fan_in)`.
 ///
-/// At the widths of large models this is near the usual 0.02. With a fixed 0.02 a layer of a hundred inputs would shrink
-/// its signal to a fifth, and a gated MLP, which multiplies two such signals, would hardly begin to learn.
+/// At the widths of large models this is near the usual 0.02. A fixed 0.02 would scale the output of a layer of a hundred
+/// inputs by a fifth, and a gated MLP, which multiplies two such outputs, would hardly begin to learn.
 pub(crate) fn init(fan_in: usize) -> candle_nn::Init {
     candle_nn::Init::Randn { mean: 0.0, stdev: 1.0 / (fan_in.max(1) as f64).sqrt() }
 }

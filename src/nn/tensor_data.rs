@@ -1,27 +1,46 @@
-//! Direct access to the numbers of a contiguous f32 CPU tensor, for passes that must neither copy nor allocate.
+//! Direct access to the elements of contiguous f32 CPU tensors, for passes that must neither copy nor allocate.
 
 use std::cell::Cell;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor};
 
-/// Numbers that one thread treats at a time: small enough to balance, large enough to hide the cost of a task.
+/// Elements of one parallel task: few enough to balance the threads, enough to hide the cost of a task.
 pub(crate) const CHUNK: usize = 16 * 1024;
 
-/// Whether [`with_slice`] and [`with_slice_mut`] can serve this tensor.
+/// Whether [`with_slices`] and [`with_slice_mut`] can serve this tensor.
 pub(crate) fn is_host_f32(tensor: &Tensor) -> bool {
     tensor.device().is_cpu() && tensor.dtype() == candle_core::DType::F32 && tensor.is_contiguous()
 }
 
-/// Runs `read` on the numbers of `tensor`.
-pub(crate) fn with_slice<R>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    let (storage, layout) = tensor.storage_and_layout();
-    let Storage::Cpu(storage) = &*storage else { candle_core::bail!("expected a tensor on the CPU") };
-    Ok(read(contiguous(storage.as_slice::<f32>()?, layout)?))
+/// The elements of a contiguous f32 CPU storage.
+pub(crate) fn contiguous_slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => candle_core::bail!("expected a contiguous tensor, found strides {:?}", layout.stride()),
+    }
 }
 
-/// Runs `write` on the numbers of `tensor`, in place. Every tensor that shares the storage sees the change.
+/// Runs `read` on the elements of contiguous f32 CPU tensors, without copying them.
+pub(crate) fn with_slices<const N: usize, R>(tensors: [&Tensor; N], read: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
+    let guards = tensors.map(Tensor::storage_and_layout);
+    let mut slices = [[].as_slice(); N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
+        match &**storage {
+            Storage::Cpu(cpu) => *slice = contiguous_slice(cpu, layout)?,
+            _ => candle_core::bail!("expected a tensor on the CPU"),
+        }
+    }
+    Ok(read(slices))
+}
+
+/// Runs `read` on the elements of one contiguous f32 CPU tensor, without copying them.
+pub(crate) fn with_slice<R>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    with_slices([tensor], |[slice]| read(slice))
+}
+
+/// Runs `write` on the elements of `tensor`, in place. Every tensor that shares the storage sees the change.
 ///
-/// `write` must not touch `tensor` by another way: its storage is locked meanwhile.
+/// `write` must not access `tensor` otherwise: its storage is locked until `write` returns.
 pub(crate) fn with_slice_mut<R>(tensor: &Tensor, write: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
     let op = WithSliceMut { write: Cell::new(Some(write)), result: Cell::new(None) };
     tensor.inplace_op1(&op)?;
@@ -47,9 +66,4 @@ impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for WithSliceMut<F, R> {
         self.result.set(Some(write(values)));
         Ok(())
     }
-}
-
-fn contiguous<'a>(values: &'a [f32], layout: &Layout) -> Result<&'a [f32]> {
-    let range = layout.contiguous_offsets().and_then(|(start, end)| values.get(start..end));
-    range.ok_or_else(|| candle_core::Error::msg("expected a contiguous tensor"))
 }

@@ -1,70 +1,70 @@
-//! What kernels for AVX-512 share.
+//! Registers in memory, lane masks and transposition for the AVX-512 kernels.
 
 use std::arch::x86_64::*;
 
-/// Sixteen lanes of 32 bits, where a register is loaded from and stored to.
+/// Sixteen 32-bit lanes in memory, aligned as a register.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Default)]
-pub struct Line(pub [u32; 16]);
+pub struct U32x16(pub [u32; 16]);
 
-/// Sixteen floats, likewise.
+/// Sixteen f32 lanes in memory, aligned as a register.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Default)]
-pub struct Floats(pub [f32; 16]);
+pub struct F32x16(pub [f32; 16]);
 
-impl Floats {
+impl F32x16 {
     /// Zeros.
     pub const ZERO: Self = Self([0.0; 16]);
 
-    /// The register's value.
+    /// Loads a register.
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub fn load(&self) -> __m512 {
-        // SAFETY: as long as a register.
+        // SAFETY: as long as a register, and aligned.
         unsafe { _mm512_load_ps(self.0.as_ptr()) }
     }
 
-    /// Becomes the register's value.
+    /// Stores a register.
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub fn store(&mut self, value: __m512) {
-        // SAFETY: as long as a register.
+        // SAFETY: as long as a register, and aligned.
         unsafe { _mm512_store_ps(self.0.as_mut_ptr(), value) }
     }
 }
 
-impl Line {
+impl U32x16 {
     /// Zeros.
     pub const ZERO: Self = Self([0; 16]);
 
-    /// The register's value.
+    /// Loads a register.
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub fn load(&self) -> __m512i {
-        // SAFETY: a line is as long as a register.
+        // SAFETY: as long as a register, and aligned.
         unsafe { _mm512_load_si512(self.0.as_ptr().cast()) }
     }
 
-    /// Becomes the register's value.
+    /// Stores a register.
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub fn store(&mut self, value: __m512i) {
-        // SAFETY: a line is as long as a register.
+        // SAFETY: as long as a register, and aligned.
         unsafe { _mm512_store_si512(self.0.as_mut_ptr().cast(), value) }
     }
 }
 
-/// A mask of so many lanes, at most sixteen.
+/// The mask of the first `lanes` lanes, at most sixteen.
 #[inline(always)]
-pub fn up_to(lanes: usize) -> __mmask16 {
+pub fn lane_mask(lanes: usize) -> __mmask16 {
     ((1u32 << lanes.min(16)) - 1) as __mmask16
 }
 
-/// Of sixteen rows of sixteen 32-bit numbers, the sixteen columns.
+/// The transpose of a 16 x 16 matrix of 32-bit elements, one row in each register.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub fn transposed(rows: &[__m512i; 16]) -> [__m512i; 16] {
-    // By fours of rows: in each quarter of register `j` the column `4 * quarter + j`.
+pub fn transpose_16x16(rows: &[__m512i; 16]) -> [__m512i; 16] {
+    // Groups of four rows: each quarter of register `j` holds column `4 * quarter + j`.
     let mut fours = [[_mm512_setzero_si512(); 4]; 4];
     for (four, rows) in fours.iter_mut().zip(rows.as_chunks::<4>().0) {
         let [a, b, c, d] = *rows;
@@ -96,19 +96,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_those_of_the_rows() {
+    fn transpose_swaps_rows_and_columns() {
         if !std::is_x86_feature_detected!("avx512f") {
             return;
         }
-        let rows: [Line; 16] = std::array::from_fn(|row| Line(std::array::from_fn(|i| (16 * row + i) as u32)));
+        let rows: [U32x16; 16] = std::array::from_fn(|row| U32x16(std::array::from_fn(|i| (16 * row + i) as u32)));
         let mut columns = rows;
         #[target_feature(enable = "avx512f")]
-        fn transpose(lines: &mut [Line; 16]) {
+        fn transpose(lines: &mut [U32x16; 16]) {
             let mut rows = [_mm512_setzero_si512(); 16];
             for (row, line) in rows.iter_mut().zip(&*lines) {
                 *row = line.load();
             }
-            let columns = transposed(&rows);
+            let columns = transpose_16x16(&rows);
             for (line, column) in lines.iter_mut().zip(columns) {
                 line.store(column);
             }

@@ -1,104 +1,73 @@
-//! Attention of one query, as in decoding, on any processor (with AVX-512 see `wide_query`): the heads that share keys pass
-//! over keys and values together.
+//! Attention of a single query, as in decoding, with the widest instructions that pulp finds: the query heads that share
+//! keys and values pass over them together. For AVX-512 see [`super::decode_attention_avx512`].
 
 use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::gemv::dots;
-use super::matmul::Matrix;
+use super::gemv::dot_products;
+use super::kv_view::KvView;
+use super::mat::MatRef;
 use super::parallel::OUTPUTS;
 
-/// Vectors of a value's row that are summed side by side.
-const SIDE_BY_SIDE: usize = 8;
+/// Registers of a value's row that are accumulated side by side.
+const REGISTERS: usize = 8;
 
-/// Keys that are gone over together: values of 64 numbers stay in the first-level cache for the other heads of the group,
-/// and so do floats that were made of halves.
-const KEYS: usize = 64;
+/// Keys of a tile: their values (64 x 64 f32) stay in L1 for all heads of the group, and so do widened f16 elements.
+const TILE: usize = 64;
 
-/// The heads of a group, and the keys and values that they share.
-pub struct SingleQuery<K, V> {
+/// Keys or values of one head at a range of positions.
+pub struct KvHead<'a> {
+    pub view: KvView<'a>,
+    pub batch: usize,
+    pub positions: Range<usize>,
+    pub head: usize,
+}
+
+impl KvHead<'_> {
+    /// The matrix (positions, head_dim) of some of the positions.
+    fn tile<'s>(&'s self, positions: Range<usize>, head_dim: usize, scratch: &'s mut Vec<f32>) -> MatRef<'s> {
+        let first = self.positions.start;
+        self.view.head(self.batch, first + positions.start..first + positions.end, self.head, head_dim, scratch)
+    }
+}
+
+/// The query heads of a group, and the keys and values that they share.
+pub struct DecodeAttention<'a> {
     /// (heads, head_dim).
-    pub q: Matrix,
-    /// Of a range of keys, (keys, head_dim), for which a buffer may be used.
-    pub k: K,
-    /// The same of values.
-    pub v: V,
-    pub heads: usize,
-    pub keys: Range<usize>,
-    pub head_dim: usize,
+    pub q: MatRef<'a>,
+    pub k: KvHead<'a>,
+    /// At as many positions as `k`.
+    pub v: KvHead<'a>,
     pub scale: f32,
 }
 
-impl<K, V> SingleQuery<K, V>
-where
-    K: Fn(Range<usize>, &mut Vec<f32>) -> Matrix,
-    V: Fn(Range<usize>, &mut Vec<f32>) -> Matrix,
-{
-    /// `softmax(scale q k^T) v` into `out` (heads, head_dim), which holds zeros; `softmax` works on the scores of one
-    /// head.
-    ///
-    /// # Safety
-    /// All matrices must lie in live buffers, each row of consecutive elements; those of `k` and `v` must have a row for
-    /// every key of the range, and be good until the buffer is next used.
-    pub unsafe fn run(
-        &self,
-        scores: &mut Vec<f32>,
-        scratch: &mut Vec<f32>,
-        out: &mut [f32],
-        softmax: impl Fn(&mut [f32]),
-    ) {
-        let (keys, width) = (self.keys.len(), self.head_dim);
-        scores.resize(self.heads * keys, 0.0);
-        for first in (0..keys).step_by(KEYS) {
-            let count = KEYS.min(keys - first);
-            let range = self.keys.start + first..self.keys.start + first + count;
-            // SAFETY: the caller vouches for the matrices.
-            let (q, k) = unsafe { (Rows::new(self.q, width), Rows::new((self.k)(range, scratch), width)) };
-            let (heads, scale) = (self.heads, self.scale);
-            Arch::new().dispatch(Scores { q, k, heads, first, count, keys, scale, scores });
+impl DecodeAttention<'_> {
+    /// Adds `softmax(scale q k^T) v` to `out` (heads, head_dim); `softmax` normalises the scores of one head.
+    pub fn run(&self, scores: &mut Vec<f32>, scratch: &mut Vec<f32>, out: &mut [f32], softmax: impl Fn(&mut [f32])) {
+        let (keys, head_dim, scale) = (self.k.positions.len(), self.q.columns(), self.scale);
+        scores.resize(self.q.rows() * keys, 0.0);
+        for first in (0..keys).step_by(TILE) {
+            let k = self.k.tile(first..keys.min(first + TILE), head_dim, scratch);
+            Arch::new().dispatch(Scores { q: self.q, k, first, keys, scale, scores });
         }
-        scores.chunks_exact_mut(keys).for_each(softmax);
-        for first in (0..keys).step_by(KEYS) {
-            let count = KEYS.min(keys - first);
-            let range = self.keys.start + first..self.keys.start + first + count;
-            // SAFETY: as above.
-            let v = unsafe { Rows::new((self.v)(range, scratch), width) };
-            Arch::new().dispatch(Values { v, first, count, keys, scores, out });
+        scores.chunks_exact_mut(keys.max(1)).for_each(softmax);
+        for first in (0..keys).step_by(TILE) {
+            let v = self.v.tile(first..keys.min(first + TILE), head_dim, scratch);
+            Arch::new().dispatch(Values { v, first, keys, scores, out });
         }
     }
 }
 
-/// A matrix whose rows are slices.
-#[derive(Clone, Copy)]
-struct Rows {
-    matrix: Matrix,
-    width: usize,
-}
-
-impl Rows {
-    /// # Safety
-    /// The matrix must lie in a live buffer as long as these are used, each row of consecutive elements.
-    unsafe fn new(matrix: Matrix, width: usize) -> Self {
-        Self { matrix, width }
-    }
-
-    #[inline(always)]
-    fn row(&self, row: usize) -> &[f32] {
-        // SAFETY: `new`'s caller vouches for the matrix, and rows are counted by its size.
-        unsafe { std::slice::from_raw_parts(self.matrix.pointer.add(row * self.matrix.row_stride), self.width) }
-    }
-}
-
-/// Scores of some keys for all heads.
+/// The scores of a tile of keys for all heads.
 struct Scores<'a> {
-    q: Rows,
-    /// Those of `count` keys.
-    k: Rows,
-    heads: usize,
+    /// (heads, head_dim).
+    q: MatRef<'a>,
+    /// (keys of the tile, head_dim).
+    k: MatRef<'a>,
+    /// The first key of the tile.
     first: usize,
-    count: usize,
-    /// Of all keys.
+    /// The number of all keys.
     keys: usize,
     scale: f32,
     /// (heads, keys).
@@ -110,34 +79,35 @@ impl WithSimd for Scores<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { q, k, heads, first, count, keys, scale, scores } = self;
+        let Self { q, k, first, keys, scale, scores } = self;
+        let (heads, count) = (q.rows(), k.rows());
         for at in (0..count).step_by(OUTPUTS) {
             let found = OUTPUTS.min(count - at);
-            // The last keys of all may be fewer: the others of their group repeat one of them.
-            let four = std::array::from_fn(|i| k.row(at + i.min(found - 1)));
-            let mut put = |head: usize, products: [f32; OUTPUTS]| {
+            // The last group may have fewer keys: it repeats its last one.
+            let four: [&[f32]; OUTPUTS] = std::array::from_fn(|i| k.row(at + i.min(found - 1)));
+            let mut store = |head: usize, products: [f32; OUTPUTS]| {
                 let scores = &mut scores[head * keys + first + at..][..found];
                 scores.iter_mut().zip(products).for_each(|(score, product)| *score = scale * product);
             };
             for head in (0..heads / 2 * 2).step_by(2) {
-                let products = dots(simd, four, [q.row(head), q.row(head + 1)], &[]);
-                put(head, products.map(|[first, _]| first));
-                put(head + 1, products.map(|[_, second]| second));
+                let products = dot_products(simd, four, [q.row(head), q.row(head + 1)], &[]);
+                store(head, products.map(|[first, _]| first));
+                store(head + 1, products.map(|[_, second]| second));
             }
             if heads % 2 == 1 {
-                put(heads - 1, dots(simd, four, [q.row(heads - 1)], &[]).map(|[product]| product));
+                store(heads - 1, dot_products(simd, four, [q.row(heads - 1)], &[]).map(|[product]| product));
             }
         }
     }
 }
 
-/// Adds the values of some keys for all heads.
+/// The accumulation of a tile of values for all heads.
 struct Values<'a> {
-    /// Those of `count` keys.
-    v: Rows,
+    /// (keys of the tile, head_dim).
+    v: MatRef<'a>,
+    /// The first key of the tile.
     first: usize,
-    count: usize,
-    /// Of all keys.
+    /// The number of all keys.
     keys: usize,
     /// (heads, keys).
     scores: &'a [f32],
@@ -149,18 +119,19 @@ impl WithSimd for Values<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { v, first, count, keys, scores, out } = self;
-        for (weights, out) in scores.chunks_exact(keys).zip(out.chunks_exact_mut(v.width)) {
+        let Self { v, first, keys, scores, out } = self;
+        let (count, width) = (v.rows(), v.columns());
+        for (weights, out) in scores.chunks_exact(keys).zip(out.chunks_exact_mut(width)) {
             let weights = &weights[first..][..count];
             let (whole, tail) = S::as_mut_simd_f32s(out);
-            let in_vectors = v.width - tail.len();
-            for (part, out) in whole.chunks_mut(SIDE_BY_SIDE).enumerate() {
-                let mut sums = [simd.splat_f32s(0.0); SIDE_BY_SIDE];
+            let in_registers = width - tail.len();
+            for (part, out) in whole.chunks_mut(REGISTERS).enumerate() {
+                let mut sums = [simd.splat_f32s(0.0); REGISTERS];
                 sums.iter_mut().zip(&*out).for_each(|(sum, out)| *sum = *out);
                 for (key, weight) in weights.iter().enumerate() {
                     let value = S::as_simd_f32s(v.row(key)).0;
                     let weight = simd.splat_f32s(*weight);
-                    for (sum, value) in sums.iter_mut().zip(&value[part * SIDE_BY_SIDE..]) {
+                    for (sum, value) in sums.iter_mut().zip(&value[part * REGISTERS..]) {
                         *sum = simd.mul_add_e_f32s(weight, *value, *sum);
                     }
                 }
@@ -168,7 +139,7 @@ impl WithSimd for Values<'_> {
             }
             for (i, out) in tail.iter_mut().enumerate() {
                 *out +=
-                    weights.iter().enumerate().map(|(key, weight)| weight * v.row(key)[in_vectors + i]).sum::<f32>();
+                    weights.iter().enumerate().map(|(key, weight)| weight * v.row(key)[in_registers + i]).sum::<f32>();
             }
         }
     }

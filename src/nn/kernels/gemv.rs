@@ -1,76 +1,74 @@
-//! `x W^T` for few rows of `x`, where reading `W` is all the work: one pass over it for all rows.
+//! GEMV for few rows: `x W^T` where reading `W` is most of the work, in one pass over it for all rows.
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::parallel::{OUTPUTS, in_blocks};
+use super::parallel::{OUTPUTS, parallel_tiles};
 use super::prefetch::prefetch;
-
-/// Rows up to which reading the weights is most of the work.
-pub const MAX_ROWS: usize = 8;
 
 /// `x` (rows, width) times the transpose of `w` (outputs, width): (rows, outputs).
 ///
-/// A row's result depends neither on the other rows nor on threads, but in its last bits on whether there are others.
-pub fn products(x: &[f32], w: &[f32], width: usize) -> Vec<f32> {
-    in_blocks(x.len() / width, w.len() / width, width, |rows, outputs, out| {
+/// A row's result depends neither on the other rows nor on the number of threads; a single row is summed in another order
+/// than several, which may change its last bits.
+pub fn gemv(x: &[f32], w: &[f32], width: usize) -> Vec<f32> {
+    parallel_tiles(x.len() / width, w.len() / width, width, |rows, outputs, out| {
         let x = &x[rows.start * width..rows.end * width];
         let w = &w[outputs.start * width..outputs.end * width];
-        Arch::new().dispatch(Block { x, w, width, out });
+        Arch::new().dispatch(Task { x, w, width, out });
     })
 }
 
-/// Products of all rows of `x` with all of `w`, into `out` (rows, outputs).
-struct Block<'a> {
+/// The matmul of one task: all rows of `x` with all of `w`, into `out` (rows, outputs).
+struct Task<'a> {
     x: &'a [f32],
     w: &'a [f32],
     width: usize,
     out: &'a mut [f32],
 }
 
-impl WithSimd for Block<'_> {
+impl WithSimd for Task<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { x, w, width, out } = self;
         if x.len() == width {
-            // All of the weights in their order: memory gives that faster than several rows side by side.
+            // One stream of weights is read faster from memory than several rows side by side.
             out.iter_mut().zip(w.chunks_exact(width)).for_each(|(out, w)| *out = dot(simd, w, x));
             return;
         }
         let count = w.len() / width;
-        // Only the first pair of rows finds the weights in memory: the pairs after it have time to fetch the next ones.
+        // Only the first pair of rows waits for memory; each pair prefetches its share of the next weights.
         let pairs = x.len().div_ceil(2 * width);
         let share = if pairs > 1 { OUTPUTS * width / pairs } else { 0 };
         for first in (0..count).step_by(OUTPUTS) {
             let found = OUTPUTS.min(count - first);
             let next = w.get((first + OUTPUTS) * width..(first + 2 * OUTPUTS) * width).unwrap_or_default();
-            // The last outputs of all may be fewer: the others of their group repeat one of them.
+            // The last group may have fewer outputs: it repeats its last one.
             let w = std::array::from_fn(|i| &w[(first + i.min(found - 1)) * width..][..width]);
             let ahead = |pair: usize| next.get(pair * share..(pair + 1) * share).unwrap_or_default();
             let mut rows = x.chunks_exact(2 * width);
-            let mut put = |row: usize, o: usize, sum: f32| {
+            let mut store = |row: usize, o: usize, sum: f32| {
                 if o < found {
                     out[row * count + first + o] = sum;
                 }
             };
             for (pair, x) in rows.by_ref().enumerate() {
                 let (upper, lower) = x.split_at(width);
-                let sums = dots(simd, w, [upper, lower], ahead(pair));
+                let sums = dot_products(simd, w, [upper, lower], ahead(pair));
                 for (o, [upper, lower]) in sums.into_iter().enumerate() {
-                    put(2 * pair, o, upper);
-                    put(2 * pair + 1, o, lower);
+                    store(2 * pair, o, upper);
+                    store(2 * pair + 1, o, lower);
                 }
             }
             if !rows.remainder().is_empty() {
-                let sums = dots(simd, w, [rows.remainder()], ahead(pairs - 1));
-                sums.into_iter().enumerate().for_each(|(o, [sum])| put(x.len() / width - 1, o, sum));
+                let sums = dot_products(simd, w, [rows.remainder()], ahead(pairs - 1));
+                sums.into_iter().enumerate().for_each(|(o, [sum])| store(x.len() / width - 1, o, sum));
             }
         }
     }
 }
 
-/// The dot product of two rows; four sums run side by side, so that none waits for itself.
+/// The dot product of two rows, in four independent sums, to hide the latency of an FMA.
 #[inline(always)]
 fn dot<S: Simd>(simd: S, w: &[f32], x: &[f32]) -> f32 {
     let ((w, w_tail), (x, x_tail)) = (S::as_simd_f32s(w), S::as_simd_f32s(x));
@@ -90,10 +88,10 @@ fn dot<S: Simd>(simd: S, w: &[f32], x: &[f32]) -> f32 {
     simd.reduce_sum_f32s(sum) + tail
 }
 
-/// The dot products of some rows of weights with some rows of `x`, all of one length; sums run side by side, so that none
-/// waits for itself. Meanwhile `ahead`, which is needed soon, is fetched from memory.
+/// The micro-kernel: dot products of [`OUTPUTS`] rows of weights with `R` rows of `x`, all of one length. Prefetches `ahead`
+/// on the way.
 #[inline(always)]
-pub fn dots<S: Simd, const R: usize>(
+pub fn dot_products<S: Simd, const R: usize>(
     simd: S,
     w: [&[f32]; OUTPUTS],
     x: [&[f32]; R],
@@ -127,19 +125,19 @@ mod tests {
     use candle_core::{Device, Result, Tensor};
 
     #[test]
-    fn products_equal_a_matrix_product_and_rows_do_not_see_each_other() -> Result<()> {
+    fn gemv_equals_matmul_and_rows_are_independent() -> Result<()> {
         for (rows, outputs, width) in [(1, 1, 1), (3, 7, 13), (2, 4, 8), (8, 131, 1053), (5, 66, 24)] {
             let (x, w) = (values(&[rows, width], 0.1), values(&[outputs, width], 0.2));
             let (x_values, w_values) = (x.flatten_all()?.to_vec1::<f32>()?, w.flatten_all()?.to_vec1::<f32>()?);
-            let y = products(&x_values, &w_values, width);
+            let y = gemv(&x_values, &w_values, width);
             let expected = x.matmul(&w.t()?)?;
             let tensor = Tensor::from_slice(&y, (rows, outputs), &Device::Cpu)?;
             let tolerance = 1e-4 * width as f32 / 64.0 + 1e-5;
             assert!(max_diff(&tensor, &expected) < tolerance);
             for (row, x) in x_values.chunks(width).enumerate() {
-                let alone = Tensor::from_vec(products(x, &w_values, width), outputs, &Device::Cpu)?;
+                let alone = Tensor::from_vec(gemv(x, &w_values, width), outputs, &Device::Cpu)?;
                 assert!(max_diff(&alone, &tensor.get(row)?) < tolerance);
-                let twice = products(&[x, x].concat(), &w_values, width);
+                let twice = gemv(&[x, x].concat(), &w_values, width);
                 assert!(rows == 1 || twice[..outputs] == y[row * outputs..][..outputs]);
             }
         }

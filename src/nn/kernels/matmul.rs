@@ -1,108 +1,64 @@
-//! GEMM of f32 matrices: the `gemm` crate's kernels, or bf16 products where that is asked for and fast.
+//! GEMM of f32 matrices: the `gemm` crate's kernels, or bf16 products where they are asked for and fast.
 
 use gemm::Parallelism;
 
-#[cfg(target_arch = "x86_64")]
-use super::gemv::MAX_ROWS;
-#[cfg(target_arch = "x86_64")]
+use super::dispatch::MatmulBackend;
+use super::mat::{MatMut, MatRef};
+#[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 use super::matmul_bf16_avx512 as bf16;
 use crate::options::Precision;
 
-/// A matrix inside a larger buffer, by its first element and strides.
-#[derive(Clone, Copy)]
-pub struct Matrix {
-    /// Element (0, 0).
-    pub pointer: *const f32,
-    /// Distance from one row to the next.
-    pub row_stride: usize,
-    /// Distance from one column to the next.
-    pub column_stride: usize,
-}
-
-impl Matrix {
-    /// Rows of consecutive elements.
-    pub fn rows(pointer: *const f32, row_stride: usize) -> Self {
-        Self { pointer, row_stride, column_stride: 1 }
-    }
-
-    /// The same elements with rows and columns exchanged.
-    pub fn transposed(self) -> Self {
-        Self { row_stride: self.column_stride, column_stride: self.row_stride, ..self }
-    }
-}
-
-/// What a thread keeps from product to product.
-#[cfg(target_arch = "x86_64")]
-pub type ProductScratch = bf16::Scratch;
-#[cfg(not(target_arch = "x86_64"))]
-pub type ProductScratch = ();
+/// Packing buffers that a thread reuses from GEMM to GEMM.
+#[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+pub type GemmScratch = bf16::Scratch;
+#[cfg(not(all(target_arch = "x86_64", not(haplovl_portable))))]
+pub type GemmScratch = ();
 
 /// `out (m, n) = [out +] scale * left (m, k) right (k, n)`, on one thread.
-#[derive(Clone, Copy)]
-pub struct Product {
-    /// `m`, `n` and `k`.
-    pub sizes: (usize, usize, usize),
-    /// Whether it is added to what is there.
+#[derive(Debug, Clone, Copy)]
+pub struct Gemm {
+    /// Whether the product is added to the elements of `out`.
     pub accumulate: bool,
+    /// The factor of the product.
     pub scale: f32,
+    /// The precision of the operands.
+    pub precision: Precision,
 }
 
-impl Product {
-    /// Computes it; rows of `out` are `out_stride` apart.
-    ///
-    /// # Safety
-    /// All elements that the sizes and strides name must lie inside live buffers, and nothing else may access those of
-    /// `out` meanwhile.
-    pub unsafe fn run(
-        self,
-        precision: Precision,
-        (out, out_stride): (*mut f32, usize),
-        left: Matrix,
-        right: Matrix,
-        scratch: &mut ProductScratch,
-    ) {
-        let (m, n, k) = self.sizes;
-        #[cfg(target_arch = "x86_64")]
-        // To pack the right side pays for several rows of the left one.
-        if precision == Precision::Bf16 && m > MAX_ROWS && n > 0 && k > 0 && Precision::has_fast_bf16() {
-            // SAFETY: the caller vouches for the buffers, and the processor was asked.
-            return unsafe { bf16::matmul(self, (out, out_stride), left, right, scratch) };
+impl Gemm {
+    /// Computes `out`. With [`Precision::Bf16`], rows or columns of each operand must be consecutive.
+    pub fn run(self, mut out: MatMut, left: MatRef, right: MatRef, scratch: &mut GemmScratch) {
+        assert_dims((out.rows(), out.columns()), left, right);
+        #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+        let is_empty = left.rows() == 0 || left.columns() == 0 || right.columns() == 0;
+        match MatmulBackend::for_tile(left.rows(), self.precision) {
+            #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+            MatmulBackend::GemmBf16Avx512 if !is_empty => bf16::gemm(self, out, left, right, scratch),
+            _ => self.run_f32(&mut out, left, right, Parallelism::None),
         }
-        let _ = (precision, scratch);
-        // SAFETY: the caller vouches for the buffers.
-        unsafe { self.in_full((out, out_stride), left, right, Parallelism::None) }
+        let _ = scratch;
     }
 
-    /// Computes it in f32.
-    ///
-    /// # Safety
-    /// As [`Self::run`].
-    unsafe fn in_full(
-        self,
-        (out, out_stride): (*mut f32, usize),
-        left: Matrix,
-        right: Matrix,
-        parallelism: Parallelism,
-    ) {
-        let Self { sizes: (m, n, k), accumulate, scale } = self;
-        // SAFETY: the caller vouches for the buffers.
+    /// Computes `out` in f32.
+    fn run_f32(self, out: &mut MatMut, left: MatRef, right: MatRef, parallelism: Parallelism) {
+        // SAFETY: the views have the sizes that are passed and lie in live buffers; nothing else accesses `out`.
         unsafe {
             gemm::gemm(
-                m,
-                n,
-                k,
-                out,
+                left.rows(),
+                right.columns(),
+                left.columns(),
+                out.as_mut_ptr(),
                 1,
-                out_stride as isize,
-                accumulate,
-                left.pointer,
-                left.column_stride as isize,
-                left.row_stride as isize,
-                right.pointer,
-                right.column_stride as isize,
-                right.row_stride as isize,
+                out.row_stride() as isize,
+                self.accumulate,
+                left.as_ptr(),
+                left.column_stride() as isize,
+                left.row_stride() as isize,
+                right.as_ptr(),
+                right.column_stride() as isize,
+                right.row_stride() as isize,
                 1.0,
-                scale,
+                self.scale,
                 false,
                 false,
                 false,
@@ -112,36 +68,41 @@ impl Product {
     }
 }
 
-/// `left right^T` of matrices (rows, depth) and (columns, depth), on the threads of the pool: (rows, columns).
+fn assert_dims(out: (usize, usize), left: MatRef, right: MatRef) {
+    assert!(
+        out == (left.rows(), right.columns()) && left.columns() == right.rows(),
+        "matmul of matrices that do not fit"
+    );
+}
+
+/// `left (m, k) right (k, n)` on the threads of the pool: (m, n), contiguous. With [`Precision::Bf16`], rows or columns of
+/// each operand must be consecutive.
 ///
-/// candle's own product asks the system for the number of processors each time, and takes that many threads for it where
+/// candle's own matmul asks the operating system for the number of CPUs in each call, and starts as many threads even where
 /// the pool has fewer.
-///
-/// # Safety
-/// All elements that the sizes and strides name must lie inside live buffers; rows or columns of each side must be consecutive.
-pub unsafe fn product(
-    (rows, columns, depth): (usize, usize, usize),
-    left: Matrix,
-    right: Matrix,
-    precision: Precision,
-) -> Vec<f32> {
-    if rows == 0 || columns == 0 || depth == 0 {
+pub fn matmul(left: MatRef, right: MatRef, precision: Precision) -> Vec<f32> {
+    let (rows, columns) = (left.rows(), right.columns());
+    assert_dims((rows, columns), left, right);
+    if rows == 0 || columns == 0 || left.columns() == 0 {
         return vec![0.0; rows * columns];
     }
-    #[cfg(target_arch = "x86_64")]
-    if precision == Precision::Bf16 && Precision::has_fast_bf16() {
-        // SAFETY: the caller vouches for the buffers, and the processor was asked.
-        return unsafe { bf16::product((rows, columns, depth), left, right) };
+    match MatmulBackend::for_gemm(precision) {
+        #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+        MatmulBackend::GemmBf16Avx512 => bf16::matmul(left, right),
+        _ => matmul_f32(left, right),
     }
-    let _ = precision;
+}
+
+fn matmul_f32(left: MatRef, right: MatRef) -> Vec<f32> {
+    let (rows, columns) = (left.rows(), right.columns());
     let threads = rayon::current_num_threads();
     let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
-    let product = Product { sizes: (rows, columns, depth), accumulate: false, scale: 1.0 };
-    let mut out = Vec::with_capacity(rows * columns);
-    // SAFETY: the caller vouches for the sides; there is room for the result, and all of it is written.
-    unsafe {
-        product.in_full((out.as_mut_ptr(), columns), left, right.transposed(), parallelism);
-        out.set_len(rows * columns);
-    }
-    out
+    let mut data = Vec::with_capacity(rows * columns);
+    // SAFETY: the GEMM below overwrites every element and reads none.
+    let mut out = unsafe { MatMut::uninit(data.spare_capacity_mut(), (rows, columns)) };
+    let gemm = Gemm { accumulate: false, scale: 1.0, precision: Precision::Full };
+    gemm.run_f32(&mut out, left, right, parallelism);
+    // SAFETY: all elements were written.
+    unsafe { data.set_len(rows * columns) };
+    data
 }

@@ -1,22 +1,23 @@
-//! How threads share a product `x W^T`.
+//! The split of a matmul `x W^T` into parallel tasks.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::shared_mut::SharedMut;
+#[cfg(any(test, all(target_arch = "x86_64", not(haplovl_portable))))]
+use super::mat::MatMut;
 
-/// Weights of one task: enough work to be worth a thread.
+/// Weights of one task: enough to hide the cost of a task.
 const TASK_WEIGHTS: usize = 1 << 16;
-/// Up to this many rows of `x`, tasks share the weights, so that each is read once.
+/// Up to this many rows of `x`, tasks split the outputs, so that each weight is read once; beyond, they split the rows.
 const FEW_ROWS: usize = 64;
-/// Outputs that kernels for floats take together.
+/// Outputs of the micro-kernel for floats.
 pub const OUTPUTS: usize = 4;
-/// Those of a task are a multiple of this, which is the most that any of the kernels that share it takes together.
+/// The number of outputs of a task is a multiple of this, the largest number of outputs of a micro-kernel.
 pub const TASK_OUTPUTS: usize = 16;
 
-/// Fills (rows, outputs) by blocks: `fill` is given some rows, some outputs, and the block (rows, outputs) to fill.
-pub fn in_blocks(
+/// Fills (rows, outputs) by tiles: `fill` gets a range of rows, a range of outputs, and the contiguous tile of them.
+pub fn parallel_tiles(
     rows: usize,
     outputs: usize,
     width: usize,
@@ -33,7 +34,7 @@ pub fn in_blocks(
         let parts = y.par_chunks_mut(per_task).enumerate();
         parts.for_each(|(i, part)| fill(0..1, i * per_task..i * per_task + part.len(), part));
     } else if rows <= FEW_ROWS {
-        // Outputs of a task are apart in the result, so each fills a block of its own.
+        // The outputs of a task are strided in the result, so each task fills a contiguous buffer.
         let starts: Vec<usize> = (0..outputs).step_by(per_task).collect();
         let block = |first: &usize| {
             let count = per_task.min(outputs - first);
@@ -59,41 +60,21 @@ pub fn in_blocks(
     y
 }
 
-/// Fills (rows, outputs) by columns: `fill` is given some outputs and the place to put their products.
-pub fn in_columns(
+/// Fills (rows, outputs) by blocks of columns: `fill` gets a range of outputs and the matrix (rows, outputs of the range).
+#[cfg(any(test, all(target_arch = "x86_64", not(haplovl_portable))))]
+pub fn parallel_columns(
     rows: usize,
     outputs: usize,
     per_task: usize,
-    fill: impl Fn(Range<usize>, &mut Columns) + Sync,
+    fill: impl Fn(Range<usize>, MatMut) + Sync,
 ) -> Vec<f32> {
     let mut y = vec![0f32; rows * outputs];
-    let shared = SharedMut::new(&mut y);
-    let starts: Vec<usize> = (0..outputs).step_by(per_task).collect();
-    starts.par_iter().for_each(|&first| {
-        let columns = first..outputs.min(first + per_task);
-        fill(columns.clone(), &mut Columns { y: shared, rows, stride: outputs, columns });
+    let tasks: Vec<MatMut> = MatMut::contiguous(&mut y, (rows, outputs)).column_blocks(per_task).collect();
+    tasks.into_par_iter().enumerate().for_each(|(i, out)| {
+        let first = i * per_task;
+        fill(first..first + out.columns(), out);
     });
     y
-}
-
-/// Some columns of a matrix of floats, which nothing else uses meanwhile.
-pub struct Columns {
-    y: SharedMut,
-    rows: usize,
-    stride: usize,
-    columns: Range<usize>,
-}
-
-impl Columns {
-    /// Those of a row from the `first` on, at most so many; none where they are beyond the last.
-    #[inline(always)]
-    pub fn of_row(&mut self, row: usize, first: usize, most: usize) -> &mut [f32] {
-        let first = (self.columns.start + first).min(self.columns.end);
-        let len = most.min(self.columns.end - first);
-        assert!(row < self.rows);
-        // SAFETY: inside of the matrix, and in columns that are this one's.
-        unsafe { self.y.slice(row * self.stride + first, len) }
-    }
 }
 
 #[cfg(test)]
@@ -101,12 +82,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_filled_row_by_row_and_end_where_the_outputs_end() {
+    fn columns_are_filled_once_and_end_with_the_outputs() {
         for (rows, outputs) in [(3, 100), (4, 1), (0, 7), (5, 48), (2, 0)] {
-            let y = in_columns(rows, outputs, 48, |columns, out| {
+            let y = parallel_columns(rows, outputs, 48, |columns, mut out| {
                 for row in 0..rows {
                     for first in [0, 16, 32] {
-                        let found = out.of_row(row, first, 16);
+                        let found = out.row_part(row, first, 16);
                         let before = columns.start + first;
                         assert_eq!(found.len(), columns.end.saturating_sub(before).min(16));
                         let places = (before..).map(|column| row * outputs + column);
@@ -120,10 +101,10 @@ mod tests {
     }
 
     #[test]
-    fn every_place_is_filled_once_and_nothing_is_no_work() {
+    fn every_element_is_filled_once_also_without_work() {
         let width = 1 << 10;
         for (rows, outputs) in [(1, 3), (1, 300), (5, 300), (FEW_ROWS + 7, 5), (0, 300), (300, 0), (0, 0)] {
-            let y = in_blocks(rows, outputs, width, |rows, columns, out| {
+            let y = parallel_tiles(rows, outputs, width, |rows, columns, out| {
                 assert_eq!(out.len(), rows.len() * columns.len());
                 let places = rows.flat_map(|row| columns.clone().map(move |column| row * outputs + column));
                 out.iter_mut().zip(places).for_each(|(out, place)| *out += place as f32);

@@ -1,15 +1,14 @@
-//! Prefetching into the caches.
+//! Prefetching into caches.
 
-/// Asks the processor to bring the first of these values and its neighbours into its second cache: the nearest one is full of what
-/// is in use.
+/// Prefetches the cache line of the first value into L2; L1 already holds the working set.
 #[inline(always)]
-pub fn prefetch<T>(soon: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(soon) = soon.first() {
+pub fn prefetch<T>(values: &[T]) {
+    #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+    if let Some(values) = values.first() {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a hint that neither reads nor writes as far as a program can tell, and the address is that of a value.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(soon).cast()) };
+        // SAFETY: a hint without side effects on memory, at the address of a value.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(values).cast()) };
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = soon;
+    #[cfg(not(all(target_arch = "x86_64", not(haplovl_portable))))]
+    let _ = values;
 }

@@ -1,4 +1,11 @@
-//! Scalar functions that the compiler vectorises, and the dispatch to the widest vector instructions.
+//! Scalar functions that the compiler vectorises, the dispatch to the widest vector instructions, and register widths.
+
+/// f32 lanes of an AVX2 register.
+#[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+pub const AVX2_F32_LANES: usize = 8;
+/// f32 lanes of an AVX-512 register.
+#[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+pub const AVX512_F32_LANES: usize = 16;
 
 /// Runs `f` compiled for the widest vector instructions of this CPU: AVX2 or AVX-512 where the build's own target has
 /// SSE2 only. What `f` calls must be inlined to profit, closures included.
@@ -19,7 +26,7 @@ pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // NaN stays NaN: clamp keeps it, and the arithmetic below carries it.
+    // clamp and the arithmetic below propagate NaN.
     let x = x.clamp(-87.3, 88.7);
     let rounded = x * std::f32::consts::LOG2_E + ROUND;
     let n = rounded - ROUND;

@@ -54,7 +54,7 @@ fn composed(x: &Tensor, act: Activation) -> Result<Tensor> {
     }
 }
 
-/// A function of one number with a derivative, both without branches, so that loops over them become SIMD code.
+/// A scalar function and its derivative, without branches, so that loops over them vectorise.
 trait Curve: Copy + Send + Sync + 'static {
     fn value_and_slope(self, x: f32) -> (f32, f32);
 }
@@ -82,7 +82,7 @@ impl Curve for TanhGelu {
     fn value_and_slope(self, x: f32) -> (f32, f32) {
         const TWICE_ROOT: f32 = 1.595_769_2;
         const CUBIC: f32 = TWICE_ROOT * 0.044_715;
-        // Far outside the curve is straight, and squares would overflow.
+        // Far outside, the curve is linear and the square would overflow.
         let square = (x * x).min(1e4);
         let s = sigmoid(x * (TWICE_ROOT + CUBIC * square));
         (x * s, s + x * s * (1.0 - s) * (TWICE_ROOT + 3.0 * CUBIC * square))
@@ -104,14 +104,14 @@ impl Curve for Gelu {
         let p = p * t + 1.421_413_7;
         let p = p * t - 0.284_496_74;
         let p = p * t + 0.254_829_6;
-        // What lies beyond |x|.
+        // The probability beyond |x|.
         let tail = 0.5 * p * t * bell;
         let below = if x < 0.0 { tail } else { 1.0 - tail };
         (x * below, below + x * bell / ROOT_OF_2PI)
     }
 }
 
-/// `max(x, 0)`; what is no number stays so.
+/// `max(x, 0)`; NaN propagates.
 #[derive(Clone, Copy)]
 struct Relu;
 
@@ -122,10 +122,10 @@ impl Curve for Relu {
     }
 }
 
-/// A curve as an operation of one tensor; of two, its values are factors of the second one's.
+/// The custom op: a curve of one tensor, or of one tensor times a second one.
 struct Pointwise<C>(C);
 
-/// Elements that one thread takes at a time.
+/// Elements of one parallel task.
 const CHUNK: usize = 1 << 13;
 
 impl<C: Curve> CustomOp1 for Pointwise<C> {
@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn gradients_match_finite_differences() {
-        // Not for ReLU, whose kink finite differences may step over.
+        // Not for ReLU: finite differences may step over its kink.
         for act in &ALL[..4] {
             for scale in [1.0, 4.0] {
                 let x = (values(&[3, 7], 0.2) * scale).unwrap();
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn far_outside_curves_are_straight() -> Result<()> {
+    fn curves_are_linear_far_outside_and_nan_propagates() -> Result<()> {
         let x = Var::new(&[-1e20f32, -60.0, 60.0, 1e20], &Device::Cpu)?;
         for act in ALL {
             let y = activation(&x, act)?;

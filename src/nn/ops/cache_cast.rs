@@ -7,26 +7,26 @@ use rayon::prelude::*;
 
 use super::{contiguous_slice, is_cpu_f32};
 
-/// Numbers that one thread rounds at a time.
+/// Elements of one parallel task.
 const CHUNK: usize = 1 << 14;
 
-/// `x` as a cache of `dtype` holds it; without a gradient. What is too large for a half, from 65,520 on, becomes the largest.
+/// `x` cast to the dtype of a KV cache, without a gradient. f16 saturates: magnitudes from 65,520 on become 65,504.
 ///
 /// # Errors
 /// From candle only.
-pub(crate) fn held_as(x: &Tensor, dtype: DType) -> Result<Tensor> {
+pub(crate) fn cast_for_cache(x: &Tensor, dtype: DType) -> Result<Tensor> {
     match dtype {
-        DType::F16 if is_cpu_f32(&[x]) => x.detach().contiguous()?.apply_op1_no_bwd(&Round),
+        DType::F16 if is_cpu_f32(&[x]) => x.detach().contiguous()?.apply_op1_no_bwd(&CastToF16),
         _ => x.detach().to_dtype(dtype),
     }
 }
 
-/// Floats to halves; candle does it on one thread, and makes large ones infinite.
-struct Round;
+/// The cast from f32 to f16; candle does it on one thread, and makes large elements infinite.
+struct CastToF16;
 
-impl CustomOp1 for Round {
+impl CustomOp1 for CastToF16 {
     fn name(&self) -> &'static str {
-        "round-to-half"
+        "cast-to-f16"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
@@ -48,13 +48,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn floats_are_rounded_as_candle_does() -> Result<()> {
+    fn cast_rounds_as_candle_and_saturates() -> Result<()> {
         let x = super::super::testing::values(&[3, 7, 2000], 0.1).transpose(0, 1)?;
-        let found = held_as(&x, DType::F16)?;
+        let found = cast_for_cache(&x, DType::F16)?;
         let bits = |x: &Tensor| x.flatten_all()?.to_vec1::<f16>();
         assert_eq!((found.dims(), bits(&found)?), (x.dims(), bits(&x.to_dtype(DType::F16)?)?));
         let extremes = [1e6, -1e6, f32::INFINITY, 65_519.0, 1e-7, f32::NAN];
-        let found = bits(&held_as(&Tensor::new(&extremes, x.device())?, DType::F16)?)?;
+        let found = bits(&cast_for_cache(&Tensor::new(&extremes, x.device())?, DType::F16)?)?;
         assert_eq!(found[..5], [f16::MAX, f16::MIN, f16::MAX, f16::MAX, f16::from_f32(1e-7)]);
         assert!(found[5].is_nan());
         Ok(())

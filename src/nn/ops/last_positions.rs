@@ -7,7 +7,7 @@ use crate::nn::tape::apply1;
 
 /// The last `count` positions of `x` (batch, seq, width); `x` itself where it has no more.
 ///
-/// A narrowed tensor is no operation of this crate's: a layer with one would be left to candle's backward pass whole.
+/// `narrow` is not recorded on this crate's tape: a layer with it would fall back to candle's backward pass.
 ///
 /// # Errors
 /// From candle, if `x` has another rank.
@@ -20,7 +20,7 @@ pub fn last_positions(x: &Tensor, count: usize) -> Result<Tensor> {
     }
 }
 
-/// How many.
+/// The custom op, with the number of positions.
 struct LastPositions(usize);
 
 impl CustomOp1 for LastPositions {
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_are_those_of_a_narrow_with_its_gradient() -> Result<()> {
+    fn values_and_gradients_equal_those_of_narrow() -> Result<()> {
         let x = Var::from_tensor(&values(&[2, 5, 3], 0.1))?;
         for count in 0..=5 {
             let last = last_positions(&x, count)?;
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_of_nothing_stay_so() -> Result<()> {
+    fn empty_tensors_stay_empty() -> Result<()> {
         for dims in [[0, 4, 2], [2, 4, 0], [0, 4, 0]] {
             let x = Var::zeros(&dims, DType::F32, &candle_core::Device::Cpu)?;
             let last = last_positions(&x, 3)?;

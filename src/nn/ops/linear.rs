@@ -1,4 +1,4 @@
-//! `x W^T + b`, which spends nothing on gradients of frozen weights.
+//! Linear layer `x W^T + b`, which computes no gradient of frozen weights.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Layout, MetalStorage, Result, Shape, Tensor};
@@ -6,23 +6,25 @@ use rayon::prelude::*;
 
 use super::{contiguous_slice, is_cpu_f32, with_slices};
 use crate::nn::deliver;
-use crate::nn::kernels::gemv;
-use crate::nn::kernels::matmul::{self, Matrix};
+use crate::nn::kernels::dispatch::{GEMV_MAX_ROWS, MatmulBackend};
+use crate::nn::kernels::gemv::gemv;
+use crate::nn::kernels::mat::MatRef;
+use crate::nn::kernels::matmul::matmul;
 use crate::nn::tape::{apply2, apply3};
 use crate::options::Precision;
 
 /// `x W^T + b` for `x` (.., in), `weight` (out, in) and `bias` (out); the result is (.., out).
 ///
-/// The gradients are `dx = g W`, `dW = g^T x` and `db = 1^T g`. candle's own matmul computes `dW` even for a weight that
-/// is not trained; this one does not.
+/// The gradients are `dx = g W`, `dW = g^T x` and `db = 1^T g`. candle's own matmul computes `dW` also for a frozen weight;
+/// this one does not.
 ///
 /// # Errors
-/// From candle, if shapes, devices or number types do not fit.
+/// From candle, if shapes, devices or dtypes do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     linear_with(x, weight, bias, Precision::Full)
 }
 
-/// As [`linear`], with products of f32 matrices on the CPU as exact as asked for; forward, up to eight rows are exact in any case.
+/// As [`linear`], with the precision of f32 matmuls on the CPU; a forward pass of up to eight rows is f32 in any case.
 ///
 /// # Errors
 /// As [`linear`].
@@ -36,10 +38,11 @@ pub fn linear_with(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, precision
     linear_as(x, weight, bias, precision, shape)
 }
 
-/// As [`linear_with`], but each `in` consecutive numbers of `x` are a row, and each `out` of a result of `shape` what it gives.
+/// As [`linear_with`], for any shape of `x` and of the result: each `in` consecutive elements of `x` are a row, and each `out`
+/// consecutive elements of the result, of `shape`, its output.
 ///
-/// Where heads are split or brought together, this saves a tensor of its own, which in candle's backward pass is three
-/// passes over memory.
+/// Splitting and merging heads this way saves a reshaped tensor, which takes three passes over memory in candle's backward
+/// pass.
 ///
 /// # Errors
 /// As [`linear`].
@@ -59,8 +62,8 @@ pub fn linear_as(
         );
     }
     let on_cpu = is_cpu_f32(&[x, weight]) && bias.is_none_or(|bias| is_cpu_f32(&[bias]));
-    let linear = |shape| Linear { rows, precision, shape };
-    if on_cpu && (!HAS_OTHER_LIBRARY || precision != Precision::Full || rows <= gemv::MAX_ROWS) {
+    let linear = |shape| LinearOp { rows, precision, shape };
+    if on_cpu && (!HAS_BLAS || precision != Precision::Full || rows <= GEMV_MAX_ROWS) {
         let (x, weight) = (x.contiguous()?, weight.contiguous()?);
         return match bias {
             Some(bias) => apply3(&x, &weight, bias, linear(Some(shape))),
@@ -76,13 +79,14 @@ pub fn linear_as(
     y.reshape(shape)
 }
 
-/// Whether candle multiplies with a library that was asked for.
-const HAS_OTHER_LIBRARY: bool = cfg!(any(feature = "mkl", feature = "accelerate"));
+/// Whether candle was built with a BLAS, which is used for f32 then.
+const HAS_BLAS: bool = cfg!(any(feature = "mkl", feature = "accelerate"));
 
-struct Linear {
+/// The custom op, without bias (two inputs) or with it (three).
+struct LinearOp {
     rows: usize,
     precision: Precision,
-    /// Of the result, where own kernels compute it; without, candle does, of matrices.
+    /// The shape of the result with own kernels; `None` leaves the matmul to candle.
     shape: Option<Shape>,
 }
 
@@ -93,48 +97,20 @@ pub(super) fn forward<S: BackendStorage>(x: &S, lx: &Layout, w: &S, lw: &Layout)
     Ok((y, Shape::from((n, m))))
 }
 
-/// A matrix of numbers that follow each other by row, or by column.
-#[derive(Clone, Copy)]
-struct Operand<'a> {
-    numbers: &'a [f32],
-    matrix: Matrix,
-}
-
-impl<'a> Operand<'a> {
-    fn rows(numbers: &'a [f32], width: usize) -> Self {
-        Self { numbers, matrix: Matrix::rows(numbers.as_ptr(), width) }
-    }
-
-    fn transposed(self) -> Self {
-        Self { matrix: self.matrix.transposed(), ..self }
-    }
-}
-
-/// `left right^T` of (rows, depth) and (columns, depth), on all threads.
-fn product(
-    (rows, columns, depth): (usize, usize, usize),
-    left: Operand,
-    right: Operand,
-    precision: Precision,
-) -> Vec<f32> {
-    assert!(left.numbers.len() == rows * depth && right.numbers.len() == columns * depth);
-    // SAFETY: the sizes are those of the numbers.
-    unsafe { matmul::product((rows, columns, depth), left.matrix, right.matrix, precision) }
-}
-
-impl Linear {
-    /// What the layer makes of numbers in the CPU's memory; few rows, as in decoding, take a single pass over the weights.
+impl LinearOp {
+    /// The forward pass with own kernels.
     fn own_forward(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<CpuStorage> {
         let (x, w, (outputs, inputs)) = (contiguous_slice(x, lx)?, contiguous_slice(w, lw)?, lw.shape().dims2()?);
-        Ok(CpuStorage::F32(if (1..=gemv::MAX_ROWS).contains(&self.rows) && inputs > 0 {
-            gemv::products(x, w, inputs)
-        } else {
-            let sizes = (self.rows, outputs, inputs);
-            product(sizes, Operand::rows(x, inputs), Operand::rows(w, inputs), self.precision)
+        Ok(CpuStorage::F32(match MatmulBackend::for_linear(self.rows, self.precision) {
+            MatmulBackend::Gemv if inputs > 0 => gemv(x, w, inputs),
+            _ => {
+                let (x, w) = (MatRef::contiguous(x, (self.rows, inputs)), MatRef::contiguous(w, (outputs, inputs)));
+                matmul(x, w.transposed(), self.precision)
+            }
         }))
     }
 
-    /// Gradients of input and weight, each if it is wanted.
+    /// The gradients of input and weight, each if it is tracked.
     fn backward(&self, x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let g = g.detach().contiguous()?;
         let dx = || self.input_gradient(&g, &w.detach(), x.shape());
@@ -142,34 +118,34 @@ impl Linear {
         Ok((x.track_op().then(dx).transpose()?, if w.track_op() { dw()? } else { None }))
     }
 
-    /// `g w`, of the numbers of (rows, out) and (out, in).
+    /// `g w` of (rows, out) and (out, in).
     fn input_gradient(&self, g: &Tensor, w: &Tensor, shape: &Shape) -> Result<Tensor> {
         if self.shape.is_none() {
             return g.matmul(w);
         }
         let (outputs, inputs) = w.dims2()?;
         let dx = with_slices([g, w], |[g, w]| {
-            let (left, right) = (Operand::rows(g, outputs), Operand::rows(w, inputs).transposed());
-            product((self.rows, inputs, outputs), left, right, self.precision)
+            let (g, w) = (MatRef::contiguous(g, (self.rows, outputs)), MatRef::contiguous(w, (outputs, inputs)));
+            matmul(g, w, self.precision)
         })?;
         Tensor::from_vec(dx, shape, g.device())
     }
 
-    /// `g^T x`, of the numbers of (rows, out) and (rows, in).
+    /// `g^T x` of (rows, out) and (rows, in).
     fn weight_gradient(&self, g: &Tensor, x: &Tensor, shape: &Shape) -> Result<Tensor> {
         if self.shape.is_none() {
             return g.t()?.matmul(x);
         }
         let (outputs, inputs) = shape.dims2()?;
         let dw = with_slices([g, x], |[g, x]| {
-            let (left, right) = (Operand::rows(g, outputs).transposed(), Operand::rows(x, inputs).transposed());
-            product((outputs, inputs, self.rows), left, right, self.precision)
+            let (g, x) = (MatRef::contiguous(g, (self.rows, outputs)), MatRef::contiguous(x, (self.rows, inputs)));
+            matmul(g.transposed(), x, self.precision)
         })?;
         Tensor::from_vec(dw, shape, g.device())
     }
 }
 
-/// Adds the bias to every `outputs` numbers of `y`, in place.
+/// Adds the bias to each row (`outputs` elements) of `y`, in place.
 pub(super) fn add_bias(y: &mut CpuStorage, outputs: usize, bias: &CpuStorage, layout: &Layout) -> Result<()> {
     let bias = contiguous_slice(bias, layout)?;
     let CpuStorage::F32(y) = y else { candle_core::bail!("a bias is added to f32") };
@@ -205,10 +181,10 @@ pub(super) fn bias_gradient(bias: &Tensor, g: &Tensor) -> Result<Option<Tensor>>
     Tensor::from_vec(sum, bias.shape(), g.device()).map(Some)
 }
 
-/// Columns that one thread sums at a time.
+/// Columns of one parallel task.
 const COLUMNS: usize = 256;
 
-impl CustomOp2 for Linear {
+impl CustomOp2 for LinearOp {
     fn name(&self) -> &'static str {
         "linear"
     }
@@ -233,7 +209,7 @@ impl CustomOp2 for Linear {
     }
 }
 
-impl CustomOp3 for Linear {
+impl CustomOp3 for LinearOp {
     fn name(&self) -> &'static str {
         "linear-bias"
     }
@@ -279,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_are_split_and_brought_together_with_their_gradients() -> Result<()> {
+    fn splitting_and_merging_heads_keeps_values_and_gradients() -> Result<()> {
         let inputs = [values(&[2, 3, 4], 0.1), values(&[6, 4], 0.2), values(&[6], 0.3)];
         let split = |t: &[Tensor]| linear_as(&t[0], &t[1], Some(&t[2]), Precision::Full, (2, 3, 3, 2));
         let plain = linear(&inputs[0], &inputs[1], Some(&inputs[2]))?.reshape((2, 3, 3, 2))?;
@@ -297,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_of_zero_and_weights_lying_otherwise_are_as_in_candle() -> Result<()> {
+    fn empty_and_transposed_inputs_are_as_in_candle() -> Result<()> {
         let device = &candle_core::Device::Cpu;
         for (rows, outputs, inputs) in [(0, 3, 2), (12, 0, 2), (12, 3, 0), (1, 3, 0), (0, 0, 0)] {
             let tensor = |dims: (usize, usize)| candle_core::Var::zeros(dims, DType::F32, device);
@@ -322,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bias_of_many_outputs_is_that_of_candle_with_its_gradient() -> Result<()> {
+    fn bias_and_its_gradient_equal_those_of_candle() -> Result<()> {
         let [x, w, b] = [values(&[120, 8], 0.1), values(&[300, 8], 0.2), values(&[300], 0.3)]
             .map(|t| candle_core::Var::from_tensor(&t));
         let (x, w, b, g) = (x?, w?, b?, values(&[120, 300], 0.4));
@@ -335,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn rounded_products_are_those_of_rounded_tensors_forward_and_backward() -> Result<()> {
+    fn bf16_matmuls_equal_those_of_rounded_tensors() -> Result<()> {
         if !Precision::has_fast_bf16() {
             return Ok(());
         }
@@ -351,9 +327,8 @@ mod tests {
         assert!(max_diff(gradient(&w)?, &round(&g)?.t()?.matmul(&round(&x)?)?) < 2e-5);
         for (rows, outputs, depth) in [(0, 50, 33), (20, 0, 33), (20, 50, 0), (0, 0, 0)] {
             let (x, w) = (vec![1.0; rows * depth], vec![1.0; outputs * depth]);
-            let (x, w) = (Operand::rows(&x, depth), Operand::rows(&w, depth));
-            let product = product((rows, outputs, depth), x, w, Precision::Bf16);
-            assert_eq!(product, vec![0.0; rows * outputs]);
+            let (x, w) = (MatRef::contiguous(&x, (rows, depth)), MatRef::contiguous(&w, (outputs, depth)));
+            assert_eq!(matmul(x, w.transposed(), Precision::Bf16), vec![0.0; rows * outputs]);
         }
         Ok(())
     }

@@ -1,10 +1,10 @@
-//! Fused operations with analytic gradients, and the only place that knows which candle operations lose a gradient.
+//! Differentiable operations that layers call, each with its backward pass; the only module that knows which candle
+//! operations lose a gradient.
 //!
-//! candle's own fused normalisation, rotary and softmax kernels have no backward pass and say nothing about it: a
-//! parameter before one of them simply gets no gradient. Every function here is differentiable in every tensor
-//! argument, but for what fills a cache. For f32 on the CPU it is one pass over memory with its derivative written by hand; for other devices and
-//! number types it is composed of differentiable tensor operations while a gradient is tracked, and may use candle's
-//! fused kernels when none is.
+//! candle's own fused normalisation, rotary and softmax kernels have no backward pass and report no error: a parameter
+//! before one of them gets no gradient. Every function here is differentiable in every tensor argument, except the cast for
+//! a KV cache. For f32 on the CPU it is one fused pass with a hand-written derivative; for other devices and dtypes it is
+//! composed of differentiable tensor operations while a gradient is tracked, and may use candle's fused kernels otherwise.
 
 mod activation;
 mod attention;
@@ -19,7 +19,7 @@ mod rope;
 pub(crate) use crate::nn::kernels::simd_math::vectorised;
 pub use activation::{activation, gated_activation};
 pub use attention::{KeyRanges, attention, attention_weights, attention_with};
-pub(crate) use cache_cast::held_as;
+pub(crate) use cache_cast::cast_for_cache;
 pub use last_positions::last_positions;
 pub use linear::{linear, linear_as, linear_with};
 pub use norm::{layer_norm, rms_norm};
@@ -27,12 +27,14 @@ pub use quantized_linear::{QuantizedWeight, quantized_linear};
 pub use residual::residual;
 pub use rope::rope;
 
-use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor};
+use candle_core::{DType, Device, Tensor};
 
-/// Runs `f` on a thread of the pool that the kernels of the CPU share their work on; for another device, right here.
+use super::tensor_data::{contiguous_slice, with_slices};
+
+/// Runs `f` on a thread of the pool that CPU kernels run on; for another device, on the current thread.
 ///
-/// Anywhere else each kernel hands all its work over to the pool and sleeps until it is done, which takes as long as a
-/// small kernel itself; a token is some hundred kernels.
+/// From a thread outside of the pool, every kernel would hand its work to the pool and sleep until it is done, which takes as
+/// long as a small kernel; decoding a token takes some hundred kernels.
 pub(crate) fn on_pool<R: Send>(device: &Device, f: impl FnOnce() -> R + Send) -> R {
     if device.is_cpu() { rayon::scope(|_| f()) } else { f() }
 }
@@ -42,30 +44,9 @@ fn is_cpu_f32(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
 }
 
-/// Whether a gradient may be asked for through any of these.
+/// Whether a gradient is tracked through any of these.
 fn is_tracked(tensors: &[&Tensor]) -> bool {
     tensors.iter().any(|t| t.track_op())
-}
-
-/// The values of a contiguous f32 tensor on the CPU.
-fn contiguous_slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
-        None => candle_core::bail!("expected a contiguous tensor, found strides {:?}", layout.stride()),
-    }
-}
-
-/// Runs `f` on the values of contiguous f32 CPU tensors, without copying them.
-fn with_slices<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
-    let guards = tensors.map(Tensor::storage_and_layout);
-    let mut slices = [[].as_slice(); N];
-    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
-        match &**storage {
-            Storage::Cpu(cpu) => *slice = contiguous_slice(cpu, layout)?,
-            _ => candle_core::bail!("expected a tensor on the cpu"),
-        }
-    }
-    Ok(f(slices))
 }
 
 #[cfg(test)]

@@ -1,34 +1,37 @@
-//! `x W^T + b` over weights in blocks of few bits, as GGUF has them.
+//! Linear layer `x W^T + b` with a quantised weight (GGUF blocks).
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use candle_core::quantized::QTensor;
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result, Shape, Storage, Tensor};
 
 use super::linear::{add_bias, bias_gradient};
 use super::{contiguous_slice, is_cpu_f32, linear};
-use crate::nn::kernels::gemv;
-#[cfg(target_arch = "x86_64")]
+use crate::nn::kernels::dispatch::{CANDLE_TILE_WIDTH, QuantBackend, candle_has_tiles};
+#[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 use crate::nn::kernels::qmatmul;
 use crate::nn::tape::{apply1, apply2};
 use crate::options::Quantization;
 
-/// Blocks of this many inputs are what candle's fast kernels take, and what the K types consist of.
-const FAST_BLOCK: usize = 256;
-/// From this width on, padding to whole [`FAST_BLOCK`]s costs at most half.
+/// From this width on, padding for candle's tiled kernels costs at most half.
 const PAD_FROM: usize = 512;
 
 impl Quantization {
     /// The width that rows of `in_size` are padded to with zeros on this machine.
     fn padded(self, in_size: usize) -> usize {
-        let fast = in_size >= PAD_FROM && has_tiles();
-        in_size.next_multiple_of(if fast { FAST_BLOCK } else { self.ggml_dtype().block_size() })
+        let fast = in_size >= PAD_FROM && candle_has_tiles();
+        in_size.next_multiple_of(if fast { CANDLE_TILE_WIDTH } else { self.ggml_dtype().block_size() })
+    }
+
+    /// The quantisation that has this GGUF block type, if any has.
+    fn of_blocks(dtype: GgmlDType) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.ggml_dtype() == dtype)
     }
 
     /// Whether rows of `in_size` may be `width` wide, padded on this machine or another.
     pub(crate) fn may_pad(self, in_size: usize, width: usize) -> bool {
-        let most = in_size.checked_next_multiple_of(FAST_BLOCK);
+        let most = in_size.checked_next_multiple_of(CANDLE_TILE_WIDTH);
         width.is_multiple_of(self.ggml_dtype().block_size())
             && most.is_some_and(|most| (in_size..=most).contains(&width))
     }
@@ -94,23 +97,23 @@ impl QuantizedWeight {
         Ok((self.tensor.shape().dims2()?.0, self.in_size))
     }
 
-    /// The floats that the blocks stand for, (out, in).
+    /// The dequantised weight, (out, in).
     ///
     /// # Errors
     /// From candle only.
     pub fn dequantize(&self) -> Result<Tensor> {
-        floats(&self.tensor, self.in_size)
+        dequantize(&self.tensor, self.in_size)
     }
 }
 
 /// `x W^T + b` for `x` (.., in) in f32 on the CPU and `bias` (out); the result is (.., out).
 ///
-/// `x` is rounded to 8 bits in blocks as well (to 16 with `Q8_0` and at least 4 rows on x86-64 with AVX2 and no VNNI of
-/// AVX-512), or, with many rows and no fast instructions for that, the weight becomes floats.
+/// `x` is quantised in blocks as well: to 8 bits, or to 16 with `Q8_0` and at least 4 rows on x86-64 with AVX2 and without
+/// AVX-512 VNNI. For many rows on a CPU without fast integer instructions, the weight is dequantised instead.
 /// Differentiable in `x` and `bias`; the weight is frozen.
 ///
 /// # Errors
-/// From candle, if shapes do not fit, or `x` is of another type or elsewhere.
+/// From candle, if shapes do not fit, or `x` has another dtype or device.
 pub fn quantized_linear(x: &Tensor, weight: &QuantizedWeight, bias: Option<&Tensor>) -> Result<Tensor> {
     let (out_size, in_size) = weight.dims2()?;
     if x.dim(D::Minus1)? != in_size || !is_cpu_f32(&[x]) {
@@ -126,7 +129,7 @@ pub fn quantized_linear(x: &Tensor, weight: &QuantizedWeight, bias: Option<&Tens
         *last = out_size;
     }
     let rows = x.reshape(((), in_size))?.contiguous()?;
-    let op = QuantizedLinear(weight.clone());
+    let op = QuantizedLinearOp(weight.clone());
     match bias {
         Some(bias) => apply2(&rows, bias, op)?,
         None => apply1(&rows, op)?,
@@ -134,48 +137,15 @@ pub fn quantized_linear(x: &Tensor, weight: &QuantizedWeight, bias: Option<&Tens
     .reshape(shape)
 }
 
-struct QuantizedLinear(QuantizedWeight);
+/// The custom op, without bias (one input) or with it (two).
+struct QuantizedLinearOp(QuantizedWeight);
 
-/// How a product is computed.
-enum Way {
-    /// Own kernels, which round `x` to 8 or 16 bits.
-    #[cfg(target_arch = "x86_64")]
-    Bytes(pulp::x86::V3),
-    /// candle's kernels, which do so as well.
-    Candle,
-    /// With the weights as floats.
-    Floats,
-}
-
-impl QuantizedLinear {
-    fn way(&self, rows: usize) -> Result<Way> {
-        let weight = &self.0.tensor;
-        #[cfg(target_arch = "x86_64")]
-        if let Some(simd) = qmatmul::instructions(weight.dtype()) {
-            return Ok(Way::Bytes(simd));
-        }
-        let few = rows <= gemv::MAX_ROWS;
-        // candle's kernels are ahead where they work on several rows and outputs at once.
-        let (outputs, inputs) = weight.shape().dims2()?;
-        let tiled = outputs.is_multiple_of(16) && inputs.is_multiple_of(FAST_BLOCK) && has_tiles();
-        Ok(if tiled || few { Way::Candle } else { Way::Floats })
-    }
-}
-
-/// Whether candle's kernels for tiles have this processor's instructions for sums of byte products.
-fn has_tiles() -> bool {
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("dotprod");
-    #[cfg(not(target_arch = "aarch64"))]
-    return false;
-}
-
-/// The floats that the blocks stand for, without those of the padding.
-fn floats(weight: &QTensor, in_size: usize) -> Result<Tensor> {
+/// The dequantised weight without its padding.
+fn dequantize(weight: &QTensor, in_size: usize) -> Result<Tensor> {
     weight.dequantize(&Device::Cpu)?.narrow(1, 0, in_size)?.contiguous()
 }
 
-/// Rows of `in_size` as rows of `width`, zeros behind them.
+/// Rows of `in_size` padded with zeros to `width`.
 fn padded(x: &[f32], in_size: usize, width: usize) -> Cow<'_, [f32]> {
     if in_size == width {
         return Cow::Borrowed(x);
@@ -185,24 +155,25 @@ fn padded(x: &[f32], in_size: usize, width: usize) -> Cow<'_, [f32]> {
     Cow::Owned(rows)
 }
 
-impl QuantizedLinear {
+impl QuantizedLinearOp {
     fn forward(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
         let QuantizedWeight { tensor, in_size } = &self.0;
         let (outputs, width) = tensor.shape().dims2()?;
         let rows = lx.shape().dims2()?.0;
-        let way = self.way(rows)?;
-        if let Way::Floats = way {
-            let floats = floats(tensor, *in_size)?;
-            let (storage, layout) = floats.storage_and_layout();
+        let kind = Quantization::of_blocks(tensor.dtype());
+        let backend = QuantBackend::new(kind, rows, (outputs, width));
+        if let QuantBackend::Dequantize = backend {
+            let weight = dequantize(tensor, *in_size)?;
+            let (storage, layout) = weight.storage_and_layout();
             return match &*storage {
                 Storage::Cpu(storage) => linear::forward(x, lx, storage, layout),
                 _ => candle_core::bail!("expected a quantised weight on the CPU"),
             };
         }
         let values = padded(contiguous_slice(x, lx)?, *in_size, width);
-        #[cfg(target_arch = "x86_64")]
-        if let Way::Bytes(simd) = way {
-            let y = qmatmul::products(simd, &values, &tensor.data()?, tensor.dtype(), width);
+        #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+        if let (QuantBackend::Kernel(kernel, simd), Some(kind)) = (backend, kind) {
+            let y = qmatmul::matmul(kernel, simd, &values, &tensor.data()?, kind, width);
             return Ok((CpuStorage::F32(y), Shape::from((rows, outputs))));
         }
         match values {
@@ -212,11 +183,11 @@ impl QuantizedLinear {
     }
 
     fn backward(&self, g: &Tensor) -> Result<Tensor> {
-        g.detach().contiguous()?.matmul(&floats(&self.0.tensor, self.0.in_size)?)
+        g.detach().contiguous()?.matmul(&dequantize(&self.0.tensor, self.0.in_size)?)
     }
 }
 
-impl CustomOp1 for QuantizedLinear {
+impl CustomOp1 for QuantizedLinearOp {
     fn name(&self) -> &'static str {
         "quantized-linear"
     }
@@ -231,7 +202,7 @@ impl CustomOp1 for QuantizedLinear {
 }
 
 /// With a bias.
-impl CustomOp2 for QuantizedLinear {
+impl CustomOp2 for QuantizedLinearOp {
     fn name(&self) -> &'static str {
         "quantized-linear-bias"
     }
@@ -252,13 +223,13 @@ mod tests {
     use super::super::testing::{max_diff, values};
     use super::*;
 
-    /// The result with floats in the quantised weight's place.
+    /// The result with the dequantised weight.
     fn expected(x: &Tensor, weight: &QuantizedWeight, bias: &Tensor) -> Result<Tensor> {
         x.matmul(&weight.dequantize()?.t()?)?.broadcast_add(bias)
     }
 
     #[test]
-    fn every_type_width_and_number_of_rows_is_near_the_product_with_its_floats() -> Result<()> {
+    fn every_kind_is_near_the_matmul_with_the_dequantised_weight() -> Result<()> {
         for kind in Quantization::ALL {
             for (rows, outputs, width) in [(1, 16, 512), (3, 5, 40), (20, 16, 520), (64, 3, 256)] {
                 let weight = QuantizedWeight::quantize(&values(&[outputs, width], 0.2), kind)?;
@@ -274,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn fewer_bits_are_farther_from_the_original() -> Result<()> {
+    fn error_grows_as_bits_shrink() -> Result<()> {
         let weight = values(&[64, 512], 0.2);
         let error = |kind| max_diff(&QuantizedWeight::quantize(&weight, kind).unwrap().dequantize().unwrap(), &weight);
         let [q8, q6, q4] = Quantization::ALL.map(error);
@@ -283,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn gradient_of_the_input_is_that_of_the_floats() -> Result<()> {
+    fn input_gradient_uses_the_dequantised_weight() -> Result<()> {
         let weight = QuantizedWeight::quantize(&values(&[16, 40], 0.2), Quantization::Q4K)?;
         let x = candle_core::Var::from_tensor(&values(&[2, 40], 0.1))?;
         let bias = candle_core::Var::from_tensor(&values(&[16], 0.3))?;
@@ -297,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_padded_on_any_machine_are_taken() {
+    fn widths_padded_on_any_machine_are_accepted() {
         use Quantization::{Q4K, Q8_0};
         for (kind, width) in [(Q8_0, 896), (Q8_0, 1024), (Q4K, 1024)] {
             assert!(kind.may_pad(896, width), "{kind} {width}");
@@ -311,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn names_read_back_and_wrong_inputs_are_refused() -> Result<()> {
+    fn names_round_trip_and_wrong_inputs_are_errors() -> Result<()> {
         for kind in Quantization::ALL {
             assert_eq!(kind.to_string().to_uppercase().parse::<Quantization>().ok(), Some(kind));
         }

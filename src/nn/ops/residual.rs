@@ -1,4 +1,4 @@
-//! `x + y`, as residual connections have it.
+//! Residual connection `x + y`.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -6,23 +6,27 @@ use rayon::prelude::*;
 use super::{contiguous_slice, is_cpu_f32};
 use crate::nn::tape::apply2;
 
-/// Elements that one thread takes at a time.
+/// Elements of one parallel task.
 const CHUNK: usize = 1 << 14;
 
 /// `x + y` of two tensors of the same shape.
 ///
-/// candle adds large ones on threads of its own, which go on spinning after it and take the processor from these
-/// kernels.
+/// candle adds large tensors on threads of its own, which keep spinning afterwards and take CPU time from other kernels.
 ///
 /// # Errors
 /// From candle, if the shapes differ.
 pub fn residual(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    if x.dims() == y.dims() && is_cpu_f32(&[x, y]) { apply2(&x.contiguous()?, &y.contiguous()?, Sum) } else { x + y }
+    if x.dims() == y.dims() && is_cpu_f32(&[x, y]) {
+        apply2(&x.contiguous()?, &y.contiguous()?, Residual)
+    } else {
+        x + y
+    }
 }
 
-struct Sum;
+/// The custom op.
+struct Residual;
 
-impl CustomOp2 for Sum {
+impl CustomOp2 for Residual {
     fn name(&self) -> &'static str {
         "residual"
     }
@@ -49,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_candles_sum_with_its_gradient() -> Result<()> {
+    fn values_and_gradients_equal_those_of_candle() -> Result<()> {
         for shape in [&[2, 3][..], &[3, 7, 2000]] {
             let (x, y) = (values(shape, 0.1), values(shape, 0.7));
             assert_eq!(max_diff(&residual(&x, &y)?, &(&x + &y)?), 0.0);

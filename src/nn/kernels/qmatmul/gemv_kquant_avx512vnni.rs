@@ -1,32 +1,33 @@
-//! A row of blocks of a K type, as they lie in a file, for AVX-512 with VNNI: sixty-four weights at a time.
+//! GEMV over K-quant blocks in the order of the file, for AVX-512 VNNI: 64 weights at a time.
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use super::kquant_format::{Block, KType};
-use super::quantize_activations::Rounded256;
-use super::{Fill, Kernel, gemm_avx512vnni};
+use super::super::dispatch::has_avx512_vnni;
+use super::kquant_format::{KQuant, KQuantBlock};
+use super::quantize_activations::BlockI8x256;
+use super::{Tile, TileKernel};
 
 /// Registers of a block's weights.
 const QUARTERS: usize = 4;
 
-/// One row of weights after the other, for a few rows of `x`.
-pub struct ByWideRows<K>(PhantomData<K>);
+/// The GEMV: one row of weights after the other, for each row of `x`.
+pub struct GemvAvx512Vnni<K>(PhantomData<K>);
 
-impl<K: KType> Kernel for ByWideRows<K> {
-    type X = Rounded256;
+impl<K: KQuant> TileKernel for GemvAvx512Vnni<K> {
+    type X = BlockI8x256;
     const BYTES: usize = K::BYTES;
 
     #[inline(always)]
-    fn fill(task: Fill<'_, Self>) {
-        assert!(gemm_avx512vnni::is_available(), "kernels are chosen by what the processor has");
-        // SAFETY: the processor has the instructions.
+    fn fill(task: Tile<'_, Self>) {
+        assert!(has_avx512_vnni(), "the dispatch checks for AVX-512 VNNI");
+        // SAFETY: the CPU has AVX-512 VNNI, as asserted.
         unsafe { fill(task) }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn fill<K: KType>(Fill { simd, x, per_row, weights, out }: Fill<'_, ByWideRows<K>>) {
+fn fill<K: KQuant>(Tile { simd, x, per_row, weights, out }: Tile<'_, GemvAvx512Vnni<K>>) {
     let row_bytes = per_row * K::BYTES;
     let outputs = weights.len() / row_bytes;
     let scale_of = scale_of_pairs();
@@ -35,7 +36,7 @@ fn fill<K: KType>(Fill { simd, x, per_row, weights, out }: Fill<'_, ByWideRows<K
             let mut sum = _mm512_setzero_ps();
             for (bytes, x) in blocks.chunks_exact(K::BYTES).zip(x) {
                 let block = K::read(bytes);
-                let sixteens = _mm512_castsi256_si512(block.sixteens(simd));
+                let scales = _mm512_castsi256_si512(block.scales(simd));
                 let mut product = _mm512_setzero_si512();
                 for (quarter, scale_of) in scale_of.iter().enumerate() {
                     let halves = [block.weights(simd, 2 * quarter), block.weights(simd, 2 * quarter + 1)];
@@ -44,7 +45,7 @@ fn fill<K: KType>(Fill { simd, x, per_row, weights, out }: Fill<'_, ByWideRows<K
                     // SAFETY: as long as a register.
                     let x = unsafe { _mm512_loadu_si512(x.as_ptr().cast()) };
                     let pairs = _mm512_maddubs_epi16(weights, x);
-                    product = _mm512_dpwssd_epi32(product, pairs, _mm512_permutexvar_epi16(*scale_of, sixteens));
+                    product = _mm512_dpwssd_epi32(product, pairs, _mm512_permutexvar_epi16(*scale_of, scales));
                 }
                 let [scale, min] = block.factors();
                 let offset = _mm256_madd_epi16(block.mins(simd), pulp::cast(x.sums));
@@ -57,16 +58,16 @@ fn fill<K: KType>(Fill { simd, x, per_row, weights, out }: Fill<'_, ByWideRows<K
     }
 }
 
-/// For each pair of a quarter's weights the place of its scale, where those of even sixteens come first.
+/// The index of each weight pair's scale, by quarters of a block; scales of even groups come first.
 #[target_feature(enable = "avx512f")]
 fn scale_of_pairs() -> [__m512i; QUARTERS] {
     const PLACES: [[i16; 32]; QUARTERS] = {
         let mut places = [[0; 32]; QUARTERS];
         let mut i = 0;
         while i < 32 * QUARTERS {
-            // Eight pairs are sixteen weights.
-            let sixteen = i / 8;
-            places[i / 32][i % 32] = (sixteen / 2 + 8 * (sixteen % 2)) as i16;
+            // Eight pairs are a group of 16 weights.
+            let group = i / 8;
+            places[i / 32][i % 32] = (group / 2 + 8 * (group % 2)) as i16;
             i += 1;
         }
         places

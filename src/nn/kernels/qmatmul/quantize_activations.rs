@@ -1,4 +1,4 @@
-//! Floats rounded to 8 or 16 bits in blocks: `x` is about `bytes * scale`.
+//! Activations quantised to 8 or 16 bits in blocks with a scale each: `x` is about `integers * scale`.
 
 use std::arch::x86_64::__m256i;
 
@@ -6,122 +6,122 @@ use pulp::x86::V3;
 use pulp::{NullaryFnOnce, Simd, cast};
 use rayon::prelude::*;
 
-use super::gemm_avx2::transposed;
+use super::gemm_avx2::transpose_8x8;
 
-/// Numbers of one task: enough work to be worth a thread.
-const TASK_NUMBERS: usize = 1 << 14;
+/// Elements of one task: enough to hide the cost of a task.
+const TASK_ELEMENTS: usize = 1 << 14;
 
-/// The largest number of 8 bits whose negative has 8 bits as well.
-const BYTE: i16 = 127;
+/// The largest quantised magnitude of 8 bits.
+const I8_MAX: i16 = 127;
 
-/// Numbers of a block with their common scale, which is NaN where one of them is none, or infinite.
-pub trait RoundedBlock: Clone + Default + Send + Sync {
-    /// How many numbers.
+/// A block of quantised elements with a common scale, which is NaN if an element is NaN or infinite.
+pub trait QuantizedBlock: Clone + Default + Send + Sync {
+    /// The number of elements.
     const WIDTH: usize;
 
-    /// Rounds a block of numbers.
-    fn round(&mut self, simd: V3, x: &[f32]);
+    /// Quantises a block of elements.
+    fn quantize(&mut self, simd: V3, x: &[f32]);
 }
 
-/// 32 numbers.
+/// 32 elements of 8 bits.
 #[derive(Clone, Default)]
-pub struct Rounded32 {
+pub struct BlockI8x32 {
     pub bytes: [i8; 32],
     pub scale: f32,
 }
 
-impl RoundedBlock for Rounded32 {
+impl QuantizedBlock for BlockI8x32 {
     const WIDTH: usize = 32;
 
     #[inline(always)]
-    fn round(&mut self, simd: V3, x: &[f32]) {
-        self.scale = step(simd, x, BYTE);
-        self.bytes = bytes(simd, x, inverse(self.scale));
+    fn quantize(&mut self, simd: V3, x: &[f32]) {
+        self.scale = scale(simd, x, I8_MAX);
+        self.bytes = round_i8(simd, x, inverse(self.scale));
     }
 }
 
-/// 32 numbers and their sums.
+/// 32 elements of 8 bits and their sums, which the zero points of weights are multiplied with.
 #[derive(Clone, Default)]
-pub struct Summed32 {
-    /// Each four neighbours.
+pub struct BlockI8x32WithSums {
+    /// Four neighbouring elements in each integer.
     pub fours: [i32; 8],
     pub scale: f32,
-    /// Of each half, negative.
-    pub less: [i32; 2],
-    /// Of all, negative.
-    pub less_all: i32,
-    /// Of all, with the scale.
+    /// The negative sum of each half.
+    pub minus_half_sums: [i32; 2],
+    /// The negative sum of all.
+    pub minus_sum: i32,
+    /// The sum of all, times the scale.
     pub sum: f32,
 }
 
-impl RoundedBlock for Summed32 {
+impl QuantizedBlock for BlockI8x32WithSums {
     const WIDTH: usize = 32;
 
     #[inline(always)]
-    fn round(&mut self, simd: V3, x: &[f32]) {
-        self.scale = step(simd, x, BYTE);
-        let bytes = cast(bytes(simd, x, inverse(self.scale)));
+    fn quantize(&mut self, simd: V3, x: &[f32]) {
+        self.scale = scale(simd, x, I8_MAX);
+        let bytes = cast(round_i8(simd, x, inverse(self.scale)));
         self.fours = cast(bytes);
         let twos = simd.avx2._mm256_maddubs_epi16(simd.avx._mm256_set1_epi8(1), bytes);
         let fours: [i32; 8] = cast(simd.avx2._mm256_madd_epi16(twos, simd.avx._mm256_set1_epi16(1)));
         let [a, b, c, d, e, f, g, h] = fours;
         let (low, high) = (a + b + c + d, e + f + g + h);
-        self.less = [-low, -high];
-        self.less_all = -low - high;
+        self.minus_half_sums = [-low, -high];
+        self.minus_sum = -low - high;
         self.sum = (low + high) as f32 * self.scale;
     }
 }
 
-/// 32 numbers of 16 bits.
+/// 32 elements of 16 bits.
 #[repr(align(32))]
 #[derive(Clone, Default)]
-pub struct Rounded32Finely {
-    /// Each two neighbours.
+pub struct BlockI16x32 {
+    /// Two neighbouring elements in each integer.
     pub twos: [i32; 16],
     pub scale: f32,
 }
 
-impl RoundedBlock for Rounded32Finely {
+impl QuantizedBlock for BlockI16x32 {
     const WIDTH: usize = 32;
 
     #[inline(always)]
-    fn round(&mut self, simd: V3, x: &[f32]) {
-        self.scale = step(simd, x, i16::MAX);
-        let [a, b, c, d] = integers(simd, x, inverse(self.scale));
-        let sixteens = [simd.avx2._mm256_packs_epi32(a, b), simd.avx2._mm256_packs_epi32(c, d)];
-        // Packing works on each half of a register: four numbers of `a`, of `b`, then the other fours.
-        self.twos = cast(sixteens.map(
+    fn quantize(&mut self, simd: V3, x: &[f32]) {
+        self.scale = scale(simd, x, i16::MAX);
+        let [a, b, c, d] = round_i32(simd, x, inverse(self.scale));
+        let halves = [simd.avx2._mm256_packs_epi32(a, b), simd.avx2._mm256_packs_epi32(c, d)];
+        // Packing works on each half of a register: four elements of `a`, of `b`, then the other fours.
+        self.twos = cast(halves.map(
             #[inline(always)]
             |fours| simd.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(fours),
         ));
     }
 }
 
-/// 256 numbers.
+/// 256 elements of 8 bits.
 #[repr(align(32))]
 #[derive(Clone, Default)]
-pub struct Rounded256 {
+pub struct BlockI8x256 {
     pub bytes: [[i8; 32]; 8],
-    /// Of each 16 bytes, those of even sixteens first.
+    /// The sum of each group of 16 elements: groups of even index first.
     pub sums: [i16; 16],
     pub scale: f32,
 }
 
-impl RoundedBlock for Rounded256 {
+impl QuantizedBlock for BlockI8x256 {
     const WIDTH: usize = 256;
 
     #[inline(always)]
-    fn round(&mut self, simd: V3, x: &[f32]) {
-        self.scale = step(simd, x, BYTE);
+    fn quantize(&mut self, simd: V3, x: &[f32]) {
+        self.scale = scale(simd, x, I8_MAX);
         let inverse = inverse(self.scale);
         let (ones, ones_of_16) = (simd.avx._mm256_set1_epi8(1), simd.avx._mm256_set1_epi16(1));
         let mut fours = [cast([0i32; 8]); 8];
         for ((to, fours), x) in self.bytes.iter_mut().zip(&mut fours).zip(x.chunks_exact(32)) {
-            *to = bytes(simd, x, inverse);
+            *to = round_i8(simd, x, inverse);
             let twos = simd.avx2._mm256_maddubs_epi16(ones, cast(*to));
             *fours = simd.avx2._mm256_madd_epi16(twos, ones_of_16);
         }
-        let [a, b, c, d, e, f, g, h] = transposed(simd, fours);
+        let [a, b, c, d, e, f, g, h] = transpose_8x8(simd, fours);
         // Packing works on each half of a register.
         let packed = simd.avx2._mm256_packs_epi32(sum(simd, [a, b, c, d]), sum(simd, [e, f, g, h]));
         self.sums = cast(simd.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
@@ -134,66 +134,66 @@ fn sum(simd: V3, [a, b, c, d]: [__m256i; 4]) -> __m256i {
     simd.avx2._mm256_add_epi32(ab, cd)
 }
 
-/// Rounds whole blocks.
-pub fn round_all<X: RoundedBlock>(simd: V3, x: &[f32]) -> Vec<X> {
+/// Quantises whole blocks, on the threads of the pool.
+pub fn quantize_rows<X: QuantizedBlock>(simd: V3, x: &[f32]) -> Vec<X> {
     let mut blocks = vec![X::default(); x.len() / X::WIDTH];
-    if x.len() <= TASK_NUMBERS {
-        simd.vectorize(Round { simd, x, blocks: &mut blocks });
+    if x.len() <= TASK_ELEMENTS {
+        simd.vectorize(Task { simd, x, blocks: &mut blocks });
     } else {
-        let parts = x.par_chunks(TASK_NUMBERS).zip(blocks.par_chunks_mut(TASK_NUMBERS / X::WIDTH));
-        parts.for_each(|(x, blocks)| simd.vectorize(Round { simd, x, blocks }));
+        let parts = x.par_chunks(TASK_ELEMENTS).zip(blocks.par_chunks_mut(TASK_ELEMENTS / X::WIDTH));
+        parts.for_each(|(x, blocks)| simd.vectorize(Task { simd, x, blocks }));
     }
     blocks
 }
 
-struct Round<'a, X> {
+struct Task<'a, X> {
     simd: V3,
     x: &'a [f32],
     blocks: &'a mut [X],
 }
 
-impl<X: RoundedBlock> NullaryFnOnce for Round<'_, X> {
+impl<X: QuantizedBlock> NullaryFnOnce for Task<'_, X> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
         for (block, x) in self.blocks.iter_mut().zip(self.x.chunks_exact(X::WIDTH)) {
-            block.round(self.simd, x);
+            block.quantize(self.simd, x);
         }
     }
 }
 
-/// What makes the largest magnitude so many steps.
+/// The scale at which the largest magnitude becomes `steps`.
 #[inline(always)]
-fn step(simd: V3, x: &[f32], steps: i16) -> f32 {
-    let (mut most, mut nothing) = (simd.splat_f32x8(0.0), simd.splat_f32x8(0.0));
+fn scale(simd: V3, x: &[f32], steps: i16) -> f32 {
+    let (mut max, mut nan) = (simd.splat_f32x8(0.0), simd.splat_f32x8(0.0));
     for x in V3::as_simd_f32s(x).0 {
-        most = simd.max_f32x8(most, simd.abs_f32x8(*x));
-        // NaN if a number is none or infinite, which a maximum may forget.
-        nothing = simd.add_f32x8(nothing, simd.mul_f32x8(*x, simd.splat_f32x8(0.0)));
+        max = simd.max_f32x8(max, simd.abs_f32x8(*x));
+        // NaN if an element is NaN or infinite, which a maximum may lose.
+        nan = simd.add_f32x8(nan, simd.mul_f32x8(*x, simd.splat_f32x8(0.0)));
     }
-    simd.reduce_max_f32s(most) / f32::from(steps) + simd.reduce_sum_f32s(nothing)
+    simd.reduce_max_f32s(max) / f32::from(steps) + simd.reduce_sum_f32s(nan)
 }
 
-/// One over a step; zero if all numbers are zeros, too small for an inverse, or none.
+/// The inverse of a scale; zero for NaN and for scales too small for an inverse.
 #[inline(always)]
-fn inverse(step: f32) -> f32 {
-    if step > f32::MIN_POSITIVE { step.recip() } else { 0.0 }
+fn inverse(scale: f32) -> f32 {
+    if scale > f32::MIN_POSITIVE { scale.recip() } else { 0.0 }
 }
 
-/// 32 numbers times `factor`, to the nearest byte.
+/// 32 elements times `factor`, rounded to 8 bits.
 #[inline(always)]
-fn bytes(simd: V3, x: &[f32], factor: f32) -> [i8; 32] {
-    let [a, b, c, d] = integers(simd, x, factor);
+fn round_i8(simd: V3, x: &[f32], factor: f32) -> [i8; 32] {
+    let [a, b, c, d] = round_i32(simd, x, factor);
     let packed = simd.avx2._mm256_packs_epi16(simd.avx2._mm256_packs_epi32(a, b), simd.avx2._mm256_packs_epi32(c, d));
-    // Packing works on each half of a register: four numbers of `a`, of `b`, of `c`, of `d`, then the other fours.
+    // Packing works on each half of a register: four elements of `a`, `b`, `c` and `d`, then the other fours.
     let in_order = simd.avx2._mm256_permutevar8x32_epi32(packed, cast([0i32, 4, 1, 5, 2, 6, 3, 7]));
     cast(in_order)
 }
 
-/// 32 numbers times `factor`, to the nearest.
+/// 32 elements times `factor`, rounded to integers.
 #[inline(always)]
-fn integers(simd: V3, x: &[f32], factor: f32) -> [__m256i; 4] {
+fn round_i32(simd: V3, x: &[f32], factor: f32) -> [__m256i; 4] {
     let factor = simd.splat_f32x8(factor);
     let mut integers = [cast([0i32; 8]); 4];
     for (to, x) in integers.iter_mut().zip(V3::as_simd_f32s(x).0) {

@@ -1,4 +1,4 @@
-//! From the layout of a batch to the keys that each query sees.
+//! The attention mask of a batch: causal for text, bidirectional within images.
 
 use std::ops::Range;
 
@@ -6,7 +6,8 @@ use super::ops::KeyRanges;
 use crate::batch::{Sample, SequenceLayout};
 use crate::config::ImageAttention;
 
-/// What each position of a batch sees: its own sample, causally for text, and up to the end of its block for images.
+/// The keys that each position of a batch sees: those of its own sample, up to itself for text and up to the end of its
+/// image for image tokens.
 pub fn key_ranges(layout: &SequenceLayout, attention: ImageAttention) -> KeyRanges {
     KeyRanges::new(layout.rows.iter().map(|row| row_ranges(row, layout.seq_len, attention)).collect())
 }
@@ -42,14 +43,14 @@ mod tests {
     }
 
     #[test]
-    fn images_see_themselves_whole_and_samples_see_only_themselves() {
+    fn image_tokens_see_their_whole_image_and_samples_only_themselves() {
         let ranges = key_ranges(&layout(), ImageAttention::Bidirectional);
         assert_eq!(ranges.rows()[0], [0..0, 1..2, 1..4, 1..4, 1..5]);
         assert_eq!(ranges.rows()[1], [0..1, 0..2, 2..3, 2..4, 0..0]);
     }
 
     #[test]
-    fn causal_images_see_what_came_before() {
+    fn causal_image_tokens_see_earlier_keys() {
         let ranges = key_ranges(&layout(), ImageAttention::Causal);
         assert_eq!(ranges.rows()[0], [0..0, 1..2, 1..3, 1..4, 1..5]);
     }

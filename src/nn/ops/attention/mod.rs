@@ -1,0 +1,329 @@
+//! Attention in which every query sees one range of keys: causal text, whole images, packed samples and padding.
+
+mod backward_cpu;
+mod forward_cpu;
+mod key_ranges;
+
+use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, WithDType};
+
+use super::{is_cpu_f32, is_tracked, with_slices};
+use crate::nn::kernels::kv_view::{HeadView, KvView};
+use crate::nn::tape::apply3;
+use crate::options::Precision;
+use backward_cpu::Inputs;
+pub use key_ranges::KeyRanges;
+
+/// `softmax(scale q k^T) v` over the keys of each query's range.
+///
+/// `q` is (batch, queries, heads, head_dim), `k` and `v` are (batch, keys, kv_heads, head_dim); `kv_heads` divides
+/// `heads`, and keys are never repeated. Keys and values may have another dtype than queries, as those of a KV cache: CPU
+/// kernels read f16 directly. The result is (batch, queries, heads, head_dim). On the CPU in f32, memory is linear in the
+/// sequence length, forward and backward.
+///
+/// # Errors
+/// From candle, if shapes or ranges do not fit.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, ranges: &KeyRanges, scale: f64) -> Result<Tensor> {
+    attention_with(q, k, v, ranges, scale, Precision::Full)
+}
+
+/// As [`attention`], with the precision of its matmuls on the CPU; those of a single query are f32 in any case.
+///
+/// # Errors
+/// As [`attention`].
+pub fn attention_with(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    ranges: &KeyRanges,
+    scale: f64,
+    precision: Precision,
+) -> Result<Tensor> {
+    let shape = AttentionShape::new(q, k, v)?;
+    ranges.check(shape.batch, shape.queries, shape.keys)?;
+    let kv_is_f16 = [k, v].iter().all(|t| t.dtype() == DType::F16) && !is_tracked(&[q, k, v]);
+    if is_cpu_f32(&[q, k, v]) || is_cpu_f32(&[q]) && k.device().is_cpu() && v.device().is_cpu() && kv_is_f16 {
+        let [q, k, v] = [rows_of_heads(q)?, rows_of_heads(k)?, rows_of_heads(v)?];
+        return apply3(&q, &k, &v, AttentionOp { shape, ranges: ranges.clone(), scale: scale as f32, precision });
+    }
+    let (k, v) = (k.to_dtype(q.dtype())?, v.to_dtype(q.dtype())?);
+    let weights = attention_weights(q, &k, ranges, scale)?;
+    let v = repeat_heads(&v.transpose(1, 2)?, shape.heads / shape.kv_heads)?;
+    weights.to_dtype(v.dtype())?.matmul(&v.contiguous()?)?.transpose(1, 2)
+}
+
+/// The attention weights `softmax(scale q k^T)`, (batch, heads, queries, keys), f32: quadratic memory.
+///
+/// # Errors
+/// As [`attention`].
+pub fn attention_weights(q: &Tensor, k: &Tensor, ranges: &KeyRanges, scale: f64) -> Result<Tensor> {
+    let shape = AttentionShape::new(q, k, k)?;
+    ranges.check(shape.batch, shape.queries, shape.keys)?;
+    let q = (q.transpose(1, 2)?.contiguous()? * scale)?;
+    let k = repeat_heads(&k.transpose(1, 2)?, shape.heads / shape.kv_heads)?;
+    let scores = q.matmul(&k.transpose(2, 3)?.contiguous()?)?.to_dtype(DType::F32)?;
+    let scores = scores.broadcast_add(&ranges.dense(shape.keys, DType::F32, scores.device())?)?;
+    if is_tracked(&[&scores]) {
+        candle_nn::ops::softmax(&scores, D::Minus1)
+    } else {
+        candle_nn::ops::softmax_last_dim(&scores)
+    }
+}
+
+/// (batch, kv_heads, keys, head_dim) -> (batch, kv_heads * times, keys, head_dim).
+fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
+    if times == 1 {
+        return Ok(x.clone());
+    }
+    let (batch, heads, keys, width) = x.dims4()?;
+    x.unsqueeze(2)?.expand((batch, heads, times, keys, width))?.reshape((batch, heads * times, keys, width))
+}
+
+/// The tensor itself if the elements of each head are consecutive, as the kernels need; else a contiguous copy.
+fn rows_of_heads(x: &Tensor) -> Result<Tensor> {
+    if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct AttentionShape {
+    batch: usize,
+    queries: usize,
+    keys: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl AttentionShape {
+    fn new(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Self> {
+        let (batch, queries, heads, head_dim) = q.dims4()?;
+        let (k_batch, keys, kv_heads, k_dim) = k.dims4()?;
+        if k.dims() != v.dims() || k_batch != batch || k_dim != head_dim || kv_heads == 0 || heads % kv_heads != 0 {
+            candle_core::bail!("attention of q {:?}, k {:?}, v {:?}: shapes do not fit", q.dims(), k.dims(), v.dims());
+        }
+        Ok(Self { batch, queries, keys, heads, kv_heads, head_dim })
+    }
+
+    /// Query heads that share the keys of one head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+}
+
+/// The custom op, for f32 on the CPU.
+struct AttentionOp {
+    shape: AttentionShape,
+    ranges: KeyRanges,
+    scale: f32,
+    precision: Precision,
+}
+
+/// The view of a tensor (batch, position, head, head_dim) whose last dimension is consecutive.
+fn head_view<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<HeadView<'a, T>> {
+    let data = &storage.as_slice::<T>()?[layout.start_offset()..];
+    match *layout.stride() {
+        [batch, position, head, 1] => Ok(HeadView::new(data, [batch, position, head])),
+        // A dimension of size one may have any stride.
+        _ if layout.is_contiguous() && layout.dims().len() == 4 => {
+            let d = layout.dims();
+            Ok(HeadView::new(data, [d[1] * d[2] * d[3], d[2] * d[3], d[3]]))
+        }
+        _ => candle_core::bail!("attention expects consecutive heads, found strides {:?}", layout.stride()),
+    }
+}
+
+/// The view of keys or values, which may be f16.
+fn kv_view<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<KvView<'a>> {
+    Ok(match storage {
+        CpuStorage::F16(_) => KvView::F16(head_view(storage, layout)?),
+        _ => KvView::F32(head_view(storage, layout)?),
+    })
+}
+
+impl CustomOp3 for AttentionOp {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        lq: &Layout,
+        k: &CpuStorage,
+        lk: &Layout,
+        v: &CpuStorage,
+        lv: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let out = self.forward(head_view(q, lq)?, kv_view(k, lk)?, kv_view(v, lv)?);
+        Ok((CpuStorage::F32(out), lq.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _out: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let AttentionShape { queries, keys, heads, kv_heads, head_dim, .. } = self.shape;
+        let inputs = [q.contiguous()?, k.contiguous()?, v.contiguous()?, g.contiguous()?];
+        let [dq, dk, dv] = with_slices(inputs.each_ref(), |[q, k, v, g]| {
+            let of_queries = |data| HeadView::contiguous(data, queries, heads, head_dim);
+            let of_keys = |data| HeadView::contiguous(data, keys, kv_heads, head_dim);
+            self.backward(Inputs { q: of_queries(q), k: of_keys(k), v: of_keys(v), g: of_queries(g) })
+        })?;
+        let gradient = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device()).map(Some);
+        Ok((gradient(dq, q)?, gradient(dk, k)?, gradient(dv, v)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check_gradients, max_diff, values};
+    use super::forward_cpu::QUERY_BLOCK;
+    use super::*;
+
+    /// Two rows: left padding, causal text, a bidirectional block, and two packed samples.
+    fn mixed(queries: usize) -> KeyRanges {
+        let half = queries / 2;
+        let first = (0..queries).map(|i| match i {
+            0 => 0..0,
+            i if i < half => 1..half,
+            i => 1..i + 1,
+        });
+        let second = (0..queries).map(|i| if i < half { 0..i + 1 } else { half..i + 1 });
+        KeyRanges::new(vec![first.collect(), second.collect()])
+    }
+
+    fn reference(q: &Tensor, k: &Tensor, v: &Tensor, ranges: &KeyRanges) -> Tensor {
+        let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+        attention(&wide(q), &wide(k), &wide(v), ranges, 0.5).unwrap().to_dtype(DType::F32).unwrap()
+    }
+
+    /// Zeroes padding queries, for which the composed form gives a harmless mean.
+    fn without_padding(x: &Tensor) -> Tensor {
+        x.narrow(1, 1, x.dim(1).unwrap() - 1).unwrap()
+    }
+
+    #[test]
+    fn kernel_equals_the_dense_mask() {
+        for queries in [9, 2 * QUERY_BLOCK + 7] {
+            let (q, k, v) =
+                (values(&[2, queries, 4, 8], 0.1), values(&[2, queries, 2, 8], 0.2), values(&[2, queries, 2, 8], 0.3));
+            let found = attention(&q, &k, &v, &mixed(queries), 0.5).unwrap();
+            let expected = reference(&q, &k, &v, &mixed(queries));
+            assert!(max_diff(&without_padding(&found), &without_padding(&expected)) < 2e-6);
+        }
+    }
+
+    #[test]
+    fn single_query_against_a_longer_cache_that_is_a_view() {
+        let (k, v) = (values(&[2, 40, 2, 8], 0.2), values(&[2, 40, 2, 8], 0.3));
+        let (k, v) = (k.narrow(1, 0, 33).unwrap(), v.narrow(1, 0, 33).unwrap());
+        let q = values(&[2, 1, 6, 8], 0.1);
+        let ranges = KeyRanges::new(vec![vec![4..33], vec![0..20]]);
+        let found = attention(&q, &k, &v, &ranges, 0.5).unwrap();
+        assert!(max_diff(&found, &reference(&q, &k, &v, &ranges)) < 2e-6);
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        let inputs = [values(&[2, 7, 4, 4], 0.1), values(&[2, 7, 2, 4], 0.2), values(&[2, 7, 2, 4], 0.3)];
+        check_gradients(&inputs, |t| attention(&t[0], &t[1], &t[2], &mixed(7), 0.5));
+    }
+
+    #[test]
+    fn bf16_is_near_f32_forward_and_backward() -> Result<()> {
+        let shapes: [&[usize]; 3] = [&[2, 150, 4, 16], &[2, 150, 2, 16], &[2, 150, 2, 16]];
+        let ranges = mixed(150);
+        let all = |precision| -> Result<[Tensor; 4]> {
+            let mut seed = 0.0;
+            let vars = shapes.map(|shape| {
+                seed += 0.1;
+                candle_core::Var::from_tensor(&values(shape, seed)).unwrap()
+            });
+            let [q, k, v] = [0, 1, 2].map(|i| vars[i].as_tensor());
+            let y = attention_with(q, k, v, &ranges, 0.25, precision)?;
+            let grads = (&y * values(y.dims(), 5.0))?.sum_all()?.backward()?;
+            Ok([y, grads.get(q).unwrap().clone(), grads.get(k).unwrap().clone(), grads.get(v).unwrap().clone()])
+        };
+        for (exact, rounded) in all(Precision::Full)?.iter().zip(all(Precision::Bf16)?) {
+            let size = exact.abs()?.max_all()?.to_scalar::<f32>()?;
+            let error = max_diff(exact, &rounded) / size;
+            // 8 bits are good to 1 / 512; a few of them add up (measured: 0.003 at most).
+            assert!(error < 0.01, "{error}");
+            assert_eq!(error > 0.0, Precision::has_fast_bf16());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn padding_queries_give_zero_and_no_gradient_flows_through_them() {
+        let (q, k, v) = (values(&[2, 7, 4, 4], 0.1), values(&[2, 7, 2, 4], 0.2), values(&[2, 7, 2, 4], 0.3));
+        let out = attention(&q, &k, &v, &mixed(7), 0.5).unwrap();
+        assert_eq!(
+            out.get(0).unwrap().get(0).unwrap().abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap(),
+            0.0
+        );
+    }
+
+    #[test]
+    fn single_query_equals_the_same_query_in_a_batch() -> Result<()> {
+        for (head_dim, group, keys) in [(4, 1, 3), (13, 3, 10), (64, 2, 77), (76, 3, 70), (128, 7, 70)] {
+            let q = values(&[2, keys, 2 * group, head_dim], 0.1);
+            let (k, v) = (values(&[2, keys, 2, head_dim], 0.2), values(&[2, keys, 2, head_dim], 0.3));
+            let ranges = mixed(keys);
+            let all = attention(&q, &k, &v, &ranges, 0.5)?;
+            for query in [0, 1, keys - 1] {
+                let own = ranges.rows().iter().map(|row| vec![row[query].clone()]).collect();
+                let alone = attention(&q.narrow(1, query, 1)?, &k, &v, &KeyRanges::new(own), 0.5)?;
+                assert!(max_diff(&alone, &all.narrow(1, query, 1)?) < 1e-5, "{head_dim} {group} {keys} {query}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn gradient_of_queries_with_f16_keys() -> Result<()> {
+        let q = candle_core::Var::from_tensor(&values(&[1, 3, 2, 8], 0.1))?;
+        let k = values(&[1, 5, 2, 8], 0.2).to_dtype(DType::F16)?;
+        let ranges = KeyRanges::full(1, 3, 5);
+        let gradient = |k: &Tensor| -> Result<Tensor> {
+            let grads = attention(&q, k, k, &ranges, 0.5)?.sqr()?.sum_all()?.backward()?;
+            grads.get(&q).cloned().ok_or_else(|| candle_core::Error::Msg("no gradient".into()))
+        };
+        assert!(max_diff(&gradient(&k)?, &gradient(&k.to_dtype(DType::F32)?)?) < 1e-5);
+        Ok(())
+    }
+
+    #[test]
+    fn f16_keys_and_values_equal_their_f32_form() -> Result<()> {
+        for (queries, head_dim, heads, keys) in
+            [(1, 64, (4, 2), 3), (1, 64, (4, 2), 200), (1, 76, (6, 2), 77), (9, 8, (2, 2), 9), (70, 24, (3, 1), 75)]
+        {
+            let (heads, kv_heads) = heads;
+            let q = values(&[2, queries, heads, head_dim], 0.1);
+            // As a cache has them: heads first, and more room than positions.
+            let held = |seed| -> Result<Tensor> {
+                let cache = values(&[2, kv_heads, keys + 5, head_dim], seed).to_dtype(DType::F16)?;
+                cache.narrow(2, 0, keys)?.transpose(1, 2)
+            };
+            let (k, v) = (held(0.2)?, held(0.3)?);
+            let first = (0..queries).map(|i| 0..keys - queries + i + 1).collect();
+            let ranges = KeyRanges::new(vec![first, vec![2..keys; queries]]);
+            let found = attention(&q, &k, &v, &ranges, 0.5)?;
+            let floats = attention(&q, &k.to_dtype(DType::F32)?, &v.to_dtype(DType::F32)?, &ranges, 0.5)?;
+            assert_eq!(max_diff(&found, &floats), 0.0, "{queries} {head_dim} {heads} {keys}");
+            let wide = attention(&q.to_dtype(DType::F64)?, &k, &v, &ranges, 0.5)?;
+            assert!(max_diff(&found, &wide.to_dtype(DType::F32)?) < 2e-6);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn ranges_outside_the_keys_are_refused() {
+        let x = values(&[1, 2, 1, 4], 0.1);
+        let ranges = KeyRanges::new(vec![vec![0..1, 0..3]]);
+        assert!(attention(&x, &x, &x, &ranges, 1.0).is_err());
+    }
+}
