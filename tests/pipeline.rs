@@ -335,8 +335,8 @@ fn a_server_keeps_chats_and_streams_their_replies_on_other_threads() {
     drop(model);
     for turn in [0, 1] {
         let start = |(user, chat): (&u32, &mut Chat)| {
-            let (user, reply) = (*user, chat.say(says(user, turn)).unwrap());
-            (user, std::thread::spawn(move || reply.map(haplovl::Result::unwrap).collect::<String>()))
+            let reply = chat.say(says(*user, turn)).unwrap();
+            (*user, std::thread::spawn(move || reply.map(haplovl::Result::unwrap).collect::<String>()))
         };
         let replies = Vec::from_iter(chats.iter_mut().map(start));
         for (user, reply) in replies {
