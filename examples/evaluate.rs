@@ -11,7 +11,7 @@ mod model;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Parser;
 use haplovl::config::GenerationConfig;
 use haplovl::data::shapes::{CaptionScore, Question, Scene, ShapesConfig, Split, check_caption};
@@ -55,6 +55,9 @@ struct Arguments {
     json: bool,
 }
 
+/// Most bytes of all images together, which are held in memory.
+const MAX_BYTES: u64 = 4 << 30;
+
 /// A scene with its image and questions.
 struct Exam {
     scene: Scene,
@@ -72,6 +75,11 @@ impl Exam {
 
 fn main() -> ExitCode {
     cli::main(|arguments: Arguments| {
+        let bytes = 3 * arguments.scenes * u64::from(arguments.side).pow(2);
+        ensure!(
+            bytes <= MAX_BYTES,
+            "the images take {bytes} bytes, expected at most {MAX_BYTES}: lower --scenes or --side"
+        );
         memory::keep();
         let model = arguments.model.load()?;
         let exams = (0..arguments.scenes).map(|index| Exam::of(Split::Test, index, arguments.side));

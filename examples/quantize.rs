@@ -12,10 +12,11 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
+use haplovl::config::HaploVlConfig;
 use haplovl::data::shapes::{ShapesConfig, Split};
 use haplovl::eval::Divergence;
 use haplovl::pipeline::{DeviceChoice, LoadOptions, LoadedModel, ModelSource, Quantization, quantize_folder};
-use haplovl::processor::{Content, Message};
+use haplovl::processor::{Content, Conversation, Message, Processor};
 
 /// Writes a quantised copy of a model: `model.gguf` in a folder that every other example takes with `--model`.
 ///
@@ -54,6 +55,9 @@ fn main() -> ExitCode {
             output.display()
         );
         let folder = model.folder()?;
+        if compare > 0 {
+            check_images(&folder, side)?;
+        }
         cli::note(format_args!("quantising {model} to {kind} ..."));
         quantize_folder(&folder, &output, kind)?;
         let (before, after) = (megabytes(&folder)?, megabytes(&output)?);
@@ -87,12 +91,23 @@ fn load(folder: &Path) -> Result<LoadedModel> {
     Ok(LoadedModel::from_folder(folder, LoadOptions::default().with_device(DeviceChoice::Cpu))?)
 }
 
+/// Checks before anything is written that a request fits the model.
+fn check_images(folder: &Path, side: u32) -> Result<()> {
+    let config = HaploVlConfig::from_file(folder.join("config.json"))?;
+    Processor::from_folder(folder, &config)?.sequence(&request(0, side), true)?;
+    Ok(())
+}
+
+/// The conversation about scene `index` that both models are asked to continue.
+fn request(index: u64, side: u32) -> Conversation {
+    let scene = Split::Test.scene(index, &ShapesConfig::default());
+    Message::user([Content::from(scene.render(side)), "Describe the picture.".into()]).into()
+}
+
 fn divergence(original: &LoadedModel, quantized: &LoadedModel, images: u64, side: u32) -> Result<Divergence> {
     let mut all = Divergence::default();
     for index in 0..images {
-        let scene = Split::Test.scene(index, &ShapesConfig::default());
-        let content = [Content::from(scene.render(side)), "Describe the picture.".into()];
-        let batch = original.batch(&[Message::user(content).into()])?;
+        let batch = original.batch(&[request(index, side)])?;
         let logits = [original, quantized].map(|model| model.model().forward(&batch));
         let [reference, other] = logits;
         all = all.merged(Divergence::of(&reference?, &other?)?);

@@ -14,11 +14,11 @@ use haplovl::pipeline::LoadedModel;
 use haplovl::processor::{AttentionMap, Content, Conversation, ImageProcessor, Message, RgbImage};
 use haplovl::weights::Parameters;
 
-/// The sum of each token's own pixels, after everything that happens to a picture on its way into the model.
-fn brightness(config: &HaploVlConfig, picture: &RgbImage) -> Vec<f32> {
+/// The sum of each token's own pixels, after everything that happens to an image on its way into the model.
+fn brightness(config: &HaploVlConfig, image: &RgbImage) -> Vec<f32> {
     let mut settings = PreprocessorConfig::image(&config.vision);
     settings.do_normalize = false;
-    let visual = ImageProcessor::new(&settings, &config.vision).unwrap().process(picture).unwrap();
+    let visual = ImageProcessor::new(&settings, &config.vision).unwrap().process(image).unwrap();
     let (tiles, side) = (visual.pixel_values().dim(0).unwrap(), config.vision.patches_per_side());
     let patch = config.vision.patch_size;
     let patches = visual.pixel_values().reshape(vec![tiles, 3, side, patch, side, patch]).unwrap();
@@ -41,10 +41,10 @@ fn pixels_under_a_cell_are_those_that_its_token_sees() {
             let map = AttentionMap::new(&config.vision, size, &vec![0.0; tokens]).unwrap();
             for (n, cell) in map.cells().iter().enumerate() {
                 let lit = |x, y| cell.pixel_columns.contains(&x) && cell.pixel_rows.contains(&y);
-                let picture = RgbImage::from_fn(size.width as u32, size.height as u32, |x, y| {
+                let image = RgbImage::from_fn(size.width as u32, size.height as u32, |x, y| {
                     image::Rgb([if lit(x, y) { 255 } else { 0 }; 3])
                 });
-                let seen = brightness(&config, &picture);
+                let seen = brightness(&config, &image);
                 assert_eq!(seen.len(), map.cells().len());
                 let brightest = (0..seen.len()).max_by(|&a, &b| seen[a].total_cmp(&seen[b])).unwrap();
                 assert_eq!(brightest, n, "{size}, {cell:?}");
@@ -63,16 +63,16 @@ fn model() -> LoadedModel {
     LoadedModel::new(model, common::tiny_processor(), GenerationConfig::default())
 }
 
-fn picture(seed: u32) -> Content {
+fn sample_image(seed: u32) -> Content {
     RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * seed) as u8, (y * 7 + seed) as u8, (x * y) as u8])).into()
 }
 
 #[test]
 fn a_words_map_is_the_mean_of_its_tokens_attention() {
     let model = model();
-    let conversation = Conversation::from(Message::user([picture(3), "is it a cat?".into()]));
+    let conversation = Conversation::from(Message::user([sample_image(3), "is it a cat?".into()]));
     let batch = model.batch(std::slice::from_ref(&conversation)).unwrap();
-    let Visual::Image { size, .. } = batch.visuals[0] else { panic!("expected a picture") };
+    let Visual::Image { size, .. } = batch.visuals[0] else { panic!("expected an image") };
     let span = batch.layout.rows[0][0].visuals[0].clone();
     let ids: Vec<u32> = batch.input_ids.get(0).unwrap().to_vec1().unwrap();
     let cat = model.processor().tokenizer().encode("cat").unwrap();
@@ -96,10 +96,10 @@ fn a_words_map_is_the_mean_of_its_tokens_attention() {
 }
 
 #[test]
-fn a_word_sees_the_pictures_before_it_only() {
+fn a_word_sees_the_images_before_it_only() {
     let model = model();
     let text = "<image> one, two <image>, three";
-    let conversation = Conversation::from(Message::user([picture(3), picture(90), text.into()]));
+    let conversation = Conversation::from(Message::user([sample_image(3), sample_image(90), text.into()]));
     let totals = |word| {
         let maps = model.word_attention(&conversation, word, 0, None).unwrap();
         Vec::from_iter(maps.iter().map(AttentionMap::total))
@@ -112,7 +112,7 @@ fn a_word_sees_the_pictures_before_it_only() {
 #[test]
 fn what_is_not_there_says_so() {
     let model = model();
-    let conversation = Conversation::from(Message::user([picture(3), "is it a cat?".into()]));
+    let conversation = Conversation::from(Message::user([sample_image(3), "is it a cat?".into()]));
     let message = |word, layer, head| model.word_attention(&conversation, word, layer, head).unwrap_err().to_string();
     // `user` stands in the prompt, but only in the template.
     let error = model.word_attention(&conversation, "user", 0, None).unwrap_err();

@@ -35,8 +35,8 @@ fn accuracy(model: &LoadedModel, count: u64, side: u32) -> f64 {
     let mut accuracy = Accuracy::default();
     for scene in scenes(count) {
         let questions = scene.questions(&mut ChaCha8Rng::seed_from_u64(scene.seed));
-        let picture = Content::from(scene.render(side));
-        let asked = questions.iter().map(|q| (vec![picture.clone()], q.question.clone()));
+        let image = Content::from(scene.render(side));
+        let asked = questions.iter().map(|q| (vec![image.clone()], q.question.clone()));
         let answers = VisualQuestionAnswerer::new(model).ask_all(asked).unwrap();
         for (question, answer) in questions.iter().zip(&answers.sequences) {
             accuracy.add(question.kind, &answer.text, &question.answer);
@@ -50,9 +50,9 @@ fn it_is_the_model_of_its_folder() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/builtin");
     let models = [builtin(None), LoadedModel::from_folder(folder, options(None)).unwrap()];
     // Larger than a tile, and not square.
-    let picture = Content::from(RgbImage::from_fn(200, 90, |x, y| Rgb([x as u8, y as u8, (x ^ y) as u8])));
+    let image = Content::from(RgbImage::from_fn(200, 90, |x, y| Rgb([x as u8, y as u8, (x ^ y) as u8])));
     let [ours, of_folder] = models.map(|model| {
-        let batch = model.batch(&[Message::user([picture.clone(), "what is in this image?".into()]).into()]).unwrap();
+        let batch = model.batch(&[Message::user([image.clone(), "what is in this image?".into()]).into()]).unwrap();
         let logits = model.model().forward(&batch).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let words = model.processor().tokenizer().inner().get_vocab(true);
         (

@@ -165,7 +165,7 @@ fn the_seed_decides_and_rows_differ() {
 }
 
 #[test]
-fn logits_that_are_no_numbers_say_where() {
+fn logits_that_are_nan_or_infinite_are_errors_with_a_position() {
     let inf = f32::INFINITY;
     for (mut logits, what) in [
         (vec![0.0, f32::NAN, 1.0], "token 1 is NaN"),

@@ -252,8 +252,8 @@ mod with_a_model {
         Arc::new(HaploVl::new(&config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap())
     }
 
-    /// Text, one picture of a single tile, and text again.
-    fn with_picture(text: &[u32], brightness: f32) -> Sequence {
+    /// Text, one image of a single tile, and text again.
+    fn with_image(text: &[u32], brightness: f32) -> Sequence {
         let config = HaploVlConfig::tiny();
         let pixel_values = Tensor::full(brightness, (1, 3, 28, 28), &Device::Cpu).unwrap();
         let visual = Visual::Image { pixel_values, size: Size { width: 28, height: 28 } };
@@ -273,7 +273,7 @@ mod with_a_model {
     #[test]
     fn greedy_text_is_the_argmax_of_the_whole_forward_each_time() {
         let model = model();
-        let mut sequence = with_picture(&[7, 8, 9], 0.5);
+        let mut sequence = with_image(&[7, 8, 9], 0.5);
         let generation =
             Generator::new(model.clone(), letters).generate(&left_padded(&[sequence.clone()]), &greedy(12)).unwrap();
         for &id in &generation.sequences[0].tokens {
@@ -291,7 +291,7 @@ mod with_a_model {
         let model = model();
         let generator = Generator::new(model.clone(), letters);
         let text_only = Sequence { input_ids: vec![3, 4], labels: None, visuals: vec![] };
-        let rows = [with_picture(&[7, 8, 9], 0.5), with_picture(&[10; 20], -0.5), text_only];
+        let rows = [with_image(&[7, 8, 9], 0.5), with_image(&[10; 20], -0.5), text_only];
         let together = generator.generate(&left_padded(&rows), &greedy(10)).unwrap();
         for (row, in_batch) in rows.iter().zip(&together.sequences) {
             let alone = generator.generate(&left_padded(std::slice::from_ref(row)), &greedy(10)).unwrap();
@@ -317,27 +317,27 @@ mod with_a_model {
     fn later_turns_reuse_the_cache_and_change_nothing() {
         let model = model();
         let mut cache = PrefixCache::default();
-        let mut chat = with_picture(&[7, 8, 9], 0.5);
+        let mut chat = with_image(&[7, 8, 9], 0.5);
         let (answer, cached) = both_ways(&model, &mut cache, &chat, 6);
         assert_eq!((answer.len(), cached), (6, 0));
-        // The next turn: the answer, and a question with a second picture. The last id of the answer was not fed.
+        // The next turn: the answer, and a question with a second image. The last id of the answer was not fed.
         let first_turn = chat.len() + answer.len();
-        let question = with_picture(&[11, 12], -0.7);
+        let question = with_image(&[11, 12], -0.7);
         chat.input_ids.extend([answer, question.input_ids].concat());
         chat.visuals.extend(question.visuals);
         let (answer, cached) = both_ways(&model, &mut cache, &chat, 6);
         assert_eq!(cached, first_turn - 1);
         // Asked again, all but the last id is known.
         assert_eq!(both_ways(&model, &mut cache, &chat, 6), (answer, chat.len() - 1));
-        // Another text behind the second picture.
+        // Another text behind the second image.
         let changed = chat.len() - 2;
         chat.input_ids[changed] = 33;
         assert_eq!(both_ways(&model, &mut cache, &chat, 6).1, changed);
-        // Another second picture of the same size: equal ids, but not equal.
-        chat.visuals[1] = with_picture(&[], 0.1).visuals.remove(0);
+        // Another second image of the same size: equal ids, but not equal.
+        chat.visuals[1] = with_image(&[], 0.1).visuals.remove(0);
         assert_eq!(both_ways(&model, &mut cache, &chat, 6).1, first_turn + 1);
-        // An equal copy of the first picture, and a shorter text that ends where the first answer began.
-        let short = with_picture(&[7, 8, 9], 0.5);
+        // An equal copy of the first image, and a shorter text that ends where the first answer began.
+        let short = with_image(&[7, 8, 9], 0.5);
         assert_eq!(both_ways(&model, &mut cache, &short, 6).1, short.len() - 1);
         cache.clear();
         assert_eq!(both_ways(&model, &mut cache, &short, 6).1, 0);

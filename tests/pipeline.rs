@@ -73,24 +73,24 @@ fn load(folder: &Path) -> haplovl::Result<LoadedModel> {
     LoadedModel::from_folder(folder, LoadOptions::default().with_device(DeviceChoice::Cpu))
 }
 
-fn picture(seed: u32) -> RgbImage {
+fn sample_image(seed: u32) -> RgbImage {
     RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * seed) as u8, (y * 7 + seed) as u8, (x * y) as u8]))
 }
 
 #[test]
-fn a_folder_loads_and_describes_pictures_alone_and_together() {
+fn a_folder_loads_and_describes_images_alone_and_together() {
     let folder = checkpoint();
     let model = load(folder.path()).unwrap();
     assert_eq!(model.generation().eos_token_id, [91]);
     let captioner = Captioner::new(&model).with_prompt("a b c");
-    let pictures = [picture(3), picture(90)];
-    let alone = pictures.clone().map(|p| captioner.caption(p).unwrap());
-    assert_ne!(alone[0].text(), alone[1].text(), "the picture makes no difference");
-    let together = captioner.caption_all(pictures.map(Content::from)).unwrap();
+    let images = [sample_image(3), sample_image(90)];
+    let alone = images.clone().map(|p| captioner.caption(p).unwrap());
+    assert_ne!(alone[0].text(), alone[1].text(), "the image makes no difference");
+    let together = captioner.caption_all(images.map(Content::from)).unwrap();
     for (alone, together) in alone.iter().zip(&together.sequences) {
         assert_eq!(alone.sequence, *together);
     }
-    let prompt: Vec<String> = captioner.stream(picture(3)).unwrap().map(|piece| piece.unwrap()).collect();
+    let prompt: Vec<String> = captioner.stream(sample_image(3)).unwrap().map(|piece| piece.unwrap()).collect();
     assert_eq!(prompt.concat(), alone[0].sequence.text);
     assert!(matches!(captioner.caption_all([]), Err(Error::Batch { .. })));
 }
@@ -103,12 +103,12 @@ fn without_generation_config_the_tokenizer_says_what_ends_an_answer() {
 }
 
 #[test]
-fn questions_take_several_pictures_or_none() {
+fn questions_take_several_images_or_none() {
     let folder = checkpoint();
     let model = load(folder.path()).unwrap();
     let config = GenerationConfig { max_new_tokens: Some(5), ..model.generation().clone() };
     let answerer = VisualQuestionAnswerer::new(&model).with_generation(config);
-    let two = || [picture(3).into(), picture(90).into()];
+    let two = || [sample_image(3).into(), sample_image(90).into()];
     let answer = answerer.ask(two(), "what differs").unwrap();
     assert!(answer.timings.new_tokens <= 5);
     assert!(answer.timings.prompt_tokens > answerer.ask([], "what differs").unwrap().timings.prompt_tokens);
@@ -124,13 +124,13 @@ fn a_chat_remembers_and_reuses_its_cache() {
     let model = load(folder.path()).unwrap();
     let opening = Conversation::from(Message::system("b c"));
     let mut chat = Chat::new(&model).with_conversation(opening.clone());
-    let first = chat.ask([picture(3).into(), "a b".into()]).unwrap();
+    let first = chat.ask([sample_image(3).into(), "a b".into()]).unwrap();
     assert_eq!(first.timings.cached_tokens, 0);
     let second = chat.ask(["d e".into()]).unwrap();
     assert!(second.timings.cached_tokens >= first.timings.prompt_tokens, "{:?}", second.timings);
     // The same as without a cache.
     let mut whole = opening;
-    whole.push(Message::user([picture(3).into(), "a b".into()]));
+    whole.push(Message::user([sample_image(3).into(), "a b".into()]));
     whole.push(Message::assistant(first.sequence.text));
     whole.push(Message::user(["d e".into()]));
     let fresh = model.generator().generate(&model.batch(&[whole]).unwrap(), model.generation()).unwrap();
@@ -144,7 +144,7 @@ fn a_chat_goes_on_after_what_went_wrong_and_after_an_interrupted_reply() {
     let folder = checkpoint();
     let model = load(folder.path()).unwrap();
     let mut chat = Chat::new(&model);
-    assert!(matches!(chat.ask([picture(3).into(), "<image> <image>".into()]), Err(Error::Prompt { .. })));
+    assert!(matches!(chat.ask([sample_image(3).into(), "<image> <image>".into()]), Err(Error::Prompt { .. })));
     assert!(matches!(chat.ask(["a ".repeat(300).into()]), Err(Error::Prompt { .. })));
     assert!(chat.conversation().messages.is_empty());
     let mut reply = chat.say(["a b".into()]).unwrap();
@@ -206,7 +206,7 @@ fn a_quantised_folder_answers_like_the_model_quantised_at_load() {
     // Larger weights than random ones usually are would blow up every rounding.
     let folder = checkpoint_of(1.0);
     let original = load(folder.path()).unwrap();
-    let batch = original.batch(&[Message::user([Content::from(picture(3)), "a b c".into()]).into()]).unwrap();
+    let batch = original.batch(&[Message::user([Content::from(sample_image(3)), "a b c".into()]).into()]).unwrap();
     let logits = |model: &LoadedModel| {
         let logits = model.model().forward(&batch).unwrap();
         logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
@@ -254,30 +254,30 @@ fn a_tied_head_is_quantised_with_the_rest() {
 }
 
 #[test]
-fn a_quantised_model_says_the_same_of_a_picture_alone_and_beside_another() {
+fn a_quantised_model_says_the_same_of_a_image_alone_and_beside_another() {
     let folder = checkpoint();
     let options =
         LoadOptions::default().with_device(DeviceChoice::Cpu).with_quantization(haplovl::options::Quantization::Q8_0);
     let model = LoadedModel::from_folder(folder.path(), options).unwrap();
     let captioner = Captioner::new(&model).with_prompt("a b c");
-    let alone = captioner.caption(picture(3)).unwrap();
-    let both = captioner.caption_all([picture(3), picture(90)].map(Content::from)).unwrap();
+    let alone = captioner.caption(sample_image(3)).unwrap();
+    let both = captioner.caption_all([sample_image(3), sample_image(90)].map(Content::from)).unwrap();
     assert!(!alone.text().is_empty());
     assert_eq!(alone.sequence, both.sequences[0]);
 }
 
 #[test]
-fn a_second_question_reuses_its_picture_and_no_other() {
+fn a_second_question_reuses_its_image_and_no_other() {
     let folder = checkpoint();
     let model = load(folder.path()).unwrap();
     let answerer = VisualQuestionAnswerer::new(&model);
-    let ask = |answerer: &VisualQuestionAnswerer, pictures: &[u32], question: &str| {
-        answerer.ask(pictures.iter().map(|seed| picture(*seed).into()), question).unwrap()
+    let ask = |answerer: &VisualQuestionAnswerer, images: &[u32], question: &str| {
+        answerer.ask(images.iter().map(|seed| sample_image(*seed).into()), question).unwrap()
     };
-    let afresh = |pictures: &[u32], question: &str| ask(&VisualQuestionAnswerer::new(&model), pictures, question);
+    let afresh = |images: &[u32], question: &str| ask(&VisualQuestionAnswerer::new(&model), images, question);
     let first = ask(&answerer, &[3, 90], "a b c");
     assert_eq!(first.timings.cached_tokens, 0);
-    // Both pictures are kept; only the question is new.
+    // Both images are kept; only the question is new.
     let second = ask(&answerer, &[3, 90], "d e f g");
     assert_eq!(second.sequence, afresh(&[3, 90], "d e f g").sequence);
     assert!(second.timings.prompt_tokens - second.timings.cached_tokens < 10, "{:?}", second.timings);
@@ -289,7 +289,7 @@ fn a_second_question_reuses_its_picture_and_no_other() {
     assert_eq!(fourth.sequence, afresh(&[7, 91], "d e f g").sequence);
     assert!(fourth.timings.cached_tokens < third.timings.cached_tokens);
     // Dropped on the way, and two at once.
-    let mut stream = answerer.stream([picture(7).into()], "a b c").unwrap();
+    let mut stream = answerer.stream([sample_image(7).into()], "a b c").unwrap();
     stream.next();
     let beside = ask(&answerer, &[7], "a b c");
     drop(stream);
@@ -321,7 +321,7 @@ fn a_server_keeps_chats_and_streams_their_replies_on_other_threads() {
     let folder = checkpoint();
     let model = load(folder.path()).unwrap();
     let says = |user: u32, turn: u32| match turn {
-        0 => vec![picture(3 + 29 * user).into(), "a b".into()],
+        0 => vec![sample_image(3 + 29 * user).into(), "a b".into()],
         _ => vec![format!("d e {}", ["f", "g", "h", "k"][user as usize]).into()],
     };
     let alone = |user| {
@@ -335,8 +335,8 @@ fn a_server_keeps_chats_and_streams_their_replies_on_other_threads() {
     drop(model);
     for turn in [0, 1] {
         let start = |(user, chat): (&u32, &mut Chat)| {
-            let (user, reply) = (*user, chat.say(says(user, turn)).unwrap());
-            (user, std::thread::spawn(move || reply.map(haplovl::Result::unwrap).collect::<String>()))
+            let reply = chat.say(says(*user, turn)).unwrap();
+            (*user, std::thread::spawn(move || reply.map(haplovl::Result::unwrap).collect::<String>()))
         };
         let replies = Vec::from_iter(chats.iter_mut().map(start));
         for (user, reply) in replies {
@@ -354,7 +354,7 @@ fn a_server_keeps_chats_and_streams_their_replies_on_other_threads() {
 fn one_answerer_serves_several_threads() {
     let folder = checkpoint();
     let answerer = VisualQuestionAnswerer::new(&load(folder.path()).unwrap());
-    let ask = |seed| answerer.ask([picture(seed).into()], "a b c").unwrap().sequence;
+    let ask = |seed| answerer.ask([sample_image(seed).into()], "a b c").unwrap().sequence;
     let expected = [3, 90, 7].map(ask);
     std::thread::scope(|scope| {
         let threads = [3, 90, 7].map(|seed| scope.spawn(move || ask(seed)));
@@ -398,7 +398,7 @@ fn weights_that_are_not_finite_are_named() {
         assert!(matches!(error, Error::Weights(_)) && error.to_string().contains(&expected), "{error}");
         assert!(!output.exists());
 
-        let conversation = Conversation::from(Message::user([picture(3).into(), "a b c".into()]));
+        let conversation = Conversation::from(Message::user([sample_image(3).into(), "a b c".into()]));
         let layer = name.split('.').find_map(|part| part.parse().ok()).unwrap();
         let error = load(folder.path()).unwrap().word_attention(&conversation, "b", layer, None).unwrap_err();
         let expected = format!("`model.layers.{layer}.self_attn`");
@@ -448,7 +448,7 @@ fn a_subscriber_sees_loading_preprocessing_prefill_decoding_and_cache_reuse() {
     let notes = Notes::default();
     let (first, second) = tracing::subscriber::with_default(notes.clone(), || {
         let mut chat = Chat::new(&load(folder.path()).unwrap());
-        (chat.ask([picture(3).into(), "a b".into()]).unwrap(), chat.ask(["c d".into()]).unwrap())
+        (chat.ask([sample_image(3).into(), "a b".into()]).unwrap(), chat.ask(["c d".into()]).unwrap())
     });
     let notes = notes.0.lock().unwrap();
     let count = |start: &str| notes.iter().filter(|note| note.starts_with(start)).count();
