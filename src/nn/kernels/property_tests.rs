@@ -82,7 +82,7 @@ proptest! {
         let mut out = vec![2f32; (rows + 2) * (columns + 3)];
         let mut all = MatMut::contiguous(&mut out, (rows + 2, columns + 3));
         let left = MatRef::new(&x_gaps, (rows, depth), depth + gap);
-        let right = if columns > 0 { MatRef::new(&w_gaps, (depth, columns), columns + gap) } else { MatRef::new(&[], (depth, 0), 0) };
+        let right = MatRef::new(&w_gaps, (depth, columns), columns + gap);
         let gemm = Gemm { accumulate, scale: 0.5, precision };
         gemm.run(all.tile(1..rows + 1, 2..columns + 2), left, right, &mut GemmScratch::default());
         let product = naive(&x, &w, (rows, columns, depth));

@@ -210,7 +210,7 @@ mod tests {
     fn q8_0_takes_any_multiple_of_32_inputs() -> Result<()> {
         let Some(simd) = V3::try_new() else { return Ok(()) };
         for (kernel, width) in kernels().flat_map(|kernel| [32, 96, 320].map(move |width| (kernel, width))) {
-            let w = QTensor::quantize(&values(&[20, width], 0.2), GgmlDType::Q8_0)?;
+            let w = QTensor::quantize(&values(&[20, width], 0.2), Quantization::Q8_0.ggml_dtype())?;
             let x = values(&[5, width], 0.1).flatten_all()?.to_vec1::<f32>()?;
             let y = matmul(kernel, simd, &x, &w.data()?, Quantization::Q8_0, width);
             let found = Tensor::from_vec(y, (5, 20), &Device::Cpu)?;
