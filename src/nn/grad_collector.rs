@@ -1,8 +1,8 @@
-//! Where the gradients of parameters go in a backward pass.
+//! Collector of the gradients of parameters in a backward pass.
 //!
-//! candle's [`GradStore`] adds each gradient of an input to zeros, which takes three buffers of a weight's size where one
-//! would do, and it never hears of gradients found inside a [`super::segment`]. Here they are collected beside it, for the
-//! thread that the backward pass runs on: another pass must not run on that thread meanwhile, as a job of a pool could.
+//! candle's [`GradStore`] adds each gradient to zeros, which takes three buffers of a weight's size instead of one, and it
+//! does not see gradients computed inside of a [`super::checkpoint`]ed segment. The collector is thread-local: another
+//! backward pass must not run on the same thread meanwhile, as a job of a thread pool could.
 
 use std::cell::RefCell;
 use std::collections::hash_map::Entry;
@@ -13,21 +13,21 @@ use candle_core::{Result, Tensor, TensorId, Var};
 
 use super::thread_local_scope::scoped;
 
-/// The parameters whose gradients are wanted, and the gradients found so far.
+/// The parameters whose gradients are collected, and the gradients found so far.
 struct Sink {
     parameters: HashSet<TensorId>,
     found: HashMap<TensorId, Tensor>,
 }
 
 thread_local! {
-    /// The sink of the backward pass that this thread is in. candle calls all of a pass's backward functions on one.
+    /// The sink of the backward pass on this thread. candle calls all backward functions of a pass on one thread.
     static SINK: RefCell<Option<Sink>> = const { RefCell::new(None) };
 }
 
-/// The gradients of `loss` with respect to `parameters`, each cut from the graph that made it: one still attached would
-/// keep all activations alive.
+/// The gradients of `loss` with respect to `parameters`, detached: a gradient with its graph would keep all activations
+/// alive.
 ///
-/// `loss` is used up: its graph goes as soon as it was used. A parameter that the loss does not depend on is absent.
+/// `loss` is consumed, so that its graph is freed during the pass. A parameter that the loss does not depend on is absent.
 ///
 /// # Errors
 /// From candle only.
@@ -45,9 +45,9 @@ pub fn gradients_of<'a>(
     }
 }
 
-/// Takes the gradient of `parameter` if it is one whose gradient is collected, and gives it back otherwise, for candle.
+/// Collects the gradient of `parameter`, or returns it, for candle, if it is not to be collected.
 ///
-/// `gradient` must share its memory with no other tensor: sums over micro-batches are made in it.
+/// `gradient` must not share its memory with another tensor: micro-batches accumulate in it.
 pub(crate) fn deliver(parameter: &Tensor, gradient: Tensor) -> Result<Option<Tensor>> {
     SINK.with_borrow_mut(|sink| match sink {
         Some(sink) if sink.parameters.contains(&parameter.id()) => sink.add(parameter.id(), &gradient).map(|()| None),
@@ -58,7 +58,7 @@ pub(crate) fn deliver(parameter: &Tensor, gradient: Tensor) -> Result<Option<Ten
 /// Runs `f` with the sink of this thread.
 ///
 /// # Errors
-/// If no gradients are collected: those of a piece of graph that candle does not see would be lost.
+/// If no gradients are collected: gradients of a segment, which candle does not see, would be lost.
 fn with_sink(f: impl FnOnce(&mut Sink) -> Result<()>) -> Result<()> {
     SINK.with_borrow_mut(|sink| match sink {
         Some(sink) => f(sink),
@@ -74,7 +74,7 @@ pub(super) fn require_sink() -> Result<()> {
     with_sink(|_| Ok(()))
 }
 
-/// Takes what a backward pass of candle's has found for the parameters.
+/// Collects the gradients of the parameters from a backward pass of candle.
 ///
 /// # Errors
 /// As [`with_sink`].
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equals_candles_store_also_for_a_parameter_used_twice() {
+    fn gradients_equal_those_of_candle() {
         let x = values(&[3, 4], 0.1);
         let (shared, once) = (values(&[4, 4], 0.2), values(&[4], 0.3));
         let [shared, once] = [shared, once].map(|t| Var::from_tensor(&t).unwrap());
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_asked_for_is_found_and_nothing_stays_behind() {
+    fn only_requested_gradients_are_collected() {
         let [a, b, unused] = [0.1, 0.2, 0.3].map(|start| Var::from_tensor(&values(&[2, 2], start)).unwrap());
         let loss = || linear(&a, &b, None).unwrap().sum_all().unwrap();
         let found = gradients_of(loss(), [&b, &unused]).unwrap();

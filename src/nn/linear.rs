@@ -23,7 +23,7 @@ enum Weight {
 }
 
 impl Linear {
-    /// Reads `weight` (out, in) and, if asked for, `bias` (out).
+    /// Reads `weight` (out, in) and, with `bias`, `bias` (out).
     ///
     /// # Errors
     /// If the store has no such tensors, or of another shape.
@@ -59,7 +59,7 @@ impl Linear {
         }
     }
 
-    /// Quantises the weight; one that is quantised already stays as it is.
+    /// Quantises the weight; a quantised weight is left as it is.
     ///
     /// # Errors
     /// From candle only.
@@ -70,25 +70,25 @@ impl Linear {
         Ok(())
     }
 
-    /// Sets how exact products are, on the CPU and as far as the weight is a float one.
+    /// Sets the precision of the matmul on the CPU, if the weight is not quantised.
     pub fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
     }
 
-    /// Takes another weight of the same shape.
+    /// Replaces the weight by one of the same shape.
     ///
     /// # Errors
-    /// [`Error::Weights`] if it has another.
+    /// [`Error::Weights`] if the shape differs.
     pub fn set_weight(&mut self, weight: Tensor) -> Result<()> {
         self.check_dims(weight.dims2()?)?;
         self.weight = Weight::Float(weight);
         Ok(())
     }
 
-    /// Takes a quantised weight of the same shape.
+    /// Replaces the weight by a quantised one of the same shape.
     ///
     /// # Errors
-    /// [`Error::Weights`] if it has another.
+    /// [`Error::Weights`] if the shape differs.
     pub fn set_quantized(&mut self, weight: QuantizedWeight) -> Result<()> {
         self.check_dims(weight.dims2()?)?;
         self.weight = Weight::Quantized(weight);
@@ -114,7 +114,7 @@ impl Linear {
         })
     }
 
-    /// (.., in) -> (.., out). Weights of another number type are cast to that of `x`; gradients pass through the cast.
+    /// (.., in) -> (.., out). A weight of another dtype is cast to that of `x`; gradients pass through the cast.
     ///
     /// # Errors
     /// If `x` is not `in` wide.
@@ -126,8 +126,8 @@ impl Linear {
         })
     }
 
-    /// As [`Self::forward`], but each `in` consecutive numbers of `x` are a row, and each `out` of a result of `shape` what it
-    /// gives: so heads are split and brought together.
+    /// As [`Self::forward`], for any shape of `x` and of the result, which splits or merges heads: each `in` consecutive
+    /// elements of `x` are a row, and each `out` consecutive elements of the result, of `shape`, its output.
     ///
     /// # Errors
     /// If sizes do not fit.

@@ -1,8 +1,8 @@
-//! The operations of [`super::ops`] in the order in which they ran, and a backward pass over them.
+//! Tape of the operations of [`super::ops`] in execution order, and a backward pass over it.
 //!
-//! candle's backward pass adds each gradient to zeros that it makes for it, once more for every change of shape, and adds on
-//! threads of its own, which go on spinning beside those of the kernels. This one hands a gradient on as it is, and adds
-//! where there are two. candle's graph is made all the same, for where other operations are among these.
+//! candle's backward pass allocates zeros for each gradient and adds it to them, again for every reshape, on threads of its
+//! own that keep spinning beside the kernels. This backward pass forwards a gradient without a copy, and adds only where a
+//! tensor has two. candle's graph is recorded too, as a fallback for segments with other operations.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -22,37 +22,37 @@ enum Node {
     Three(Shared<dyn CustomOp3 + Send + Sync>, [Tensor; 3]),
 }
 
-/// What ran on a thread, each operation with its result.
+/// The recorded operations of a thread, each with its result.
 #[derive(Default)]
 pub(super) struct Tape(Vec<(Node, Tensor)>);
 
 thread_local! {
-    /// The tape of the segment that this thread computes.
+    /// The tape of the segment that this thread is computing.
     static TAPE: RefCell<Option<Tape>> = const { RefCell::new(None) };
 }
 
-/// `op` of a tensor.
+/// Applies `op` to a tensor, and records it.
 pub(super) fn apply1(x: &Tensor, op: impl CustomOp1 + Send + Sync + 'static) -> Result<Tensor> {
     let op: Shared<dyn CustomOp1 + Send + Sync> = Arc::new(Box::new(op));
     let result = x.apply_op1_arc(op.clone())?;
-    Ok(recorded(result, || Node::One(op, x.clone())))
+    Ok(record(result, || Node::One(op, x.clone())))
 }
 
-/// `op` of two tensors.
+/// Applies `op` to two tensors, and records it.
 pub(super) fn apply2(x: &Tensor, y: &Tensor, op: impl CustomOp2 + Send + Sync + 'static) -> Result<Tensor> {
     let op: Shared<dyn CustomOp2 + Send + Sync> = Arc::new(Box::new(op));
     let result = x.apply_op2_arc(y, op.clone())?;
-    Ok(recorded(result, || Node::Two(op, [x.clone(), y.clone()])))
+    Ok(record(result, || Node::Two(op, [x.clone(), y.clone()])))
 }
 
-/// `op` of three tensors.
+/// Applies `op` to three tensors, and records it.
 pub(super) fn apply3(x: &Tensor, y: &Tensor, z: &Tensor, op: impl CustomOp3 + Send + Sync + 'static) -> Result<Tensor> {
     let op: Shared<dyn CustomOp3 + Send + Sync> = Arc::new(Box::new(op));
     let result = x.apply_op3_arc(y, z, op.clone())?;
-    Ok(recorded(result, || Node::Three(op, [x.clone(), y.clone(), z.clone()])))
+    Ok(record(result, || Node::Three(op, [x.clone(), y.clone(), z.clone()])))
 }
 
-fn recorded(result: Tensor, node: impl FnOnce() -> Node) -> Tensor {
+fn record(result: Tensor, node: impl FnOnce() -> Node) -> Tensor {
     if result.track_op() {
         TAPE.with_borrow_mut(|tape| {
             if let Some(tape) = tape {
@@ -72,7 +72,7 @@ impl Node {
         }
     }
 
-    /// What it was computed from, each with its gradient if there is one.
+    /// The inputs, each with its gradient if there is one.
     fn backward(&self, result: &Tensor, g: &Tensor) -> Result<Vec<(&Tensor, Option<Tensor>)>> {
         Ok(match self {
             Self::One(op, x) => vec![(x, op.bwd(x, result, g)?)],
@@ -89,27 +89,27 @@ impl Node {
 }
 
 impl Tape {
-    /// What `f` gives, and how it came about.
+    /// The result of `f`, and the tape of its operations.
     pub fn of<R>(f: impl FnOnce() -> R) -> (R, Self) {
         let (result, tape) = scoped(&TAPE, Self::default(), f);
         (result, tape.unwrap_or_default())
     }
 
-    /// The gradient of `x`, if there is one, where `g` is that of `y`; those of parameters go into the sink.
+    /// The gradient of `x`, if there is one, from the gradient `g` of `y`; gradients of parameters go into the sink.
     ///
     /// # Errors
     /// If no gradients are collected, and from the operations.
     pub fn backward(self, x: &Tensor, y: Tensor, g: &Tensor) -> Result<Option<Tensor>> {
         require_sink()?;
         if !self.leads_to(&y) {
-            // The gradient of sum(y * g) with constant g is what g hands back through y.
+            // The gradient of sum(y * g) with constant g equals the backward pass of g through y.
             let mut store = (y * g.detach())?.sum_all()?.backward()?;
             let dx = store.remove(x).map(|dx| dx.detach());
             return deliver_all(store).map(|()| dx);
         }
         let mut gradients = Gradients { input: x.id(), found: Vec::new() };
         gradients.add(&y, g.detach())?;
-        // So that what each operation needed can go as soon as its gradients are there.
+        // So that the inputs of each operation are freed right after its backward pass.
         drop(y);
         for (node, result) in self.0.into_iter().rev() {
             if let Some(g) = gradients.take(&result) {
@@ -121,7 +121,7 @@ impl Tape {
         Ok(gradients.take(x))
     }
 
-    /// Whether all that `y` was computed from is here.
+    /// Whether the tape holds all operations that lead to `y`.
     fn leads_to(&self, y: &Tensor) -> bool {
         let made: HashSet<TensorId> = self.0.iter().map(|(_, result)| result.id()).collect();
         let is_known = |t: &Tensor| !t.track_op() || t.is_variable() || made.contains(&t.id());
@@ -129,10 +129,10 @@ impl Tape {
     }
 }
 
-/// Gradients on their way to where they are used up.
+/// Gradients of intermediate tensors that were not propagated yet.
 struct Gradients {
     input: TensorId,
-    /// Tensors with their gradients: few at a time, in an order that is always the same.
+    /// Tensors with their gradients: few at a time, in a deterministic order.
     found: Vec<(Tensor, Tensor)>,
 }
 
@@ -142,8 +142,8 @@ impl Gradients {
             return Ok(());
         }
         if of.is_variable() && of.id() != self.input {
-            // A copy, for gradients of a sum are one tensor, and sums over micro-batches are made in place. Matrices
-            // have delivered theirs already.
+            // A copy: the gradients of a sum share one tensor, and micro-batches accumulate in place. Weights of linear
+            // layers have delivered theirs already.
             return deliver(of, gradient.copy()?.detach()).map(drop);
         }
         let sum = match self.take(of) {
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_are_those_of_the_graph_whatever_is_among_the_operations() {
+    fn gradients_equal_those_of_the_graph_also_with_foreign_operations() {
         assert_gradients(true, |x| Ok(x.clone()));
         assert_gradients(false, |x| x.tanh());
         assert_gradients(false, |x| x.t()?.contiguous()?.t()?.contiguous());

@@ -1,10 +1,10 @@
-//! What code finds on its thread while something runs.
+//! Thread-local values that are set while a function runs.
 
 use std::cell::RefCell;
 use std::thread::LocalKey;
 
-/// Runs `f` with `value` in `place`, and takes it out again with what `f` gives. What was there before is put back, also if
-/// `f` panics.
+/// Runs `f` with `value` in `place`; returns the result of `f` and the value. The former value is restored, also if `f`
+/// panics.
 pub(super) fn scoped<T, R>(
     place: &'static LocalKey<RefCell<Option<T>>>,
     value: T,
@@ -14,6 +14,7 @@ pub(super) fn scoped<T, R>(
     (f(), place.take())
 }
 
+/// The guard that restores the former value.
 struct Restore<T: 'static> {
     place: &'static LocalKey<RefCell<Option<T>>>,
     outer: Option<T>,

@@ -113,7 +113,7 @@ mod tests {
                 line.store(column);
             }
         }
-        // SAFETY: the processor was just asked for these instructions.
+        // SAFETY: the CPU has AVX-512, as just detected.
         unsafe { transpose(&mut columns) };
         for (i, column) in columns.iter().enumerate() {
             assert_eq!(column.0, std::array::from_fn(|row| rows[row].0[i]));

@@ -201,7 +201,7 @@ impl<'a> MatMut<'a> {
     unsafe fn part(&self, rows: Range<usize>, columns: Range<usize>) -> Self {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "a tile must lie inside its matrix");
         assert!(columns.start <= columns.end && columns.end <= self.columns, "a tile must lie inside its matrix");
-        // An empty tile may begin behind the last element, where it is not accessed.
+        // An empty tile may begin past the last element, where nothing is accessed.
         let pointer = self.pointer.wrapping_add(rows.start * self.row_stride + columns.start);
         Self { pointer, rows: rows.len(), columns: columns.len(), row_stride: self.row_stride, borrow: PhantomData }
     }

@@ -1,4 +1,5 @@
-//! GEMM of f32 matrices: the `gemm` crate's kernels, or bf16 products where they are asked for and fast.
+//! GEMM of f32 matrices: the `gemm` crate's kernels, or a bf16 GEMM if the precision allows it and the CPU has instructions
+//! for it.
 
 use gemm::Parallelism;
 

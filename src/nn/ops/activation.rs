@@ -89,8 +89,8 @@ impl Curve for TanhGelu {
     }
 }
 
-/// `x P(x)`, with `P` the normal distribution's by Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26, whose error is
-/// about that of an f32.
+/// `x P(x)` with the normal distribution's `P` after Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26, whose
+/// error is about that of an f32.
 #[derive(Clone, Copy)]
 struct Gelu;
 
