@@ -91,7 +91,6 @@ impl Processor {
             tokenizer,
             template,
         };
-        processor.check_control_tokens()?;
         processor.end_of_turn = processor.probe_end_of_turn();
         if processor.end_of_turn.is_none() && !own {
             return Err(Error::tokenizer(
@@ -99,6 +98,7 @@ impl Processor {
                  the model's own chat_template.json",
             ));
         }
+        processor.check_control_tokens()?;
         Ok(processor)
     }
 
