@@ -54,7 +54,7 @@ impl Parameters {
     }
 
     /// The variable of this name, which must exist.
-    pub(super) fn require(&self, name: &str) -> Result<Var> {
+    pub(in crate::weights) fn require(&self, name: &str) -> Result<Var> {
         self.get(name).ok_or_else(|| Error::weights(format!("the model has no parameter `{name}`")))
     }
 

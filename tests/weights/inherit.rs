@@ -292,14 +292,14 @@ fn what_does_not_fit_is_listed_at_once() {
     config.post_decoder.rope_theta = 1e4;
     config.post_decoder.qkv_bias = false;
     let message = init_from_llm(&llm, &config, &Parameters::new(), TextInit::Random).unwrap_err().to_string();
-    for part in ["num_hidden_layers is 2, the source has 3", "rope_theta", "qkv_bias is false", "vocab_size is 100"] {
+    for part in ["num_hidden_layers is 2, not 3", "rope_theta", "qkv_bias is false", "vocab_size is 100"] {
         assert!(message.contains(part), "{part}: {message}");
     }
     config.pre_decoder.mlp = MlpKind::Gated;
     config.pre_decoder.mlp_bias = false;
     config.vision.patch_size = 7;
     let message = init_from_clip(&clip, &config, &Parameters::new()).unwrap_err().to_string();
-    for part in ["pre_decoder.mlp_bias is false", "vision.patch_size is 7, the source has 14"] {
+    for part in ["pre_decoder.mlp_bias is false", "vision.patch_size is 7, not 14"] {
         assert!(message.contains(part), "{part}: {message}");
     }
 }

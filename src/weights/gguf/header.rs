@@ -67,10 +67,7 @@ impl Header {
         for _ in 0..num_values {
             let key = reader.name("a metadata key", MAX_KEY)?;
             let kind = reader.u32()?;
-            let value = reader.value(kind)?;
-            if metadata.insert(key.clone(), value).is_some() {
-                return Err(format!("has the metadata key `{key}` twice"));
-            }
+            metadata.insert(key, reader.value(kind)?);
         }
         // Offsets count from the end of the header, which is known only after the last description.
         let mut descriptions = Vec::new();

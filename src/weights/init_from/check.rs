@@ -38,14 +38,14 @@ impl Compatibility {
     /// Notes a problem unless the two are equal. `field` is one of the decoder's.
     pub(super) fn equal<T: PartialEq + Debug>(&mut self, field: &str, ours: T, theirs: T) {
         if ours != theirs {
-            self.problems.push(format!("{}.{field} is {ours:?}, the source has {theirs:?}", self.decoder));
+            self.problems.push(format!("{}.{field} is {ours:?}, not {theirs:?}", self.decoder));
         }
     }
 
     /// Notes a problem if the source has something that would be lost.
     fn has(&mut self, field: &str, ours: bool, theirs: bool) {
         if theirs && !ours {
-            self.problems.push(format!("{}.{field} is false, but the source needs it", self.decoder));
+            self.problems.push(format!("{}.{field} is false, not true", self.decoder));
         }
     }
 
@@ -59,9 +59,6 @@ impl Compatibility {
         if self.problems.is_empty() {
             return Ok(());
         }
-        Err(Error::weights(format!(
-            "cannot initialise from {source}: change the configuration so that it agrees\n  {}",
-            self.problems.join("\n  ")
-        )))
+        Err(Error::weights(format!("cannot initialise from {source}: {}", self.problems.join("; "))))
     }
 }

@@ -171,10 +171,7 @@ pub fn init_from_clip(source: &ClipSource, config: &HaploVlConfig, parameters: &
 fn check(source: &ClipSource, config: &HaploVlConfig) -> Result<()> {
     let mut checks = Compatibility::of("pre_decoder", &config.pre_decoder, &source.config.decoder);
     if config.vision.patch_size != source.config.patch_size {
-        checks.problem(format!(
-            "vision.patch_size is {}, the source has {}",
-            config.vision.patch_size, source.config.patch_size
-        ));
+        checks.problem(format!("vision.patch_size is {}, not {}", config.vision.patch_size, source.config.patch_size));
     }
     checks.finish(&source.files.path().display().to_string())
 }

@@ -124,13 +124,13 @@ fn check(source: &LlmSource, config: &HaploVlConfig) -> Result<()> {
     checks.equal("rope_theta", ours.rope_theta, theirs.decoder.rope_theta);
     checks.equal("rope_scaling", ours.rope_scaling, theirs.decoder.rope_scaling);
     if ours.rope == Rope::None {
-        checks.problem("post_decoder.rope is none, but the source has rotary positions".into());
+        checks.problem("post_decoder.rope is none, not rotary".into());
     }
     if config.vocab_size < theirs.vocab_size {
-        checks.problem(format!("vocab_size is {}, the source has {} entries", config.vocab_size, theirs.vocab_size));
+        checks.problem(format!("vocab_size is {}, not {} or more", config.vocab_size, theirs.vocab_size));
     }
     if config.tie_word_embeddings && !theirs.tie_word_embeddings {
-        checks.problem("tie_word_embeddings is true, but the source has a head of its own".into());
+        checks.problem("tie_word_embeddings is true, not false".into());
     }
     checks.finish(&source.path.display().to_string())
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Device, Tensor};
 
 use super::InitReport;
+use crate::Result;
 use crate::weights::{Parameters, TensorSource};
-use crate::{Error, Result};
 
 pub(super) struct Transfer<'a> {
     source: &'a dyn TensorSource,
@@ -36,8 +36,7 @@ impl<'a> Transfer<'a> {
     }
 
     pub(super) fn copy(&mut self, from: &str, to: &str) -> Result<()> {
-        let var =
-            self.parameters.get(to).ok_or_else(|| Error::weights(format!("the model has no parameter `{to}`")))?;
+        let var = self.parameters.require(to)?;
         let values = self.source.load_tensor(from, var.dtype(), var.device())?;
         self.used.insert(from.to_string());
         self.put(to, &values)
@@ -56,8 +55,7 @@ impl<'a> Transfer<'a> {
 
     /// Sets every value of a parameter.
     pub(super) fn fill(&mut self, to: &str, value: f64) -> Result<()> {
-        let var =
-            self.parameters.get(to).ok_or_else(|| Error::weights(format!("the model has no parameter `{to}`")))?;
+        let var = self.parameters.require(to)?;
         self.parameters.set(to, &Tensor::full(value, var.shape(), &Device::Cpu)?)?;
         self.constant.insert(to.to_string());
         Ok(())
