@@ -42,7 +42,7 @@ fn spoilt(valid: &Value, place: prop::sample::Index, value: Value) -> Value {
     let mut places = Vec::new();
     pointers(valid, "", &mut places);
     let mut spoilt = valid.clone();
-    *spoilt.pointer_mut(place.get(&places)).unwrap() = value;
+    *spoilt.pointer_mut(place.get::<String>(&places)).unwrap() = value;
     spoilt
 }
 
