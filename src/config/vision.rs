@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::validate::{at_least_one, at_most, multiple_of};
 use crate::{Error, Result};
 
-/// Every picture is enlarged to a pinpoint, so this bounds the memory of one: 800 MB of f32.
-const MAX_PINPOINT_PIXELS: usize = 1 << 26;
+/// Largest layout of tiles: an image is enlarged to it, so this bounds the memory of one image to 200 MB of f32.
+const MAX_PINPOINT_PIXELS: usize = 1 << 24;
 
 /// How a picture that is not a single tile is handled; LLaVA's `image_aspect_ratio`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

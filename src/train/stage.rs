@@ -22,8 +22,8 @@ use crate::nn::Activations;
 use crate::optim::trainable;
 use crate::processor::Processor;
 use crate::weights::{
-    ClipSource, InheritReport, LlmSource, ParameterShapes, Parameters, SafetensorsFiles, SaveOptions,
-    check_model_folder, inherit_clip, inherit_llm, inherit_text_embedding, resolve_model,
+    ClipSource, InitReport, LlmSource, ParameterShapes, Parameters, SafetensorsFiles, SaveOptions, check_model_folder,
+    init_from_clip, init_from_llm, init_text_embedding, resolve_model,
 };
 use crate::{Error, Result};
 
@@ -34,7 +34,7 @@ pub(super) struct BuiltStage {
     pub parameters: Parameters,
     /// Names of the trained parameters, sorted.
     pub trained: Vec<String>,
-    pub report: Option<InheritReport>,
+    pub report: Option<InitReport>,
 }
 
 impl Stage {
@@ -207,23 +207,23 @@ fn load_pretrained(
     sources: &InitFrom,
     config: &HaploVlConfig,
     parameters: &Parameters,
-) -> Result<Option<InheritReport>> {
+) -> Result<Option<InitReport>> {
     let mut reports = Vec::new();
     if let Some(llm) = &sources.llm {
         // Stage 1 has no post-decoder, so only the text embedding is taken.
         let is_whole_model = parameters.get("model.norm.weight").is_some();
-        let load = if is_whole_model { inherit_llm } else { inherit_text_embedding };
+        let load = if is_whole_model { init_from_llm } else { init_text_embedding };
         let open = || open_llm(&recipe.resolve_source(llm));
         reports.push(field("init_from.llm", || load(&open()?, config, parameters, sources.text))?);
     }
     if let Some(clip) = &sources.clip {
         let open = || open_clip(&recipe.resolve_source(clip));
-        reports.push(field("init_from.clip", || inherit_clip(&open()?, config, parameters))?);
+        reports.push(field("init_from.clip", || init_from_clip(&open()?, config, parameters))?);
     }
     if let Some(stage) = &sources.stage {
         reports.push(field("init_from.stage", || load_stage(&recipe.resolve(stage), parameters))?);
     }
-    Ok(reports.into_iter().reduce(InheritReport::merge))
+    Ok(reports.into_iter().reduce(InitReport::merge))
 }
 
 fn open_clip(source: &str) -> Result<ClipSource> {
@@ -236,10 +236,10 @@ fn open_llm(source: &str) -> Result<LlmSource> {
 }
 
 /// Copies every parameter of an earlier stage's export.
-fn load_stage(folder: &Path, parameters: &Parameters) -> Result<InheritReport> {
+fn load_stage(folder: &Path, parameters: &Parameters) -> Result<InitReport> {
     check_model_folder(folder)?;
     let files = SafetensorsFiles::open(folder)?;
-    let mut report = InheritReport::default();
+    let mut report = InitReport::default();
     for (name, var) in parameters.iter() {
         if files.shape(&name).is_none() {
             report.fresh.push(name);

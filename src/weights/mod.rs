@@ -25,12 +25,6 @@ pub use init_from::{
     ClipConfig, ClipSource, InitReport, LlmConfig, LlmSource, TextInit, init_from_clip, init_from_llm,
     init_text_embedding, principal_components,
 };
-/// The earlier names, until no caller is left.
-#[doc(hidden)]
-pub use init_from::{
-    InitReport as InheritReport, init_from_clip as inherit_clip, init_from_llm as inherit_llm,
-    init_text_embedding as inherit_text_embedding,
-};
 pub(crate) use model_folder::check_model_folder;
 pub use parameter_shapes::ParameterShapes;
 pub use parameters::Parameters;

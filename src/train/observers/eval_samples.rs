@@ -3,7 +3,7 @@
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use image::ImageFormat;
+use image::codecs::png::PngEncoder;
 
 use crate::processor::{Content, Message};
 use crate::train::{EvalSample, Evaluation, Measures, RunStart, TrainObserver};
@@ -87,7 +87,7 @@ impl EvalSampleLog {
         for (name, image) in samples.iter().enumerate().flat_map(|(at, sample)| images(sample, at)) {
             let (path, mut png) = (folder.join(name), Cursor::new(Vec::new()));
             image
-                .write_to(&mut png, ImageFormat::Png)
+                .write_with_encoder(PngEncoder::new(&mut png))
                 .map_err(|e| Error::format(&path, format!("cannot be encoded: {e}")).caused_by(e))?;
             write_bytes_atomically(&path, png.get_ref())?;
         }
