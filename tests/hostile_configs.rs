@@ -75,7 +75,9 @@ proptest! {
         check(ProcessorConfig::from_json(value.clone(), &vision));
         let images = PreprocessorConfig::image(&vision).to_json();
         if let Some(config) = check(PreprocessorConfig::from_json(spoilt(&images, place, value.clone()), &vision)) {
-            prop_assert_eq!(PreprocessorConfig::from_json(config.to_json(), &vision).unwrap(), config);
+            // Writing adds the steps that are always taken, so what is written must read back as itself.
+            let written = config.to_json();
+            prop_assert_eq!(PreprocessorConfig::from_json(written.clone(), &vision).unwrap().to_json(), written);
         }
         let tokens = ProcessorConfig::new(&vision).to_json();
         check(ProcessorConfig::from_json(spoilt(&tokens, place, value), &vision));

@@ -394,7 +394,7 @@ fn weights_that_are_not_finite_are_named() {
 
         let output = folder.path().join("q8_0");
         let error = quantize_folder(folder.path(), &output, haplovl::options::Quantization::Q8_0).unwrap_err();
-        let expected = format!("tensor `{name}` holds {value} at element {}", columns + 1);
+        let expected = format!("tensor `{name}` is NaN or infinite from element {} on", columns + 1);
         assert!(matches!(error, Error::Weights(_)) && error.to_string().contains(&expected), "{error}");
         assert!(!output.exists());
 
@@ -403,74 +403,5 @@ fn weights_that_are_not_finite_are_named() {
         let error = load(folder.path()).unwrap().word_attention(&conversation, "b", layer, None).unwrap_err();
         let expected = format!("`model.layers.{layer}.self_attn`");
         assert!(matches!(error, Error::Weights(_)) && error.to_string().contains(&expected), "{error}");
-    }
-}
-
-/// A subscriber that notes the names of spans and the messages and fields of events of this crate.
-#[derive(Clone, Default)]
-struct Notes(Arc<Mutex<Vec<String>>>);
-
-impl tracing::Subscriber for Notes {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target().starts_with("haplovl")
-    }
-
-    fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        let mut notes = self.0.lock().unwrap();
-        notes.push(format!("span {}", span.metadata().name()));
-        tracing::span::Id::from_u64(notes.len() as u64)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        struct Fields(String);
-        impl tracing::field::Visit for Fields {
-            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-                self.0 += &format!(" {}={value:?}", field.name());
-            }
-        }
-        let mut fields = Fields(String::new());
-        event.record(&mut fields);
-        self.0.lock().unwrap().push(format!("event{}", fields.0));
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
-#[test]
-fn a_subscriber_sees_loading_preprocessing_prefill_decoding_and_cache_reuse() {
-    let folder = checkpoint();
-    let notes = Notes::default();
-    let (first, second) = tracing::subscriber::with_default(notes.clone(), || {
-        let mut chat = Chat::new(&load(folder.path()).unwrap());
-        (chat.ask([sample_image(3).into(), "a b".into()]).unwrap(), chat.ask(["c d".into()]).unwrap())
-    });
-    let notes = notes.0.lock().unwrap();
-    let count = |start: &str| notes.iter().filter(|note| note.starts_with(start)).count();
-    assert_eq!((count("span load"), count("span preprocess"), count("span prefill")), (1, 2, 2), "{notes:#?}");
-    let decoded = first.timings.new_tokens + second.timings.new_tokens - 2;
-    assert_eq!(count("span decode"), decoded, "{notes:#?}");
-    let holds = |parts: &[String]| notes.iter().any(|note| parts.iter().all(|part| note.contains(part.as_str())));
-    for parts in [
-        ["message=model loaded".to_string(), "parameters=".into(), "dtype=\"f32\"".into()],
-        [
-            "message=conversations preprocessed".into(),
-            "images=1 ".into(),
-            format!("tokens={} ", first.timings.prompt_tokens),
-        ],
-        ["message=prompt prefilled".into(), format!("tokens={} ", first.timings.prompt_tokens), "seconds=".into()],
-        ["message=answer finished".into(), format!("new_tokens={} ", second.timings.new_tokens), "seconds=".into()],
-        [
-            "message=prefix cache looked up".into(),
-            format!("prefix={} ", second.timings.cached_tokens),
-            "tokens=".into(),
-        ],
-    ] {
-        assert!(holds(&parts), "{parts:?} in {notes:#?}");
     }
 }

@@ -9,7 +9,7 @@ mod sampler;
 mod sequence_state;
 mod session;
 mod stop;
-mod stream;
+mod text_stream;
 
 pub use causal_model::CausalModel;
 pub use detokenizer::Detokenizer;
@@ -19,4 +19,4 @@ pub use prefix_cache::PrefixCache;
 pub use sampler::Sampler;
 pub use session::{Decode, GenerationSession};
 pub use stop::{CancelToken, FinishReason, StopStrings, TextPiece};
-pub use stream::TextStream;
+pub use text_stream::TextStream;

@@ -67,6 +67,7 @@ pub fn save_quantized(
                 "{path}: `{name}` is already {found}: start from the unquantised model"
             )));
         }
+        source.check_finite(&name)?;
         let tensor = source.load_tensor(&name, DType::F32, &Device::Cpu)?;
         let stored = match (matrices.contains(&name), name.as_str()) {
             (true, _) => QuantizedWeight::quantize(&tensor, kind)?.into_qtensor()?,

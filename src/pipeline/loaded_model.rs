@@ -8,7 +8,6 @@ use std::time::Instant;
 use candle_core::{DType, Device};
 
 use super::ModelSource;
-use super::finite::FiniteTensors;
 use crate::batch::MultimodalBatch;
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::generation::Generator;
@@ -224,7 +223,7 @@ fn parameter_count(config: &HaploVlConfig) -> Result<usize> {
 /// tensor that holds NaN or infinity.
 pub fn quantize_folder(folder: impl AsRef<Path>, output: impl AsRef<Path>, kind: Quantization) -> Result<()> {
     let (config, processor, generation, weights) = open(folder.as_ref())?;
-    save_quantized(output.as_ref(), &config, &FiniteTensors(weights), kind, &processor, &generation)
+    save_quantized(output.as_ref(), &config, &*weights, kind, &processor, &generation)
 }
 
 /// The content of a checkpoint folder.

@@ -19,7 +19,6 @@
 mod builtin;
 mod captioner;
 mod chat;
-mod finite;
 mod loaded_model;
 mod question_answerer;
 mod source;

@@ -12,6 +12,8 @@ use crate::{Error, Result, files};
 
 /// Bytes that a run needs at least. Counts are floating-point, since hostile settings exceed integers.
 pub(super) struct MemoryNeeds {
+    /// Activations of one sample, which the model's configuration decides.
+    sample_activations: f64,
     /// Prepared samples, validation samples and batches, by the field that decides their number.
     data: Vec<(&'static str, f64)>,
     averaged: bool,
@@ -23,13 +25,14 @@ impl MemoryNeeds {
         let UpdateConfig { batch_size, gradient_accumulation_steps, parallel_micro_batches, .. } = recipe.update;
         let sample = sample_bytes(first);
         let rows = batch_size as f64;
-        let activations = rows * parallel_micro_batches as f64 * activation_bytes(recipe, config, first);
+        let sample_activations = activation_bytes(recipe, config, first);
+        let activations = (rows * parallel_micro_batches as f64 - 1.0) * sample_activations;
         let data = vec![
             ("update.batch_size", samples_in_memory(recipe) as f64 * sample + activations),
             ("update.gradient_accumulation_steps", rows * gradient_accumulation_steps as f64 * sample),
             ("data.max_eval_samples", eval_samples(&recipe.data) * sample),
         ];
-        Self { data, averaged: recipe.optimizer.ema_decay.is_some() }
+        Self { sample_activations, data, averaged: recipe.optimizer.ema_decay.is_some() }
     }
 
     /// Refuses data that does not fit in memory.
@@ -37,7 +40,7 @@ impl MemoryNeeds {
     /// # Errors
     /// [`Error::Config`] naming the field that decides most of it.
     pub fn check_data(&self, device: &Device) -> Result<()> {
-        if device.is_cpu() { check(&self.data, available_bytes()) } else { Ok(()) }
+        self.check(0.0, device)
     }
 
     /// Refuses a model that does not fit in memory together with the data, given the numbers of all parameters and of those
@@ -46,11 +49,15 @@ impl MemoryNeeds {
     /// # Errors
     /// [`Error::Config`] naming the field that decides most of it.
     pub fn check_model(&self, parameters: f64, trained: f64, device: &Device) -> Result<()> {
+        self.check(static_bytes(parameters, trained, self.averaged), device)
+    }
+
+    fn check(&self, model: f64, device: &Device) -> Result<()> {
         if !device.is_cpu() {
             return Ok(());
         }
-        let mut needs = self.data.clone();
-        needs.push(("config", static_bytes(parameters, trained, self.averaged)));
+        let mut needs = vec![("config", model + self.sample_activations)];
+        needs.extend(&self.data);
         check(&needs, available_bytes())
     }
 }
@@ -58,14 +65,14 @@ impl MemoryNeeds {
 /// Compares the sum of `needs`, by field, with the available bytes, if those are known.
 fn check(needs: &[(&str, f64)], available: Option<f64>) -> Result<()> {
     let sum: f64 = needs.iter().map(|(_, bytes)| bytes).sum();
-    let (Some(available), Some((field, bytes))) = (available, needs.iter().max_by(|a, b| a.1.total_cmp(&b.1))) else {
-        return Ok(());
+    let Some(available) = available.filter(|available| sum > *available) else { return Ok(()) };
+    // A field that is too much alone is at fault, whatever the later ones make of it.
+    let alone = needs.iter().find(|(_, bytes)| *bytes > available);
+    let Some((field, bytes)) = alone.or(needs.iter().max_by(|a, b| a.1.total_cmp(&b.1))) else { return Ok(()) };
+    let what = match *field {
+        "config" => "parameters, gradients, optimizer moments and activations of one sample",
+        _ => "samples and activations",
     };
-    if sum <= available {
-        return Ok(());
-    }
-    let what =
-        if *field == "config" { "parameters, gradients and optimizer moments" } else { "samples and activations" };
     let [sum, bytes, available] = [sum, *bytes, available].map(|bytes| bytes / 1e9);
     Err(Error::config(
         *field,

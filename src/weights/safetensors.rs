@@ -164,9 +164,7 @@ impl SafetensorsFiles {
     /// [`Error::Weights`] if there is no such tensor, it holds no floats (and not `dtype` itself), or a float is NaN or
     /// infinite.
     pub fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let missing = || Error::weights(format!("{}: there is no tensor `{name}`", self.path.display()));
-        let entry = self.tensors.get(name).ok_or_else(missing)?;
-        let shard = self.shards.get(entry.shard).ok_or_else(missing)?;
+        let (shard, entry) = self.entry(name)?;
         let stored = DType::try_from(entry.info.dtype).ok();
         let Some(stored) = stored.filter(|s| *s == dtype || is_float(*s) && is_float(dtype)) else {
             return Err(Error::weights(format!(
@@ -177,9 +175,14 @@ impl SafetensorsFiles {
             )));
         };
         let bytes = shard.bytes(&entry.info)?;
-        check_floats(&shard.path.display().to_string(), name, bytes, stored)?;
         let tensor = Tensor::from_raw_buffer(bytes, stored, &entry.info.shape, device)?;
         Ok(tensor.to_dtype(dtype)?)
+    }
+
+    fn entry(&self, name: &str) -> Result<(&Shard, &Entry)> {
+        let missing = || Error::weights(format!("{}: there is no tensor `{name}`", self.path.display()));
+        let entry = self.tensors.get(name).ok_or_else(missing)?;
+        Ok((self.shards.get(entry.shard).ok_or_else(missing)?, entry))
     }
 
     /// Copies all tensors to `device`, in the types they are stored in.
@@ -225,6 +228,14 @@ impl TensorSource for SafetensorsFiles {
 
     fn load_tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         self.load(name, dtype, device)
+    }
+
+    fn check_finite(&self, name: &str) -> Result<()> {
+        let (shard, entry) = self.entry(name)?;
+        match DType::try_from(entry.info.dtype) {
+            Ok(stored) => check_floats(&shard.path.display().to_string(), name, shard.bytes(&entry.info)?, stored),
+            Err(_) => Ok(()),
+        }
     }
 }
 

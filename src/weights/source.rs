@@ -45,6 +45,15 @@ pub trait TensorSource: Send + Sync {
         Ok(None)
     }
 
+    /// Refuses a tensor that holds NaN or infinity. Loading does not look: the check costs a third of a load, and generation
+    /// refuses logits that are not finite. Sources that are no files accept everything.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] naming the tensor and the first such element or block, or if there is no such tensor.
+    fn check_finite(&self, _name: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether there is a tensor of this name.
     fn has_tensor(&self, name: &str) -> bool {
         self.tensor_shape(name).is_some()

@@ -1,17 +1,17 @@
 //! Comparing the tensors that a model needs with those that a source has, all at once.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 use crate::{Error, Result};
 
-/// Names printed for each kind of problem before the rest is only counted.
+/// Tensors that the source of the error lists for each kind of problem before the rest is only counted.
 const LISTED: usize = 20;
 
 /// Checks that `found` has exactly the names and shapes of `expected`; `source` says where `found` comes from.
 ///
 /// # Errors
-/// One [`Error::Weights`] that lists every missing, unexpected and misshapen tensor.
+/// One [`Error::Weights`] that counts missing, unexpected and misshapen tensors and names the first of each kind; its source
+/// lists twenty of each.
 pub fn check_tensors(
     source: &str,
     expected: &BTreeMap<String, Vec<usize>>,
@@ -29,26 +29,25 @@ pub fn check_tensors(
     if missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() {
         return Ok(());
     }
-    let mut message = format!("{source}: the tensors are not those of the model");
-    list(&mut message, "missing", &missing);
-    list(&mut message, "unexpected", &unexpected);
-    list(&mut message, "misshapen", &misshapen);
-    message.push_str("\n  check that the configuration and the weights belong to the same model");
-    Err(Error::weights(message))
+    let kinds = [("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)];
+    let described = |most: usize| {
+        let kinds = kinds.iter().filter(|(_, items)| !items.is_empty());
+        kinds.map(|(kind, items)| described(kind, items, most)).collect::<Vec<_>>().join("; ")
+    };
+    let message = format!(
+        "{source}: the tensors are not those of the model: {}: check that configuration and weights belong together",
+        described(1)
+    );
+    Err(Error::weights(message).caused_by(described(LISTED)))
 }
 
-fn list(message: &mut String, kind: &str, items: &[String]) {
-    if items.is_empty() {
-        return;
-    }
-    // Writing to a `String` cannot fail.
-    let _ = write!(message, "\n  {} {kind}:", items.len());
-    for item in items.iter().take(LISTED) {
-        let _ = write!(message, "\n    {item}");
-    }
-    if let Some(more) = items.len().checked_sub(LISTED).filter(|more| *more > 0) {
-        let _ = write!(message, "\n    and {more} more");
-    }
+/// The number of tensors of one kind, and the first of them.
+fn described(kind: &str, items: &[String], most: usize) -> String {
+    let more = match items.len().saturating_sub(most) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{} {kind}: {}{more}", items.len(), items[..most.min(items.len())].join(", "))
 }
 
 #[cfg(test)]
@@ -79,8 +78,9 @@ mod tests {
     #[test]
     fn long_lists_are_cut() {
         let expected: BTreeMap<_, _> = (0..50).map(|i| (format!("t{i:02}"), vec![1])).collect();
-        let message = check_tensors("x", &expected, &BTreeMap::new()).unwrap_err().to_string();
-        assert!(message.contains("50 missing") && message.contains("t19") && message.contains("and 30 more"));
-        assert!(!message.contains("t20"));
+        let error = check_tensors("x", &expected, &BTreeMap::new()).unwrap_err();
+        assert!(error.to_string().contains("50 missing: t00 [1] and 49 more"), "{error}");
+        let list = std::error::Error::source(&error).unwrap().to_string();
+        assert!(list.contains("t19") && list.contains("and 30 more") && !list.contains("t20"), "{list}");
     }
 }

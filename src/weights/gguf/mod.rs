@@ -79,12 +79,16 @@ impl GgufFile {
         self.metadata.get("general.architecture") == Some(&GgufValue::Text("llama".into()))
     }
 
-    /// A tensor as it is stored; an error if it holds NaN or infinity.
-    fn stored(&self, name: &str) -> Result<QTensor> {
+    /// Description and bytes of a tensor.
+    fn entry(&self, name: &str) -> Result<(&TensorInfo, &[u8])> {
         let missing = || Error::weights(format!("{}: there is no tensor `{name}`", self.path.display()));
         let info = self.tensors.get(name).ok_or_else(missing)?;
-        let bytes = self.map.get(info.bytes.clone()).ok_or_else(missing)?;
-        check_ggml(&self.path.display().to_string(), name, bytes, info.dtype)?;
+        Ok((info, self.map.get(info.bytes.clone()).ok_or_else(missing)?))
+    }
+
+    /// A tensor as it is stored.
+    fn stored(&self, name: &str) -> Result<QTensor> {
+        let (info, bytes) = self.entry(name)?;
         Ok(qtensor_from_ggml(info.dtype, bytes, info.shape.clone(), &Device::Cpu)?)
     }
 
@@ -117,6 +121,11 @@ impl TensorSource for GgufFile {
     fn load_tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let tensor = self.unpermute(name, self.stored(name)?.dequantize(&Device::Cpu)?)?;
         Ok(tensor.to_dtype(dtype)?.to_device(device)?)
+    }
+
+    fn check_finite(&self, name: &str) -> Result<()> {
+        let (info, bytes) = self.entry(name)?;
+        check_ggml(&self.path.display().to_string(), name, bytes, info.dtype)
     }
 
     fn quantization(&self, name: &str) -> Option<Quantization> {
