@@ -26,6 +26,8 @@ pub enum Error {
         field: String,
         /// What was found, what was expected, what to do.
         message: String,
+        /// The cause, if another library found it.
+        source: Option<Source>,
     },
     /// A file could not be read or written.
     Io {
@@ -131,7 +133,7 @@ impl Error {
 
     /// An [`Error::Config`] for `field`.
     pub fn config(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Config { field: field.into(), message: message.into() }
+        Self::Config { field: field.into(), message: message.into(), source: None }
     }
 
     /// An [`Error::Io`] for `path`.
@@ -154,14 +156,15 @@ impl Error {
         Self::Checkpoint { path: path.as_ref().to_path_buf(), message: message.into(), source: None }
     }
 
-    /// The same error with `cause` as its source; the message should say the cause already. [`Error::Config`],
-    /// [`Error::Io`] and [`Error::Candle`] keep what they have.
+    /// The same error with `cause` as its source; the message should say the cause already. [`Error::Io`] and
+    /// [`Error::Candle`] keep what they have.
     #[must_use]
     pub fn caused_by(mut self, cause: impl Into<Source>) -> Self {
         match &mut self {
-            Self::Format { source, .. } | Self::Image { source, .. } | Self::Checkpoint { source, .. } => {
-                *source = Some(cause.into());
-            }
+            Self::Config { source, .. }
+            | Self::Format { source, .. }
+            | Self::Image { source, .. }
+            | Self::Checkpoint { source, .. } => *source = Some(cause.into()),
             Self::Weights(message)
             | Self::Tokenizer(message)
             | Self::ChatTemplate(message)
@@ -172,7 +175,7 @@ impl Error {
             | Self::Data(message)
             | Self::Training(message)
             | Self::Hub(message) => message.source = Some(cause.into()),
-            Self::Config { .. } | Self::Io { .. } | Self::Candle(_) => {}
+            Self::Io { .. } | Self::Candle(_) => {}
         }
         self
     }
@@ -180,7 +183,10 @@ impl Error {
     /// The same with the file that a configuration field stands in.
     pub(crate) fn in_file(self, path: impl AsRef<Path>) -> Self {
         match self {
-            Self::Config { field, message } => Self::format(path, format!("field `{field}` {message}")),
+            Self::Config { field, message, source } => {
+                let message = format!("field `{field}` {message}");
+                Self::Format { path: path.as_ref().to_path_buf(), message, source }
+            }
             other => other,
         }
     }
@@ -188,7 +194,7 @@ impl Error {
     /// The message without its limits.
     fn message(&self) -> String {
         match self {
-            Self::Config { field, message } => format!("configuration field `{field}`: {message}"),
+            Self::Config { field, message, .. } => format!("configuration field `{field}`: {message}"),
             Self::Io { path, source } => format!("{}: {source}", path.display()),
             Self::Format { path, message, .. } => format!("{}: {message}", path.display()),
             Self::Image { name, message, .. } => format!("image {name}: {message}"),
@@ -219,10 +225,10 @@ impl std::error::Error for Error {
         match self {
             Self::Io { source, .. } => Some(source),
             Self::Candle(error) => Some(error),
-            Self::Config { .. } => None,
-            Self::Format { source, .. } | Self::Image { source, .. } | Self::Checkpoint { source, .. } => {
-                source.as_deref().map(as_error)
-            }
+            Self::Config { source, .. }
+            | Self::Format { source, .. }
+            | Self::Image { source, .. }
+            | Self::Checkpoint { source, .. } => source.as_deref().map(as_error),
             Self::Weights(message)
             | Self::Tokenizer(message)
             | Self::ChatTemplate(message)

@@ -79,6 +79,7 @@ pub mod eval;
 mod files;
 pub mod generation;
 pub mod loss;
+mod memory;
 pub mod model;
 pub mod nn;
 pub mod optim;

@@ -8,6 +8,7 @@ use crate::{Error, Result};
 /// The non-linearity of an MLP. HF names, so that `hidden_act` reads as in other checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Activation {
     /// `x * sigmoid(x)`, of the Llama and Qwen families.
     Silu,
@@ -25,6 +26,7 @@ pub enum Activation {
 /// The normalisation before attention and before the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum NormKind {
     /// Mean and variance, with weight and bias.
     LayerNorm,
@@ -35,6 +37,7 @@ pub enum NormKind {
 /// The shape of the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum MlpKind {
     /// `down(act(gate(x)) * up(x))`, three matrices.
     Gated,
@@ -45,6 +48,7 @@ pub enum MlpKind {
 /// Where a decoder's rotary position embedding comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Rope {
     /// Built from this decoder's own `rope_theta` (official `attention_rope: true`).
     Own,
@@ -57,6 +61,7 @@ pub enum Rope {
 /// How rotary frequencies are stretched to contexts longer than those trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "rope_type", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum RopeScaling {
     /// Frequencies unchanged.
     Default,

@@ -10,6 +10,7 @@ use crate::{Error, Result};
 /// Where the text embedding has its width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum TextEmbedding {
     /// A table as wide as the pre-decoder: the shape of the released `Pro` model.
     Direct,
@@ -20,6 +21,7 @@ pub enum TextEmbedding {
 /// What an image token may look at inside its own image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ImageAttention {
     /// Every patch of an image sees the whole image: what the paper describes.
     #[default]
@@ -78,6 +80,7 @@ pub struct OfficialExtra {
 /// The tag of this crate's own configuration form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ModelType {
     /// The only value.
     Haplovl,

@@ -16,6 +16,7 @@ const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 /// The filter that pictures are resized with; Pillow's numbers and names.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Resample {
     /// Three lobes of a windowed sinc.
     Lanczos = 1,

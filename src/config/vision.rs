@@ -10,6 +10,7 @@ const MAX_PINPOINT_PIXELS: usize = 1 << 24;
 
 /// How a picture that is not a single tile is handled; LLaVA's `image_aspect_ratio`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ImageAspectRatio {
     /// Tiles in the best-fitting pinpoint, never shrunk (`anyres`).
     AnyRes,

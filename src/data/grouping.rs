@@ -22,6 +22,7 @@ impl Length for Sequence {
 /// How the samples of a window, in the order in which they come, are made into groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Grouping {
     /// As they come, one sample a row.
     InOrder {

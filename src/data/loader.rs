@@ -97,6 +97,7 @@ pub struct Group<T> {
 
 /// A sample that was skipped.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct BadReport<'a> {
     /// Its name, see [`Dataset::describe`].
     pub sample: &'a str,

@@ -8,6 +8,7 @@ use crate::{Error, Result};
 
 /// The divergence between the next-token distributions of two models, over all positions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Divergence {
     /// Mean Kullback-Leibler divergence KL(reference || other), in nats.
     pub kl: f64,

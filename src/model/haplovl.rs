@@ -31,6 +31,7 @@ pub struct HaploVl {
 
 /// What a forward pass computed on the way.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct HiddenStates {
     /// After `pre_norm`, before the first layer: (batch, seq, pre-decoder width).
     pub pre_decoder_input: Tensor,

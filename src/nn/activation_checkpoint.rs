@@ -17,6 +17,7 @@ use crate::Result;
 /// Gradients are bit-identical in all modes. With any mode but [`Self::Kept`], gradients come from [`super::gradients_of`]
 /// only (which [`crate::optim::Gradients::of`] calls); candle's own `backward` fails.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Activations {
     /// Activations live until the graph is dropped, as in candle.
     #[default]

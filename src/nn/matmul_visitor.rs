@@ -5,6 +5,7 @@ use crate::options::Precision;
 
 /// A module whose matmuls have settings of their own.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum MatmulLayer<'a> {
     /// A linear layer, which can be quantised.
     Linear(&'a mut Linear),

@@ -7,6 +7,7 @@ use crate::{Error, Result};
 /// Shape of the learning rate decay after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Decay {
     /// No decay.
     Constant,

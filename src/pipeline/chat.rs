@@ -135,9 +135,9 @@ impl Reply {
     /// # Errors
     /// Those of the decoder.
     pub fn finish(mut self) -> Result<Answer> {
-        let answer = self.session.answer()?;
-        self.close(Some(answer.sequence.text.clone()));
-        Ok(answer)
+        let answer = self.session.answer();
+        self.close(answer.as_ref().ok().map(|answer| answer.sequence.text.clone()));
+        answer
     }
 
     /// Returns the cache to the chat and ends the turn with the assistant's message, or takes the user's message back.

@@ -9,6 +9,7 @@ use crate::{Error, Result};
 
 /// The source of a model: `builtin`, a folder, or a hub id with an optional `@revision`.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ModelSource {
     /// The small model that is part of this crate.
     Builtin,

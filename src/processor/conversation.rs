@@ -28,6 +28,7 @@ impl Role {
 
 /// One piece of a message; cheap to clone.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum Content {
     /// A picture.
     Image(Arc<RgbImage>),

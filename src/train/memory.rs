@@ -8,7 +8,8 @@ use super::recipe::{DataConfig, Recipe, UpdateConfig};
 use crate::batch::Sequence;
 use crate::config::{DecoderConfig, HaploVlConfig};
 use crate::data::Dataset;
-use crate::{Error, Result, files};
+use crate::memory::available_bytes;
+use crate::{Error, Result};
 
 /// Bytes that a run needs at least. Counts are floating-point, since hostile settings exceed integers.
 pub(super) struct MemoryNeeds {
@@ -112,27 +113,6 @@ fn activation_bytes(recipe: &Recipe, config: &HaploVlConfig, sample: &Sequence) 
     4.0 * sample.len() as f64 * decoders
 }
 
-/// Bytes that this process can still allocate, as far as the system says so (Linux); `None` elsewhere.
-fn available_bytes() -> Option<f64> {
-    let free = field_of("/proc/meminfo", "MemAvailable:", 1, 1024.0);
-    let resident = field_of("/proc/self/status", "VmRSS:", 1, 1024.0).unwrap_or(0.0);
-    let address_space = field_of("/proc/self/limits", "Max address space", 3, 1.0).map(|limit| limit - resident);
-    // Not what the group uses in all: its page cache can be given up.
-    let group = |limit: &str, used: [&str; 2]| Some(field_of(limit, "", 0, 1.0)? - field_of(used[0], used[1], 1, 1.0)?);
-    let groups = [
-        group("/sys/fs/cgroup/memory.max", ["/sys/fs/cgroup/memory.stat", "anon "]),
-        group("/sys/fs/cgroup/memory/memory.limit_in_bytes", ["/sys/fs/cgroup/memory/memory.stat", "total_rss "]),
-    ];
-    [free, address_space].into_iter().chain(groups).flatten().reduce(f64::min)
-}
-
-/// The number at word `at` of the line that begins with `prefix`, times `unit`.
-fn field_of(path: &str, prefix: &str, at: usize, unit: f64) -> Option<f64> {
-    let text = files::read_text(path, files::MAX_TEXT_BYTES).ok()?;
-    let line = text.lines().find(|line| line.starts_with(prefix))?;
-    line.split_whitespace().nth(at)?.parse::<f64>().ok().map(|value| value * unit)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,11 +123,5 @@ mod tests {
         assert!(check(&needs, Some(5e9)).is_ok() && check(&needs, None).is_ok());
         let error = check(&needs, Some(4e9)).unwrap_err().to_string();
         assert!(error.contains("`update.batch_size`") && error.contains("5.0 GB"), "{error}");
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn linux_tells_how_much_memory_there_is() {
-        assert!(available_bytes().is_some_and(|bytes| bytes > 1e6));
     }
 }

@@ -6,7 +6,6 @@ mod gguf;
 mod hub;
 mod init;
 mod init_from;
-mod memory;
 mod model_folder;
 mod parameter_shapes;
 mod parameters;

@@ -9,8 +9,8 @@ use candle_nn::{Init, VarBuilder};
 
 use super::SafetensorsFiles;
 use super::init::initial_tensor;
-use super::memory;
 use super::validate::check_tensors;
+use crate::memory;
 use crate::{Error, Result};
 
 type Vars = BTreeMap<String, Var>;

@@ -90,6 +90,7 @@ fn layer_shapes(decoder: &DecoderConfig) -> Vec<(String, Vec<usize>)> {
             ("mlp.up_proj", m, h, decoder.mlp_bias),
             ("mlp.down_proj", h, m, decoder.mlp_bias),
         ],
+        other => panic!("the names of {other:?} are not listed here"),
     });
     let mut shapes = Vec::new();
     for (name, out, into, biased) in linear {

@@ -46,6 +46,7 @@ const COUNT_WEIGHTS: [f64; NUMBERS.len()] = [0.12, 0.17, 0.7, 1.0, 2.0, 3.0, 4.0
 /// Kind of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum QuestionKind {
     /// Whether an object of a description exists.
     Existence,

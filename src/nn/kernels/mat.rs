@@ -34,7 +34,7 @@ impl<'a, T> MatRef<'a, T> {
 
     /// A matrix whose rows follow each other and fill `data`.
     pub fn contiguous(data: &'a [T], (rows, columns): (usize, usize)) -> Self {
-        assert!(data.len() == rows * columns, "a contiguous matrix must fill its buffer");
+        assert!(rows.checked_mul(columns) == Some(data.len()), "a contiguous matrix must fill its buffer");
         Self::new(data, (rows, columns), columns)
     }
 
@@ -101,7 +101,7 @@ unsafe impl Send for MatMut<'_> {}
 impl<'a> MatMut<'a> {
     /// A matrix whose rows follow each other and fill `data`.
     pub fn contiguous(data: &'a mut [f32], (rows, columns): (usize, usize)) -> Self {
-        assert!(data.len() == rows * columns, "a contiguous matrix must fill its buffer");
+        assert!(rows.checked_mul(columns) == Some(data.len()), "a contiguous matrix must fill its buffer");
         Self { pointer: data.as_mut_ptr(), rows, columns, row_stride: columns, borrow: PhantomData }
     }
 
@@ -110,7 +110,7 @@ impl<'a> MatMut<'a> {
     /// # Safety
     /// No element may be read before it is written, neither by [`Self::row_part`] nor by accumulation.
     pub unsafe fn uninit(data: &'a mut [MaybeUninit<f32>], (rows, columns): (usize, usize)) -> Self {
-        assert!(data.len() >= rows * columns, "a matrix must lie inside its buffer");
+        assert!(span((rows, columns), columns, 1) <= data.len(), "a matrix must lie inside its buffer");
         Self { pointer: data.as_mut_ptr().cast(), rows, columns, row_stride: columns, borrow: PhantomData }
     }
 

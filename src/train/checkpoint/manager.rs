@@ -45,6 +45,7 @@ pub struct CheckpointManager {
 
 /// The newest checkpoint that can be resumed from, and why newer ones cannot.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Latest {
     /// The newest whole checkpoint of this run, if there is one.
     pub checkpoint: Option<Checkpoint>,

@@ -34,7 +34,10 @@ impl TrainObserver for LossPlot {
     fn on_start(&mut self, start: &RunStart<'_>) -> Result<()> {
         *self = Self { path: start.output.join("loss.svg"), stage: start.recipe.stage.name(), ..Self::default() };
         let metrics = start.output.join(super::MetricsFile::NAME);
-        let Some(resumed) = start.resumed.filter(|_| metrics.exists()) else { return Ok(()) };
+        let Some(resumed) = start.resumed else { return Ok(()) };
+        if !crate::files::exists(&metrics)? {
+            return Ok(());
+        }
         let records = crate::train::metrics::read_metrics(metrics)?;
         records.iter().filter(|record| record.step <= resumed).for_each(|record| self.add(record));
         Ok(())

@@ -15,6 +15,7 @@ const MAX_WORKERS: usize = 1 << 10;
 /// Source of samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum DataSource {
     /// Generated images.
     Shapes(ShapesDataset),
@@ -69,6 +70,7 @@ fn max_bad_share() -> f64 {
 /// Grouping of samples into rows of a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum DataLayout {
     /// One sample per row, in shuffled order.
     #[default]

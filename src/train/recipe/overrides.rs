@@ -26,8 +26,10 @@ pub(super) fn read(path: &Path, overrides: &[String]) -> Result<Recipe> {
         recipe = now;
     }
     recipe.map_err(|error| match (blamed, &error) {
-        (Some(setting), Error::Config { field, message }) => refused(setting, &format!("`{field}` {message}")),
-        (Some(setting), _) => refused(setting, &error.to_string()),
+        (Some(setting), Error::Config { field, message, .. }) => {
+            refused(setting, &format!("`{field}` {message}")).caused_by(error)
+        }
+        (Some(setting), _) => refused(setting, &error.to_string()).caused_by(error),
         (None, Error::Config { .. }) => error.in_file(path),
         (None, _) => error,
     })
@@ -44,7 +46,7 @@ fn parse(table: &toml::Table) -> Result<Recipe> {
             }
             _ => format!("cannot be read: {}", e.inner().message()),
         };
-        Error::config(field, message)
+        Error::config(field, message).caused_by(e.into_inner())
     })?;
     recipe.validate()?;
     Ok(recipe)

@@ -15,6 +15,7 @@ const MAX_PROJECTION_DIM: usize = 1 << 16;
 /// Training stage: the parameters to train and the loss to minimise.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Stage {
     /// Contrastive training of a vision transformer with the pre-decoder's shape: a teacher for stage 1.
     Vision {
@@ -59,6 +60,7 @@ pub enum Stage {
 /// Connector weights in the export of stage 1, which does not train the connector.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ConnectorStart {
     /// Linear map from hidden states of text to the text teacher's embeddings, by least squares over some training samples.
     /// Stage 2 starts at a lower loss with this map; small models were better without it some thousand steps later.

@@ -15,6 +15,7 @@ const MAX_THREADS: usize = 1 << 10;
 /// Floating-point dtype.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum FloatType {
     /// 32-bit float.
     #[default]

@@ -22,6 +22,7 @@ type Parsed<T> = std::result::Result<T, String>;
 
 /// A value of the metadata.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum GgufValue {
     /// Any unsigned integer.
     Unsigned(u64),

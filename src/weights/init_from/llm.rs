@@ -22,6 +22,7 @@ const HEAD: &str = "lm_head.weight";
 /// The published sources are silent on it; the first is this crate's choice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum TextInit {
     /// From the [`principal_components`] of the LLM's table, so that text passes almost unharmed from the first step.
     #[default]

@@ -8,6 +8,7 @@ const LISTED: usize = 20;
 
 /// Every parameter of the model and every tensor of the source by what became of it; names are sorted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct InitReport {
     /// Parameters that took values from the source.
     pub copied: Vec<String>,
