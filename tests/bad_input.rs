@@ -235,7 +235,7 @@ fn placeholders_that_do_not_fit_the_pictures_are_counted() {
         (image(tokens), 2, "image 2 of 2 needs 6 placeholder tokens, but 0 stand in its place (6 in the whole prompt)"),
         (image(tokens - 1), 1, "image 1 of 1 needs 6 placeholder tokens, but 5 stand in its place"),
         (video, 1, "image 1 of 1 needs 6 placeholder tokens, but 0 stand in its place"),
-        (vec![1, 2], 1, "but 0 stand in its place (0 in the whole prompt): give one `<image>` for each picture"),
+        (vec![1, 2], 1, "but 0 stand in its place (0 in the whole prompt): give one `<image>` for each image"),
     ] {
         let message = batched(ids, vec![picture(28, 28); pictures]).unwrap_err().to_string();
         assert!(message.starts_with("prompt: ") && message.contains(expected), "{message}");
