@@ -108,11 +108,12 @@ impl FromStr for DtypeChoice {
 }
 
 impl DtypeChoice {
-    /// The candle dtype on `device`. For bf16 on the CPU that is f32, since only [matmuls](Self::precision) use bf16 there.
+    /// The candle dtype on `device`. For bf16 on the CPU that is f32, since only [matmuls](Self::precision) use bf16
+    /// there.
     ///
     /// # Errors
-    /// [`Error::Device`] for f16 on a CPU, and for bf16 on a CPU without AVX512-BF16: both are slower than f32 there and
-    /// lose digits in sums.
+    /// [`Error::Device`] for f16 on a CPU, and for bf16 on a CPU without AVX512-BF16: both are slower than f32 there
+    /// and lose digits in sums.
     pub fn resolve(self, device: &Device) -> Result<DType> {
         match self {
             Self::Auto if device.is_cpu() => Ok(DType::F32),

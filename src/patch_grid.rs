@@ -33,8 +33,8 @@ impl std::fmt::Display for Size {
     }
 }
 
-/// Pixels of the largest layout of an image. Every image is enlarged to its layout, so this bounds the memory of one: 48 MB
-/// as 8-bit RGB and 192 MB as f32, before the patches of the model.
+/// Pixels of the largest layout of an image. Every image is enlarged to its layout, so this bounds the memory of one:
+/// 48 MB as 8-bit RGB and 192 MB as f32, before the patches of the model.
 pub(crate) const MAX_LAYOUT_PIXELS: usize = 1 << 24;
 
 /// Checks that every pinpoint is small enough to be worked with.

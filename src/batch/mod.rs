@@ -1,5 +1,5 @@
-//! Batches: what a processor or data loader produces and a model consumes. They hold token ids, images and videos, and the
-//! layout of samples.
+//! Batches: what a processor or data loader produces and a model consumes. They hold token ids, images and videos, and
+//! the layout of samples.
 
 mod layout;
 mod multimodal_batch;

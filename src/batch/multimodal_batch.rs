@@ -41,7 +41,7 @@ impl MultimodalBatch {
     /// Several sequences a row, one after the other; each sees only itself.
     ///
     /// # Errors
-    /// As [`Self::new`]; the length limit holds for a whole row.
+    /// The errors of [`Self::new`]; the length limit holds for a whole row.
     pub fn packed(rows: &[Vec<Sequence>], spec: BatchSpec<'_>, device: &Device) -> Result<Self> {
         let row_len = |row: &Vec<Sequence>| row.iter().map(|s| s.input_ids.len()).sum::<usize>();
         let seq_len = rows.iter().map(row_len).max().unwrap_or(0);
@@ -122,7 +122,7 @@ impl MultimodalBatch {
     /// of the same sample, or [`IGNORE_INDEX`]. `(batch * seq_len)`.
     ///
     /// # Errors
-    /// [`Error::Batch`] if there are no labels, and as [`Self::validate`].
+    /// [`Error::Batch`] if there are no labels, and the errors of [`Self::validate`].
     pub fn next_token_labels(&self) -> Result<Vec<u32>> {
         self.validate()?;
         let labels = self.labels.as_ref().ok_or_else(|| Error::batch("has no labels"))?.to_vec2::<u32>()?;
@@ -152,7 +152,7 @@ impl MultimodalBatch {
     /// The pixels of all images and videos one after the other, `(tiles and frames, 3, image_size, image_size)`.
     ///
     /// # Errors
-    /// From candle, if there is no image, or they differ in size.
+    /// Errors of candle, if there is no image, or they differ in size.
     pub fn pixel_values(&self) -> Result<Tensor> {
         let pixels: Vec<&Tensor> = self.visuals.iter().map(Visual::pixel_values).collect();
         Ok(Tensor::cat(&pixels, 0)?)
@@ -161,7 +161,7 @@ impl MultimodalBatch {
     /// `(batch, seq_len)` of ones where a token stands and zeros for padding, f32.
     ///
     /// # Errors
-    /// As [`Self::validate`].
+    /// The errors of [`Self::validate`].
     pub fn attention_mask(&self) -> Result<Tensor> {
         self.validate()?;
         let mut mask = vec![0f32; self.batch_size() * self.layout.seq_len];

@@ -27,7 +27,7 @@ impl Visual {
     /// Number of tokens this takes in a sequence.
     ///
     /// # Errors
-    /// As [`PatchGrid::new`].
+    /// The errors of [`PatchGrid::new`].
     pub fn tokens(&self, config: &VisionConfig) -> Result<usize> {
         match self {
             Self::Image { size, .. } => Ok(PatchGrid::new(config, *size)?.tokens()),
@@ -38,7 +38,7 @@ impl Visual {
     /// Number of its tokens that hold a patch, newlines not counted.
     ///
     /// # Errors
-    /// As [`PatchGrid::new`].
+    /// The errors of [`PatchGrid::new`].
     pub fn patches(&self, config: &VisionConfig) -> Result<usize> {
         match self {
             Self::Image { size, .. } => Ok(PatchGrid::new(config, *size)?.rows_cols.area()),
@@ -49,7 +49,7 @@ impl Visual {
     /// Lengths of its attention blocks: an image is one; a video is one for each frame, and its newline is one.
     ///
     /// # Errors
-    /// As [`Self::tokens`].
+    /// The errors of [`Self::tokens`].
     pub fn blocks(&self, config: &VisionConfig) -> Result<Vec<usize>> {
         match self {
             Self::Image { .. } => Ok(vec![self.tokens(config)?]),
@@ -84,7 +84,7 @@ impl Visual {
     /// The same pixels in another dtype.
     ///
     /// # Errors
-    /// From candle only.
+    /// Errors of candle only.
     pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
         Ok(self.with_pixel_values(self.pixel_values().to_dtype(dtype)?))
     }

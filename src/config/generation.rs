@@ -102,7 +102,7 @@ impl GenerationConfig {
     /// Reads and checks a `generation_config.json`.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is not valid, and [`Error::Config`] as
+    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is not valid, and [`Error::Config`] as in
     /// [`Self::validate`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let config: Self = read_json(path.as_ref())?;

@@ -23,10 +23,11 @@ pub struct PrefixCache {
 }
 
 impl PrefixCache {
-    /// A session that answers a batch of one row and reuses the longest common prefix; [`Self::next_piece`] advances it.
+    /// A session that answers a batch of one row and reuses the longest common prefix; [`Self::next_piece`] advances
+    /// it.
     ///
     /// # Errors
-    /// As [`GenerationSession::new`], and [`Error::Generation`] if there is no memory for a cache.
+    /// The errors of [`GenerationSession::new`], and [`Error::Generation`] if there is no memory for a cache.
     pub fn start(
         &mut self,
         generator: &Generator<HaploVl>,

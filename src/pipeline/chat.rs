@@ -66,7 +66,7 @@ impl Chat {
     /// The model's whole reply to a user message.
     ///
     /// # Errors
-    /// As [`Self::say`], and those of [`Reply`].
+    /// The errors of [`Self::say`], and the errors of [`Reply`].
     pub fn ask(&mut self, content: impl IntoIterator<Item = Content>) -> Result<Answer> {
         let mut reply = self.say(content)?;
         reply.by_ref().try_for_each(|piece| piece.map(drop))?;
@@ -79,8 +79,8 @@ impl Chat {
     /// end, finished or dropped.
     ///
     /// # Errors
-    /// If the images or the text do not fit the model or each other, and [`Error::Generation`] while another reply of this
-    /// chat is under way. The conversation then stays as it was.
+    /// If the images or the text do not fit the model or each other, and [`Error::Generation`] while another reply of
+    /// this chat is under way. The conversation then stays as it was.
     pub fn say(&mut self, content: impl IntoIterator<Item = Content>) -> Result<Reply> {
         let mut state = lock(&self.state);
         if state.is_replying {
@@ -118,8 +118,8 @@ fn lock(state: &Mutex<ChatState>) -> MutexGuard<'_, ChatState> {
 
 /// A stream of the model's reply: an iterator of text pieces.
 ///
-/// The reply becomes part of the conversation at its end. A reply that is dropped earlier ends there, and its text so far
-/// becomes part of the conversation. After an error neither the reply nor the user's message is part of it.
+/// The reply becomes part of the conversation at its end. A reply that is dropped earlier ends there, and its text so
+/// far becomes part of the conversation. After an error neither the reply nor the user's message is part of it.
 pub struct Reply {
     model: Arc<HaploVl>,
     session: GenerationSession,
@@ -133,7 +133,7 @@ impl Reply {
     /// The reply generated so far, with token counts and times.
     ///
     /// # Errors
-    /// Those of the decoder.
+    /// The errors of the decoder.
     pub fn finish(mut self) -> Result<Answer> {
         let answer = self.session.answer()?;
         self.close(Some(answer.sequence.text.clone()));

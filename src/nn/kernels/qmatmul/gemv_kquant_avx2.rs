@@ -1,4 +1,4 @@
-//! GEMV over K-quant blocks in the order of the file, for AVX2.
+//! GEMV over K-quant blocks in file order, for AVX2.
 
 use std::marker::PhantomData;
 
@@ -9,7 +9,7 @@ use super::kquant_format::{KQuant, KQuantBlock, PARTS, pair_scales};
 use super::quantize_activations::BlockI8x256;
 use super::{RowKernel, reduce_sum};
 
-/// The dot product of a row of K-quant blocks.
+/// Dot product with a row of K-quant blocks.
 pub struct KQuantRow<K>(PhantomData<K>);
 
 impl<K: KQuant> RowKernel for KQuantRow<K> {

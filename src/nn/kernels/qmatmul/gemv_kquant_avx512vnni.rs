@@ -1,4 +1,4 @@
-//! GEMV over K-quant blocks in the order of the file, for AVX-512 VNNI: 64 weights at a time.
+//! GEMV over K-quant blocks in file order, for AVX-512 VNNI: 64 weights at a time.
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
@@ -8,7 +8,7 @@ use super::kquant_format::{KQuant, KQuantBlock};
 use super::quantize_activations::BlockI8x256;
 use super::{Tile, TileKernel};
 
-/// Registers of a block's weights.
+/// Number of registers of a block's weights.
 const QUARTERS: usize = 4;
 
 /// The GEMV: one row of weights after the other, for each row of `x`.
@@ -58,14 +58,14 @@ fn fill<K: KQuant>(Tile { simd, x, per_row, weights, out }: Tile<'_, GemvAvx512V
     }
 }
 
-/// The index of each weight pair's scale, by quarters of a block; scales of even groups come first.
+/// Index of each weight pair's scale, by quarters of a block; scales of even groups come first.
 #[target_feature(enable = "avx512f")]
 fn scale_of_pairs() -> [__m512i; QUARTERS] {
     const PLACES: [[i16; 32]; QUARTERS] = {
         let mut places = [[0; 32]; QUARTERS];
         let mut i = 0;
         while i < 32 * QUARTERS {
-            // Eight pairs are a group of 16 weights.
+            // Eight pairs form a group of 16 weights.
             let group = i / 8;
             places[i / 32][i % 32] = (group / 2 + 8 * (group % 2)) as i16;
             i += 1;
