@@ -1,4 +1,4 @@
-//! Sequences of equal length with their images, as a model consumes them.
+//! Multimodal batch: sequences of equal length with their images, the input of a model.
 
 use std::ops::Range;
 
@@ -7,12 +7,13 @@ use candle_core::{Device, Tensor};
 use super::{BatchSpec, IGNORE_INDEX, PaddingSide, Sequence, SequenceLayout, Visual, too_long};
 use crate::{Error, Result};
 
-/// A batch, on one device.
+/// Multimodal batch on one device: token ids, labels, layout, images and videos.
 #[derive(Debug, Clone)]
 pub struct MultimodalBatch {
     /// Token ids, `(batch, seq_len)`, u32. Padding holds 0.
     pub input_ids: Tensor,
-    /// Labels, `(batch, seq_len)`, u32, aligned with `input_ids` (not shifted); [`IGNORE_INDEX`] where none.
+    /// Labels, `(batch, seq_len)`, u32, aligned with `input_ids` (not shifted); [`IGNORE_INDEX`] at positions without a
+    /// label.
     pub labels: Option<Tensor>,
     /// Samples, visual blocks and padding.
     pub layout: SequenceLayout,
@@ -21,7 +22,7 @@ pub struct MultimodalBatch {
 }
 
 impl MultimodalBatch {
-    /// One sequence a row, the shorter ones padded on `side`.
+    /// Builds a batch of one sequence per row; shorter sequences are padded on `side`.
     ///
     /// # Errors
     /// [`Error::Prompt`] where placeholders and images disagree or a sequence is too long, and [`Error::Batch`]
@@ -38,7 +39,7 @@ impl MultimodalBatch {
         Self::from_placed(rows, seq_len, spec, device)
     }
 
-    /// Several sequences a row, one after the other; each sees only itself.
+    /// Builds a batch of several packed sequences per row; each attends only to itself.
     ///
     /// # Errors
     /// The errors of [`Self::new`]; the length limit holds for a whole row.
@@ -158,7 +159,7 @@ impl MultimodalBatch {
         Ok(Tensor::cat(&pixels, 0)?)
     }
 
-    /// `(batch, seq_len)` of ones where a token stands and zeros for padding, f32.
+    /// Padding mask `(batch, seq_len)`, f32: one for tokens and zero for padding.
     ///
     /// # Errors
     /// The errors of [`Self::validate`].
@@ -179,5 +180,5 @@ fn check_labels(labels: usize, tokens: usize) -> Result<()> {
     if labels == tokens {
         return Ok(());
     }
-    Err(Error::batch(format!("{labels} labels for {tokens} tokens: give one label a token")))
+    Err(Error::batch(format!("{labels} labels for {tokens} tokens: give one label per token")))
 }

@@ -1,4 +1,4 @@
-//! Images and videos as a model takes them.
+//! Preprocessed images and videos, the input of a model.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -6,7 +6,7 @@ use crate::Result;
 use crate::config::VisionConfig;
 use crate::patch_grid::{PatchGrid, Size, video_tokens};
 
-/// One image or video, ready for the model.
+/// Preprocessed image or video.
 #[derive(Debug, Clone)]
 pub enum Visual {
     /// An image cut into tiles.
@@ -24,7 +24,7 @@ pub enum Visual {
 }
 
 impl Visual {
-    /// Number of tokens this takes in a sequence.
+    /// Number of tokens that the image or video takes in a sequence.
     ///
     /// # Errors
     /// The errors of [`PatchGrid::new`].
@@ -35,7 +35,7 @@ impl Visual {
         }
     }
 
-    /// Number of its tokens that hold a patch, newlines not counted.
+    /// Number of tokens that hold a patch, without newlines.
     ///
     /// # Errors
     /// The errors of [`PatchGrid::new`].
@@ -46,7 +46,7 @@ impl Visual {
         }
     }
 
-    /// Lengths of its attention blocks: an image is one; a video is one for each frame, and its newline is one.
+    /// Lengths of the attention blocks: one block for an image; one per frame and one for the newline of a video.
     ///
     /// # Errors
     /// The errors of [`Self::tokens`].
@@ -61,7 +61,7 @@ impl Visual {
         }
     }
 
-    /// The token that stands for this in a prompt.
+    /// The placeholder id of the image or video in a prompt.
     pub fn placeholder(&self, image_token: u32, video_token: u32) -> u32 {
         match self {
             Self::Image { .. } => image_token,

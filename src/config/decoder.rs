@@ -148,7 +148,8 @@ impl DecoderConfig {
             return Err(Error::config(
                 field("hidden_size"),
                 format!(
-                    "gives heads of width {}, but rotary positions rotate pairs: choose hidden_size / num_attention_heads even",
+                    "gives heads of width {}, but rotary positions rotate pairs: choose hidden_size / \
+                     num_attention_heads even",
                     self.head_dim()
                 ),
             ));

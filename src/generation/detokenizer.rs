@@ -17,7 +17,7 @@ const MAX_WAITING: usize = 16;
 #[derive(Debug, Clone)]
 pub struct Detokenizer<F> {
     decode: F,
-    /// The last tokens whose text was returned, for context, followed by the tokens whose text was not.
+    /// The last tokens whose text was returned, as context, followed by the tokens whose text is pending.
     window: Vec<u32>,
     /// Number of leading tokens of the window that are context only.
     context: usize,

@@ -52,7 +52,7 @@ impl Sampler {
         rng.set_stream(row);
         Ok(Self {
             greedy: config.is_greedy(),
-            // A smaller temperature would overflow the division; this one is greedy in effect.
+            // A smaller temperature would overflow the division; this minimum is greedy in effect.
             temperature: config.temperature.unwrap_or(1.0).max(1e-30) as f32,
             top_k: config.top_k.unwrap_or(0),
             top_p: config.top_p.unwrap_or(1.0),
@@ -66,7 +66,7 @@ impl Sampler {
         })
     }
 
-    /// The same sampler, which never picks these ids.
+    /// The same sampler with banned ids, which it never picks.
     #[must_use]
     pub fn ban(mut self, ids: &[u32]) -> Self {
         self.banned.extend_from_slice(ids);
@@ -128,7 +128,7 @@ impl Sampler {
 
     fn broken(&self, what: &str) -> Error {
         Error::generation(format!(
-            "at position {} {what}: check that the weights are complete and finite, and if they are 16 bits wide load \
+            "at position {} {what}: check that the weights are complete and finite, and if they are f16 or bf16, load \
              them in f32",
             self.position
         ))
@@ -203,8 +203,8 @@ fn keep_likeliest(candidates: &mut Vec<Candidate>, count: usize) -> f32 {
 /// Moves the smallest set of likeliest candidates with the share `top_p` of the mass to the front, and returns its
 /// size.
 ///
-/// The size is found by binary search: each step partitions the open range at its middle, so that the work halves from
-/// step to step and the total is linear.
+/// The size is found by binary search: each step partitions the open range at its middle, so that the work is halved
+/// from step to step and the total is linear.
 fn nucleus(candidates: &mut [Candidate], top_p: f64) -> usize {
     let target = top_p * mass(candidates);
     let (mut from, mut to, mut before) = (0, candidates.len(), 0.0);

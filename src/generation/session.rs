@@ -1,4 +1,4 @@
-//! A generation in steps: one prefill, then one token for every row at a time.
+//! Generation in steps: one prefill, then one token per row and step.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -96,8 +96,8 @@ impl HaploVl {
         let other = |kind: Quantization| later.iter().filter_map(|name| source.quantization(name)).find(|o| *o != kind);
         if let Some((kind, other)) = quantization.and_then(|kind| Some((kind, other(kind)?))) {
             return Err(Error::weights(format!(
-                "{}: the weights are {other} already and cannot become {kind}: leave out the quantisation, or start from \
-                 the model's floats",
+                "{}: the weights are {other} already and cannot become {kind}: leave out the quantisation, or start \
+                 from the model's floats",
                 source.path().display()
             )));
         }
@@ -193,10 +193,10 @@ impl HaploVl {
 
     /// Sets the KV-cache dtype, independent of the activation dtype.
     ///
-    /// [`DType::F16`] halves the memory of an f32 cache; keys and values are rounded to 11 significant bits and
-    /// saturate at 65,504. CPU kernels read f16 caches directly, which halves the memory traffic per token. Any other
-    /// dtype that differs from the activation dtype, and every differing dtype on a GPU, costs a conversion of the
-    /// whole cache per token.
+    /// [`DType::F16`] takes half the memory of f32; keys and values are rounded to 11 significant bits and saturate at
+    /// 65,504. CPU kernels read f16 caches directly, with half the memory traffic per token. Any other dtype that
+    /// differs from the activation dtype, and every differing dtype on a GPU, costs a conversion of the whole cache per
+    /// token.
     pub fn with_cache_dtype(self, cache_dtype: DType) -> Self {
         Self { cache_dtype: Some(cache_dtype), ..self }
     }

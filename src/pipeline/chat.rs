@@ -23,7 +23,7 @@ pub struct Chat {
 #[derive(Default)]
 struct ChatState {
     conversation: Conversation,
-    /// Taken by the reply under way.
+    /// The KV cache; empty while a reply under way holds it.
     cache: PrefixCache,
     is_replying: bool,
 }
@@ -39,7 +39,7 @@ impl Chat {
         }
     }
 
-    /// The same chat with an earlier conversation, such as a system message, in place of its own.
+    /// The same chat with an earlier conversation, such as a system message, instead of its conversation.
     #[must_use]
     pub fn with_conversation(self, conversation: Conversation) -> Self {
         let state = ChatState { conversation, ..ChatState::default() };
@@ -85,7 +85,8 @@ impl Chat {
         let mut state = lock(&self.state);
         if state.is_replying {
             return Err(Error::generation(
-                "a reply of this chat is still under way: read it to its end, finish it or drop it before the next turn",
+                "a reply of this chat is still under way: read it to its end, finish it or drop it before the next \
+                 turn",
             ));
         }
         state.conversation.push(Message::user(content));

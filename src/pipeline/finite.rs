@@ -34,8 +34,8 @@ impl TensorSource for FiniteTensors {
         match first_not_finite(&tensor)? {
             None => Ok(tensor),
             Some((at, value)) => Err(Error::weights(format!(
-                "{}: tensor `{name}` holds {value} at element {at}, expected finite weights: download or train the model \
-                 again",
+                "{}: tensor `{name}` holds {value} at element {at}, expected finite weights: download or train the \
+                 model again",
                 self.path().display()
             ))),
         }

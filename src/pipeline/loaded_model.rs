@@ -117,7 +117,8 @@ impl LoadedModel {
     #[cfg(not(feature = "builtin"))]
     fn builtin(_: LoadOptions) -> Result<Self> {
         Err(crate::Error::weights(
-            "the built-in model is not part of this build: build with the feature `builtin`, or name a folder or a hub id",
+            "the built-in model is not part of this build: build with the feature `builtin`, or name a folder or a \
+             hub id",
         ))
     }
 

@@ -44,7 +44,7 @@ impl VisualQuestionAnswerer {
 
     /// The answer to one question about some images and videos, or about none.
     ///
-    /// The question may contain `<image>` where each image belongs; otherwise the images come first.
+    /// The question may contain one `<image>` per image at its position; otherwise the images come first.
     ///
     /// # Errors
     /// If the images or the question do not fit the model or each other, and the errors of [`Generator::generate`].
@@ -64,7 +64,7 @@ impl VisualQuestionAnswerer {
         Ok(AnswerStream { model, session, cache, home: Arc::clone(&self.cache) })
     }
 
-    /// The answers to several questions, each about images of its own, computed as one batch.
+    /// The answers to several questions, each about its own images, computed as one batch.
     ///
     /// # Errors
     /// The errors of [`Self::ask`], and [`Error::Batch`](crate::Error::Batch) for no question at all.

@@ -83,8 +83,9 @@ fn check_finite(weights: &[f32], layer: usize) -> Result<()> {
     match weights.iter().find(|weight| !weight.is_finite()) {
         None => Ok(()),
         Some(found) => Err(Error::weights(format!(
-            "the attention weights of layer {layer} (`model.layers.{layer}.self_attn`) are {found}, expected finite ones: \
-             check that the model's weights are complete and finite, and if they are 16 bits wide load them in f32"
+            "the attention weights of layer {layer} (`model.layers.{layer}.self_attn`) are {found}, expected finite \
+             ones: check that the model's weights are complete and finite, and if they are f16 \
+             or bf16, load them in f32"
         ))),
     }
 }

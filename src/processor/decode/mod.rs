@@ -191,8 +191,8 @@ impl ImageDecoder {
         Err(Error::image(
             name,
             format!(
-                "takes {needed} bytes of memory to decode ({width}x{height}, {:?}), more than the limit of {}: shrink it, or \
-                 raise `max_bytes` if the file can be trusted",
+                "takes {needed} bytes of memory to decode ({width}x{height}, {:?}), more than the limit of {}: shrink \
+                 it, or raise `max_bytes` if the file can be trusted",
                 decoder.color_type(),
                 self.max_bytes
             ),
