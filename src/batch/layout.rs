@@ -44,7 +44,7 @@ impl SequenceLayout {
         for (row, samples) in self.rows.iter().enumerate() {
             let wrong = |what: &str, range: &Range<usize>, within: Range<usize>| {
                 Err(Error::batch(format!(
-                    "row {row}: {what} at {range:?}, expected a range that is not empty, behind the one before it, and \
+                    "row {row}: {what} at {range:?}, expected a non-empty range after the previous one and \
                      inside {within:?}"
                 )))
             };

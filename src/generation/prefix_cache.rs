@@ -40,7 +40,7 @@ impl PrefixCache {
         let session = generator.session(&suffix(batch, sample, kept)?, &ids[..kept], config)?;
         match &mut self.cache {
             Some(cache) => cache.truncate(kept),
-            // Capacity for the longest prompt; memory is allocated only as it is needed.
+            // Capacity for the longest prompt; memory is allocated on demand.
             empty => *empty = Some(generator.model().cache(1, generator.model().config().max_position_embeddings)?),
         }
         self.prompt_len = ids.len();

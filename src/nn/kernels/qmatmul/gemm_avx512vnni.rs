@@ -249,7 +249,7 @@ fn store(floats: __m512, to: &mut [f32]) {
     unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), lane_mask(to.len()), floats) }
 }
 
-/// Packs at most 256 weights of each of sixteen rows. Cache lines of `ahead` are prefetched one at a time on the way,
+/// Packs at most 256 weights of each of sixteen rows. Cache lines of `ahead` are prefetched one at a time meanwhile,
 /// so that they do not delay the loads of the panel.
 #[target_feature(enable = "avx512f,avx512bw")]
 fn pack<T: VnniWeights>(simd: V3, panel: &mut VnniPanel, rows: &[&[u8]; LANES], ahead: &mut Chunks<u8>) {
