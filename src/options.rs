@@ -1,6 +1,6 @@
 //! User options: device, dtype, quantisation of weights, precision of matmuls, dtype of the KV cache.
 //!
-//! Each is an enum that parses from the names listed, which are those that the examples take on their command line.
+//! Each option is an enum that parses from the listed names, which the examples take on their command lines.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeviceChoice {
-    /// CUDA if it was compiled in and a GPU answers, else Metal likewise, else the CPU.
+    /// CUDA if it was compiled in and a GPU answers, else Metal under the same conditions, else the CPU.
     #[default]
     Auto,
     /// The CPU.
@@ -47,7 +47,7 @@ impl DeviceChoice {
     /// Opens the device.
     ///
     /// # Errors
-    /// [`Error::Device`] if support was not compiled in (the message names the feature) or no such device answers.
+    /// [`Error::Device`] if support was not compiled in (the message names the feature) or the device does not answer.
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
@@ -89,7 +89,7 @@ pub enum DtypeChoice {
     F32,
     /// f16; on a GPU only.
     F16,
-    /// bf16; on a CPU with AVX512-BF16 in matmuls only.
+    /// bf16; on the CPU in matmuls only, and only with AVX512-BF16.
     Bf16,
 }
 
@@ -108,11 +108,12 @@ impl FromStr for DtypeChoice {
 }
 
 impl DtypeChoice {
-    /// The candle dtype on `device`. For bf16 on the CPU that is f32, since only [matmuls](Self::precision) use bf16 there.
+    /// The candle dtype on `device`. For bf16 on the CPU that is f32, since only [matmuls](Self::precision) use bf16
+    /// there.
     ///
     /// # Errors
-    /// [`Error::Device`] for f16 on a CPU, and for bf16 on a CPU without AVX512-BF16: both are slower than f32 there and
-    /// lose digits in sums.
+    /// [`Error::Device`] for f16 on a CPU, and for bf16 on a CPU without AVX512-BF16: both are slower than f32 there
+    /// and lose digits in sums.
     pub fn resolve(self, device: &Device) -> Result<DType> {
         match self {
             Self::Auto if device.is_cpu() => Ok(DType::F32),
@@ -128,7 +129,7 @@ impl DtypeChoice {
         }
     }
 
-    /// The precision of matmuls on the CPU; `None` keeps the model's own.
+    /// The precision of matmuls on the CPU; `None` keeps the model's precision.
     pub fn precision(self) -> Option<Precision> {
         match self {
             Self::Auto => None,
@@ -142,7 +143,7 @@ impl DtypeChoice {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Precision {
-    /// The tensors' own.
+    /// The dtype of the tensors.
     #[default]
     Full,
     /// bf16: f32 tensors on the CPU are rounded (8 bits of mantissa instead of 24), forward and backward.
@@ -186,7 +187,7 @@ impl FromStr for KvCacheDtype {
 }
 
 impl KvCacheDtype {
-    /// The candle dtype for activations of `dtype`; `None` keeps the model's own.
+    /// The candle dtype for activations of `dtype`; `None` keeps the model's cache dtype.
     pub fn resolve(self, dtype: DType) -> Option<DType> {
         match self {
             Self::Auto => None,
@@ -197,7 +198,7 @@ impl KvCacheDtype {
     }
 }
 
-/// The block format of quantised weights; bits per weight include its share of the block's scale.
+/// The block format of quantised weights; bits per weight include a share of the block's scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Quantization {

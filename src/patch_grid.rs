@@ -1,12 +1,13 @@
 //! Patch layout of an image: its tiles, the patch grid after unpadding and shrinking, and the number of tokens.
 //!
-//! One [`PatchGrid`] answers for both sides: the processor counts placeholder tokens by [`PatchGrid::tokens`], and the
-//! embeddings lay out patches by the same value. The rules are LLaVA-NeXT's `anyres` with LLaVA-OneVision's size limit.
+//! [`PatchGrid`] is the single source of both counts: the processor counts placeholder tokens by [`PatchGrid::tokens`],
+//! and the embeddings lay out patches by the same value. The rules are LLaVA-NeXT's `anyres` with LLaVA-OneVision's
+//! size limit.
 
 use crate::config::{ImageAspectRatio, VisionConfig};
 use crate::{Error, Result};
 
-/// A size in pixels, patches or tiles; height first, as everywhere in this crate.
+/// Size in pixels, patches or tiles; height first, as everywhere in this crate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Size {
     /// Rows.
@@ -33,11 +34,11 @@ impl std::fmt::Display for Size {
     }
 }
 
-/// Pixels of the largest layout of an image. Every image is enlarged to its layout, so this bounds the memory of one: 48 MB
-/// as 8-bit RGB and 192 MB as f32, before the patches of the model.
+/// Pixels of the largest layout of an image. Every image is enlarged to its layout, so this bounds the memory of one:
+/// 48 MB as 8-bit RGB and 192 MB as f32, before the patches of the model.
 pub(crate) const MAX_LAYOUT_PIXELS: usize = 1 << 24;
 
-/// Checks that every pinpoint is small enough to be worked with.
+/// Checks that every pinpoint is within the size limit.
 ///
 /// # Errors
 /// [`Error::Config`] naming the pinpoint.
@@ -55,16 +56,16 @@ fn check_layout(field: &str, layout: Size) -> Result<()> {
     Err(Error::config(field, message))
 }
 
-/// How one image becomes patches.
+/// Patch layout of one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PatchGrid {
-    /// Tiles down and across.
+    /// Number of tiles, vertically and horizontally.
     pub tiles: Size,
     /// First patch row and column that is not pure padding, in the grid of all tiles.
     pub offset: Size,
     /// Patch rows and columns that are not pure padding.
     pub unpadded: Size,
-    /// Patch rows and columns after shrinking; equal to `unpadded` where nothing is shrunk.
+    /// Patch rows and columns after shrinking; equal to `unpadded` if the grid is not shrunk.
     pub rows_cols: Size,
     /// Whether a newline token ends every row.
     pub newline: bool,
@@ -74,7 +75,8 @@ impl PatchGrid {
     /// The grid of an image of `image` pixels.
     ///
     /// # Errors
-    /// [`Error::Image`] if a side is 0, and [`Error::Config`] if there is no pinpoint or the one chosen is too large.
+    /// [`Error::Image`] if a side is 0, and [`Error::Config`] if there is no pinpoint, or the chosen pinpoint is too
+    /// large.
     pub fn new(config: &VisionConfig, image: Size) -> Result<Self> {
         if image.area() == 0 {
             return Err(Error::image(image.to_string(), "has no pixels"));

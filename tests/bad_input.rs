@@ -255,7 +255,7 @@ fn empty_too_long_and_foreign_batches_say_so() {
     let unequal = [Sequence { input_ids: vec![1, 2], labels, visuals: vec![] }];
     let unequal = MultimodalBatch::new(&unequal, BatchSpec::new(&config), PaddingSide::Right, &Device::Cpu);
     let unequal = unequal.unwrap_err().to_string();
-    assert!(unequal.contains("1 labels for 2 tokens: give one label a token"), "{unequal}");
+    assert!(unequal.contains("1 labels for 2 tokens: give one label per token"), "{unequal}");
 
     let parameters = Parameters::new();
     let model = HaploVl::new(&config, parameters.var_builder(0, DType::F32, &Device::Cpu)).unwrap();

@@ -4,14 +4,15 @@ use std::ops::Range;
 
 use crate::{Error, Result};
 
-/// One conversation or document inside a row: a stretch of positions that see nothing outside it.
+/// Sample of a row: the positions of one conversation or document, which attend to nothing outside it.
 ///
-/// Positions of a row that no sample covers are padding, on whichever side; several samples in a row are packed.
+/// Positions of a row without a sample are padding, on either side; several samples in a row are packed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
     /// Positions in the row.
     pub range: Range<usize>,
-    /// Blocks of positions (in the row) whose members see each other and everything before: an image, a video frame.
+    /// Bidirectional attention blocks (positions in the row), which also attend to everything before: an image, a
+    /// frame.
     pub visual_blocks: Vec<Range<usize>>,
     /// Positions (in the row) of each image or video, in the order of [`MultimodalBatch::visuals`].
     pub visuals: Vec<Range<usize>>,
@@ -27,7 +28,7 @@ pub struct SequenceLayout {
 }
 
 impl SequenceLayout {
-    /// A layout of text only: every row is one sample without padding.
+    /// A layout of text: every row is one sample without padding.
     pub fn text(batch: usize, seq_len: usize) -> Self {
         let sample = Sample { range: 0..seq_len, visual_blocks: vec![], visuals: vec![] };
         Self { seq_len, rows: vec![vec![sample]; batch] }
@@ -35,7 +36,7 @@ impl SequenceLayout {
 
     /// Checks that samples follow each other inside their rows, and images and blocks inside their samples.
     ///
-    /// Layouts that [`MultimodalBatch::new`] makes always do; models check those made by hand.
+    /// Layouts of [`MultimodalBatch::new`] always pass; models check other layouts.
     ///
     /// # Errors
     /// [`Error::Batch`] naming the row and the range.
@@ -43,7 +44,7 @@ impl SequenceLayout {
         for (row, samples) in self.rows.iter().enumerate() {
             let wrong = |what: &str, range: &Range<usize>, within: Range<usize>| {
                 Err(Error::batch(format!(
-                    "row {row}: {what} at {range:?}, expected a range that is not empty, behind the one before it, and \
+                    "row {row}: {what} at {range:?}, expected a non-empty range after the previous one and \
                      inside {within:?}"
                 )))
             };

@@ -1,5 +1,5 @@
-//! Batches: what a processor or data loader produces and a model consumes. They hold token ids, images and videos, and the
-//! layout of samples.
+//! Batches: what a processor or data loader produces and a model consumes. They hold token ids, images and videos, and
+//! the layout of samples.
 
 mod layout;
 mod multimodal_batch;
@@ -14,15 +14,15 @@ pub use visual::Visual;
 use crate::Error;
 use crate::config::VisionConfig;
 
-/// Label of a position that does not count in the loss. candle's gathers skip this very value.
+/// Label of a position that does not count in the loss; candle's gathers skip this value.
 pub const IGNORE_INDEX: u32 = u32::MAX;
 
-/// End of the shorter rows of a batch that padding fills.
+/// Side on which the shorter rows of a batch are padded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PaddingSide {
-    /// Before the tokens; what generation needs.
+    /// Before the tokens, as generation needs.
     Left,
-    /// After the tokens; what training uses.
+    /// After the tokens, as in training.
     Right,
 }
 
@@ -54,7 +54,7 @@ impl<'a> BatchSpec<'a> {
 /// The error of a prompt that does not fit the model's context.
 pub(crate) fn too_long(length: usize, context: usize) -> Error {
     Error::prompt(format!(
-        "is {length} tokens long (text and image patches together), more than the model's context of {context}: shorten \
-         it, or use fewer or smaller images"
+        "is {length} tokens long (text and image patches together), more than the model's context of {context}: \
+         shorten it, or use fewer or smaller images"
     ))
 }

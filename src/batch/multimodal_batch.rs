@@ -1,4 +1,4 @@
-//! Sequences of equal length with their images, as a model consumes them.
+//! Multimodal batch: sequences of equal length with their images, the input of a model.
 
 use std::ops::Range;
 
@@ -7,12 +7,13 @@ use candle_core::{Device, Tensor};
 use super::{BatchSpec, IGNORE_INDEX, PaddingSide, Sequence, SequenceLayout, Visual, too_long};
 use crate::{Error, Result};
 
-/// A batch, on one device.
+/// Multimodal batch on one device: token ids, labels, layout, images and videos.
 #[derive(Debug, Clone)]
 pub struct MultimodalBatch {
     /// Token ids, `(batch, seq_len)`, u32. Padding holds 0.
     pub input_ids: Tensor,
-    /// Labels, `(batch, seq_len)`, u32, aligned with `input_ids` (not shifted); [`IGNORE_INDEX`] where none.
+    /// Labels, `(batch, seq_len)`, u32, aligned with `input_ids` (not shifted); [`IGNORE_INDEX`] at positions without a
+    /// label.
     pub labels: Option<Tensor>,
     /// Samples, visual blocks and padding.
     pub layout: SequenceLayout,
@@ -21,7 +22,7 @@ pub struct MultimodalBatch {
 }
 
 impl MultimodalBatch {
-    /// One sequence a row, the shorter ones padded on `side`.
+    /// Builds a batch of one sequence per row; shorter sequences are padded on `side`.
     ///
     /// # Errors
     /// [`Error::Prompt`] where placeholders and images disagree or a sequence is too long, and [`Error::Batch`]
@@ -38,10 +39,10 @@ impl MultimodalBatch {
         Self::from_placed(rows, seq_len, spec, device)
     }
 
-    /// Several sequences a row, one after the other; each sees only itself.
+    /// Builds a batch of several packed sequences per row; each attends only to itself.
     ///
     /// # Errors
-    /// As [`Self::new`]; the length limit holds for a whole row.
+    /// The errors of [`Self::new`]; the length limit holds for a whole row.
     pub fn packed(rows: &[Vec<Sequence>], spec: BatchSpec<'_>, device: &Device) -> Result<Self> {
         let row_len = |row: &Vec<Sequence>| row.iter().map(|s| s.input_ids.len()).sum::<usize>();
         let seq_len = rows.iter().map(row_len).max().unwrap_or(0);
@@ -122,7 +123,7 @@ impl MultimodalBatch {
     /// of the same sample, or [`IGNORE_INDEX`]. `(batch * seq_len)`.
     ///
     /// # Errors
-    /// [`Error::Batch`] if there are no labels, and as [`Self::validate`].
+    /// [`Error::Batch`] if there are no labels, and the errors of [`Self::validate`].
     pub fn next_token_labels(&self) -> Result<Vec<u32>> {
         self.validate()?;
         let labels = self.labels.as_ref().ok_or_else(|| Error::batch("has no labels"))?.to_vec2::<u32>()?;
@@ -152,16 +153,16 @@ impl MultimodalBatch {
     /// The pixels of all images and videos one after the other, `(tiles and frames, 3, image_size, image_size)`.
     ///
     /// # Errors
-    /// From candle, if there is no image, or they differ in size.
+    /// Errors of candle, if there is no image, or they differ in size.
     pub fn pixel_values(&self) -> Result<Tensor> {
         let pixels: Vec<&Tensor> = self.visuals.iter().map(Visual::pixel_values).collect();
         Ok(Tensor::cat(&pixels, 0)?)
     }
 
-    /// `(batch, seq_len)` of ones where a token stands and zeros for padding, f32.
+    /// Padding mask `(batch, seq_len)`, f32: one for tokens and zero for padding.
     ///
     /// # Errors
-    /// As [`Self::validate`].
+    /// The errors of [`Self::validate`].
     pub fn attention_mask(&self) -> Result<Tensor> {
         self.validate()?;
         let mut mask = vec![0f32; self.batch_size() * self.layout.seq_len];
@@ -179,5 +180,5 @@ fn check_labels(labels: usize, tokens: usize) -> Result<()> {
     if labels == tokens {
         return Ok(());
     }
-    Err(Error::batch(format!("{labels} labels for {tokens} tokens: give one label a token")))
+    Err(Error::batch(format!("{labels} labels for {tokens} tokens: give one label per token")))
 }

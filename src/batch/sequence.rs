@@ -6,7 +6,7 @@ use crate::{Error, Result};
 /// One sequence before batching: token ids with placeholders, its images in order, and optionally labels.
 #[derive(Debug, Clone)]
 pub struct Sequence {
-    /// Token ids; each image stands as a run of placeholder ids as long as its number of tokens.
+    /// Token ids; each image is a run of placeholder ids, one per token of the image.
     pub input_ids: Vec<u32>,
     /// For each position the id that the model should produce *at the next-token shift applied by the loss*, that
     /// is: the id of this very position, or [`IGNORE_INDEX`].
@@ -21,7 +21,7 @@ impl Sequence {
         self.input_ids.len()
     }
 
-    /// Whether there is no token at all.
+    /// Whether the sequence has no token.
     pub fn is_empty(&self) -> bool {
         self.input_ids.is_empty()
     }

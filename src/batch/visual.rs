@@ -1,4 +1,4 @@
-//! Images and videos as a model takes them.
+//! Preprocessed images and videos, the input of a model.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -6,7 +6,7 @@ use crate::Result;
 use crate::config::VisionConfig;
 use crate::patch_grid::{PatchGrid, Size, video_tokens};
 
-/// One image or video, ready for the model.
+/// Preprocessed image or video.
 #[derive(Debug, Clone)]
 pub enum Visual {
     /// An image cut into tiles.
@@ -24,10 +24,10 @@ pub enum Visual {
 }
 
 impl Visual {
-    /// Number of tokens this takes in a sequence.
+    /// Number of tokens that the image or video takes in a sequence.
     ///
     /// # Errors
-    /// As [`PatchGrid::new`].
+    /// The errors of [`PatchGrid::new`].
     pub fn tokens(&self, config: &VisionConfig) -> Result<usize> {
         match self {
             Self::Image { size, .. } => Ok(PatchGrid::new(config, *size)?.tokens()),
@@ -35,10 +35,10 @@ impl Visual {
         }
     }
 
-    /// Number of its tokens that hold a patch, newlines not counted.
+    /// Number of tokens that hold a patch, without newlines.
     ///
     /// # Errors
-    /// As [`PatchGrid::new`].
+    /// The errors of [`PatchGrid::new`].
     pub fn patches(&self, config: &VisionConfig) -> Result<usize> {
         match self {
             Self::Image { size, .. } => Ok(PatchGrid::new(config, *size)?.rows_cols.area()),
@@ -46,10 +46,10 @@ impl Visual {
         }
     }
 
-    /// Lengths of its attention blocks: an image is one; a video is one for each frame, and its newline is one.
+    /// Lengths of the attention blocks: one block for an image; one per frame and one for the newline of a video.
     ///
     /// # Errors
-    /// As [`Self::tokens`].
+    /// The errors of [`Self::tokens`].
     pub fn blocks(&self, config: &VisionConfig) -> Result<Vec<usize>> {
         match self {
             Self::Image { .. } => Ok(vec![self.tokens(config)?]),
@@ -61,7 +61,7 @@ impl Visual {
         }
     }
 
-    /// The token that stands for this in a prompt.
+    /// The placeholder id of the image or video in a prompt.
     pub fn placeholder(&self, image_token: u32, video_token: u32) -> u32 {
         match self {
             Self::Image { .. } => image_token,
@@ -84,7 +84,7 @@ impl Visual {
     /// The same pixels in another dtype.
     ///
     /// # Errors
-    /// From candle only.
+    /// Errors of candle only.
     pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
         Ok(self.with_pixel_values(self.pixel_values().to_dtype(dtype)?))
     }

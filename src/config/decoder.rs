@@ -1,89 +1,89 @@
-//! The configuration of one decoder: a stack of equal [`DecoderLayer`](crate::nn::DecoderLayer)s.
+//! Configuration of one decoder: a stack of equal [`DecoderLayer`](crate::nn::DecoderLayer)s.
 
 use serde::{Deserialize, Serialize};
 
 use super::validate::{at_least_one, at_most, multiple_of, positive};
 use crate::{Error, Result};
 
-/// The non-linearity of an MLP. HF names, so that `hidden_act` reads as in other checkpoints.
+/// Activation function of an MLP, with HF's names of `hidden_act`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Activation {
-    /// `x * sigmoid(x)`, of the Llama and Qwen families.
+    /// SiLU of the Llama and Qwen families: `x * sigmoid(x)`.
     Silu,
-    /// `x * sigmoid(1.702 x)`, of the original CLIP.
+    /// Quick GELU of the original CLIP: `x * sigmoid(1.702 x)`.
     QuickGelu,
-    /// `x * Phi(x)` with the exact error function.
+    /// GELU with the exact error function: `x * Phi(x)`.
     Gelu,
-    /// The tanh approximation of GELU.
+    /// GELU in its tanh approximation.
     #[serde(alias = "gelu_new")]
     GeluPytorchTanh,
-    /// `max(x, 0)`.
+    /// ReLU: `max(x, 0)`.
     Relu,
 }
 
-/// The normalisation before attention and before the MLP.
+/// Normalisation before attention and before the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum NormKind {
-    /// Mean and variance, with weight and bias.
+    /// Layer norm: mean and variance, with weight and bias.
     LayerNorm,
-    /// Root mean square, with weight only; accumulates in f32 whatever the input.
+    /// RMSNorm: root mean square, with weight only; accumulates in f32 for every dtype.
     RmsNorm,
 }
 
-/// The shape of the MLP.
+/// Form of the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum MlpKind {
-    /// `down(act(gate(x)) * up(x))`, three matrices.
+    /// Gated, three matrices: `down(act(gate(x)) * up(x))`.
     Gated,
-    /// `fc2(act(fc1(x)))`, two matrices, as CLIP.
+    /// Plain, two matrices, as in CLIP: `fc2(act(fc1(x)))`.
     Plain,
 }
 
-/// Where a decoder's rotary position embedding comes from.
+/// Source of a decoder's rotary position embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Rope {
-    /// Built from this decoder's own `rope_theta` (official `attention_rope: true`).
+    /// The decoder's `rope_theta` (official `attention_rope: true`).
     Own,
-    /// Shared with the post-decoder (official `attention_rope: false`); needs equal head widths.
+    /// The post-decoder's rotary embedding (official `attention_rope: false`); needs equal head widths.
     Shared,
-    /// No rotary embedding at all, as CLIP.
+    /// No rotary position embedding, as in CLIP.
     None,
 }
 
-/// How rotary frequencies are stretched to contexts longer than those trained on.
+/// Scaling of the rotary frequencies for contexts longer than the training context.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "rope_type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RopeScaling {
-    /// Frequencies unchanged.
+    /// No scaling.
     Default,
-    /// All frequencies divided by `factor`.
+    /// Linear scaling: all frequencies are divided by `factor`.
     Linear {
         /// Divisor of every frequency.
         factor: f64,
     },
-    /// The wavelength-dependent rule of Llama 3.1.
+    /// Llama 3.1's scaling, which depends on the wavelength.
     Llama3 {
         /// Divisor of the low frequencies.
         factor: f64,
-        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are stretched fully.
+        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are scaled fully.
         low_freq_factor: f64,
-        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are left alone.
+        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are not scaled.
         high_freq_factor: f64,
-        /// The context length that the frequencies were trained on.
+        /// Context length in training.
         original_max_position_embeddings: usize,
     },
 }
 
-/// One decoder: sizes, normalisation, MLP, biases and positions.
+/// Configuration of one decoder: sizes, normalisation, MLP, biases and positions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecoderConfig {
@@ -93,17 +93,17 @@ pub struct DecoderConfig {
     pub intermediate_size: usize,
     /// Number of layers.
     pub num_hidden_layers: usize,
-    /// Number of query heads; divides `hidden_size`.
+    /// Number of query heads; a divisor of `hidden_size`.
     pub num_attention_heads: usize,
-    /// Number of key and value heads; divides `num_attention_heads`.
+    /// Number of key and value heads; a divisor of `num_attention_heads`.
     pub num_key_value_heads: usize,
-    /// Non-linearity of the MLP.
+    /// Activation function of the MLP.
     pub hidden_act: Activation,
     /// Normalisation of the layers.
     pub norm_mode: NormKind,
-    /// Added to the variance before the square root.
+    /// Epsilon that is added to the variance before the square root.
     pub norm_eps: f64,
-    /// MLP form.
+    /// Form of the MLP.
     pub mlp: MlpKind,
     /// Whether `q_proj`, `k_proj` and `v_proj` have a bias.
     pub qkv_bias: bool,
@@ -129,7 +129,7 @@ impl DecoderConfig {
     /// Checks every field; `name` is the prefix in messages, for example `pre_decoder`.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the first field that cannot work.
+    /// [`Error::Config`] naming the first invalid field.
     pub fn validate(&self, name: &str) -> Result<()> {
         let field = |f: &str| format!("{name}.{f}");
         for (f, value, most) in [
@@ -153,7 +153,8 @@ impl DecoderConfig {
             return Err(Error::config(
                 field("hidden_size"),
                 format!(
-                    "gives heads of width {}, but rotary positions rotate pairs: choose hidden_size / num_attention_heads even",
+                    "gives heads of width {}, but rotary positions rotate pairs: choose hidden_size / \
+                     num_attention_heads even",
                     self.head_dim()
                 ),
             ));

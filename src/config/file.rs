@@ -11,12 +11,11 @@ use crate::{Error, Result, files};
 /// Reads a JSON file.
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = files::read(path, files::MAX_TEXT_BYTES)?;
-    serde_json::from_slice(&bytes)
-        .map_err(|e| Error::format(path, format!("is not what its name says: {e}")).caused_by(e))
+    serde_json::from_slice(&bytes).map_err(|e| Error::format(path, format!("cannot be parsed: {e}")).caused_by(e))
 }
 
-/// Reads a value of which every wrong field is named by its path; `whole` stands for a value that is wrong altogether,
-/// and `expected` says what it should be.
+/// Deserialises a value and names a wrong field by its path. `whole` names the value itself, for errors without a path,
+/// and `expected` says what the value should be.
 pub(crate) fn from_value<T: DeserializeOwned>(whole: &str, expected: &str, value: &Value) -> Result<T> {
     serde_path_to_error::deserialize(value).map_err(|e| match e.path().iter().next() {
         Some(_) => Error::config(e.path().to_string(), e.inner().to_string()),
@@ -25,10 +24,11 @@ pub(crate) fn from_value<T: DeserializeOwned>(whole: &str, expected: &str, value
 }
 
 impl HaploVlConfig {
-    /// Reads and checks a `config.json` of either form, see [`Self::from_json`].
+    /// Reads and checks a `config.json` in official form or in this crate's form, see [`Self::from_json`].
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is not JSON, and as [`Self::from_json`].
+    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is not JSON, and the errors of
+    /// [`Self::from_json`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         Self::from_json(read_json::<Value>(path)?).map_err(|e| e.in_file(path))

@@ -1,4 +1,4 @@
-//! How text is generated: the fields of HF's `generation_config.json`, plus a seed.
+//! Generation settings: the fields of HF's `generation_config.json`, plus a seed.
 
 use std::path::Path;
 
@@ -8,48 +8,48 @@ use super::file::read_json;
 use super::validate::at_most;
 use crate::{Error, Result};
 
-/// How to pick the next token, and when to stop.
+/// Generation settings: sampling and stop conditions.
 ///
-/// Reads HF's `generation_config.json`; fields that mean nothing here are ignored, and `null` is the same as absent,
-/// except for `max_new_tokens`, where it takes the default limit away.
-/// The default is greedy: the likeliest token each time.
+/// HF's `generation_config.json` is read; unknown fields are ignored, and `null` equals absent, except for
+/// `max_new_tokens`, where `null` removes the default limit. The default is greedy decoding.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GenerationConfig {
-    /// Ids that end an answer; one id or a list in the file.
+    /// End-of-sequence ids; one id or a list in the file.
     #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub eos_token_id: Vec<u32>,
-    /// Id that begins a text.
+    /// Beginning-of-sequence id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bos_token_id: Option<u32>,
-    /// Id fed to the rows of a batch that are already finished; an end id if absent.
+    /// Id fed to finished rows of a batch; an end-of-sequence id if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pad_token_id: Option<u32>,
-    /// Draw from the distribution (true), or take the likeliest token (false) whatever the five fields below say,
-    /// except `repetition_penalty`.
+    /// Whether tokens are sampled from the distribution. If false, decoding is greedy, and of the next five fields only
+    /// `repetition_penalty` has an effect.
     #[serde(deserialize_with = "null_as_default")]
     pub do_sample: bool,
-    /// Divisor of the logits: below 1 bolder, above 1 more varied. 0 is greedy; absent is 1.
+    /// Divisor of the logits: values below 1 sharpen the distribution, values above 1 flatten it. 0 is greedy; absent
+    /// is 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
-    /// Keep only this many likeliest tokens. Absent or 0: all.
+    /// Number of likeliest tokens to keep (top-k). Absent or 0: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
-    /// Keep the smallest set of likeliest tokens that has at least this probability. Absent or 1: all.
+    /// Probability mass of the smallest set of likeliest tokens to keep (top-p). Absent or 1: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_p: Option<f64>,
-    /// Keep only tokens at least this fraction as likely as the likeliest one. Absent or 0: all.
+    /// Minimum probability of a token relative to the likeliest one (min-p). Absent or 0: all tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_p: Option<f64>,
-    /// Makes tokens that already stand in the text less likely: positive logits are divided, negative ones multiplied
-    /// by it. Absent or 1: no change.
+    /// Penalty on tokens that occur in the text already: their positive logits are divided by it, their negative logits
+    /// multiplied. Absent or 1: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repetition_penalty: Option<f64>,
-    /// Most tokens to generate. `None`: as many as the model's context holds, and at most [`Self::MAX_NEW_TOKENS`].
+    /// Maximum number of tokens to generate. `None`: the rest of the model's context, at most [`Self::MAX_NEW_TOKENS`].
     pub max_new_tokens: Option<usize>,
-    /// Seed of the draws: the same seed gives the same text.
+    /// Seed of sampling: equal seeds give equal texts.
     pub seed: u64,
-    /// Texts that end an answer; they are not part of it.
+    /// Strings that end an answer and are left out of it.
     #[serde(deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub stop_strings: Vec<String>,
 }
@@ -74,19 +74,19 @@ impl Default for GenerationConfig {
 }
 
 impl GenerationConfig {
-    /// Largest `max_new_tokens`, and the limit where none is given: an answer ends in a time that somebody may wait for,
-    /// whatever context a configuration claims.
+    /// Largest `max_new_tokens`, and the limit if none is set, so that an answer ends in bounded time whatever context
+    /// a configuration claims.
     pub const MAX_NEW_TOKENS: usize = 1 << 16;
 
-    /// Most tokens to generate where the context has room for them.
+    /// Number of tokens to generate if the context has room for them.
     pub fn token_limit(&self) -> usize {
         self.max_new_tokens.unwrap_or(Self::MAX_NEW_TOKENS)
     }
 
-    /// Checks that the ids are in a vocabulary of that size.
+    /// Checks that all ids are below `vocab_size`.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the field of an id outside of the vocabulary.
+    /// [`Error::Config`] naming the field of an id outside the vocabulary.
     pub fn check_vocabulary(&self, vocab_size: usize) -> Result<()> {
         let ends = self.eos_token_id.iter().map(|id| ("eos_token_id", id));
         let others = [("pad_token_id", &self.pad_token_id), ("bos_token_id", &self.bos_token_id)];
@@ -102,7 +102,7 @@ impl GenerationConfig {
     /// Reads and checks a `generation_config.json`.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is not such a file, [`Error::Config`] as
+    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is not valid, and [`Error::Config`] as in
     /// [`Self::validate`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let config: Self = read_json(path.as_ref())?;
@@ -113,7 +113,7 @@ impl GenerationConfig {
     /// Checks every field.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the first field that cannot work.
+    /// [`Error::Config`] naming the first invalid field.
     pub fn validate(&self) -> Result<()> {
         in_range("temperature", self.temperature, 0.0, 1e4)?;
         in_range("top_p", self.top_p, f64::MIN_POSITIVE, 1.0)?;
@@ -135,13 +135,13 @@ impl GenerationConfig {
         Ok(())
     }
 
-    /// Whether the likeliest token is taken each time.
+    /// Whether decoding is greedy.
     pub fn is_greedy(&self) -> bool {
         !self.do_sample || self.temperature == Some(0.0) || self.top_k == Some(1)
     }
 }
 
-/// Absent, or a number from `least` to `most`; NaN is neither.
+/// Checks an optional number: absent, or from `least` to `most`; NaN is an error.
 fn in_range(field: &str, value: Option<f64>, least: f64, most: f64) -> Result<()> {
     match value {
         Some(v) if !(least..=most).contains(&v) => {
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn reads_a_published_file() {
-        // The generation_config.json of Qwen2.5-7B-Instruct, which has fields that mean nothing here.
+        // The generation_config.json of Qwen2.5-7B-Instruct, which has fields that this crate ignores.
         let config = parse(
             r#"{"bos_token_id": 151643, "pad_token_id": 151643, "do_sample": true,
                 "eos_token_id": [151645, 151643], "repetition_penalty": 1.05, "temperature": 0.7,

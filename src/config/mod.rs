@@ -1,4 +1,4 @@
-//! Plain configuration data, readable from JSON and checked by `validate()` before anything is built from it.
+//! Configuration data, read from JSON and checked by `validate()` before anything is built from it.
 
 mod decoder;
 mod file;

@@ -1,4 +1,4 @@
-//! The configuration of a whole HaploVL, in this crate's own form.
+//! Configuration of a whole HaploVL, in this crate's form.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -7,87 +7,87 @@ use super::validate::{at_least_one, at_most};
 use super::{Activation, DecoderConfig, ImageAspectRatio, MlpKind, NormKind, Rope, VisionConfig};
 use crate::{Error, Result};
 
-/// Where the text embedding has its width.
+/// Form of the text embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TextEmbedding {
-    /// A table as wide as the pre-decoder: the shape of the released `Pro` model.
+    /// A table as wide as the pre-decoder, as in the released `Pro` model.
     Direct,
-    /// The LLM's table followed by a linear map down to the pre-decoder's width: the shape of the paper.
+    /// The LLM's table followed by a linear map to the pre-decoder's width, as in the paper.
     Projected,
 }
 
-/// What an image token may look at inside its own image.
+/// Attention mask among the tokens of one image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ImageAttention {
-    /// Every patch of an image sees the whole image: what the paper describes.
+    /// Bidirectional: every patch attends to the whole image, as in the paper.
     #[default]
     Bidirectional,
-    /// Patches see earlier patches only: what the authors' inference code computes by default.
+    /// Causal: a patch attends to earlier patches only, the default of the authors' inference code.
     Causal,
 }
 
-/// A whole HaploVL.
+/// Configuration of a whole HaploVL.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HaploVlConfig {
-    /// Always `haplovl`: tells this form from the official one, which says `haplo`.
+    /// Model type, always `haplovl`: distinguishes this form from the official one, which has `haplo`.
     pub model_type: ModelType,
-    /// Entries of the text embedding and of the language head.
+    /// Number of entries of the text embedding and of the language head.
     pub vocab_size: usize,
-    /// Longest sequence, in tokens (text and patches together).
+    /// Context length in tokens (text and patches together).
     pub max_position_embeddings: usize,
-    /// Token id that stands for one image patch or newline in a prompt.
+    /// Placeholder token id of one image patch or newline in a prompt.
     pub image_token_index: u32,
-    /// Token id that stands for one video patch or newline in a prompt.
+    /// Placeholder token id of one video patch or newline in a prompt.
     pub video_token_index: u32,
     /// Form of the text embedding.
     pub text_embedding: TextEmbedding,
-    /// Whether the language head is the text embedding table.
+    /// Whether the language head shares the text embedding table.
     #[serde(default)]
     pub tie_word_embeddings: bool,
-    /// Attention inside an image.
+    /// Attention mask among the tokens of one image.
     #[serde(default)]
     pub image_attention: ImageAttention,
-    /// Tiles and patches.
+    /// Tiles and patches of images.
     pub vision: VisionConfig,
-    /// The first decoder, which fuses pixels and text.
+    /// Pre-decoder, which fuses pixels and text.
     pub pre_decoder: DecoderConfig,
-    /// The second decoder, which holds the language model.
+    /// Post-decoder, which holds the language model.
     pub post_decoder: DecoderConfig,
-    /// Fields of an official `config.json` that mean nothing here, kept so that it can be written back.
+    /// Fields of an official `config.json` that this crate ignores, kept to be written back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub official_extra: Option<OfficialExtra>,
 }
 
-/// Fields of an official `config.json` that this crate does not interpret, by the object they stand in.
+/// Fields of an official `config.json` that this crate ignores, by the object that holds them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OfficialExtra {
-    /// Beside the three objects: `torch_dtype`, `architectures`, and so on.
+    /// Fields at the root: `torch_dtype`, `architectures`, and so on.
     pub root: Map<String, Value>,
-    /// In `base_config`.
+    /// Fields of `base_config`.
     pub base_config: Map<String, Value>,
-    /// In `pre_config`.
+    /// Fields of `pre_config`.
     pub pre_config: Map<String, Value>,
-    /// `post_config` as it stood.
+    /// `post_config`, unchanged.
     pub post_config: Value,
 }
 
-/// The tag of this crate's own configuration form.
+/// Model type of this crate's configuration form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ModelType {
-    /// The only value.
+    /// The only model type.
     Haplovl,
 }
 
 impl HaploVlConfig {
-    /// The released 7B `Pro` model: Qwen2.5-7B behind a gated CLIP-ViT-L shaped pre-decoder.
+    /// The released 7B `Pro` model: a gated pre-decoder of CLIP-ViT-L's size before Qwen2.5-7B.
     pub fn haplovl_7b_pro() -> Self {
         let mut config = Self {
             text_embedding: TextEmbedding::Direct,
@@ -100,7 +100,7 @@ impl HaploVlConfig {
         config
     }
 
-    /// The paper's 8B model: Llama-3-8B behind CLIP-ViT-L, each in its own form.
+    /// The paper's 8B model: CLIP-ViT-L before Llama-3-8B, both in their original form.
     pub fn haplovl_8b() -> Self {
         let llama = DecoderConfig {
             intermediate_size: 14_336,
@@ -115,7 +115,7 @@ impl HaploVlConfig {
         config
     }
 
-    /// The paper's 7B model: Vicuna-7B behind CLIP-ViT-L, each in its own form.
+    /// The paper's 7B model: CLIP-ViT-L before Vicuna-7B, both in their original form.
     pub fn haplovl_7b() -> Self {
         let vicuna = DecoderConfig { norm_eps: 1e-5, ..llama(4096, 32, 32) };
         // Vicuna has 32,000 entries; the two placeholder tokens are appended, rounded up to 64.
@@ -125,7 +125,7 @@ impl HaploVlConfig {
         config
     }
 
-    /// A few thousand parameters, for tests: 14-pixel patches, 28-pixel tiles, two layers in each decoder.
+    /// A model of a few thousand parameters for tests: 14-pixel patches, 28-pixel tiles, two layers per decoder.
     pub fn tiny() -> Self {
         let decoder = |hidden_size, heads, kv_heads| DecoderConfig {
             hidden_size,
@@ -166,7 +166,7 @@ impl HaploVlConfig {
         }
     }
 
-    /// The common part of the paper's models, behind the given language model.
+    /// The common part of the paper's models, with the given post-decoder.
     fn paper(vocab_size: usize, max_position_embeddings: usize, llm: DecoderConfig) -> Self {
         Self {
             model_type: ModelType::Haplovl,
@@ -190,10 +190,10 @@ impl HaploVlConfig {
         }
     }
 
-    /// Checks every field and that they agree with each other.
+    /// Checks every field and that fields agree with each other.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the first field that cannot work.
+    /// [`Error::Config`] naming the first invalid field.
     pub fn validate(&self) -> Result<()> {
         at_least_one("vocab_size", self.vocab_size)?;
         at_most("vocab_size", self.vocab_size, 1 << 24)?;
@@ -243,7 +243,7 @@ impl HaploVlConfig {
                 ),
             ));
         }
-        // Beyond this the number of parameters is certainly a mistake (and would overflow).
+        // A larger number of parameters is certainly a mistake (and would overflow).
         let layers = |d: &DecoderConfig| {
             (d.num_hidden_layers * d.hidden_size).saturating_mul(4 * d.hidden_size + 3 * d.intermediate_size)
         };
@@ -283,7 +283,7 @@ fn clip_vit_large() -> DecoderConfig {
     }
 }
 
-/// A model of the Llama family: no biases, RMS norm, gated SiLU.
+/// A model of the Llama family: no biases, RMSNorm, gated SiLU.
 fn llama(hidden_size: usize, layers: usize, heads: usize) -> DecoderConfig {
     DecoderConfig {
         hidden_size,
@@ -304,7 +304,7 @@ fn llama(hidden_size: usize, layers: usize, heads: usize) -> DecoderConfig {
     }
 }
 
-/// Qwen2.5-7B, with its own biases on q, k and v only.
+/// Qwen2.5-7B, which has biases on q, k and v only.
 fn qwen2_7b() -> DecoderConfig {
     DecoderConfig {
         intermediate_size: 18_944,

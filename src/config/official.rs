@@ -1,9 +1,8 @@
-//! The official `config.json` of released HaploVL checkpoints, to and from [`HaploVlConfig`].
+//! Conversion between [`HaploVlConfig`] and the official `config.json` of released HaploVL checkpoints.
 //!
 //! Three objects hold the fields: `base_config` describes the post-decoder and the vision side, `pre_config` the
-//! pre-decoder, and `post_config` is carried along but never used. A missing field takes the default of the class
-//! that the file was written from. Fields that mean nothing to this crate are kept word for word, so that
-//! official -> ours -> official loses nothing.
+//! pre-decoder, and `post_config` is stored but never used. A missing field takes the default of the class that wrote
+//! the file. Fields that this crate ignores are kept unchanged, so that official -> ours -> official is lossless.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -15,7 +14,7 @@ use super::{
 use crate::{Error, Result};
 
 impl HaploVlConfig {
-    /// Reads either form: the official one (`base_config` is there) or this crate's own.
+    /// Reads the official form (which has `base_config`) or this crate's form.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field that is missing, misspelt, of the wrong type or contradictory.
@@ -28,15 +27,15 @@ impl HaploVlConfig {
         Ok(config)
     }
 
-    /// The official form of this configuration.
+    /// Converts this configuration to the official form.
     ///
     /// # Errors
-    /// [`Error::Config`] for what the official form cannot say: a projected text embedding, plain MLPs,
-    /// missing biases, scaled or absent rotary positions.
+    /// [`Error::Config`] for what the official form cannot express: a projected text embedding, plain MLPs, missing
+    /// biases, scaled or absent rotary positions.
     pub fn to_official(&self) -> Result<Value> {
         self.check_official()?;
         let extra = self.official_extra.clone().unwrap_or_default();
-        // What is understood has the last word over what is only carried along.
+        // Fields of this configuration override kept fields of the file.
         let mut base = extra.base_config;
         base.extend(decoder_to_official(&self.post_decoder));
         base.extend(object(json!({
@@ -68,7 +67,7 @@ impl HaploVlConfig {
 
     fn check_official(&self) -> Result<()> {
         let cannot = |field: &str, what: &str| {
-            Err(Error::config(field, format!("the official config.json cannot say {what}: keep this crate's own form")))
+            Err(Error::config(field, format!("the official config.json cannot express {what}: keep this crate's form")))
         };
         if self.text_embedding == TextEmbedding::Projected {
             return cannot("text_embedding", "`projected`");
@@ -81,7 +80,7 @@ impl HaploVlConfig {
                 return cannot(&format!("{name}.mlp"), "`plain`");
             }
             if !(d.qkv_bias && d.output_bias && d.mlp_bias) {
-                return cannot(&format!("{name}.*_bias"), "that a bias is missing");
+                return cannot(&format!("{name}.*_bias"), "missing biases");
             }
             if d.rope == Rope::None {
                 return cannot(&format!("{name}.rope"), "`none`");
@@ -133,7 +132,7 @@ fn from_official(root: Map<String, Value>) -> Result<HaploVlConfig> {
     Ok(config)
 }
 
-/// `pre_config` may repeat fields of `base_config`; a repetition that differs is a contradiction.
+/// `pre_config` may repeat fields of `base_config`; a different value is a contradiction.
 fn same_where_repeated(config: &HaploVlConfig) -> Result<()> {
     let Some(extra) = &config.official_extra else { return Ok(()) };
     for (field, base) in [
@@ -210,7 +209,7 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-/// An object of the file, from which understood fields are taken; what remains is carried along.
+/// One object of the file, from which known fields are taken; the rest is kept.
 pub(super) struct Fields {
     pub(super) name: &'static str,
     pub(super) map: Map<String, Value>,

@@ -1,5 +1,5 @@
-//! The files that say how pictures, videos and prompts are prepared: `preprocessor_config.json` (of pictures, and once
-//! more under `video_processor/`) and `processor_config.json`.
+//! Configuration of preprocessing: `preprocessor_config.json` (for images, and again under `video_processor/` for
+//! videos) and `processor_config.json`.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value, json};
@@ -9,25 +9,25 @@ use super::official::Fields;
 use super::validate::{at_least_one, at_most, positive};
 use crate::{Error, Result};
 
-/// Mean of each colour in the pictures that CLIP was trained on.
+/// Mean of each colour channel in CLIP's training images.
 const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-/// Standard deviation of each colour in the pictures that CLIP was trained on.
+/// Standard deviation of each colour channel in CLIP's training images.
 const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
-/// The filter that pictures are resized with; Pillow's numbers and names.
+/// Resampling filter for resizing, with Pillow's numbering and names.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Resample {
-    /// Three lobes of a windowed sinc.
+    /// Lanczos: a sinc windowed to three lobes.
     Lanczos = 1,
-    /// A triangle.
+    /// Bilinear: a triangle.
     Bilinear = 2,
-    /// Keys' cubic with a = -0.5; what the released models use.
+    /// Bicubic: Keys' cubic with a = -0.5, the filter of the released models.
     #[default]
     Bicubic = 3,
-    /// The mean of all covered pixels.
+    /// Box: the mean of all covered pixels.
     Box = 4,
-    /// A raised cosine.
+    /// Hamming: a raised cosine.
     Hamming = 5,
 }
 
@@ -57,19 +57,18 @@ impl<'de> Deserialize<'de> for Resample {
     }
 }
 
-/// `preprocessor_config.json`: how a picture, or a video frame, becomes numbers.
+/// Configuration of image or video preprocessing (`preprocessor_config.json`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreprocessorConfig {
-    /// Side of a square tile, in pixels.
+    /// Side of the square tiles, in pixels.
     pub size: usize,
-    /// Sizes `[height, width]` that a picture may be laid out in; none in the file of videos, whose frames are one
-    /// tile each.
+    /// Pinpoints: image sizes `[height, width]` in whole tiles; `None` for videos, whose frames are one tile each.
     pub image_grid_pinpoints: Option<Vec<[usize; 2]>>,
-    /// Filter of every resize.
+    /// Resampling filter.
     pub resample: Resample,
-    /// Whether levels 0..=255 are multiplied by `rescale_factor`.
+    /// Whether 8-bit values are multiplied by `rescale_factor`.
     pub do_rescale: bool,
-    /// What levels are multiplied by.
+    /// Factor of 8-bit values, usually 1/255.
     pub rescale_factor: f64,
     /// Whether `image_mean` is subtracted and the result divided by `image_std`.
     pub do_normalize: bool,
@@ -77,17 +76,17 @@ pub struct PreprocessorConfig {
     pub image_mean: [f64; 3],
     /// Standard deviation of red, green and blue, after rescaling.
     pub image_std: [f64; 3],
-    /// Fields that mean nothing here, kept so that the file can be written back.
+    /// Fields that this crate ignores, kept to be written back.
     pub extra: Map<String, Value>,
 }
 
 impl PreprocessorConfig {
-    /// What the released models use for pictures, for a model of those tiles.
+    /// Image preprocessing of the released models, with the tile size of `vision`.
     pub fn image(vision: &VisionConfig) -> Self {
         Self { image_grid_pinpoints: Some(vision.image_grid_pinpoints.clone()), ..Self::video(vision) }
     }
 
-    /// What the released models use for video frames, for a model of those tiles.
+    /// Video preprocessing of the released models, with the tile size of `vision`.
     pub fn video(vision: &VisionConfig) -> Self {
         Self {
             size: vision.image_size,
@@ -102,10 +101,10 @@ impl PreprocessorConfig {
         }
     }
 
-    /// Reads the file's content; a missing field takes the value of the released models.
+    /// Reads the content of the file; a missing field takes the value of the released models.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the field that is wrong.
+    /// [`Error::Config`] naming the invalid field.
     pub fn from_json(value: Value, vision: &VisionConfig) -> Result<Self> {
         let default = Self::video(vision);
         let mut fields = Fields { name: "preprocessor_config", map: root_object("preprocessor_config", value)? };
@@ -113,7 +112,7 @@ impl PreprocessorConfig {
             if fields.map.get(step) == Some(&Value::Bool(false)) {
                 return Err(Error::config(
                     fields.path(step),
-                    "is false, but tiles cannot be made without: set it true",
+                    "is false, but making tiles needs this step: set it to true",
                 ));
             }
         }
@@ -132,7 +131,7 @@ impl PreprocessorConfig {
         Ok(config)
     }
 
-    /// The file's content, as HF image processors read it.
+    /// Converts to the content of the file, as HF image processors read it.
     pub fn to_json(&self) -> Value {
         let mut map = Map::new();
         for step in ["do_convert_rgb", "do_resize", "do_pad"] {
@@ -152,10 +151,10 @@ impl PreprocessorConfig {
         Value::Object(map)
     }
 
-    /// Checks every field, and that it fits the model's tiles.
+    /// Checks every field, and that the tile size is the model's.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the first field that cannot work.
+    /// [`Error::Config`] naming the first invalid field.
     pub fn validate(&self, vision: &VisionConfig) -> Result<()> {
         let field = |f: &str| format!("preprocessor_config.{f}");
         at_least_one(&field("size"), self.size)?;
@@ -179,10 +178,10 @@ impl PreprocessorConfig {
         Ok(())
     }
 
-    /// Checks that pictures are laid out in the model's own pinpoints: the model counts tokens by those.
+    /// Checks that the pinpoints are those of the model, which counts an image's tokens by its pinpoints.
     ///
     /// # Errors
-    /// [`Error::Config`] if there are other ones here.
+    /// [`Error::Config`] if the file has other pinpoints.
     pub fn validate_pinpoints(&self, vision: &VisionConfig) -> Result<()> {
         let Some(pinpoints) = &self.image_grid_pinpoints else { return Ok(()) };
         let sorted = |pinpoints: &[[usize; 2]]| {
@@ -199,7 +198,7 @@ impl PreprocessorConfig {
     }
 }
 
-/// `size`, in any of the forms that HF writes: a number, or an object of one or two sides.
+/// `size` in any form that HF writes: a number, or an object with one or two sides.
 struct SquareSize(usize);
 
 impl<'de> Deserialize<'de> for SquareSize {
@@ -218,21 +217,21 @@ impl<'de> Deserialize<'de> for SquareSize {
     }
 }
 
-/// `processor_config.json`: the placeholder tokens.
+/// Placeholder tokens (`processor_config.json`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProcessorConfig {
-    /// The token that stands for a picture in a prompt.
+    /// Placeholder token of an image in a prompt.
     pub image_token: String,
-    /// The token that stands for a video in a prompt.
+    /// Placeholder token of a video in a prompt.
     pub video_token: String,
-    /// Patches of one tile.
+    /// Number of patches of one tile.
     pub num_image_tokens: usize,
-    /// Fields that mean nothing here, kept so that the file can be written back.
+    /// Fields that this crate ignores, kept to be written back.
     pub extra: Map<String, Value>,
 }
 
 impl ProcessorConfig {
-    /// What the released models use, for a model of those tiles.
+    /// The placeholders of the released models, with the patches per tile of `vision`.
     pub fn new(vision: &VisionConfig) -> Self {
         let class = Map::from_iter([("processor_class".to_owned(), json!("HaploProcessor"))]);
         Self {
@@ -243,10 +242,10 @@ impl ProcessorConfig {
         }
     }
 
-    /// Reads the file's content; a missing field takes the value of the released models.
+    /// Reads the content of the file; a missing field takes the value of the released models.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the field that is wrong.
+    /// [`Error::Config`] naming the invalid field.
     pub fn from_json(value: Value, vision: &VisionConfig) -> Result<Self> {
         let default = Self::new(vision);
         let mut fields = Fields { name: "processor_config", map: root_object("processor_config", value)? };
@@ -260,7 +259,7 @@ impl ProcessorConfig {
         Ok(config)
     }
 
-    /// The file's content.
+    /// Converts to the content of the file.
     pub fn to_json(&self) -> Value {
         let mut map = Map::new();
         map.insert("image_token".into(), json!(self.image_token));
@@ -273,7 +272,7 @@ impl ProcessorConfig {
     /// Checks every field.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the first field that cannot work.
+    /// [`Error::Config`] naming the first invalid field.
     pub fn validate(&self) -> Result<()> {
         for (field, token) in [("image_token", &self.image_token), ("video_token", &self.video_token)] {
             if token.is_empty() {
@@ -290,7 +289,7 @@ impl ProcessorConfig {
     }
 }
 
-/// The fields of a file; HF writes out as null what is not set.
+/// Fields of a file; HF writes unset fields as null.
 fn root_object(name: &str, value: Value) -> Result<Map<String, Value>> {
     match value {
         Value::Object(map) => Ok(map.into_iter().filter(|(_, value)| !value.is_null()).collect()),

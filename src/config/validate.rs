@@ -1,4 +1,4 @@
-//! The checks that `validate()` of every configuration is made of.
+//! Checks shared by the `validate()` of every configuration.
 
 use crate::{Error, Result};
 
@@ -6,7 +6,7 @@ pub(crate) fn at_least_one(field: &str, value: usize) -> Result<()> {
     if value == 0 { Err(Error::config(field, "is 0, expected at least 1")) } else { Ok(()) }
 }
 
-/// Guards against absurd sizes, which would otherwise end in an allocation failure.
+/// Bounds a size, since an absurd one would end in an allocation failure.
 pub(crate) fn at_most(field: &str, value: usize, most: usize) -> Result<()> {
     if value > most { Err(Error::config(field, format!("is {value}, expected at most {most}"))) } else { Ok(()) }
 }

@@ -1,4 +1,4 @@
-//! How pictures are cut into tiles and patches.
+//! Configuration of tiles and patches.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,13 +8,13 @@ use crate::{Error, Result};
 /// Largest layout of tiles: an image is enlarged to it, so this bounds the memory of one image to 200 MB of f32.
 const MAX_PINPOINT_PIXELS: usize = 1 << 24;
 
-/// How a picture that is not a single tile is handled; LLaVA's `image_aspect_ratio`.
+/// Layout of images that are not a single tile; LLaVA's `image_aspect_ratio`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImageAspectRatio {
-    /// Tiles in the best-fitting pinpoint, never shrunk (`anyres`).
+    /// Tiles in the best-fitting pinpoint, without shrinking (`anyres`).
     AnyRes,
-    /// As `AnyRes`, but a patch grid above 1.1 times (in linear size) this many tiles is shrunk (`anyres_max_N`).
+    /// Like `AnyRes`, but a patch grid above 1.1 times (in linear size) this many tiles is shrunk (`anyres_max_N`).
     AnyResMax(usize),
 }
 
@@ -53,7 +53,7 @@ impl<'de> Deserialize<'de> for ImageAspectRatio {
     }
 }
 
-/// Patches, tiles and the sizes a picture may be laid out in.
+/// Configuration of patches, tiles and pinpoints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VisionConfig {
@@ -61,26 +61,26 @@ pub struct VisionConfig {
     pub patch_size: usize,
     /// Side of a square tile, in pixels (official `default_image_size`); a multiple of `patch_size`.
     pub image_size: usize,
-    /// Whether a large patch grid is shrunk.
+    /// Whether large patch grids are shrunk.
     pub image_aspect_ratio: ImageAspectRatio,
-    /// Sizes `[height, width]`, in pixels, that a picture may be laid out in; multiples of `image_size`.
+    /// Pinpoints: image sizes `[height, width]` in pixels; multiples of `image_size`.
     pub image_grid_pinpoints: Vec<[usize; 2]>,
     /// Whether a learned newline token ends every patch row and every video.
     pub image_newline: bool,
 }
 
 impl VisionConfig {
-    /// Patches along one side of a tile.
+    /// Number of patches along one side of a tile.
     pub fn patches_per_side(&self) -> usize {
         self.image_size / self.patch_size.max(1)
     }
 
-    /// Patches of one tile, and so of one video frame.
+    /// Number of patches of one tile, and so of one video frame.
     pub fn patches_per_tile(&self) -> usize {
         self.patches_per_side().pow(2)
     }
 
-    /// The pinpoints of the released models: every 1xN and Nx1 up to six tiles, 2x2, 2x3 and 3x2.
+    /// Pinpoints of the released models: 1xN and Nx1 up to six tiles, 2x2, 2x3 and 3x2.
     pub fn default_pinpoints(image_size: usize) -> Vec<[usize; 2]> {
         let strips = (1..=6).map(|n| [1, n]);
         let rest = [[2, 1], [2, 2], [2, 3], [3, 1], [3, 2], [4, 1], [5, 1], [6, 1]];
@@ -90,7 +90,7 @@ impl VisionConfig {
     /// Checks every field.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the first field that cannot work.
+    /// [`Error::Config`] naming the first invalid field.
     pub fn validate(&self) -> Result<()> {
         at_least_one("vision.patch_size", self.patch_size)?;
         at_least_one("vision.image_size", self.image_size)?;

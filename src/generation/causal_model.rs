@@ -24,13 +24,13 @@ pub trait CausalModel {
     /// Appends a batch to the cache and returns the logits after the last position of each row, `(batch, vocab)`.
     ///
     /// # Errors
-    /// Those of the model, for example when the cache is full.
+    /// The errors of the model, for example when the cache is full.
     fn prefill(&self, batch: &MultimodalBatch, cache: &mut Self::Cache) -> Result<Tensor>;
 
     /// Appends one token to each row and returns the logits after it, `(batch, vocab)`.
     ///
     /// # Errors
-    /// As [`Self::prefill`].
+    /// The errors of [`Self::prefill`].
     fn decode(&self, ids: &[u32], cache: &mut Self::Cache) -> Result<Tensor>;
 }
 

@@ -5,8 +5,8 @@ use crate::Result;
 /// The character that a decoder writes for invalid UTF-8, such as the first bytes of a longer character.
 const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 
-/// Most tokens that may wait for their text. A character needs at most four, so only a run of tokens without text, or of
-/// invalid bytes, reaches this limit.
+/// Most tokens that may wait for their text. A character needs at most four, so only a run of tokens without text, or
+/// of invalid bytes, reaches this limit.
 const MAX_WAITING: usize = 16;
 
 /// An incremental decoder of token ids, whose pieces together are the text of the whole sequence.
@@ -17,7 +17,7 @@ const MAX_WAITING: usize = 16;
 #[derive(Debug, Clone)]
 pub struct Detokenizer<F> {
     decode: F,
-    /// The last tokens whose text was returned, for context, followed by the tokens whose text was not.
+    /// The last tokens whose text was returned, as context, followed by the tokens whose text is pending.
     window: Vec<u32>,
     /// Number of leading tokens of the window that are context only.
     context: usize,
@@ -34,7 +34,7 @@ impl<F: Fn(&[u32]) -> Result<String>> Detokenizer<F> {
     /// Takes the next token id and returns the text that is complete now; empty while a character is incomplete.
     ///
     /// # Errors
-    /// Those of the decoder.
+    /// The errors of the decoder.
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.window.push(id);
         let text = self.text()?;
@@ -52,14 +52,14 @@ impl<F: Fn(&[u32]) -> Result<String>> Detokenizer<F> {
     /// The text of an incomplete character at the end of the sequence, as the decoder writes it.
     ///
     /// # Errors
-    /// Those of the decoder.
+    /// The errors of the decoder.
     pub fn flush(&mut self) -> Result<String> {
         let text = self.text()?;
         Ok(self.show(&text, text.len()))
     }
 
-    /// The text of the window. When a stray byte follows, a decoder may write the context differently from the text that
-    /// was returned; the context is dropped then.
+    /// The text of the window. When a stray byte follows, a decoder may write the context differently from the text
+    /// that was returned; the context is dropped then.
     fn text(&mut self) -> Result<String> {
         let text = (self.decode)(&self.window)?;
         if text.len() <= self.shown.len() || text.starts_with(&self.shown) {

@@ -42,7 +42,7 @@ impl<M: CausalModel> Generator<M> {
     /// The answers to all rows of `batch`, which is padded on the left, computed together.
     ///
     /// # Errors
-    /// As [`GenerationSession::new`] and [`GenerationSession::step`].
+    /// The errors of [`GenerationSession::new`] and [`GenerationSession::step`].
     pub fn generate(&self, batch: &MultimodalBatch, config: &GenerationConfig) -> Result<Generation> {
         self.generate_with(batch, config, |_, _| ())
     }
@@ -50,7 +50,7 @@ impl<M: CausalModel> Generator<M> {
     /// The same as [`Self::generate`]; calls `on_text` with the row and its new text after each token.
     ///
     /// # Errors
-    /// As [`Self::generate`].
+    /// The errors of [`Self::generate`].
     pub fn generate_with(
         &self,
         batch: &MultimodalBatch,
@@ -65,7 +65,7 @@ impl<M: CausalModel> Generator<M> {
     /// The answer to a batch of one row, as an iterator of text pieces, each of whole characters.
     ///
     /// # Errors
-    /// As [`GenerationSession::new`], and [`Error::Batch`] for a batch of several.
+    /// The errors of [`GenerationSession::new`], and [`Error::Batch`] for a batch of several.
     pub fn stream(&self, batch: &MultimodalBatch, config: &GenerationConfig) -> Result<TextIter<M>> {
         if batch.batch_size() != 1 {
             return Err(Error::batch(format!("has {} rows, expected 1 to stream its text", batch.batch_size())));
@@ -77,7 +77,7 @@ impl<M: CausalModel> Generator<M> {
     /// A session that continues the token ids `cached`, which the caller's cache already holds.
     ///
     /// # Errors
-    /// As [`GenerationSession::new`].
+    /// The errors of [`GenerationSession::new`].
     pub fn session(
         &self,
         batch: &MultimodalBatch,
@@ -106,7 +106,7 @@ impl<M: CausalModel> TextIter<M> {
     /// The whole answer; generates what is missing.
     ///
     /// # Errors
-    /// As [`GenerationSession::step`].
+    /// The errors of [`GenerationSession::step`].
     pub fn finish_all(mut self) -> Result<Answer> {
         self.by_ref().try_for_each(|piece| piece.map(drop))?;
         self.finish()
@@ -115,7 +115,7 @@ impl<M: CausalModel> TextIter<M> {
     /// The answer generated so far, with token counts and times.
     ///
     /// # Errors
-    /// Those of the decoder.
+    /// The errors of the decoder.
     pub fn finish(mut self) -> Result<Answer> {
         self.session.answer()
     }

@@ -24,7 +24,7 @@ pub struct GeneratedSequence {
     pub text: String,
     /// All generated token ids, an end token included.
     pub tokens: Vec<u32>,
-    /// The reason it ended.
+    /// The reason why the sequence ended.
     pub finish_reason: FinishReason,
 }
 

@@ -23,10 +23,11 @@ pub struct PrefixCache {
 }
 
 impl PrefixCache {
-    /// A session that answers a batch of one row and reuses the longest common prefix; [`Self::next_piece`] advances it.
+    /// A session that answers a batch of one row and reuses the longest common prefix; [`Self::next_piece`] advances
+    /// it.
     ///
     /// # Errors
-    /// As [`GenerationSession::new`], and [`Error::Generation`] if there is no memory for a cache.
+    /// The errors of [`GenerationSession::new`], and [`Error::Generation`] if there is no memory for a cache.
     pub fn start(
         &mut self,
         generator: &Generator<HaploVl>,
@@ -39,7 +40,7 @@ impl PrefixCache {
         let session = generator.session(&suffix(batch, sample, kept)?, &ids[..kept], config)?;
         match &mut self.cache {
             Some(cache) => cache.truncate(kept),
-            // Capacity for the longest prompt; memory is allocated only as it is needed.
+            // Capacity for the longest prompt; memory is allocated on demand.
             empty => *empty = Some(generator.model().cache(1, generator.model().config().max_position_embeddings)?),
         }
         self.prompt_len = ids.len();

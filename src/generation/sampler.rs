@@ -45,14 +45,14 @@ impl Sampler {
     /// A sampler for row `row` of a batch; each row draws from its own stream of the seed.
     ///
     /// # Errors
-    /// [`Error::Config`] as [`GenerationConfig::validate`].
+    /// [`Error::Config`] as in [`GenerationConfig::validate`].
     pub fn new(config: &GenerationConfig, row: u64) -> Result<Self> {
         config.validate()?;
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
         rng.set_stream(row);
         Ok(Self {
             greedy: config.is_greedy(),
-            // A smaller temperature would overflow the division; this one is greedy in effect.
+            // A smaller temperature would overflow the division; this minimum is greedy in effect.
             temperature: config.temperature.unwrap_or(1.0).max(1e-30) as f32,
             top_k: config.top_k.unwrap_or(0),
             top_p: config.top_p.unwrap_or(1.0),
@@ -66,7 +66,7 @@ impl Sampler {
         })
     }
 
-    /// The same sampler, which never picks these ids.
+    /// The same sampler with banned ids, which it never picks.
     #[must_use]
     pub fn ban(mut self, ids: &[u32]) -> Self {
         self.banned.extend_from_slice(ids);
@@ -81,7 +81,8 @@ impl Sampler {
         }
     }
 
-    /// Picks the next token from its logits, one for each token of the vocabulary, and counts it as [`Self::observe`] does.
+    /// Picks the next token from its logits, one for each token of the vocabulary, and counts it as [`Self::observe`]
+    /// does.
     ///
     /// `logits` is overwritten. Of equal logits the lowest id counts as the likeliest.
     ///
@@ -127,7 +128,7 @@ impl Sampler {
 
     fn broken(&self, what: &str) -> Error {
         Error::generation(format!(
-            "at position {} {what}: check that the weights are complete and finite, and if they are 16 bits wide load \
+            "at position {} {what}: check that the weights are complete and finite, and if they are f16 or bf16, load \
              them in f32",
             self.position
         ))
@@ -169,8 +170,8 @@ fn mass(candidates: &[Candidate]) -> f64 {
 
 /// Fills `candidates` with the `top_k` likeliest tokens, or with all that are possible if it is 0.
 ///
-/// The buffer is cut back to `top_k` whenever it reaches twice that size, and the lowest score kept becomes the threshold
-/// for the tokens after it: most of the vocabulary is read once and never stored.
+/// The buffer is cut back to `top_k` whenever it reaches twice that size, and the lowest score kept becomes the
+/// threshold for the tokens after it: most of the vocabulary is read once and never stored.
 fn collect_candidates(logits: &[f32], top_k: usize, candidates: &mut Vec<Candidate>) {
     candidates.clear();
     let most = if top_k == 0 { usize::MAX } else { top_k.saturating_mul(2).max(64) };
@@ -199,10 +200,11 @@ fn keep_likeliest(candidates: &mut Vec<Candidate>, count: usize) -> f32 {
     bar
 }
 
-/// Moves the smallest set of likeliest candidates with the share `top_p` of the mass to the front, and returns its size.
+/// Moves the smallest set of likeliest candidates with the share `top_p` of the mass to the front, and returns its
+/// size.
 ///
-/// The size is found by binary search: each step partitions the open range at its middle, so that the work halves from
-/// step to step and the total is linear.
+/// The size is found by binary search: each step partitions the open range at its middle, so that the work is halved
+/// from step to step and the total is linear.
 fn nucleus(candidates: &mut [Candidate], top_p: f64) -> usize {
     let target = top_p * mass(candidates);
     let (mut from, mut to, mut before) = (0, candidates.len(), 0.0);

@@ -8,7 +8,7 @@ use crate::config::GenerationConfig;
 /// The decoder as a closure, which an `Arc` alone is not.
 type RowDecode = Box<dyn Fn(&[u32]) -> Result<String> + Send + Sync>;
 
-/// One sequence of the batch: its sampler, its text so far, and why it ended.
+/// State of one sequence of the batch: sampler, text so far, and finish reason.
 pub(super) struct SequenceState {
     sampler: Sampler,
     stream: TextStream<RowDecode>,

@@ -1,4 +1,4 @@
-//! A generation in steps: one prefill, then one token for every row at a time.
+//! Generation in steps: one prefill, then one token per row and step.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -85,11 +85,11 @@ impl GenerationSession {
         prompt + self.rows.iter().map(|row| row.budget - row.tokens.len()).max().unwrap_or(0)
     }
 
-    /// Adds one token to every unfinished row, calls `on_text` with the row and its new text, and returns whether any row
-    /// is still unfinished.
+    /// Adds one token to every unfinished row, calls `on_text` with the row and its new text, and returns whether any
+    /// row is still unfinished.
     ///
     /// # Errors
-    /// Those of the model and the decoder, and [`Error::Generation`] for logits that no token can be sampled from.
+    /// The errors of the model and the decoder, and [`Error::Generation`] for logits that no token can be sampled from.
     pub fn step<M: CausalModel>(
         &mut self,
         model: &M,
@@ -112,7 +112,8 @@ impl GenerationSession {
         Ok(!self.is_finished())
     }
 
-    /// The logits of every row after the input: a prefill of the prompt at first, then a decode step of one token a row.
+    /// The logits of every row after the input: a prefill of the prompt at first, then a decode step of one token a
+    /// row.
     fn next_logits<M: CausalModel>(&self, model: &M, cache: &mut M::Cache) -> Result<Vec<Vec<f32>>> {
         let rows = self.rows.len();
         match &self.input {
@@ -174,7 +175,7 @@ impl GenerationSession {
     /// Ends every unfinished row as cancelled, and returns all sequences.
     ///
     /// # Errors
-    /// Those of the decoder.
+    /// The errors of the decoder.
     pub fn finish(&mut self) -> Result<Generation> {
         self.finish_all(FinishReason::Cancelled, &mut |_, _| ())?;
         let sequence = |row: &SequenceState| GeneratedSequence {
@@ -188,7 +189,7 @@ impl GenerationSession {
     /// The same as [`Self::finish`] for the first row alone.
     ///
     /// # Errors
-    /// As [`Self::finish`].
+    /// The errors of [`Self::finish`].
     pub fn answer(&mut self) -> Result<Answer> {
         let Generation { sequences, timings } = self.finish()?;
         let sequence = sequences.into_iter().next().ok_or_else(|| Error::batch("has no rows"))?;

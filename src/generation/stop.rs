@@ -57,7 +57,7 @@ pub struct StopStrings {
     held: String,
 }
 
-/// What a token adds to the text.
+/// Text that a token adds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextPiece {
     /// Text that can no longer become part of a stop string.

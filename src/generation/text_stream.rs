@@ -20,7 +20,7 @@ impl<F: Fn(&[u32]) -> Result<String>> TextStream<F> {
     /// Takes the next token id and returns the text that can be shown now.
     ///
     /// # Errors
-    /// Those of the decoder.
+    /// The errors of the decoder.
     pub fn push(&mut self, id: u32) -> Result<TextPiece> {
         Ok(self.stops.push(&self.detokenizer.push(id)?))
     }
@@ -28,7 +28,7 @@ impl<F: Fn(&[u32]) -> Result<String>> TextStream<F> {
     /// Ends the text and returns the part that was held back.
     ///
     /// # Errors
-    /// Those of the decoder.
+    /// The errors of the decoder.
     pub fn finish(&mut self) -> Result<TextPiece> {
         let mut piece = self.stops.push(&self.detokenizer.flush()?);
         if piece.stop.is_none() {

@@ -70,7 +70,7 @@ impl Cache {
     /// Copies the cache into new buffers, so that two continuations can start from one prefix.
     ///
     /// # Errors
-    /// From candle, if the device is out of memory.
+    /// Errors of candle, if the device is out of memory.
     pub fn deep_clone(&self) -> Result<Self> {
         let clone = |layers: &[LayerCache]| layers.iter().map(LayerCache::deep_clone).collect::<Result<_>>();
         Ok(Self { pre: clone(&self.pre)?, post: clone(&self.post)?, starts: self.starts.clone(), ..*self })

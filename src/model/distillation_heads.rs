@@ -71,7 +71,7 @@ impl DistillationHeads {
     /// Computes the scale of the token logits, `min(exp(s), 100)`: one element, f32.
     ///
     /// # Errors
-    /// From candle only.
+    /// Errors of candle only.
     pub fn logit_scale(&self) -> Result<Tensor> {
         self.logit_scale.value()
     }

@@ -1,4 +1,4 @@
-//! One sequence of embeddings from token ids and raw pixels.
+//! Embeddings: token ids and pixels to one sequence of hidden states.
 
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
@@ -9,14 +9,14 @@ use crate::config::{HaploVlConfig, TextEmbedding, VisionConfig};
 use crate::nn::{Linear, PatchEmbedding, init};
 use crate::{Error, Result};
 
-/// Text table, patch projection, patch positions and the newline token.
+/// Text embedding table, patch projection, patch positions and newline token.
 #[derive(Debug, Clone)]
 pub struct MultimodalEmbeddings {
     embed_tokens: Tensor,
-    /// From the table's width to the pre-decoder's; only in the projected form.
+    /// Projection from the table's width to the pre-decoder's width; only with a projected text embedding.
     embed_proj: Option<Linear>,
     patch_embed: PatchEmbedding,
-    /// (1, patches of a tile, hidden_size).
+    /// Position embeddings of the patches, (1, patches of a tile, hidden_size).
     pre_pos_embed: Tensor,
     image_newline: Option<Tensor>,
     config: VisionConfig,
@@ -27,7 +27,7 @@ impl MultimodalEmbeddings {
     /// `model.pre_pos_embed` and `model.image_newline`; `vb` is the root of the checkpoint.
     ///
     /// # Errors
-    /// If the store lacks a tensor, or one has another shape.
+    /// If `vb` lacks a tensor, or a tensor has another shape.
     pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
         let vb = vb.pp("model");
         let hidden = config.pre_decoder.hidden_size;
@@ -55,17 +55,18 @@ impl MultimodalEmbeddings {
         })
     }
 
-    /// The text embedding table, (vocab_size, embedding width).
+    /// Returns the text embedding table, (vocab_size, embedding width).
     pub fn embed_tokens(&self) -> &Tensor {
         &self.embed_tokens
     }
 
-    /// The device of the parameters.
+    /// Returns the device of the parameters.
     pub fn device(&self) -> &Device {
         self.embed_tokens.device()
     }
 
-    /// Token ids (batch, seq), u32, to embeddings (batch, seq, hidden_size), as if all were text.
+    /// Looks up token ids (batch, seq), u32 -> embeddings (batch, seq, hidden_size); placeholders are looked up like
+    /// text.
     ///
     /// # Errors
     /// [`Error::Batch`] for an id outside the table.
@@ -81,18 +82,19 @@ impl MultimodalEmbeddings {
         Ok(rows.reshape((batch, seq, ()))?)
     }
 
-    /// Pixels (tiles, 3, image_size, image_size) to patches with positions, (tiles, patches of a tile, hidden_size).
+    /// Embeds pixels (tiles, 3, image_size, image_size) -> patches with positions, (tiles, patches of a tile,
+    /// hidden_size).
     ///
     /// # Errors
-    /// If the pixels have another shape.
+    /// If `pixel_values` has another shape.
     pub fn patches(&self, pixel_values: &Tensor) -> Result<Tensor> {
         Ok(self.patch_embed.forward(pixel_values)?.broadcast_add(&self.pre_pos_embed)?)
     }
 
-    /// The whole batch: (batch, seq, hidden_size), each image's placeholders replaced by its patches and newlines.
+    /// Embeds a whole batch -> (batch, seq, hidden_size); each image's placeholders become its patches and newlines.
     ///
     /// # Errors
-    /// [`Error::Batch`] for an id outside the table, or images that do not fit their places.
+    /// [`Error::Batch`] for an id outside the table, or for images that do not match their placeholders.
     pub fn forward(&self, batch: &MultimodalBatch) -> Result<Tensor> {
         batch.validate()?;
         let text = self.text(&batch.input_ids)?;
@@ -111,7 +113,7 @@ impl MultimodalEmbeddings {
         Ok(Tensor::cat(&sources, 0)?.index_select(&index, 0)?.reshape((rows, seq, hidden))?)
     }
 
-    /// Checked on the CPU only: elsewhere it would cost a transfer, and the processor has seen every id anyway.
+    /// Checks ids on the CPU only: on a GPU the check would cost a transfer, and the processor has checked every id.
     fn check_ids(&self, ids: &Tensor) -> Result<()> {
         if !ids.device().is_cpu() {
             return Ok(());

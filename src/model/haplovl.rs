@@ -1,4 +1,4 @@
-//! The whole model.
+//! Whole model: forward pass, prefill and decoding.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,32 +25,32 @@ pub struct HaploVl {
     post_decoder: PostDecoder,
     lm_head: LanguageHead,
     post_rotary: Option<RotaryEmbedding>,
-    /// Of caches; that of activations if there is none.
+    /// Dtype of KV caches; `None` uses the activation dtype.
     cache_dtype: Option<DType>,
 }
 
-/// What a forward pass computed on the way.
+/// Hidden states and attention weights of one forward pass.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct HiddenStates {
-    /// After `pre_norm`, before the first layer: (batch, seq, pre-decoder width).
+    /// Normalised input of the pre-decoder, after `pre_norm`: (batch, seq, pre-decoder width).
     pub pre_decoder_input: Tensor,
-    /// Before the connector: (batch, seq, pre-decoder width).
+    /// Output of the pre-decoder, before the connector: (batch, seq, pre-decoder width).
     pub pre_decoder_output: Tensor,
-    /// After the final norm: (batch, seq, post-decoder width).
+    /// Output of the post-decoder, after the final norm: (batch, seq, post-decoder width).
     pub post_decoder_output: Tensor,
-    /// Attention weights (batch, heads, seq, seq), f32, of the layers asked for, first to last.
+    /// Attention weights (batch, heads, seq, seq), f32, of the requested layers, first to last.
     pub attentions: Vec<Tensor>,
 }
 
 impl HaploVl {
-    /// Builds the model over the tensors of `vb`, the root of a checkpoint in the official layout.
+    /// Builds the model from the tensors of `vb`, the root of a checkpoint in the official layout.
     ///
-    /// Computes in the number type of `vb`; see [`Self::with_compute_dtype`].
+    /// Activations have the dtype of `vb`; [`Self::with_compute_dtype`] changes it.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if the configuration cannot work, and an error naming the tensor if one
-    /// is missing or has another shape.
+    /// [`Error::Config`](crate::Error::Config) if the configuration is invalid, and an error that names the tensor if a
+    /// tensor is missing or has another shape.
     pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
         config.validate()?;
         let front = PreDecoderModel::new(config, vb.clone())?;
@@ -70,15 +70,15 @@ impl HaploVl {
         })
     }
 
-    /// Builds the model over a source, without gradients.
+    /// Builds the model from a tensor source, without gradients.
     ///
-    /// With `quantization`, or where the source is quantised already, the matrices of layers and head are kept in blocks
-    /// of few bits, one matrix converted at a time. Caches then hold halves, see
-    /// [`Self::with_cache_dtype`]. That is for the CPU; elsewhere a quantised source becomes floats.
+    /// With `quantization`, or if the source is quantised, the weight matrices of layers and head are kept in quantised
+    /// blocks; they are converted one at a time. KV caches are then f16, see [`Self::with_cache_dtype`]. Quantised
+    /// matmuls run on the CPU only; on other devices, a quantised source is dequantised.
     ///
     /// # Errors
-    /// As [`Self::new`] and [`check_source`], and [`Error::Device`](crate::Error::Device) for `quantization` elsewhere than
-    /// on the CPU or in another number type than f32.
+    /// The errors of [`Self::new`] and [`check_source`], and [`Error::Device`](crate::Error::Device) if `quantization`
+    /// is set and the device is not the CPU or the dtype is not f32.
     pub fn from_source(
         config: &HaploVlConfig,
         source: Arc<dyn TensorSource>,
@@ -90,20 +90,20 @@ impl HaploVl {
         let possible = device.is_cpu() && dtype == DType::F32;
         if let Some(kind) = quantization.filter(|_| !possible) {
             return Err(Error::device(format!(
-                "{kind} weights are for the CPU in f32: choose these, or no quantisation"
+                "{kind} weights need the CPU and dtype f32: choose both, or no quantisation"
             )));
         }
         let mut later = Self::matrices(config)?;
         let other = |kind: Quantization| later.iter().filter_map(|name| source.quantization(name)).find(|o| *o != kind);
         if let Some((kind, other)) = quantization.and_then(|kind| Some((kind, other(kind)?))) {
             return Err(Error::weights(format!(
-                "{}: the weights are {other} already and cannot become {kind}: leave out the quantisation, or start from \
-                 the model's floats",
+                "{}: the weights are {other} already and cannot become {kind}: leave out the quantisation, or start \
+                 from the model's floats",
                 source.path().display()
             )));
         }
         later.retain(|name| possible && (quantization.is_some() || source.quantization(name).is_some()));
-        // A tied head has no tensor of its own: it is quantised as the others are.
+        // A tied head has no tensor in the checkpoint; it is quantised like the other matrices.
         let of_others = later.iter().find_map(|name| source.quantization(name));
         let mut model = Self::new(config, source_var_builder(source.clone(), later.clone(), dtype, device))?;
         model.try_for_each_linear(|name, linear| {
@@ -130,10 +130,10 @@ impl HaploVl {
         Ok(model.with_cache_dtype(DType::F16))
     }
 
-    /// The names of the matrices of layers and head, which hold most of a model's weights.
+    /// Returns the checkpoint names of the weight matrices of layers and head, which hold most of the parameters.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if the configuration cannot work.
+    /// [`Error::Config`](crate::Error::Config) if the configuration is invalid.
     pub fn matrices(config: &HaploVlConfig) -> Result<BTreeSet<String>> {
         let shapes = ParameterShapes::default();
         let mut names = BTreeSet::new();
@@ -142,7 +142,7 @@ impl HaploVl {
             Ok(())
         })?;
         let parameters = shapes.shapes();
-        // A tied head has no tensor of its own.
+        // A tied head has no tensor in the checkpoint.
         names.retain(|name| parameters.contains_key(name));
         Ok(names)
     }
@@ -154,11 +154,11 @@ impl HaploVl {
         self.lm_head.visit_matmuls(visit);
     }
 
-    /// Calls `f` with every linear layer of layers and head and its name in the checkpoint, without `.weight`, up to the
-    /// first error.
+    /// Calls `f` with every linear layer of layers and head and the layer's checkpoint name (without `.weight`), until
+    /// `f` fails.
     ///
     /// # Errors
-    /// Those of `f`.
+    /// The first error of `f`.
     pub fn try_for_each_linear(&mut self, mut f: impl FnMut(&str, &mut Linear) -> Result<()>) -> Result<()> {
         let mut result = Ok(());
         self.visit_matmuls(&mut |name, layer| {
@@ -169,23 +169,24 @@ impl HaploVl {
         result
     }
 
-    /// Name and shape of every tensor that a checkpoint of this configuration holds. Takes no memory for weights.
+    /// Returns name and shape of every tensor in a checkpoint of this configuration, without allocating weights.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if the configuration cannot work.
+    /// [`Error::Config`](crate::Error::Config) if the configuration is invalid.
     pub fn parameter_shapes(config: &HaploVlConfig) -> Result<BTreeMap<String, Vec<usize>>> {
         let shapes = ParameterShapes::default();
         Self::new(config, shapes.var_builder())?;
         Ok(shapes.shapes())
     }
 
-    /// Computes in another number type than the parameters have: bf16 over f32 master weights.
+    /// Sets the activation dtype, independent of the dtype of the parameters: for example bf16 over f32 master weights.
     pub fn with_compute_dtype(self, compute_dtype: DType) -> Self {
         Self { front: self.front.with_compute_dtype(compute_dtype), ..self }
     }
 
-    /// Sets the precision of the matmuls of layers and head on the CPU, forward and backward: [`Precision::Bf16`] takes
-    /// about half of the time on CPUs with [fast instructions](Precision::has_fast_bf16). The head's losses stay f32.
+    /// Sets the precision of the matmuls of layers and head on the CPU, forward and backward. [`Precision::Bf16`] takes
+    /// about half the time on CPUs with [native bf16 instructions](Precision::has_fast_bf16). Losses over the head stay
+    /// f32.
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.visit_matmuls(&mut |_, layer| layer.set_precision(precision));
         self
@@ -193,66 +194,68 @@ impl HaploVl {
 
     /// Sets the KV-cache dtype, independent of the activation dtype.
     ///
-    /// [`DType::F16`] halves the memory of a cache; keys and values are then rounded to 11 bits and clamped to 65,504. CPU
-    /// kernels read f16 caches directly, half the bytes for each token; any other dtype than that of activations, and every
-    /// such dtype on a GPU, is converted as a whole for each token.
+    /// [`DType::F16`] takes half the memory of f32; keys and values are rounded to 11 significant bits and saturate at
+    /// 65,504. CPU kernels read f16 caches directly, with half the memory traffic per token. Any other dtype that
+    /// differs from the activation dtype, and every differing dtype on a GPU, costs a conversion of the whole cache per
+    /// token.
     pub fn with_cache_dtype(self, cache_dtype: DType) -> Self {
         Self { cache_dtype: Some(cache_dtype), ..self }
     }
 
-    /// The number type of keys and values in caches.
+    /// Returns the dtype of keys and values in KV caches.
     pub fn cache_dtype(&self) -> DType {
         self.cache_dtype.unwrap_or(self.front.compute_dtype())
     }
 
-    /// Treats the activations of layers in training in this way; gradients are then those of [`crate::nn::gradients_of`].
+    /// Sets whether layers keep, release or recompute their activations in training. Unless they are kept, gradients
+    /// must be taken with [`crate::nn::gradients_of`].
     pub fn with_activations(self, activations: Activations) -> Self {
         Self { front: self.front.with_activations(activations), ..self }
     }
 
-    /// The configuration that the model was built from.
+    /// Returns the configuration of the model.
     pub fn config(&self) -> &HaploVlConfig {
         &self.config
     }
 
-    /// The device of the parameters.
+    /// Returns the device of the parameters.
     pub fn device(&self) -> &Device {
         self.front.embeddings().device()
     }
 
-    /// Embeddings and pre-decoder, usable alone.
+    /// Returns the embeddings and the pre-decoder.
     pub fn front(&self) -> &PreDecoderModel {
         &self.front
     }
 
-    /// The connector, usable alone.
+    /// Returns the connector.
     pub fn connector(&self) -> &Connector {
         &self.connector
     }
 
-    /// The post-decoder, usable alone.
+    /// Returns the post-decoder.
     pub fn post_decoder(&self) -> &PostDecoder {
         &self.post_decoder
     }
 
-    /// The language head, usable alone.
+    /// Returns the language head.
     pub fn lm_head(&self) -> &LanguageHead {
         &self.lm_head
     }
 
-    /// Logits (batch, seq, vocab_size) of every position.
+    /// Computes the logits (batch, seq, vocab_size) of every position.
     ///
     /// # Errors
-    /// If the batch does not fit the model.
+    /// If the batch does not match the model.
     pub fn forward(&self, batch: &MultimodalBatch) -> Result<Tensor> {
         self.lm_head.forward(&self.hidden_states(batch, &[])?.post_decoder_output)
     }
 
-    /// Everything up to the language head, and the attention weights of the layers in `attention_layers`, which are
-    /// numbered as in the checkpoint: the pre-decoder's first.
+    /// Runs everything up to the language head, and returns the attention weights of `attention_layers`. Layers are
+    /// numbered as in the checkpoint: pre-decoder layers first.
     ///
     /// # Errors
-    /// If the batch does not fit the model.
+    /// If the batch does not match the model, or it has no such layer.
     pub fn hidden_states(&self, batch: &MultimodalBatch, attention_layers: &[usize]) -> Result<HiddenStates> {
         let layers = self.config.pre_decoder.num_hidden_layers + self.config.post_decoder.num_hidden_layers;
         if let Some(layer) = attention_layers.iter().find(|layer| **layer >= layers) {
@@ -264,31 +267,31 @@ impl HaploVl {
         self.uncached(batch, attention_layers, None)
     }
 
-    /// The [`HiddenStates::post_decoder_output`] of the last `count` positions, (batch, count, post-decoder width), or of all
-    /// where there are no more; the last layer computes no other.
+    /// Computes [`HiddenStates::post_decoder_output`] of the last `count` positions, (batch, count, post-decoder
+    /// width), or of all positions if the batch has fewer. The last layer skips the other positions.
     ///
-    /// What is learnt of a picture's words lies behind the picture, so this saves a training step most of a layer.
+    /// Labels follow the image tokens, so a training step on captions saves most of one layer.
     ///
     /// # Errors
-    /// If the batch does not fit the model.
+    /// If the batch does not match the model.
     pub fn last_hidden_states(&self, batch: &MultimodalBatch, count: usize) -> Result<Tensor> {
         Ok(self.uncached(batch, &[], Some(count))?.post_decoder_output)
     }
 
-    /// A fresh cache of `batch` rows and `capacity` positions.
+    /// Allocates an empty KV cache of `batch` rows and `capacity` positions.
     ///
     /// # Errors
-    /// [`Error::Generation`](crate::Error::Generation) if `capacity` exceeds the context, or memory runs out.
+    /// [`Error::Generation`](crate::Error::Generation) if `capacity` exceeds the context, or memory is exhausted.
     pub fn cache(&self, batch: usize, capacity: usize) -> Result<Cache> {
         Cache::new(&self.config, batch, capacity, self.cache_dtype(), self.device())
     }
 
-    /// Appends a batch to the cache and returns the logits (batch, vocab_size) of its last position.
+    /// Appends a batch to the cache and returns the logits (batch, vocab_size) of the last position.
     ///
-    /// Rows are padded on the left; a batch that continues earlier ones has no padding.
+    /// The first batch is padded on the left; later batches have no padding.
     ///
     /// # Errors
-    /// If the batch does not fit the model or the cache.
+    /// If the batch does not match the model or the cache.
     pub fn prefill(&self, batch: &MultimodalBatch, cache: &mut Cache) -> Result<Tensor> {
         batch.validate()?;
         let (ranges, positions) = cache.place(&batch.layout, self.config.image_attention)?;
@@ -299,12 +302,12 @@ impl HaploVl {
         })
     }
 
-    /// Appends one text token to each row and returns the logits (batch, vocab_size) behind it.
+    /// Appends one text token to each row and returns the logits (batch, vocab_size) that follow it.
     ///
     /// # Errors
-    /// If there is not one id of the vocabulary for each row, or the cache is full.
+    /// Unless there is one id of the vocabulary per row, or if the cache is full.
     pub fn decode(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
-        // Here on the host it costs nothing, also for a model on a GPU.
+        // A check on the host is free, also for a model on a GPU.
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.config.vocab_size) {
             return Err(Error::batch(format!("token id {id} is outside the vocabulary of {}", self.config.vocab_size)));
         }
@@ -317,7 +320,7 @@ impl HaploVl {
         self.prefill(&batch, cache)
     }
 
-    /// [`Self::run`] of a whole batch.
+    /// Runs the whole batch without KV cache.
     fn uncached(
         &self,
         batch: &MultimodalBatch,
@@ -329,7 +332,7 @@ impl HaploVl {
         self.run(batch, &ranges, &batch.layout.positions(), attention_layers, None, last)
     }
 
-    /// Of the last layer only the `last` positions, if a number is given.
+    /// Runs the model; with `last`, the last layer computes only that many last positions.
     fn run(
         &self,
         batch: &MultimodalBatch,

@@ -1,7 +1,7 @@
-//! Which row of which source every token of a batch is taken from, as plain index arithmetic.
+//! Merges text and visual embeddings: the source row of every token of a batch, by index arithmetic.
 //!
-//! Sources are the rows of one tall matrix: first the text embeddings of all positions, then all patches of all tiles,
-//! then the newline, then the patches of shrunk grids. Merging is then a single gather, whose gradient is exact.
+//! Source rows form one tall matrix: the text embeddings of all positions, then all patches of all tiles, then the
+//! newline, then the patches of shrunk grids. Merging is then a single gather, whose gradient is exact.
 
 use std::ops::Range;
 
@@ -12,24 +12,24 @@ use crate::config::VisionConfig;
 use crate::patch_grid::PatchGrid;
 use crate::{Error, Result};
 
-/// The gathers that pack a batch.
+/// Plan of the gathers that merge a batch.
 pub(super) struct MergePlan {
-    /// For each position of the batch, row by row, its row in the tall matrix.
+    /// Row of the tall matrix for each position of the batch, row by row.
     pub index: Vec<u32>,
-    /// Bilinear shrinking: four patch rows (counted in the patches alone) and weights for each shrunk token.
+    /// Bilinear shrinking: four patch rows (counted from the first patch) and their weights for each shrunk token.
     shrunk: Vec<[(u32, f32); 4]>,
-    /// Number of tiles and frames laid out so far.
+    /// Number of tiles and frames processed so far.
     tiles: usize,
-    /// Rows of the tall matrix that hold patches, and those that hold shrunk ones.
+    /// Rows of the tall matrix that hold patches, and the first row that holds shrunk patches.
     patch_rows: Range<u32>,
     first_shrunk: u32,
 }
 
 impl MergePlan {
-    /// Lays out all images of `batch`.
+    /// Plans all images and videos of `batch`.
     ///
     /// # Errors
-    /// [`Error::Batch`] where images, their tiles and the layout disagree.
+    /// [`Error::Batch`] if images, their tiles and the layout disagree.
     pub fn new(batch: &MultimodalBatch, config: &VisionConfig) -> Result<Self> {
         let positions = batch.batch_size() * batch.layout.seq_len;
         let sources = Sources::new(batch, config, positions)?;
@@ -63,9 +63,10 @@ impl MergePlan {
         Ok(packing)
     }
 
-    /// Shrunk patches: weighted sums of four `patches` (patches, width) each; `None` where nothing is shrunk.
+    /// Computes the shrunk patches: weighted sums of four rows of `patches` (patches, width) each; `None` if no grid is
+    /// shrunk.
     ///
-    /// candle's bilinear resize has no backward pass; gathers have.
+    /// candle's bilinear resize has no backward pass; gathers have one.
     pub fn shrink(&self, patches: &Tensor) -> Result<Option<Tensor>> {
         let n = self.shrunk.len();
         let corner = |k: usize| -> Result<Tensor> {
@@ -80,7 +81,7 @@ impl MergePlan {
         Ok(Some((((corner(0)? + corner(1)?)? + corner(2)?)? + corner(3)?)?))
     }
 
-    /// The source rows of one image's tokens, newlines included.
+    /// Source rows of one image's tokens, newlines included.
     fn tokens(&mut self, visual: &Visual, config: &VisionConfig, sources: &Sources) -> Result<Vec<u32>> {
         let first_patch = self.tiles * sources.patches_per_tile;
         let tiles = visual.pixel_values().dim(0)?;
@@ -136,13 +137,13 @@ impl MergePlan {
     }
 }
 
-/// Something known of every patch, such as a teacher's features (tiles * patches of a tile, width), brought into the
-/// order of a batch: the positions (counted over all rows) that hold a patch, and its features, (positions, width).
+/// Reorders per-patch features, such as a teacher's (tiles * patches of a tile, width), to the order of a batch.
+/// Returns the positions (counted over all rows) that hold a patch, and their features (positions, width).
 ///
-/// Features of a grid that is shrunk are shrunk alike.
+/// Features of shrunk grids are shrunk the same way.
 ///
 /// # Errors
-/// [`Error::Batch`] where images, their tiles and the layout disagree.
+/// [`Error::Batch`] if images, their tiles and the layout disagree.
 pub fn patches_in_order(
     batch: &MultimodalBatch,
     config: &VisionConfig,
@@ -163,7 +164,7 @@ pub fn patches_in_order(
     Ok((positions, Tensor::cat(&sources, 0)?.index_select(&rows, 0)?))
 }
 
-/// First rows of the sources in the tall matrix.
+/// First row of each source in the tall matrix.
 struct Sources {
     side: usize,
     patches_per_tile: usize,
@@ -207,7 +208,7 @@ fn count_error(batch: &MultimodalBatch) -> Error {
     Error::batch(format!("holds {} images, but its layout has {laid_out}", batch.visuals.len()))
 }
 
-/// The two source coordinates of output `i` and their weights, half-pixel centres (`align_corners = false`).
+/// Source coordinates of output `i` and their two weights, with half-pixel centres (`align_corners = false`).
 fn interpolate(i: usize, out_len: usize, in_len: usize) -> [(usize, f32); 2] {
     let at = ((i as f32 + 0.5) * (in_len as f32 / out_len as f32) - 0.5).max(0.0);
     let low = (at as usize).min(in_len - 1);
@@ -223,7 +224,7 @@ mod tests {
     fn interpolation_uses_half_pixel_centres() {
         assert_eq!(interpolate(0, 2, 4), [(0, 0.5), (1, 0.5)]);
         assert_eq!(interpolate(1, 2, 4), [(2, 0.5), (3, 0.5)]);
-        // Enlarging: the border is repeated.
+        // When enlarging, the border is repeated.
         assert_eq!(interpolate(0, 4, 2), [(0, 1.0), (1, 0.0)]);
         assert_eq!(interpolate(3, 4, 2), [(1, 0.75), (1, 0.25)]);
     }

@@ -87,7 +87,7 @@ impl PreDecoderModel {
     /// Computes the rotary angles of `positions`; `None` if the pre-decoder has no rotary positions.
     ///
     /// # Errors
-    /// From candle only.
+    /// Errors of candle only.
     pub fn angles(&self, positions: &[Vec<u32>]) -> Result<Option<RotaryAngles>> {
         angles_at(&self.rotary, positions, self.embeddings.device())
     }

@@ -1,4 +1,4 @@
-//! Writes model folders that this crate loads again, and the reference too if the configuration is official.
+//! Writes model folders that this crate loads again, as does the reference if the configuration is official.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -44,7 +44,7 @@ pub fn save_pretrained(
 /// Writes a model folder with its weights quantised, as `model.gguf` instead of safetensors.
 ///
 /// The matrices of layers and head are quantised, one at a time. Norms, biases, connector, patch projection and
-/// position embeddings are stored in f32. The text embedding table is stored in f16: a lookup reads only few rows.
+/// position embeddings are stored in f32. The text embedding table is stored in f16: a lookup reads few rows.
 ///
 /// # Errors
 /// [`Error::Weights`] if the tensors of `source` do not match the configuration or are already quantised, and

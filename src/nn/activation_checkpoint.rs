@@ -1,6 +1,6 @@
 //! Activation checkpointing: a model's graph in segments, each with a private graph for its backward pass.
 //!
-//! In candle's graph, activations live from the forward pass to the end of the backward pass. The activations of a segment
+//! In candle's graph, activations live from the forward pass to the end of the backward pass. A segment's activations
 //! are freed as soon as its backward pass has used them, or recomputed by it.
 
 use candle_core::{
@@ -12,10 +12,10 @@ use super::precomputed_result::{Once, PrecomputedResult};
 use super::tape::Tape;
 use crate::Result;
 
-/// The treatment of a layer's activations in training.
+/// Treatment of a layer's activations in training.
 ///
-/// Gradients are bit-identical in all modes. With any mode but [`Self::Kept`], gradients come from [`super::gradients_of`]
-/// only (which [`crate::optim::Gradients::of`] calls); candle's own `backward` fails.
+/// Gradients are bit-identical in all modes. With any mode but [`Self::Kept`], gradients come from
+/// [`super::gradients_of`] only (which [`crate::optim::Gradients::of`] calls); candle's own `backward` fails.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Activations {
@@ -28,13 +28,13 @@ pub enum Activations {
     Recomputed,
 }
 
-/// `f(x)` as a checkpointed segment.
+/// Runs `f(x)` as a checkpointed segment.
 ///
-/// The only tracked tensors that `f` may capture are parameters: a tensor computed from parameters, or from the input of
-/// another segment, must come in as `x`. With [`Activations::Recomputed`], `f` must be deterministic.
+/// The only tracked tensors that `f` may capture are parameters: a tensor computed from parameters, or from the input
+/// of another segment, must come in as `x`. With [`Activations::Recomputed`], `f` must be deterministic.
 ///
 /// # Errors
-/// Those of `f`, and if its result is on another device than `x`.
+/// The errors of `f`, and if its result is on another device than `x`.
 pub fn checkpoint(
     activations: Activations,
     x: &Tensor,
@@ -51,10 +51,10 @@ pub fn checkpoint(
         Activations::Recomputed => (f(&x.detach())?, Graph::Recomputed(Box::new(f))),
     };
     if !x.track_op() && !output.track_op() {
-        // Nothing here is trained.
+        // No tensor here is trained.
         return Ok(output);
     }
-    // Without a tracked input the op would be no part of the graph, and its parameters would get no gradient.
+    // Without a tracked input, the op would not be part of the graph, and its parameters would get no gradient.
     let x = if x.track_op() { x.clone() } else { Var::from_tensor(x)?.into_inner() };
     Ok(x.apply_op1(Segment { output: PrecomputedResult::new(&output), graph })?)
 }
@@ -97,7 +97,7 @@ impl CustomOp1 for Segment {
         let (x, y, tape) = match &self.graph {
             Graph::Released(graph) => match graph.take() {
                 Some(graph) => graph,
-                None => candle_core::bail!("a second backward pass, and the first has released the activations"),
+                None => candle_core::bail!("a second backward pass, but the first one released the activations"),
             },
             Graph::Recomputed(f) => {
                 let x = Var::from_tensor(&x.detach())?.into_inner();
@@ -105,7 +105,7 @@ impl CustomOp1 for Segment {
                 (x, y.map_err(CandleError::wrap)?, tape)
             }
         };
-        // candle wants a gradient for everything that it has tracked, also where `f` does not look at it.
+        // candle expects a gradient of every tracked input, even if `f` does not use the input.
         Ok(Some(tape.backward(&x, y, g)?.map_or_else(|| x.zeros_like(), Ok)?))
     }
 }

@@ -1,4 +1,4 @@
-//! Self-attention with grouped keys, rotary positions and an optional cache.
+//! Self-attention with grouped keys, rotary positions and an optional KV cache.
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
@@ -26,7 +26,7 @@ impl Attention {
     /// Reads `q_proj`, `k_proj`, `v_proj` and `o_proj`.
     ///
     /// # Errors
-    /// If the store has no such tensors, or of another shape.
+    /// If `vb` lacks a tensor, or a tensor has another shape.
     pub fn new(config: &DecoderConfig, vb: VarBuilder) -> Result<Self> {
         let (hidden, head_dim) = (config.hidden_size, config.head_dim());
         let kv = config.num_key_value_heads * head_dim;
@@ -42,7 +42,7 @@ impl Attention {
         })
     }
 
-    /// Sets the precision of the matmuls with keys and values on the CPU; each projection has its own.
+    /// Sets the precision of the matmuls with keys and values on the CPU; each projection has a separate precision.
     pub fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
     }
@@ -56,10 +56,10 @@ impl Attention {
         }
     }
 
-    /// (batch, seq, hidden_size) -> (batch, queries, hidden_size); keys and values go through `cache` if there is one.
+    /// Runs attention: (batch, seq, hidden_size) -> (batch, queries, hidden_size); keys and values are appended to
+    /// `cache` if there is one.
     ///
-    /// Where `ranges` are of fewer queries than `x` has positions, they are those of the last ones, and only these are
-    /// computed.
+    /// If `ranges` has fewer queries than `x` has positions, only the last positions are computed.
     ///
     /// # Errors
     /// If shapes do not fit, or the cache is full.
@@ -81,7 +81,7 @@ impl Attention {
         self.o_proj.forward_as(&out, (batch, seq, self.o_proj.dims2()?.0))
     }
 
-    /// The attention weights (batch, heads, seq, seq), f32, of a pass without cache.
+    /// Attention weights (batch, heads, seq, seq), f32, of a pass without cache.
     ///
     /// # Errors
     /// If shapes do not fit.

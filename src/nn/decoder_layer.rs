@@ -1,4 +1,4 @@
-//! One transformer block, for the pre-decoder, the post-decoder and the CLIP teacher alike.
+//! Transformer block of the pre-decoder, the post-decoder and the CLIP teacher.
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
@@ -21,7 +21,7 @@ impl DecoderLayer {
     /// Reads `input_layernorm`, `self_attn`, `post_attention_layernorm` and `mlp`.
     ///
     /// # Errors
-    /// If the store has no such tensors, or of another shape.
+    /// If `vb` lacks a tensor, or a tensor has another shape.
     pub fn new(config: &DecoderConfig, vb: VarBuilder) -> Result<Self> {
         let norm = |name: &str| Norm::new(config.norm_mode, config.hidden_size, config.norm_eps, vb.pp(name));
         Ok(Self {
@@ -38,7 +38,8 @@ impl DecoderLayer {
         self.mlp.visit_matmuls(&format!("{name}.mlp"), visit);
     }
 
-    /// (batch, seq, hidden_size) -> the same, or the last positions of it where `ranges` are of fewer queries.
+    /// Runs the layer: (batch, seq, hidden_size) -> the same shape, or the last positions only if `ranges` has fewer
+    /// queries.
     ///
     /// # Errors
     /// If shapes do not fit, or the cache is full.

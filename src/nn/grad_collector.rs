@@ -1,7 +1,7 @@
-//! Collector of the gradients of parameters in a backward pass.
+//! Collector of parameter gradients in a backward pass.
 //!
-//! candle's [`GradStore`] adds each gradient to zeros, which takes three buffers of a weight's size instead of one, and it
-//! does not see gradients computed inside of a [`super::checkpoint`]ed segment. The collector is thread-local: another
+//! candle's [`GradStore`] adds each gradient to zeros, which takes three buffers of a weight's size instead of one, and
+//! it does not see gradients computed inside a [`super::checkpoint`]ed segment. The collector is thread-local: another
 //! backward pass must not run on the same thread meanwhile, as a job of a thread pool could.
 
 use std::cell::RefCell;
@@ -13,24 +13,25 @@ use candle_core::{Result, Tensor, TensorId, Var};
 
 use super::thread_local_scope::scoped;
 
-/// The parameters whose gradients are collected, and the gradients found so far.
+/// Parameters whose gradients are collected, and the gradients found so far.
 struct Sink {
     parameters: HashSet<TensorId>,
     found: HashMap<TensorId, Tensor>,
 }
 
 thread_local! {
-    /// The sink of the backward pass on this thread. candle calls all backward functions of a pass on one thread.
+    /// Collector of the backward pass on this thread. candle calls all backward functions of a pass on one thread.
     static SINK: RefCell<Option<Sink>> = const { RefCell::new(None) };
 }
 
-/// The gradients of `loss` with respect to `parameters`, detached: a gradient with its graph would keep all activations
-/// alive.
+/// Computes the gradients of `loss` with respect to `parameters`, detached: a gradient with its graph would keep all
+/// activations alive.
 ///
-/// `loss` is consumed, so that its graph is freed during the pass. A parameter that the loss does not depend on is absent.
+/// `loss` is consumed, so that its graph is freed during the pass. A parameter that the loss does not depend on is
+/// absent.
 ///
 /// # Errors
-/// From candle only.
+/// Errors of candle only.
 pub fn gradients_of<'a>(
     loss: Tensor,
     parameters: impl IntoIterator<Item = &'a Var>,
@@ -45,9 +46,9 @@ pub fn gradients_of<'a>(
     }
 }
 
-/// Collects the gradient of `parameter`, or returns it, for candle, if it is not to be collected.
+/// Collects the gradient of `parameter`; returns the gradient, for candle, if the parameter is not collected.
 ///
-/// `gradient` must not share its memory with another tensor: micro-batches accumulate in it.
+/// `gradient` must not share its memory with another tensor: micro-batches accumulate in place.
 pub(crate) fn deliver(parameter: &Tensor, gradient: Tensor) -> Result<Option<Tensor>> {
     SINK.with_borrow_mut(|sink| match sink {
         Some(sink) if sink.parameters.contains(&parameter.id()) => sink.add(parameter.id(), &gradient).map(|()| None),
@@ -55,10 +56,10 @@ pub(crate) fn deliver(parameter: &Tensor, gradient: Tensor) -> Result<Option<Ten
     })
 }
 
-/// Runs `f` with the sink of this thread.
+/// Runs `f` with the collector of this thread.
 ///
 /// # Errors
-/// If no gradients are collected: gradients of a segment, which candle does not see, would be lost.
+/// If no gradients are collected: candle does not see the gradients of a segment, so they would be lost.
 fn with_sink(f: impl FnOnce(&mut Sink) -> Result<()>) -> Result<()> {
     SINK.with_borrow_mut(|sink| match sink {
         Some(sink) => f(sink),
@@ -69,7 +70,7 @@ fn with_sink(f: impl FnOnce(&mut Sink) -> Result<()>) -> Result<()> {
 /// Whether gradients are collected.
 ///
 /// # Errors
-/// As [`with_sink`].
+/// The errors of [`with_sink`].
 pub(super) fn require_sink() -> Result<()> {
     with_sink(|_| Ok(()))
 }
@@ -77,7 +78,7 @@ pub(super) fn require_sink() -> Result<()> {
 /// Collects the gradients of the parameters from a backward pass of candle.
 ///
 /// # Errors
-/// As [`with_sink`].
+/// The errors of [`with_sink`].
 pub(super) fn deliver_all(store: GradStore) -> Result<()> {
     with_sink(|sink| {
         let ids: Vec<TensorId> = store.get_ids().filter(|id| sink.parameters.contains(id)).copied().collect();
@@ -126,6 +127,6 @@ mod tests {
         let loss = || linear(&a, &b, None).unwrap().sum_all().unwrap();
         let found = gradients_of(loss(), [&b, &unused]).unwrap();
         assert_eq!(found.keys().collect::<Vec<_>>(), [&b.id()]);
-        assert!(loss().backward().unwrap().get(&b).is_some(), "after it, candle's own store gets them again");
+        assert!(loss().backward().unwrap().get(&b).is_some(), "afterwards, candle's store gets them again");
     }
 }

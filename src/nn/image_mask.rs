@@ -1,4 +1,4 @@
-//! The attention mask of a batch: causal for text, bidirectional within images.
+//! Attention mask of a batch: causal for text, bidirectional within images.
 
 use std::ops::Range;
 
@@ -6,8 +6,8 @@ use super::ops::KeyRanges;
 use crate::batch::{Sample, SequenceLayout};
 use crate::config::ImageAttention;
 
-/// The keys that each position of a batch sees: those of its own sample, up to itself for text and up to the end of its
-/// image for image tokens.
+/// Key range of each position of a batch: the keys of the same sample, up to the position itself for text, and up to
+/// the end of the image for image tokens.
 pub fn key_ranges(layout: &SequenceLayout, attention: ImageAttention) -> KeyRanges {
     KeyRanges::new(layout.rows.iter().map(|row| row_ranges(row, layout.seq_len, attention)).collect())
 }

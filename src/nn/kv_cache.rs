@@ -1,18 +1,18 @@
-//! The KV cache of a layer: keys and values of the tokens so far, in buffers that grow by doubling.
+//! KV cache of a layer: keys and values of the tokens so far, in buffers that grow by doubling.
 
 use candle_core::{DType, Device, Tensor};
 
 use super::ops::cast_for_cache;
 use crate::{Error, Result};
 
-/// Positions that an empty cache has room for.
+/// Initial capacity of an empty cache, in positions.
 const FIRST_ROOM: usize = 1024;
 
-/// The KV cache of one layer: keys and values, each (batch, kv_heads, room, head_dim), so that the keys of a head are
-/// consecutive.
+/// KV cache of one layer: keys and values, each (batch, kv_heads, allocated positions, head_dim), so that the keys of a
+/// head are consecutive.
 ///
-/// Buffers start small and double when they are full, up to the capacity: a long answer that is allowed but never given
-/// takes no memory.
+/// Buffers start small and double when they are full, up to the capacity: an answer that stays short of its limit takes
+/// no memory for the rest.
 #[derive(Debug)]
 pub struct LayerCache {
     keys: Tensor,
@@ -22,30 +22,30 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
-    /// An empty cache for (batch, capacity, kv_heads, head_dim), to whose `dtype` keys and values are cast.
+    /// Creates an empty cache for (batch, capacity, kv_heads, head_dim), to whose `dtype` keys and values are cast.
     ///
     /// # Errors
-    /// From candle, if there is not enough memory on the device.
+    /// Errors of candle, if there is not enough memory on the device.
     pub fn new(shape: (usize, usize, usize, usize), dtype: DType, device: &Device) -> Result<Self> {
         let (batch, capacity, heads, head_dim) = shape;
         let empty = || Tensor::zeros((batch, heads, capacity.min(FIRST_ROOM), head_dim), dtype, device);
         Ok(Self { keys: empty()?, values: empty()?, len: 0, capacity })
     }
 
-    /// Number of positions held.
+    /// Number of cached positions.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether nothing is held.
+    /// Whether no position is cached.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Appends keys and values (batch, new, kv_heads, head_dim) and returns views of all so far.
+    /// Appends keys and values (batch, new, kv_heads, head_dim) and returns views of all keys and values so far.
     ///
     /// # Errors
-    /// [`Error::Generation`] if the capacity does not suffice.
+    /// [`Error::Generation`] if the capacity is exceeded.
     pub fn append(&mut self, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
         let (new, capacity) = (keys.dim(1)?, self.capacity);
         if self.len + new > capacity {
@@ -69,15 +69,16 @@ impl LayerCache {
         Ok((held(&self.keys)?, held(&self.values)?))
     }
 
-    /// Forgets all positions from `len` on.
+    /// Drops all positions from `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
 
-    /// A cache with buffers of its own; candle's `clone` would share them, and an append overwrite the original's.
+    /// Copies the cache into new buffers; candle's `clone` would share them, and an append would overwrite the
+    /// original's.
     ///
     /// # Errors
-    /// From candle, if there is not enough memory on the device.
+    /// Errors of candle, if there is not enough memory on the device.
     pub fn deep_clone(&self) -> Result<Self> {
         Ok(Self { keys: self.keys.copy()?, values: self.values.copy()?, ..*self })
     }

@@ -1,4 +1,4 @@
-//! A linear layer, with the weight in HF's (out, in) order.
+//! Linear layer, with the weight in HF's (out, in) order.
 
 use candle_core::{Shape, Tensor};
 use candle_nn::VarBuilder;
@@ -8,7 +8,7 @@ use super::ops::{self, QuantizedWeight};
 use crate::options::{Precision, Quantization};
 use crate::{Error, Result};
 
-/// `x W^T + b`.
+/// Linear layer `x W^T + b`.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Weight,
@@ -26,7 +26,7 @@ impl Linear {
     /// Reads `weight` (out, in) and, with `bias`, `bias` (out).
     ///
     /// # Errors
-    /// If the store has no such tensors, or of another shape.
+    /// If `vb` lacks a tensor, or a tensor has another shape.
     pub fn new(in_size: usize, out_size: usize, bias: bool, vb: VarBuilder) -> Result<Self> {
         let weight = vb.get_with_hints((out_size, in_size), "weight", init(in_size))?;
         let bias = bias.then(|| vb.get_with_hints(out_size, "bias", candle_nn::Init::Const(0.0))).transpose()?;
@@ -59,10 +59,10 @@ impl Linear {
         }
     }
 
-    /// Quantises the weight; a quantised weight is left as it is.
+    /// Quantises the weight; a quantised weight is unchanged.
     ///
     /// # Errors
-    /// From candle only.
+    /// Errors of candle only.
     pub fn quantize(&mut self, kind: Quantization) -> Result<()> {
         if let Weight::Float(weight) = &self.weight {
             self.weight = Weight::Quantized(QuantizedWeight::quantize(weight, kind)?);
@@ -75,7 +75,7 @@ impl Linear {
         self.precision = precision;
     }
 
-    /// Replaces the weight by one of the same shape.
+    /// Replaces the weight by another one of the same shape.
     ///
     /// # Errors
     /// [`Error::Weights`] if the shape differs.
@@ -103,10 +103,10 @@ impl Linear {
         Ok(())
     }
 
-    /// Outputs and inputs.
+    /// Numbers of outputs and inputs.
     ///
     /// # Errors
-    /// From candle only.
+    /// Errors of candle only.
     pub fn dims2(&self) -> Result<(usize, usize)> {
         Ok(match &self.weight {
             Weight::Float(weight) => weight.dims2()?,
@@ -114,7 +114,8 @@ impl Linear {
         })
     }
 
-    /// (.., in) -> (.., out). A weight of another dtype is cast to that of `x`; gradients pass through the cast.
+    /// Projects (.., in) -> (.., out). A weight of another dtype is cast to that of `x`; gradients pass through the
+    /// cast.
     ///
     /// # Errors
     /// If `x` is not `in` wide.
@@ -126,8 +127,9 @@ impl Linear {
         })
     }
 
-    /// As [`Self::forward`], for any shape of `x` and of the result, which splits or merges heads: each `in` consecutive
-    /// elements of `x` are a row, and each `out` consecutive elements of the result, of `shape`, its output.
+    /// [`Self::forward`] for any shape of `x` and of the result, which splits or merges heads: each `in` consecutive
+    /// elements of `x` are a row, and each `out` consecutive elements of the result, which has shape `shape`, are its
+    /// output.
     ///
     /// # Errors
     /// If sizes do not fit.

@@ -1,19 +1,19 @@
-//! One visitor over the matmuls of a model: what quantises, loads and sets precisions goes through it.
+//! Visitor over the matmuls of a model, which quantises, loads and sets precisions.
 
 use super::{Attention, Linear};
 use crate::options::Precision;
 
-/// A module whose matmuls have settings of their own.
+/// Module whose matmuls have settings.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum MatmulLayer<'a> {
     /// A linear layer, which can be quantised.
     Linear(&'a mut Linear),
-    /// The matmuls of an attention with keys and values, which have no weight.
+    /// The matmuls of attention with keys and values, which have no weight.
     Attention(&'a mut Attention),
 }
 
-/// A function that is called with each module and its name in the checkpoint (of a linear layer: without `.weight`).
+/// Visitor function, called with each module and its checkpoint name (of a linear layer: without `.weight`).
 pub type MatmulVisitor<'f> = dyn FnMut(&str, MatmulLayer<'_>) + 'f;
 
 impl MatmulLayer<'_> {

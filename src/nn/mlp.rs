@@ -1,4 +1,4 @@
-//! The MLP of a decoder layer, gated or plain.
+//! MLP of a decoder layer, gated or plain.
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
@@ -8,7 +8,7 @@ use super::{Linear, MatmulLayer, MatmulVisitor};
 use crate::Result;
 use crate::config::{Activation, DecoderConfig, MlpKind};
 
-/// Two or three matrices around a non-linearity.
+/// MLP of two or three matrices with an activation function.
 #[derive(Debug, Clone)]
 pub struct Mlp {
     act: Activation,
@@ -25,7 +25,7 @@ impl Mlp {
     /// Reads `gate_proj`, `up_proj`, `down_proj`, or `fc1`, `fc2`.
     ///
     /// # Errors
-    /// If the store has no such tensors, or of another shape.
+    /// If `vb` lacks a tensor, or a tensor has another shape.
     pub fn new(config: &DecoderConfig, vb: VarBuilder) -> Result<Self> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let wide = |name: &str| Linear::new(hidden, inner, config.mlp_bias, vb.pp(name));
@@ -55,7 +55,7 @@ impl Mlp {
         }
     }
 
-    /// (.., hidden_size) -> (.., hidden_size).
+    /// Runs the MLP: (.., hidden_size) -> (.., hidden_size).
     ///
     /// # Errors
     /// If `x` is not `hidden_size` wide.

@@ -37,11 +37,11 @@ pub use patch_embedding::PatchEmbedding;
 pub(crate) use patch_embedding::cut_patches;
 pub use rotary::{RotaryAngles, RotaryEmbedding};
 
-/// The initialisation of weights with `fan_in` inputs, and of embeddings of this width: normal with a standard deviation of
+/// Initialisation of weights with `fan_in` inputs, and of embeddings of this width: normal with a standard deviation of
 /// `1 / sqrt(fan_in)`.
 ///
-/// At the widths of large models this is near the usual 0.02. A fixed 0.02 would scale the output of a layer of a hundred
-/// inputs by a fifth, and a gated MLP, which multiplies two such outputs, would hardly begin to learn.
+/// At the widths of large models this is close to the usual 0.02. A fixed 0.02 would scale the output of a layer of a
+/// hundred inputs by a fifth, and a gated MLP, which multiplies two of these outputs, would hardly begin to learn.
 pub(crate) fn init(fan_in: usize) -> candle_nn::Init {
     candle_nn::Init::Randn { mean: 0.0, stdev: 1.0 / (fan_in.max(1) as f64).sqrt() }
 }

@@ -1,4 +1,4 @@
-//! The normalisations that a decoder may use.
+//! Normalisations of a decoder: RMSNorm and layer norm.
 
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
@@ -11,7 +11,7 @@ use crate::config::NormKind;
 #[derive(Debug, Clone)]
 pub struct Norm {
     weight: Tensor,
-    /// Of layer norm only.
+    /// Bias of a layer norm.
     bias: Option<Tensor>,
     eps: f64,
 }
@@ -20,7 +20,7 @@ impl Norm {
     /// Reads `weight` (size) and, for layer norm, `bias` (size).
     ///
     /// # Errors
-    /// If the store has no such tensors, or of another shape.
+    /// If `vb` lacks a tensor, or a tensor has another shape.
     pub fn new(kind: NormKind, size: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
         let weight = vb.get_with_hints(size, "weight", Init::Const(1.0))?;
         let bias = match kind {
@@ -30,7 +30,7 @@ impl Norm {
         Ok(Self { weight, bias, eps })
     }
 
-    /// (.., size) -> (.., size).
+    /// Normalises (.., size) -> (.., size).
     ///
     /// # Errors
     /// If `x` is not `size` wide.

@@ -1,4 +1,4 @@
-//! Pixels to patches.
+//! Patch embedding: pixels to patches.
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
@@ -6,10 +6,10 @@ use candle_nn::VarBuilder;
 use super::{init, ops};
 use crate::{Error, Result};
 
-/// One linear map over square patches, without bias; the convolution of the ViT, as a matrix product.
+/// Linear map of square patches, without bias: the convolution of the ViT, as a matmul.
 #[derive(Debug, Clone)]
 pub struct PatchEmbedding {
-    /// (hidden_size, 3, patch_size, patch_size).
+    /// Weight, (hidden_size, 3, patch_size, patch_size).
     weight: Tensor,
     patch_size: usize,
 }
@@ -18,7 +18,7 @@ impl PatchEmbedding {
     /// Reads `weight` (hidden_size, 3, patch_size, patch_size).
     ///
     /// # Errors
-    /// [`Error::Config`] for patches of 0 pixels, or if the store has no such tensor, or of another shape.
+    /// [`Error::Config`] for patches of 0 pixels, or if `vb` lacks the tensor, or the tensor has another shape.
     pub fn new(hidden_size: usize, patch_size: usize, vb: VarBuilder) -> Result<Self> {
         if patch_size == 0 {
             return Err(Error::config("patch_size", "is 0, expected at least 1"));
@@ -28,17 +28,17 @@ impl PatchEmbedding {
         Ok(Self { weight, patch_size })
     }
 
-    /// (tiles, 3, height, width) -> (tiles, patches in reading order, hidden_size).
+    /// Embeds (tiles, 3, height, width) -> (tiles, patches in reading order, hidden_size).
     ///
     /// # Errors
-    /// If the pixels have another shape, or a side is not a multiple of the patch.
+    /// If the pixels have another shape, or a side is not a multiple of the patch size.
     pub fn forward(&self, pixel_values: &Tensor) -> Result<Tensor> {
         let patches = cut_patches(&pixel_values.to_dtype(self.weight.dtype())?, self.patch_size)?;
         Ok(ops::linear(&patches, &self.weight.flatten_from(1)?, None)?)
     }
 }
 
-/// (tiles, 3, height, width) -> (tiles, patches in reading order, 3 * patch * patch), each patch in the order of a
+/// Cuts (tiles, 3, height, width) -> (tiles, patches in reading order, 3 * patch * patch), each patch in the order of a
 /// projection's weight. `patch` is not 0.
 pub(crate) fn cut_patches(pixel_values: &Tensor, patch: usize) -> Result<Tensor> {
     let (tiles, _, height, width) = pixel_values.dims4()?;

@@ -1,14 +1,14 @@
-//! The forward pass of custom ops whose result was computed before, one function for each backend.
+//! Forward pass of custom ops with a precomputed result, one function per backend.
 
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CudaStorage, Layout, MetalStorage, Result, Shape, Storage, Tensor};
 
-/// A tensor that a custom op hands to candle as its result, once.
+/// Tensor that a custom op hands to candle as its result, once.
 pub(crate) struct PrecomputedResult(Once<Tensor>);
 
 impl PrecomputedResult {
-    /// The forward pass that returns `result`, without the graph behind it.
+    /// Forward pass that returns `result`, without the graph that computed it.
     pub fn new(result: &Tensor) -> Self {
         Self(Once::new(result.detach()))
     }
@@ -39,14 +39,14 @@ impl PrecomputedResult {
 
     fn storage<S>(&self, copy: impl FnOnce(&Storage, &Layout) -> Result<S>) -> Result<(S, Shape)> {
         let Some(result) = self.0.take() else { candle_core::bail!("a precomputed result was already taken") };
-        // `try_clone` copies the whole storage, of which the tensor may be a view.
+        // `try_clone` copies the whole storage, while the tensor may be a view of a part.
         let result = result.force_contiguous()?;
         let (storage, layout) = result.storage_and_layout();
         Ok((copy(&storage, layout)?, layout.shape().clone()))
     }
 }
 
-/// A value that can be taken once, by any thread.
+/// Value that can be taken once, by any thread.
 pub(crate) struct Once<T>(Mutex<Option<T>>);
 
 impl<T> Once<T> {

@@ -8,7 +8,7 @@ use super::ops;
 use crate::Result;
 use crate::config::{DecoderConfig, Rope, RopeScaling};
 
-/// The frequencies of one decoder.
+/// Rotary frequencies of one decoder.
 #[derive(Debug, Clone)]
 pub struct RotaryEmbedding {
     inverse_frequencies: Vec<f32>,
@@ -22,7 +22,7 @@ pub struct RotaryAngles {
 }
 
 impl RotaryEmbedding {
-    /// `theta^(-2i / head_dim)` for each pair of the head, scaled as the configuration says.
+    /// Frequencies `theta^(-2i / head_dim)` of the pairs of a head, with the configured scaling.
     pub fn new(config: &DecoderConfig) -> Self {
         let head_dim = config.head_dim();
         let frequency = |i: usize| config.rope_theta.powf(-((2 * i) as f64) / head_dim as f64);
@@ -30,15 +30,16 @@ impl RotaryEmbedding {
         Self { inverse_frequencies: (0..head_dim / 2).map(|i| scaled(frequency(i)) as f32).collect() }
     }
 
-    /// The frequencies of a decoder with rotary positions, and `None` for one without.
+    /// Rotary embedding of a decoder; `None` if the decoder has none.
     pub fn of(config: &DecoderConfig) -> Option<Self> {
         (config.rope != Rope::None).then(|| Self::new(config))
     }
 
-    /// Angles of `positions`, one list for each batch row; (batch, seq, head_dim / 2), or one row if all are equal.
+    /// Angles of `positions`, one list for each batch row; (batch, seq, head_dim / 2), or one row if all rows are
+    /// equal.
     ///
     /// # Errors
-    /// From candle only.
+    /// Errors of candle only.
     pub fn angles(&self, positions: &[Vec<u32>], device: &Device) -> Result<RotaryAngles> {
         let rows = match positions {
             [first, rest @ ..] if rest.iter().all(|row| row == first) => &positions[..1],
@@ -57,7 +58,7 @@ impl RotaryAngles {
     /// The angles of the last `count` positions.
     ///
     /// # Errors
-    /// From candle only.
+    /// Errors of candle only.
     pub fn last(&self, count: usize) -> Result<Self> {
         Ok(Self { cos: ops::last_positions(&self.cos, count)?, sin: ops::last_positions(&self.sin, count)? })
     }
@@ -71,7 +72,7 @@ impl RotaryAngles {
     }
 }
 
-/// A frequency (radians a token) stretched for long contexts.
+/// A frequency (radians per token) scaled for long contexts.
 fn scale(frequency: f64, scaling: RopeScaling) -> f64 {
     match scaling {
         RopeScaling::Default => frequency,
@@ -79,7 +80,7 @@ fn scale(frequency: f64, scaling: RopeScaling) -> f64 {
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
             let context = original_max_position_embeddings as f64;
             let wavelength = 2.0 * PI / frequency;
-            // 0 at wavelengths that are stretched fully, 1 at those left alone, linear in 1 / wavelength between.
+            // 0 at wavelengths that are fully scaled, 1 at wavelengths that are not, linear in 1 / wavelength between.
             let kept = (context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
             let kept = kept.clamp(0.0, 1.0);
             (1.0 - kept) * frequency / factor + kept * frequency

@@ -1,8 +1,8 @@
 //! Tape of the operations of [`super::ops`] in execution order, and a backward pass over it.
 //!
-//! candle's backward pass allocates zeros for each gradient and adds it to them, again for every reshape, on threads of its
-//! own that keep spinning beside the kernels. This backward pass forwards a gradient without a copy, and adds only where a
-//! tensor has two. candle's graph is recorded too, as a fallback for segments with other operations.
+//! candle's backward pass allocates zeros for each gradient and adds the gradient to them, again for every reshape, on
+//! its own threads, which keep spinning beside the kernels. This backward pass forwards a gradient without a copy, and
+//! adds only if a tensor has two. candle's graph is recorded too, as a fallback for segments with other operations.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -31,21 +31,21 @@ thread_local! {
     static TAPE: RefCell<Option<Tape>> = const { RefCell::new(None) };
 }
 
-/// Applies `op` to a tensor, and records it.
+/// Applies `op` to a tensor, and records the operation.
 pub(super) fn apply1(x: &Tensor, op: impl CustomOp1 + Send + Sync + 'static) -> Result<Tensor> {
     let op: Shared<dyn CustomOp1 + Send + Sync> = Arc::new(Box::new(op));
     let result = x.apply_op1_arc(op.clone())?;
     Ok(record(result, || Node::One(op, x.clone())))
 }
 
-/// Applies `op` to two tensors, and records it.
+/// Applies `op` to two tensors, and records the operation.
 pub(super) fn apply2(x: &Tensor, y: &Tensor, op: impl CustomOp2 + Send + Sync + 'static) -> Result<Tensor> {
     let op: Shared<dyn CustomOp2 + Send + Sync> = Arc::new(Box::new(op));
     let result = x.apply_op2_arc(y, op.clone())?;
     Ok(record(result, || Node::Two(op, [x.clone(), y.clone()])))
 }
 
-/// Applies `op` to three tensors, and records it.
+/// Applies `op` to three tensors, and records the operation.
 pub(super) fn apply3(x: &Tensor, y: &Tensor, z: &Tensor, op: impl CustomOp3 + Send + Sync + 'static) -> Result<Tensor> {
     let op: Shared<dyn CustomOp3 + Send + Sync> = Arc::new(Box::new(op));
     let result = x.apply_op3_arc(y, z, op.clone())?;
@@ -72,7 +72,7 @@ impl Node {
         }
     }
 
-    /// The inputs, each with its gradient if there is one.
+    /// Inputs of the operation, each with its gradient if there is one.
     fn backward(&self, result: &Tensor, g: &Tensor) -> Result<Vec<(&Tensor, Option<Tensor>)>> {
         Ok(match self {
             Self::One(op, x) => vec![(x, op.bwd(x, result, g)?)],
@@ -89,13 +89,14 @@ impl Node {
 }
 
 impl Tape {
-    /// The result of `f`, and the tape of its operations.
+    /// Runs `f`; returns its result and the tape of its operations.
     pub fn of<R>(f: impl FnOnce() -> R) -> (R, Self) {
         let (result, tape) = scoped(&TAPE, Self::default(), f);
         (result, tape.unwrap_or_default())
     }
 
-    /// The gradient of `x`, if there is one, from the gradient `g` of `y`; gradients of parameters go into the sink.
+    /// Computes the gradient of `x`, if there is one, from the gradient `g` of `y`; the collector receives parameter
+    /// gradients.
     ///
     /// # Errors
     /// If no gradients are collected, and from the operations.
@@ -109,7 +110,7 @@ impl Tape {
         }
         let mut gradients = Gradients { input: x.id(), found: Vec::new() };
         gradients.add(&y, g.detach())?;
-        // So that the inputs of each operation are freed right after its backward pass.
+        // Dropped, so that the inputs of each operation are freed right after its backward pass.
         drop(y);
         for (node, result) in self.0.into_iter().rev() {
             if let Some(g) = gradients.take(&result) {
@@ -129,7 +130,7 @@ impl Tape {
     }
 }
 
-/// Gradients of intermediate tensors that were not propagated yet.
+/// Gradients of intermediate tensors that were not yet propagated.
 struct Gradients {
     input: TensorId,
     /// Tensors with their gradients: few at a time, in a deterministic order.
@@ -142,8 +143,8 @@ impl Gradients {
             return Ok(());
         }
         if of.is_variable() && of.id() != self.input {
-            // A copy: the gradients of a sum share one tensor, and micro-batches accumulate in place. Weights of linear
-            // layers have delivered theirs already.
+            // A copy: the gradients of a sum share one tensor, and micro-batches accumulate in place. Weight gradients
+            // of linear layers have been collected already.
             return deliver(of, gradient.copy()?.detach()).map(drop);
         }
         let sum = match self.take(of) {
@@ -171,7 +172,7 @@ mod tests {
     use super::*;
     use crate::options::Precision;
 
-    /// Parameters used twice or through views, gradients from several sides, and `other` between own operations.
+    /// Parameters used twice or through views, gradients from several uses, and `other` between recorded operations.
     fn assert_gradients(is_whole: bool, other: fn(&Tensor) -> Result<Tensor>) {
         let [x, w, scale, square] = [(&[3, 4][..], 0.1), (&[8, 4], 0.2), (&[4], 0.3), (&[4, 4], 0.4)]
             .map(|(dims, start)| Var::from_tensor(&values(dims, start)).unwrap());

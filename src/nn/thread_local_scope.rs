@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::thread::LocalKey;
 
-/// Runs `f` with `value` in `place`; returns the result of `f` and the value. The former value is restored, also if `f`
+/// Runs `f` with `value` in `place`; returns the result of `f` and the value. The former value is restored, even if `f`
 /// panics.
 pub(super) fn scoped<T, R>(
     place: &'static LocalKey<RefCell<Option<T>>>,
@@ -14,7 +14,7 @@ pub(super) fn scoped<T, R>(
     (f(), place.take())
 }
 
-/// The guard that restores the former value.
+/// Guard that restores the former value.
 struct Restore<T: 'static> {
     place: &'static LocalKey<RefCell<Option<T>>>,
     outer: Option<T>,

@@ -1,4 +1,4 @@
-//! The small model that is part of this crate; `assets/builtin/README.md` says how it was trained and what it can do.
+//! The small model that is part of this crate; `assets/builtin/README.md` describes its training and abilities.
 
 use std::sync::Arc;
 

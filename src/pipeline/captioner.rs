@@ -47,7 +47,7 @@ impl Captioner {
     /// The caption of one image or video.
     ///
     /// # Errors
-    /// If the image or the prompt does not fit the model, and as [`Generator::generate`].
+    /// If the image or the prompt does not fit the model, and the errors of [`Generator::generate`].
     pub fn caption(&self, image: impl Into<Content>) -> Result<Answer> {
         self.stream(image)?.finish_all()
     }
@@ -55,7 +55,7 @@ impl Captioner {
     /// The caption of one image or video, as a stream of text pieces.
     ///
     /// # Errors
-    /// As [`Self::caption`].
+    /// The errors of [`Self::caption`].
     pub fn stream(&self, image: impl Into<Content>) -> Result<TextIter<HaploVl>> {
         self.generator.stream(&self.model.batch(&[self.request(image.into())])?, &self.config)
     }
@@ -63,7 +63,7 @@ impl Captioner {
     /// The captions of several images or videos, computed as one batch.
     ///
     /// # Errors
-    /// As [`Self::caption`], and [`Error::Batch`](crate::Error::Batch) for no image at all.
+    /// The errors of [`Self::caption`], and [`Error::Batch`](crate::Error::Batch) for no image at all.
     pub fn caption_all(&self, images: impl IntoIterator<Item = Content>) -> Result<Generation> {
         let requests = Vec::from_iter(images.into_iter().map(|image| self.request(image)));
         self.generator.generate(&self.model.batch(&requests)?, &self.config)

@@ -23,7 +23,7 @@ pub struct Chat {
 #[derive(Default)]
 struct ChatState {
     conversation: Conversation,
-    /// Taken by the reply under way.
+    /// The KV cache; empty while a reply under way holds it.
     cache: PrefixCache,
     is_replying: bool,
 }
@@ -39,7 +39,7 @@ impl Chat {
         }
     }
 
-    /// The same chat with an earlier conversation, such as a system message, in place of its own.
+    /// The same chat with an earlier conversation, such as a system message, instead of its conversation.
     #[must_use]
     pub fn with_conversation(self, conversation: Conversation) -> Self {
         let state = ChatState { conversation, ..ChatState::default() };
@@ -66,7 +66,7 @@ impl Chat {
     /// The model's whole reply to a user message.
     ///
     /// # Errors
-    /// As [`Self::say`], and those of [`Reply`].
+    /// The errors of [`Self::say`], and the errors of [`Reply`].
     pub fn ask(&mut self, content: impl IntoIterator<Item = Content>) -> Result<Answer> {
         let mut reply = self.say(content)?;
         reply.by_ref().try_for_each(|piece| piece.map(drop))?;
@@ -79,13 +79,14 @@ impl Chat {
     /// end, finished or dropped.
     ///
     /// # Errors
-    /// If the images or the text do not fit the model or each other, and [`Error::Generation`] while another reply of this
-    /// chat is under way. The conversation then stays as it was.
+    /// If the images or the text do not fit the model or each other, and [`Error::Generation`] while another reply of
+    /// this chat is under way. The conversation then stays as it was.
     pub fn say(&mut self, content: impl IntoIterator<Item = Content>) -> Result<Reply> {
         let mut state = lock(&self.state);
         if state.is_replying {
             return Err(Error::generation(
-                "a reply of this chat is still under way: read it to its end, finish it or drop it before the next turn",
+                "a reply of this chat is still under way: read it to its end, finish it or drop it before the next \
+                 turn",
             ));
         }
         state.conversation.push(Message::user(content));
@@ -118,8 +119,8 @@ fn lock(state: &Mutex<ChatState>) -> MutexGuard<'_, ChatState> {
 
 /// A stream of the model's reply: an iterator of text pieces.
 ///
-/// The reply becomes part of the conversation at its end. A reply that is dropped earlier ends there, and its text so far
-/// becomes part of the conversation. After an error neither the reply nor the user's message is part of it.
+/// The reply becomes part of the conversation at its end. A reply that is dropped earlier ends there, and its text so
+/// far becomes part of the conversation. After an error neither the reply nor the user's message is part of it.
 pub struct Reply {
     model: Arc<HaploVl>,
     session: GenerationSession,
@@ -133,7 +134,7 @@ impl Reply {
     /// The reply generated so far, with token counts and times.
     ///
     /// # Errors
-    /// Those of the decoder.
+    /// The errors of the decoder.
     pub fn finish(mut self) -> Result<Answer> {
         let answer = self.session.answer();
         self.close(answer.as_ref().ok().map(|answer| answer.sequence.text.clone()));

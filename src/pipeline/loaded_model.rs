@@ -32,8 +32,8 @@ pub struct LoadOptions {
     pub device: DeviceChoice,
     /// The dtype of activations, and of weights that are not quantised.
     pub dtype: DtypeChoice,
-    /// The block format to quantise the weight matrices to, on the CPU: less memory, and more tokens per second. A folder
-    /// of a quantised model loads quantised without it.
+    /// The block format to quantise the weight matrices to, on the CPU: less memory, and more tokens per second. A
+    /// folder of a quantised model loads quantised without it.
     pub quantization: Option<Quantization>,
     /// The dtype of the KV cache.
     pub kv_cache_dtype: KvCacheDtype,
@@ -95,8 +95,8 @@ impl LoadedModel {
     /// Finds a model, downloads it if necessary, and loads it.
     ///
     /// # Errors
-    /// As [`ModelSource::folder`] and [`Self::from_folder`]; for [`ModelSource::Builtin`] where this crate was built
-    /// without its feature `builtin`.
+    /// The errors of [`ModelSource::folder`] and [`Self::from_folder`]; for [`ModelSource::Builtin`] where this crate
+    /// was built without its feature `builtin`.
     pub fn load(source: &ModelSource, options: LoadOptions) -> Result<Self> {
         if *source == ModelSource::Builtin {
             return Self::builtin(options);
@@ -116,7 +116,8 @@ impl LoadedModel {
     #[cfg(not(feature = "builtin"))]
     fn builtin(_: LoadOptions) -> Result<Self> {
         Err(crate::Error::weights(
-            "the built-in model is not part of this build: build with the feature `builtin`, or name a folder or a hub id",
+            "the built-in model is not part of this build: build with the feature `builtin`, or name a folder or a \
+             hub id",
         ))
     }
 
@@ -144,7 +145,7 @@ impl LoadedModel {
     /// images. Other handles keep theirs.
     ///
     /// # Errors
-    /// Those of `change`.
+    /// The errors of `change`.
     pub fn with_processor(self, change: impl FnOnce(Processor) -> Result<Processor>) -> Result<Self> {
         Ok(Self { processor: Arc::new(change(Arc::unwrap_or_clone(self.processor))?), ..self })
     }
@@ -173,7 +174,7 @@ impl LoadedModel {
     /// The batch of conversations, each of which awaits the model's answer, on the model's device.
     ///
     /// # Errors
-    /// As [`Processor::batch`].
+    /// The errors of [`Processor::batch`].
     pub fn batch(&self, conversations: &[Conversation]) -> Result<MultimodalBatch> {
         let _span = tracing::debug_span!("preprocess", conversations = conversations.len()).entered();
         let start = Instant::now();
@@ -219,8 +220,8 @@ fn parameter_count(config: &HaploVlConfig) -> Result<usize> {
 /// Writes a quantised copy of a model folder to the folder `output`, which is created; see [`save_quantized`].
 ///
 /// # Errors
-/// As [`LoadedModel::from_folder`] and [`save_quantized`], and [`Error::Weights`](crate::Error::Weights) naming the first
-/// tensor that holds NaN or infinity.
+/// The errors of [`LoadedModel::from_folder`] and [`save_quantized`], and [`Error::Weights`](crate::Error::Weights)
+/// naming the first tensor that holds NaN or infinity.
 pub fn quantize_folder(folder: impl AsRef<Path>, output: impl AsRef<Path>, kind: Quantization) -> Result<()> {
     let (config, processor, generation, weights) = open(folder.as_ref())?;
     save_quantized(output.as_ref(), &config, &*weights, kind, &processor, &generation)

@@ -1,7 +1,7 @@
 //! Pipelines: captioning, visual question answering and chat over a loaded model.
 //!
-//! [`LoadedModel`] is a handle that is cheap to clone; pipelines, chats and streams own what they need and are `Send`, so
-//! that a server can keep them in a map and move them between threads.
+//! [`LoadedModel`] is a handle that is cheap to clone; pipelines, chats and streams own what they need and are `Send`,
+//! so that a server can keep them in a map and move them between threads.
 //!
 //! ```no_run
 //! use haplovl::pipeline::{Captioner, LoadOptions, LoadedModel};

@@ -44,10 +44,10 @@ impl VisualQuestionAnswerer {
 
     /// The answer to one question about some images and videos, or about none.
     ///
-    /// The question may contain `<image>` where each image belongs; otherwise the images come first.
+    /// The question may contain one `<image>` per image at its position; otherwise the images come first.
     ///
     /// # Errors
-    /// If the images or the question do not fit the model or each other, and as [`Generator::generate`].
+    /// If the images or the question do not fit the model or each other, and the errors of [`Generator::generate`].
     pub fn ask(&self, images: impl IntoIterator<Item = Content>, question: &str) -> Result<Answer> {
         self.stream(images, question)?.finish_all()
     }
@@ -55,7 +55,7 @@ impl VisualQuestionAnswerer {
     /// The answer to one question, as a stream of text pieces.
     ///
     /// # Errors
-    /// As [`Self::ask`].
+    /// The errors of [`Self::ask`].
     pub fn stream(&self, images: impl IntoIterator<Item = Content>, question: &str) -> Result<AnswerStream> {
         let batch = self.model.batch(&[request(images, question)])?;
         let mut cache = std::mem::take(&mut *self.cache.lock().unwrap_or_else(PoisonError::into_inner));
@@ -64,10 +64,10 @@ impl VisualQuestionAnswerer {
         Ok(AnswerStream { model, session, cache, home: Arc::clone(&self.cache) })
     }
 
-    /// The answers to several questions, each about images of its own, computed as one batch.
+    /// The answers to several questions, each about its own images, computed as one batch.
     ///
     /// # Errors
-    /// As [`Self::ask`], and [`Error::Batch`](crate::Error::Batch) for no question at all.
+    /// The errors of [`Self::ask`], and [`Error::Batch`](crate::Error::Batch) for no question at all.
     pub fn ask_all<P>(&self, questions: impl IntoIterator<Item = (P, String)>) -> Result<Generation>
     where
         P: IntoIterator<Item = Content>,
@@ -90,7 +90,7 @@ impl AnswerStream {
     /// The whole answer; generates what is missing.
     ///
     /// # Errors
-    /// As [`GenerationSession::step`].
+    /// The errors of [`GenerationSession::step`].
     pub fn finish_all(mut self) -> Result<Answer> {
         self.by_ref().try_for_each(|piece| piece.map(drop))?;
         self.finish()
@@ -99,7 +99,7 @@ impl AnswerStream {
     /// The answer generated so far, with token counts and times.
     ///
     /// # Errors
-    /// Those of the decoder.
+    /// The errors of the decoder.
     pub fn finish(mut self) -> Result<Answer> {
         self.session.answer()
     }

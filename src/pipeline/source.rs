@@ -55,7 +55,7 @@ impl ModelSource {
     /// The folder of the model, downloaded if necessary.
     ///
     /// # Errors
-    /// As [`resolve_model`], and [`Error::Weights`] for [`Self::Builtin`], which is part of the program.
+    /// The errors of [`resolve_model`], and [`Error::Weights`] for [`Self::Builtin`], which is part of the program.
     pub fn folder(&self) -> Result<PathBuf> {
         match self {
             Self::Named { name, revision } => resolve_model(name, revision.as_deref()),

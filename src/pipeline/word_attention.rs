@@ -10,9 +10,9 @@ use crate::{Error, Result};
 impl LoadedModel {
     /// The attention map of a word over each image of the conversation, in the order of images; videos have none.
     ///
-    /// `layer` counts as in the checkpoint: first the pre-decoder's layers, then the post-decoder's. Weights are those of
-    /// one `head`, or the mean over all heads. A word of several tokens, or one that occurs several times, gets the mean
-    /// over its tokens. Memory is quadratic in the length of the prompt.
+    /// `layer` counts as in the checkpoint: first the pre-decoder's layers, then the post-decoder's. Weights are those
+    /// of one `head`, or the mean over all heads. A word of several tokens, or one that occurs several times, gets the
+    /// mean over its tokens. Memory is quadratic in the length of the prompt.
     ///
     /// # Errors
     /// [`Error::Config`] for a layer or head that the model does not have, [`Error::Prompt`] if no message contains the
@@ -83,8 +83,9 @@ fn check_finite(weights: &[f32], layer: usize) -> Result<()> {
     match weights.iter().find(|weight| !weight.is_finite()) {
         None => Ok(()),
         Some(found) => Err(Error::weights(format!(
-            "the attention weights of layer {layer} (`model.layers.{layer}.self_attn`) are {found}, expected finite ones: \
-             check that the model's weights are complete and finite, and if they are 16 bits wide load them in f32"
+            "the attention weights of layer {layer} (`model.layers.{layer}.self_attn`) are {found}, expected finite \
+             ones: check that the model's weights are complete and finite, and if they are f16 \
+             or bf16, load them in f32"
         ))),
     }
 }

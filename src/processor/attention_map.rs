@@ -1,4 +1,4 @@
-//! From the tokens of a picture back to its pixels: what a model looks at, as a picture.
+//! Attention maps: the attention to each image token, mapped back to the image's pixels.
 
 use std::ops::Range;
 
@@ -7,38 +7,38 @@ use crate::config::VisionConfig;
 use crate::patch_grid::{PatchGrid, Size};
 use crate::{Error, Result};
 
-/// How much attention each part of a picture gets.
+/// Attention map of one image: the attention that each of its patches receives.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionMap {
     size: Size,
     cells: Vec<AttentionCell>,
 }
 
-/// The part of a picture that one token stands for.
+/// Image region of one token, with its attention weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionCell {
     /// Row in the grid of tokens.
     pub row: usize,
     /// Column in the grid of tokens.
     pub column: usize,
-    /// Rows of pixels in the picture as it was before resizing.
+    /// Pixel rows of the original image (before resizing).
     pub pixel_rows: Range<u32>,
-    /// Columns of pixels, likewise.
+    /// Pixel columns of the original image.
     pub pixel_columns: Range<u32>,
-    /// The attention that the token gets.
+    /// Attention weight of the token.
     pub weight: f32,
 }
 
 impl AttentionMap {
-    /// The map of a picture of `image` pixels, from one weight for each of its tokens, newlines included.
+    /// Builds the map of an image of size `image` from one weight per image token, newlines included.
     ///
     /// # Errors
-    /// [`Error::Batch`] if there are more or fewer weights than tokens, and as [`PatchGrid::new`].
+    /// [`Error::Batch`] unless there is one weight per token, and the errors of [`PatchGrid::new`].
     pub fn new(config: &VisionConfig, image: Size, weights: &[f32]) -> Result<Self> {
         let grid = PatchGrid::new(config, image)?;
         if weights.len() != grid.tokens() {
             let (found, expected) = (weights.len(), grid.tokens());
-            return Err(Error::batch(format!("{found} weights for a picture of {expected} tokens")));
+            return Err(Error::batch(format!("{found} weights for an image of {expected} tokens")));
         }
         let canvas = Size::new(grid.tiles.height * config.image_size, grid.tiles.width * config.image_size);
         let Placement { fitted, top, left } = Placement::new(image, canvas);
@@ -72,7 +72,7 @@ impl AttentionMap {
         Ok(Self { size: grid.rows_cols, cells: cells.collect() })
     }
 
-    /// Rows and columns of the grid of tokens.
+    /// Rows and columns of the token grid.
     pub fn size(&self) -> Size {
         self.size
     }
@@ -82,7 +82,7 @@ impl AttentionMap {
         &self.cells
     }
 
-    /// The `count` cells that get most attention, the most first.
+    /// The `count` cells with the highest weights, highest first.
     pub fn hottest(&self, count: usize) -> Vec<&AttentionCell> {
         let mut cells = Vec::from_iter(&self.cells);
         cells.sort_by(|a, b| b.weight.total_cmp(&a.weight));
@@ -90,38 +90,38 @@ impl AttentionMap {
         cells
     }
 
-    /// The attention that all cells get together; of the whole sequence it is 1.
+    /// Sum of all weights; over the whole sequence, attention weights sum to 1.
     pub fn total(&self) -> f32 {
         self.cells.iter().map(|cell| cell.weight).sum()
     }
 }
 
-/// One direction of a picture: how the cells of its grid lie on its pixels.
+/// One axis of an image: the mapping of grid cells to pixels.
 #[derive(Debug, Clone, Copy)]
 struct Axis {
     /// Number of cells.
     cells: usize,
-    /// Pixels of the canvas before the first cell, and under all cells.
+    /// Offset and length of the grid on the canvas, in pixels.
     first: usize,
     length: usize,
-    /// Pixels of the canvas before the picture, and under it.
+    /// Offset and length of the resized image on the canvas, in pixels.
     border: usize,
     fitted: usize,
-    /// Pixels of the picture before it was resized.
+    /// Length of the original image, in pixels.
     image: usize,
 }
 
 impl Axis {
-    /// The pixels of the picture under a cell. Neighbours share an edge; the outer cells may lie partly on the border,
-    /// and where unpadding cut through a patch, the outermost pixels lie under no cell.
+    /// Pixels of the original image under a cell. Neighbours share an edge. The outer cells may lie partly on the
+    /// border; if unpadding cut through a patch, the outermost pixels lie under no cell.
     fn pixels(self, cell: usize) -> Range<u32> {
         self.edge(cell)..self.edge(cell + 1)
     }
 
     fn edge(self, cell: usize) -> u32 {
         let on_canvas = self.first as f64 + self.length as f64 * cell as f64 / self.cells as f64;
-        let on_picture = (on_canvas - self.border as f64) * self.image as f64 / self.fitted as f64;
-        on_picture.round().clamp(0.0, self.image as f64) as u32
+        let on_image = (on_canvas - self.border as f64) * self.image as f64 / self.fitted as f64;
+        on_image.round().clamp(0.0, self.image as f64) as u32
     }
 }
 
@@ -139,11 +139,11 @@ mod tests {
         assert_eq!((hottest.pixel_rows.clone(), hottest.pixel_columns.clone()), (14..28, 0..14));
         assert!((map.total() - 1.0).abs() < 1e-6);
         let error = AttentionMap::new(&vision, Size::new(28, 28), &[0.5; 4]).unwrap_err().to_string();
-        assert!(error.contains("4 weights for a picture of 6 tokens"), "{error}");
+        assert!(error.contains("4 weights for an image of 6 tokens"), "{error}");
     }
 
     #[test]
-    fn cells_lie_side_by_side_on_a_picture_of_any_shape() {
+    fn cells_lie_side_by_side_on_an_image_of_any_shape() {
         let vision = crate::config::HaploVlConfig::tiny().vision;
         for size in [(100, 100), (30, 100), (1, 1), (7, 1000), (1000, 7)].map(|(h, w)| Size::new(h, w)) {
             let tokens = PatchGrid::new(&vision, size).unwrap().tokens();

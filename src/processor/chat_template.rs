@@ -1,4 +1,4 @@
-//! The Jinja template that turns messages into one prompt: a checkpoint's own, or ChatML.
+//! Chat template: the Jinja template (a checkpoint's own, or ChatML) that renders messages to one prompt.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::folder::read_json;
 use super::jinja::{MAX_SOURCE_BYTES, Template, Value};
 use crate::{Error, Result, files};
 
-/// ChatML as the released models use it: in each message images, then videos, then text; no default system prompt.
+/// ChatML of the released models: images, then videos, then text in each message; no default system prompt.
 const CHATML: &str = "\
 {% for message in messages %}
 {{ '<|im_start|>' + message.role + '\\n' }}
@@ -20,20 +20,20 @@ const CHATML: &str = "\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// Form of a message's `content` that a template expects.
+/// Form of `content` that a template expects in messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ContentFormat {
-    /// A list of `{type: image | video | text, text}`, of templates made for images.
+    /// A list of `{type: image | video | text, text}`, for multimodal templates.
     Parts,
-    /// One string, of templates made for text only; placeholders stand in it.
+    /// One string with placeholders, for text-only templates.
     Text,
 }
 
 /// A compiled chat template.
 ///
-/// Templates are programs of strangers. They run in an interpreter of the part of Jinja that chat templates use, which bounds
-/// time (1 million steps), memory (texts of 16 MiB, 128 MiB of values), nesting and recursion, and has no clock and no file
-/// access. What the interpreter does not support is an error that names it.
+/// Templates are untrusted programs. The interpreter supports the part of Jinja that chat templates use, bounds time (1
+/// million steps), memory (texts of 16 MiB, 128 MiB of values), nesting and recursion, and has neither clock nor file
+/// access. An unsupported feature is an error that names it.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     source: String,
@@ -52,11 +52,11 @@ impl ChatTemplate {
         Self::new(source.replace("{{ video_token }}", &quoted(video_token)))
     }
 
-    /// Compiles a template of at most 1 MiB as HF's `apply_chat_template` would: `trim_blocks`, `lstrip_blocks`, Python's
-    /// string methods, `raise_exception`, `{% generation %}` blocks.
+    /// Compiles a template of at most 1 MiB with the settings of HF's `apply_chat_template`: `trim_blocks`,
+    /// `lstrip_blocks`, Python's string methods, `raise_exception`, `{% generation %}` blocks.
     ///
     /// # Errors
-    /// [`Error::ChatTemplate`] with the line of a syntax error, or of what is not supported.
+    /// [`Error::ChatTemplate`] with the line of a syntax error or of an unsupported feature.
     pub fn new(source: impl Into<String>) -> Result<Self> {
         let source = source.into();
         let template = Template::new(&source).map_err(|failure| Error::chat_template(failure.to_string()))?.into();
@@ -65,11 +65,11 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    /// The template of a checkpoint's folder: `chat_template.jinja`, `chat_template.json`, or the field
-    /// `chat_template` of `tokenizer_config.json`, where a list holds named ones and `default` is taken.
+    /// Reads the template of a checkpoint's folder: `chat_template.jinja`, `chat_template.json`, or the field
+    /// `chat_template` of `tokenizer_config.json` (of a list of named templates, `default`).
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Format`] for a file that is there but unusable, and as [`Self::new`].
+    /// [`Error::Io`] or [`Error::Format`] for an invalid file, and the errors of [`Self::new`].
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Option<Self>> {
         let folder = folder.as_ref();
         let jinja = folder.join("chat_template.jinja");
@@ -100,7 +100,7 @@ impl ChatTemplate {
         self.format
     }
 
-    /// Renders messages of HF's shape; `special_tokens` holds `bos_token` and the like.
+    /// Renders messages in HF's form; `special_tokens` holds `bos_token` and others.
     pub(super) fn render<'k>(
         &self,
         messages: &[Value],
@@ -116,7 +116,7 @@ impl ChatTemplate {
         rendered.map_err(|failure| Error::chat_template(failure.to_string()))
     }
 
-    /// Tells by trying what the template was made for: one for text prints a list of parts as it stands, or fails.
+    /// Probes the content format of a template: a text-only template prints a list of parts verbatim, or fails.
     fn probe_format(&self) -> ContentFormat {
         let shows_text = |content: Value| {
             let message = Value::from_iter([("role", "user".into()), ("content", content)]);
@@ -181,7 +181,7 @@ mod tests {
         let format = |source| ChatTemplate::new(source).unwrap().format();
         assert_eq!(format("{% for m in messages %}{{ m.role + m.content }}{% endfor %}"), ContentFormat::Text);
         assert_eq!(format("{% for m in messages %}{{ m.content }}{% endfor %}"), ContentFormat::Text);
-        // In Llama 3's way: the sum with a list would fail, were there no `bos_token`.
+        // In Llama 3's form: adding a list to text would fail if there were no `bos_token`.
         let trimmed = "{% for m in messages %}{{ bos_token + m['content'] | trim + eos_token }}{% endfor %}";
         assert_eq!(format(trimmed), ContentFormat::Text);
         assert_eq!(ChatTemplate::chatml("<image>", "<video>").unwrap().format(), ContentFormat::Parts);

@@ -1,22 +1,22 @@
-//! What is said: messages of text, pictures and videos.
+//! Conversations: messages of text, images and videos.
 
 use std::sync::Arc;
 
 use image::RgbImage;
 
-/// Who says a message.
+/// Author of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// The operator, who sets the tone.
+    /// The system prompt's author.
     System,
-    /// The one who asks.
+    /// The user.
     User,
     /// The model.
     Assistant,
 }
 
 impl Role {
-    /// The name that chat templates know it by.
+    /// Returns the role's name in chat templates.
     pub fn name(self) -> &'static str {
         match self {
             Self::System => "system",
@@ -26,15 +26,15 @@ impl Role {
     }
 }
 
-/// One piece of a message; cheap to clone.
+/// Part of a message; cheap to clone.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Content {
-    /// A picture.
+    /// An image.
     Image(Arc<RgbImage>),
     /// The frames of a video.
     Video(Arc<[RgbImage]>),
-    /// Text. It never counts as control tokens, whatever it holds.
+    /// Text, never read as control tokens.
     Text(String),
 }
 
@@ -62,35 +62,35 @@ impl From<String> for Content {
     }
 }
 
-/// What one side says at once.
+/// Message of a conversation.
 ///
-/// Pictures come before videos and videos before text, in whatever order they are given, as the model was trained. A
-/// user who wants pictures amid the text writes `<image>` where each belongs, once for every picture of the message.
+/// Images come first, then videos, then text, in whatever order the parts are given, as in the training data. To place
+/// images within the text, write `<image>` at each position, once per image of the message.
 #[derive(Debug, Clone)]
 pub struct Message {
-    /// Who says it.
+    /// Author of the message.
     pub role: Role,
-    /// What is said.
+    /// Parts of the message.
     pub content: Vec<Content>,
 }
 
 impl Message {
-    /// A message of the operator.
+    /// A system message.
     pub fn system(text: impl Into<String>) -> Self {
         Self { role: Role::System, content: vec![Content::Text(text.into())] }
     }
 
-    /// A message of the one who asks.
+    /// A user message.
     pub fn user(content: impl IntoIterator<Item = Content>) -> Self {
         Self { role: Role::User, content: content.into_iter().collect() }
     }
 
-    /// A message of the model.
+    /// An assistant message.
     pub fn assistant(text: impl Into<String>) -> Self {
         Self { role: Role::Assistant, content: vec![Content::Text(text.into())] }
     }
 
-    /// Its texts, in order.
+    /// The texts of the message, in order.
     pub fn texts(&self) -> impl Iterator<Item = &str> {
         self.content.iter().filter_map(|content| match content {
             Content::Text(text) => Some(text.as_str()),
@@ -98,7 +98,7 @@ impl Message {
         })
     }
 
-    /// Its pictures, in order.
+    /// The images of the message, in order.
     pub fn images(&self) -> impl Iterator<Item = &RgbImage> {
         self.content.iter().filter_map(|content| match content {
             Content::Image(image) => Some(image.as_ref()),
@@ -106,7 +106,7 @@ impl Message {
         })
     }
 
-    /// Its videos, in order.
+    /// The videos of the message, in order.
     pub fn videos(&self) -> impl Iterator<Item = &[RgbImage]> {
         self.content.iter().filter_map(|content| match content {
             Content::Video(frames) => Some(frames.as_ref()),
@@ -123,13 +123,13 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// One question about pictures.
+    /// A conversation of one question about images.
     pub fn ask(images: impl IntoIterator<Item = RgbImage>, question: impl Into<String>) -> Self {
         let images = images.into_iter().map(Content::from);
         Message::user(images.chain([Content::Text(question.into())])).into()
     }
 
-    /// Adds a message at the end.
+    /// Appends a message.
     pub fn push(&mut self, message: Message) {
         self.messages.push(message);
     }

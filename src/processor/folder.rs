@@ -1,4 +1,4 @@
-//! The processor's files in a model folder.
+//! Files of the processor in a model folder.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ const IMAGE: &str = "preprocessor_config.json";
 const VIDEO: &str = "video_processor/preprocessor_config.json";
 const PROCESSOR: &str = "processor_config.json";
 
-/// A JSON file, or `None` where there is none.
+/// Reads a JSON file; `None` if it does not exist.
 pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
     if !files::exists(path)? {
         return Ok(None);

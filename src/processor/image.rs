@@ -1,4 +1,4 @@
-//! Images: laid out in the best-fitting pinpoint, cut into tiles, normalised.
+//! Image preprocessing: layout in the best-fitting pinpoint, tiling, normalisation.
 
 use candle_core::{Device, Tensor};
 use image::{RgbImage, imageops};
@@ -10,11 +10,11 @@ use crate::batch::Visual;
 use crate::config::{PreprocessorConfig, VisionConfig};
 use crate::patch_grid::{PatchGrid, Size, check_pinpoints};
 
-/// Image preprocessing as LLaVA-NeXT's `anyres` does it, without a thumbnail tile.
+/// Image preprocessing as in LLaVA-NeXT's `anyres`, without a thumbnail tile.
 ///
-/// An image is resized to fit inside the pinpoint that keeps most of it, centred on black, and cut into square tiles
-/// in reading order. Where an odd number of pixels is left over, both borders take the smaller half, so the last row
-/// or column of tiles comes out one pixel short and is stretched to full size, as in the original.
+/// An image is resized to fit inside the pinpoint that keeps most of it, centred on black, and cut into square tiles in
+/// reading order. If an odd number of pixels is left over, both borders get the smaller half: the last row or column of
+/// tiles is then one pixel short and is stretched to full size, as in the original.
 #[derive(Debug, Clone)]
 pub struct ImageProcessor {
     vision: VisionConfig,
@@ -22,10 +22,10 @@ pub struct ImageProcessor {
 }
 
 impl ImageProcessor {
-    /// A processor for a model of those tiles.
+    /// A processor for a model with the tiles of `vision`.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) for a configuration that is wrong or does not fit the tiles.
+    /// [`Error::Config`](crate::Error::Config) if the configuration is invalid or does not fit the tiles.
     pub fn new(config: &PreprocessorConfig, vision: &VisionConfig) -> Result<Self> {
         vision.validate()?;
         config.validate(vision)?;
@@ -34,7 +34,7 @@ impl ImageProcessor {
         Ok(Self { vision: vision.clone(), pixels: PixelPipeline::new(config) })
     }
 
-    /// One image as [`Visual::Image`], `(tiles, 3, image_size, image_size)`, f32, on the CPU.
+    /// Preprocesses one image to [`Visual::Image`], `(tiles, 3, image_size, image_size)`, f32, on the CPU.
     ///
     /// # Errors
     /// [`Error::Image`](crate::Error::Image) if the image has no pixels.
@@ -52,23 +52,23 @@ impl ImageProcessor {
         Ok(Visual::Image { pixel_values, size })
     }
 
-    /// Several images, in parallel.
+    /// Preprocesses several images, in parallel.
     ///
     /// # Errors
-    /// As [`Self::process`], of the first image that fails.
+    /// The error of [`Self::process`] for the first image that fails.
     pub fn process_all(&self, images: &[&RgbImage]) -> Result<Vec<Visual>> {
         images.par_iter().map(|image| self.process(image)).collect()
     }
 }
 
-/// Where an image lies on its canvas: resized, with equal borders left and right, or above and below.
+/// Placement of a resized image on its canvas, with equal borders left and right, or above and below.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Placement {
     /// Size after resizing.
     pub(super) fitted: Size,
-    /// Border above, and below.
+    /// Height of the borders above and below.
     pub(super) top: usize,
-    /// Border on the left, and on the right.
+    /// Width of the borders left and right.
     pub(super) left: usize,
 }
 
@@ -92,7 +92,7 @@ impl Canvas {
         Ok(Self { image: processor.pixels.resize(image, width, height)?, placement })
     }
 
-    /// Size with borders: a pixel less than the pinpoint where its border cannot be halved.
+    /// Size with borders: one pixel less than the pinpoint if the border cannot be halved.
     fn size(&self) -> Size {
         let Placement { fitted, top, left } = self.placement;
         Size::new(fitted.height + 2 * top, fitted.width + 2 * left)
@@ -108,7 +108,7 @@ impl Canvas {
             return Ok(());
         }
         if height == 0 || width == 0 {
-            // Tiles of one pixel may lie in the border that could not be halved.
+            // One-pixel tiles may lie in a border that could not be halved.
             pixels.write(&RgbImage::default(), (0, 0), side, tile);
             return Ok(());
         }
@@ -119,7 +119,7 @@ impl Canvas {
     }
 }
 
-/// The largest size of the image's aspect ratio inside `canvas`, the short side rounded up.
+/// The largest size with the image's aspect ratio inside `canvas`; the short side is rounded up.
 fn fit(image: Size, canvas: Size) -> Size {
     let scale_height = canvas.height as f64 / image.height as f64;
     let scale_width = canvas.width as f64 / image.width as f64;

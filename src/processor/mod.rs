@@ -1,6 +1,6 @@
-//! From pictures, videos and conversations to batches; no model code here.
+//! Preprocessing: images, videos and conversations to batches; no model code.
 //!
-//! [`Processor`] does it all; its parts can be used alone: [`ImageDecoder`] reads files, [`ImageProcessor`] and
+//! [`Processor`] combines the parts, which can also be used alone: [`ImageDecoder`] reads files, [`ImageProcessor`] and
 //! [`VideoProcessor`] make tiles, [`ChatTemplate`] and [`TextTokenizer`] make token ids.
 
 mod attention_map;

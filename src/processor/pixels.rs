@@ -1,4 +1,4 @@
-//! Resizing, rescaling and normalising, which images and video frames share.
+//! Resizing, rescaling and normalisation, shared by images and video frames.
 
 use std::ops::Range;
 
@@ -8,11 +8,11 @@ use super::resize::resize;
 use crate::Result;
 use crate::config::{PreprocessorConfig, Resample};
 
-/// Turns 8-bit RGB into the planes of normalised numbers that a model sees.
+/// Conversion of 8-bit RGB to planes of normalised values, the model's input.
 #[derive(Debug, Clone)]
 pub(super) struct PixelPipeline {
     resample: Resample,
-    /// For each colour the normalised value of each level: rescaling and normalising are one look-up.
+    /// Lookup table of normalised values, per colour and level: rescaling and normalisation in one step.
     table: Box<[[f32; 256]; 3]>,
 }
 
@@ -34,8 +34,8 @@ impl PixelPipeline {
         resize(image, width as u32, height as u32, self.resample)
     }
 
-    /// Writes the part of `image` that lies on a tile into the tile's planes, `(3, side, side)`, and black elsewhere. The
-    /// image's upper left corner stands at row `top` and column `left` of the tile, maybe outside.
+    /// Writes the part of `image` that overlaps a tile into the tile's planes, `(3, side, side)`, and black elsewhere.
+    /// The image's upper left corner is at row `top` and column `left` of the tile, possibly outside.
     pub(super) fn write(&self, image: &RgbImage, (top, left): (i64, i64), side: usize, tile: &mut [f32]) {
         let rows = Overlap::new(top, image.height(), side);
         let columns = Overlap::new(left, image.width(), side);
@@ -56,16 +56,16 @@ impl PixelPipeline {
     }
 }
 
-/// The part of an axis that an image and a tile share; empty if the image lies beside the tile.
+/// Overlap of an image and a tile along one axis; empty if there is none.
 struct Overlap {
-    /// First pixel of the image.
+    /// First pixel of the overlap in the image.
     source: usize,
-    /// Pixels of the tile.
+    /// Pixels of the overlap in the tile.
     target: Range<usize>,
 }
 
 impl Overlap {
-    /// `start` is the image's first pixel as the tile counts, `length` the image's.
+    /// Computes the overlap; `start` is the image's first pixel in the tile's coordinates, `length` the image's length.
     fn new(start: i64, length: u32, side: usize) -> Self {
         let end = (start + i64::from(length)).clamp(0, side as i64);
         let begin = start.clamp(0, end);
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
     use crate::config::HaploVlConfig;
 
-    /// Every corner from far outside on one side to far outside on the other: what is written is the image shifted.
+    /// Shifts from far outside on one side to far outside on the other: the tile holds the shifted image.
     #[test]
     fn images_beside_and_across_a_tile_leave_black() {
         let mut config = PreprocessorConfig::image(&HaploVlConfig::tiny().vision);

@@ -1,4 +1,4 @@
-//! From conversations to sequences and batches.
+//! Processor: conversations to sequences and batches.
 
 use std::path::Path;
 
@@ -19,13 +19,13 @@ use crate::config::{HaploVlConfig, PreprocessorConfig, ProcessorConfig};
 use crate::patch_grid::{PatchGrid, Size};
 use crate::{Error, Result};
 
-/// Bytes that a token may stand for at least, also where words that the tokenizer does not know are one token each.
+/// Lower bound on the maximum bytes of a token, also where a word unknown to the tokenizer is one token.
 const MIN_BYTES_PER_TOKEN: usize = 16;
 
-/// Characters of a control token's name.
+/// Maximum length of a control token's name, in characters.
 const MAX_CONTROL_TOKEN_CHARS: usize = 64;
 
-/// How pictures, videos and placeholders are treated: the content of the three processor files.
+/// Preprocessing settings: the content of the three processor files.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProcessorSettings {
     /// `preprocessor_config.json`.
@@ -37,7 +37,7 @@ pub struct ProcessorSettings {
 }
 
 impl ProcessorSettings {
-    /// What the released models use, for a model of that configuration.
+    /// The settings of the released models, for a model of this configuration.
     pub fn new(config: &HaploVlConfig) -> Self {
         Self {
             image: PreprocessorConfig::image(&config.vision),
@@ -47,7 +47,7 @@ impl ProcessorSettings {
     }
 }
 
-/// Everything between what people say and what the model reads.
+/// Processor: converts conversations to the model's input.
 #[derive(Debug, Clone)]
 pub struct Processor {
     model: HaploVlConfig,
@@ -61,11 +61,11 @@ pub struct Processor {
 }
 
 impl Processor {
-    /// A processor from its parts; without a template, ChatML.
+    /// Builds a processor from its parts; without a template, ChatML is used.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if a placeholder or a control token of the template is missing, has another id than the model
-    /// expects, or ids exceed the model's vocabulary, and as [`ImageProcessor::new`].
+    /// [`Error::Tokenizer`] if a placeholder or a control token of the template is missing, has another id than the
+    /// model expects, or ids exceed the model's vocabulary, and the errors of [`ImageProcessor::new`].
     pub fn new(
         model: &HaploVlConfig,
         settings: ProcessorSettings,
@@ -102,19 +102,19 @@ impl Processor {
         Ok(processor)
     }
 
-    /// The processor of a model's folder: `tokenizer.json` and, where they are there, `tokenizer_config.json`, the
-    /// chat template and the processor files.
+    /// Reads the processor of a model folder: `tokenizer.json` and, if they exist, `tokenizer_config.json`, the chat
+    /// template and the processor files.
     ///
     /// # Errors
-    /// As [`Self::new`], and for files that are there but unusable.
+    /// The errors of [`Self::new`], and an error for each invalid file.
     pub fn from_folder(path: impl AsRef<Path>, model: &HaploVlConfig) -> Result<Self> {
         let path = path.as_ref();
         let template = ChatTemplate::from_folder(path)?;
         Self::new(model, folder::read_settings(path, model)?, TextTokenizer::from_folder(path)?, template)
     }
 
-    /// Writes all files that [`Self::from_folder`] reads, in the form that HF reads too. The folder is made if need
-    /// be; each file is written whole or not at all.
+    /// Writes all files that [`Self::from_folder`] reads, in the form that HF reads too. The folder is created if
+    /// necessary; each file is written whole or not at all.
     ///
     /// # Errors
     /// [`Error::Io`] naming the file.
@@ -122,40 +122,40 @@ impl Processor {
         folder::write(path.as_ref(), &self.settings, &self.tokenizer, &self.template)
     }
 
-    /// The sequence of a conversation, with placeholders for every patch.
+    /// Encodes a conversation as a sequence, with one placeholder per image token.
     ///
-    /// With `add_generation_prompt` it ends where the assistant is to go on.
+    /// With `add_generation_prompt`, the sequence ends where the assistant continues.
     ///
     /// # Errors
-    /// [`Error::Prompt`] where pictures and placeholders disagree, [`Error::ChatTemplate`], [`Error::Tokenizer`], and
-    /// [`Error::Image`] for a picture that cannot be used.
+    /// [`Error::Prompt`] if images and placeholders disagree, [`Error::ChatTemplate`], [`Error::Tokenizer`], and
+    /// [`Error::Image`] for an unusable image.
     pub fn sequence(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<Sequence> {
         let (_, tokens) = self.tokens(conversation, add_generation_prompt)?;
         self.expand(&tokens, None, conversation)
     }
 
-    /// The sequence of a finished conversation, with labels: what the assistant says and the token that ends its turn
-    /// are learned, all else is [`IGNORE_INDEX`]. Labels stand at their own token's position; the loss shifts them.
+    /// Encodes a finished conversation with labels: the assistant's texts and the token that ends its turn are learned,
+    /// all other labels are [`IGNORE_INDEX`]. Labels are aligned with their tokens; the loss shifts them.
     ///
     /// # Errors
-    /// As [`Self::sequence`].
+    /// The errors of [`Self::sequence`].
     pub fn training_sequence(&self, conversation: &Conversation) -> Result<Sequence> {
         let (prompt, tokens) = self.tokens(conversation, false)?;
         let labels = self.labels(&prompt, &tokens);
         self.expand(&tokens, Some(&labels), conversation)
     }
 
-    /// Conversations ready to be answered, one a row, padded on the left.
+    /// Encodes conversations that await an answer as a batch, one per row, padded on the left.
     ///
     /// # Errors
-    /// As [`Self::sequence`] and [`MultimodalBatch::new`].
+    /// The errors of [`Self::sequence`] and [`MultimodalBatch::new`].
     pub fn batch(&self, conversations: &[Conversation], device: &Device) -> Result<MultimodalBatch> {
         let sequences = conversations.iter().map(|conversation| self.sequence(conversation, true));
         let sequences: Vec<_> = sequences.collect::<Result<_>>()?;
         MultimodalBatch::new(&sequences, BatchSpec::new(&self.model), PaddingSide::Left, device)
     }
 
-    /// The same, sampling another number of frames from each video; 12 otherwise.
+    /// The same processor with another number of frames sampled from each video; the default is 12.
     ///
     /// # Errors
     /// [`Error::Config`] unless `num_frames` is in 1..=16.
@@ -163,22 +163,22 @@ impl Processor {
         Ok(Self { videos: self.videos.with_num_frames(num_frames)?, ..self })
     }
 
-    /// Sets what [`Self::decoder`] returns, for example with another pixel limit.
+    /// The same processor with another [`Self::decoder`], for example with another pixel limit.
     pub fn with_decoder(self, decoder: ImageDecoder) -> Self {
         Self { decoder, ..self }
     }
 
-    /// The decoder of picture files.
+    /// The decoder of image files.
     pub fn decoder(&self) -> &ImageDecoder {
         &self.decoder
     }
 
-    /// The part that prepares pictures.
+    /// The image processor.
     pub fn images(&self) -> &ImageProcessor {
         &self.images
     }
 
-    /// The part that prepares videos.
+    /// The video processor.
     pub fn videos(&self) -> &VideoProcessor {
         &self.videos
     }
@@ -193,7 +193,7 @@ impl Processor {
         &self.template
     }
 
-    /// The ids that end an answer: the token after a turn in the chat template, and the tokenizer's `eos_token`.
+    /// The end-of-sequence ids: the token after a turn in the chat template, and the tokenizer's `eos_token`.
     pub fn eos_ids(&self) -> Vec<u32> {
         let mut ids: Vec<_> = self.end_of_turn.into_iter().chain(self.tokenizer.eos_id()).collect();
         ids.dedup();
@@ -236,7 +236,7 @@ impl Processor {
         labels
     }
 
-    /// Refuses more text than any tokenisation could fit into the context, before it is rendered.
+    /// Rejects more text than any tokenisation could fit into the context, before rendering.
     fn check_bytes(&self, conversation: &Conversation) -> Result<()> {
         let texts = conversation.messages.iter().flat_map(Message::texts).map(str::len);
         let bytes = texts.fold(0, usize::saturating_add);
@@ -250,37 +250,37 @@ impl Processor {
         Ok(())
     }
 
-    /// Checks that the tokenizer knows every control token that the configuration names or the template writes. Otherwise they
-    /// would be spelled as words.
+    /// Checks that the vocabulary has every control token of the configuration and of the template; a missing one would
+    /// be encoded as plain text.
     fn check_control_tokens(&self) -> Result<()> {
         self.tokenizer.check_named_tokens()?;
         match self.render(&probe(), true) {
             Ok(prompt) => control_tokens(&prompt.text).try_for_each(|token| self.tokenizer.check_control_token(token)),
-            // What is wrong with a template is told when it is used: it may refuse this conversation only.
+            // A template's errors are reported on use: it may fail on this conversation only.
             Err(_) => Ok(()),
         }
     }
 
-    /// The token that the template puts behind what the assistant said.
+    /// The token that the template writes after the assistant's text.
     fn probe_end_of_turn(&self) -> Option<u32> {
         let (prompt, tokens) = self.tokens(&probe(), false).ok()?;
         let last = self.labels(&prompt, &tokens).into_iter().rfind(|&label| label != IGNORE_INDEX)?;
         self.tokenizer.is_special(last).then_some(last)
     }
 
-    /// Refuses what cannot fit the context before any pixel is touched.
+    /// Rejects what cannot fit the context before any pixel is read.
     fn check_length(&self, tokens: &[Token], conversation: &Conversation) -> Result<()> {
         let mut length = tokens.len();
         for image in conversation.messages.iter().flat_map(Message::images) {
             let size = Size::new(image.height() as usize, image.width() as usize);
-            // The template wrote one placeholder for it already.
+            // The template wrote one placeholder for the image already.
             length = length.saturating_add(PatchGrid::new(&self.model.vision, size)?.tokens().saturating_sub(1));
         }
         let context = self.model.max_position_embeddings;
         if length > context { Err(too_long(length, context)) } else { Ok(()) }
     }
 
-    /// Replaces each placeholder by as many as its picture has tokens.
+    /// Repeats each placeholder once per token of its image.
     fn expand(&self, tokens: &[Token], labels: Option<&[u32]>, conversation: &Conversation) -> Result<Sequence> {
         self.check_length(tokens, conversation)?;
         let mut visuals = self.visuals(tokens, conversation)?.into_iter();
@@ -301,7 +301,7 @@ impl Processor {
         Ok(sequence)
     }
 
-    /// Pictures and videos in the order of their placeholders, prepared in parallel.
+    /// Preprocesses images and videos in parallel, in the order of their placeholders.
     fn visuals(&self, tokens: &[Token], conversation: &Conversation) -> Result<Vec<Visual>> {
         let images: Vec<&RgbImage> = conversation.messages.iter().flat_map(Message::images).collect();
         let videos: Vec<&[RgbImage]> = conversation.messages.iter().flat_map(Message::videos).collect();
@@ -313,14 +313,14 @@ impl Processor {
         let in_order: Vec<_> = placeholders
             .filter_map(|token| {
                 let image = token.id == self.model.image_token_index;
-                if image { images.next().map(Picture::Image) } else { videos.next().map(Picture::Video) }
+                if image { images.next().map(Media::Image) } else { videos.next().map(Media::Video) }
             })
             .collect();
         in_order
             .into_par_iter()
-            .map(|picture| match picture {
-                Picture::Image(image) => self.images.process(image),
-                Picture::Video(frames) => self.videos.process(frames),
+            .map(|media| match media {
+                Media::Image(image) => self.images.process(image),
+                Media::Video(frames) => self.videos.process(frames),
             })
             .collect()
     }
@@ -332,7 +332,7 @@ impl Processor {
         }
         Err(Error::prompt(format!(
             "the chat template writes `{token}` {asked} time(s) for {given} given: use a template that writes it once \
-             for each, and put pictures into the user's messages"
+             for each, and put images into user messages"
         )))
     }
 
@@ -341,12 +341,12 @@ impl Processor {
     }
 }
 
-/// A short conversation to try a template on.
+/// A short conversation to probe a template with.
 fn probe() -> Conversation {
     [Message::user(["a".into()]), Message::assistant("b")].into_iter().collect()
 }
 
-/// What is written `<|name|>` in a prompt, with either kind of bar.
+/// Names written `<|name|>` in a prompt, with either kind of bar.
 fn control_tokens(prompt: &str) -> impl Iterator<Item = &str> {
     let starts = prompt.match_indices("<|").chain(prompt.match_indices("<｜"));
     starts.filter_map(|(start, bar)| {
@@ -358,8 +358,8 @@ fn control_tokens(prompt: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Something to look at, before it is prepared.
-enum Picture<'a> {
+/// An image or a video before preprocessing.
+enum Media<'a> {
     Image(&'a RgbImage),
     Video(&'a [RgbImage]),
 }

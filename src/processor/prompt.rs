@@ -1,7 +1,7 @@
-//! From a conversation to one text, remembering which stretches of it are what somebody said.
+//! Rendering of a conversation to one prompt, which records the spans of message text.
 //!
-//! Messages pass through the chat template with invisible marks around what was said. The marks tell afterwards where
-//! control tokens must not be read (everything said) and what a model is trained to say (the assistant's part).
+//! Message text passes through the chat template between invisible delimiters. They tell afterwards where control
+//! tokens must not be read (all message text) and what a model is trained to produce (the assistant's text).
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use super::jinja::Value;
 use crate::config::ProcessorConfig;
 use crate::{Error, Result};
 
-// Unicode reserves these for a program's own use: no text has a reason to hold them.
+// Unicode reserves these code points for internal use: no text has a reason to contain them.
 const START: char = '\u{FDD0}';
 const ASSISTANT_START: char = '\u{FDD1}';
 const END: char = '\u{FDD2}';
@@ -20,16 +20,16 @@ const END: char = '\u{FDD2}';
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Prompt {
     pub(super) text: String,
-    /// What was said, in order.
+    /// Spans of message text, in order.
     pub(super) spans: Vec<Span>,
 }
 
-/// A stretch of a prompt that somebody said.
+/// A span of message text in a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Span {
-    /// Bytes of the prompt, without white space at either end.
+    /// Byte range in the prompt, without surrounding white space.
     pub(super) range: Range<usize>,
-    /// Whether the assistant said it.
+    /// Whether the text is the assistant's.
     pub(super) assistant: bool,
 }
 
@@ -72,10 +72,13 @@ impl Prompt {
 }
 
 fn torn() -> Error {
-    Error::chat_template("takes the text of a message apart, so that it cannot be told from control tokens")
+    Error::chat_template(
+        "splits or rewrites message text, so user text cannot be separated from control tokens; use a template that \
+         inserts `content` unchanged",
+    )
 }
 
-/// What the template is given of a message.
+/// Parts of a message as the template gets them.
 struct Parts {
     images: usize,
     videos: usize,
@@ -83,7 +86,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// The parts of message number `n`, its texts marked.
+    /// The parts of message number `n`, with delimiters around its texts.
     fn new(message: &Message, n: usize, tokens: &ProcessorConfig) -> Result<Self> {
         let (images, videos) = (message.images().count(), message.videos().count());
         if message.role != Role::User {
@@ -119,7 +122,7 @@ impl Parts {
     }
 }
 
-/// Whether the user wrote where the pictures (or videos) of message `n` belong: once for each, or not at all.
+/// Whether the user placed the images (or videos) of message `n` in the text: once for each, or not at all.
 fn placed(message: &Message, n: usize, token: &str, given: usize) -> Result<bool> {
     let written: usize = message.texts().map(|text| text.matches(token).count()).sum();
     if written != 0 && written != given {
@@ -132,14 +135,14 @@ fn placed(message: &Message, n: usize, token: &str, given: usize) -> Result<bool
     Ok(written != 0)
 }
 
-/// Marks a text but for the placeholders in it.
+/// Adds delimiters around a text, except for placeholders in it.
 fn mark_around(text: &str, placeholders: &[&str]) -> String {
     let Some((token, rest)) = placeholders.split_first() else { return mark(text, Role::User) };
     let pieces: Vec<_> = text.split(token).map(|piece| mark_around(piece, rest)).collect();
     pieces.join(token)
 }
 
-/// Marks a text, leaving white space at its ends outside so that a template's `trim` still works.
+/// Adds delimiters around a text; white space at its ends stays outside, so that a template's `trim` still works.
 fn mark(text: &str, role: Role) -> String {
     let text = text.replace([START, ASSISTANT_START, END], "\u{FFFD}");
     let core = text.trim();
@@ -163,7 +166,7 @@ mod tests {
         Prompt::render(&ChatTemplate::new(template)?, &conversation, false, &tokens, [])
     }
 
-    fn picture() -> Content {
+    fn image_part() -> Content {
         image::RgbImage::new(2, 2).into()
     }
 
@@ -180,11 +183,11 @@ mod tests {
     fn placeholders_stand_first_or_where_the_user_wrote_them() {
         let chatml = ChatTemplate::chatml("<image>", "<video>").unwrap();
         let text = |content: Vec<Content>| render(chatml.source(), &[Message::user(content)]).map(|prompt| prompt.text);
-        let first = text(vec!["what?".into(), picture()]).unwrap();
+        let first = text(vec!["what?".into(), image_part()]).unwrap();
         assert_eq!(first, "<|im_start|>user\n<image>what?<|im_end|>\n");
-        let amid = text(vec![picture(), picture(), "a <image> b <image> c".into()]).unwrap();
+        let amid = text(vec![image_part(), image_part(), "a <image> b <image> c".into()]).unwrap();
         assert_eq!(amid, "<|im_start|>user\na <image> b <image> c<|im_end|>\n");
-        let wrong = text(vec![picture(), "<image> or <image>?".into()]).unwrap_err().to_string();
+        let wrong = text(vec![image_part(), "<image> or <image>?".into()]).unwrap_err().to_string();
         assert!(wrong.contains("message 1 says `<image>` 2 time(s) but comes with 1"), "{wrong}");
     }
 
@@ -197,6 +200,6 @@ mod tests {
     #[test]
     fn a_template_that_cuts_texts_is_refused() {
         let error = render("{{ messages[0].content.split(' ')[0] }}", &[Message::user(["a b".into()])]).unwrap_err();
-        assert!(error.to_string().contains("takes the text of a message apart"));
+        assert!(error.to_string().contains("splits or rewrites message text"));
     }
 }

@@ -1,7 +1,8 @@
-//! Resizing 8-bit RGB exactly as Pillow 13 does: two passes in 22-bit fixed point, rounded to 8 bits in between.
+//! Resizing of 8-bit RGB images, bit-identical to Pillow 13: two passes in 22-bit fixed point, rounded to 8 bits in
+//! between.
 //!
-//! Libraries that keep 16-bit weights or swap the passes come within a level or two of Pillow; a model trained on
-//! Pillow's pixels deserves the very same ones, and the arithmetic is short.
+//! Libraries that keep 16-bit weights or swap the passes differ from Pillow by a level or two. A model trained on
+//! Pillow's pixels should see exactly these, and the arithmetic is short.
 
 use std::f64::consts::PI;
 
@@ -11,19 +12,19 @@ use rayon::prelude::*;
 use crate::config::Resample;
 use crate::{Error, Result};
 
-/// Fractional bits of a weight: what 8-bit levels and the overshoot of a cubic leave free in 32 bits.
+/// Fractional bits of a weight: 32 bits less 8-bit levels and the overshoot of a cubic.
 const PRECISION: u32 = 32 - 8 - 2;
-/// Rounds a sum of weighted levels to the nearest.
+/// Rounding term: half of a level in fixed point.
 const HALF: i32 = 1 << (PRECISION - 1);
-/// Longest side of an image; beyond it the buffer between the passes could outgrow the image many times.
+/// Maximum side of an image; beyond it the buffer between the passes could be many times larger than the image.
 const MAX_SIDE: u32 = 1 << 17;
-/// Values of a row that the second pass sums up at a time: they stay in registers and the nearest cache.
+/// Elements of a row that the second pass sums at a time: they stay in registers and L1.
 const BLOCK: usize = 256;
 
-/// The image in another size, to the bit as Pillow's `Image.resize` makes it.
+/// Resizes an image, bit-identical to Pillow's `Image.resize`.
 ///
 /// # Errors
-/// [`Error::Image`] if either size has no pixels, or a side is above 131,072.
+/// [`Error::Image`] if either size has no pixels, or a side exceeds 131,072.
 pub fn resize(image: &RgbImage, width: u32, height: u32, resample: Resample) -> Result<RgbImage> {
     for side in [image.width(), image.height(), width, height] {
         if !(1..=MAX_SIDE).contains(&side) {
@@ -44,11 +45,11 @@ pub fn resize(image: &RgbImage, width: u32, height: u32, resample: Resample) -> 
     Ok(resized.or(once).unwrap_or_else(|| image.clone()))
 }
 
-/// One pass towards a `(width, height)`; `None` if the image has that width or height already.
+/// Runs one pass towards `(width, height)`; `None` if the image has that width or height already.
 type Pass = fn(&RgbImage, (u32, u32), Resample) -> Option<RgbImage>;
 
-/// Pillow 13 shrinks the height first where that saves more than twice the pixels; versions before it never do. The
-/// order shows in the rounding between the passes.
+/// Pillow 13 shrinks the height first if that saves more than twice the pixels; earlier versions never do. The order
+/// affects the rounding between the passes.
 fn height_first((width, height): (u32, u32), (new_width, new_height): (u32, u32)) -> bool {
     let saved = |from: u32, to: u32| i64::from(from) - i64::from(to);
     saved(height, new_height) > (2 * saved(width, new_width)).max(0)
@@ -103,17 +104,17 @@ fn clip(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-/// The source pixels, along one axis, that a resized pixel is made of.
+/// Source pixels of one resized pixel along one axis, with their weights.
 struct Window {
     start: usize,
-    /// In fixed point; they sum to one.
+    /// Weights in fixed point; they sum to one.
     weights: Vec<i32>,
 }
 
 impl Window {
     fn new(resample: Resample, source: u32, target: u32, index: u32) -> Self {
         let scale = f64::from(source) / f64::from(target);
-        // Shrinking widens the filter, so that every source pixel counts; enlarging does not narrow it.
+        // Shrinking widens the filter, so that every source pixel contributes; enlarging does not narrow it.
         let stretch = scale.max(1.0);
         let support = resample.support() * stretch;
         let center = (f64::from(index) + 0.5) * scale;
@@ -128,7 +129,7 @@ impl Window {
 }
 
 impl Resample {
-    /// Where the filter ends, on either side, in pixels.
+    /// Radius of the filter's support, in pixels.
     fn support(self) -> f64 {
         match self {
             Self::Box => 0.5,
@@ -138,7 +139,7 @@ impl Resample {
         }
     }
 
-    /// The filter's value at a distance from its centre.
+    /// Value of the filter at a distance from its centre.
     fn weight(self, x: f64) -> f64 {
         let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) };
         let distance = x.abs();
@@ -159,7 +160,7 @@ impl Resample {
 mod tests {
     use super::*;
 
-    /// The expected hashes are of Pillow 13's pixels:
+    /// Hashes of Pillow 13's output:
     /// ```python
     /// y, x = np.mgrid[0:17, 0:23].astype(np.uint64)
     /// v = np.stack([(x*x*7 + y*131 + x*y*3 + np.uint64(c*57)) * 2654435761 >> 24 & 255 for c in range(3)], -1)
@@ -167,7 +168,7 @@ mod tests {
     /// ```
     #[test]
     fn every_filter_equals_pillow_to_the_bit() {
-        let picture = RgbImage::from_fn(23, 17, |x, y| {
+        let source = RgbImage::from_fn(23, 17, |x, y| {
             let (x, y) = (u64::from(x), u64::from(y));
             let level = |c: u64| ((((x * x * 7 + y * 131 + x * y * 3) + c * 57) * 2_654_435_761) >> 24) as u8;
             image::Rgb([level(0), level(1), level(2)])
@@ -194,7 +195,7 @@ mod tests {
             (Resample::Hamming, 23, 5, 0x9d0f_03b1_fd55_3d45),
             (Resample::Hamming, 21, 6, 0x2c85_ad72_9ff3_4b9e),
         ] {
-            let resized = resize(&picture, width, height, resample).unwrap();
+            let resized = resize(&source, width, height, resample).unwrap();
             let hash = resized.as_raw().iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
                 (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
             });

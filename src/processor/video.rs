@@ -13,12 +13,12 @@ use crate::batch::Visual;
 use crate::config::{PreprocessorConfig, VisionConfig};
 use crate::{Error, Result};
 
-/// Frames taken of a video unless told otherwise.
+/// Default number of sampled frames.
 const DEFAULT_FRAMES: usize = 12;
-/// Most frames that the released model was made for.
+/// Maximum number of frames, a limit of the released model.
 const MAX_FRAMES: usize = 16;
 
-/// Prepares videos: samples frames evenly and resizes each straight to one tile, whatever its aspect ratio.
+/// Video preprocessing: samples frames evenly and resizes each to one tile, whatever its aspect ratio.
 #[derive(Debug, Clone)]
 pub struct VideoProcessor {
     image_size: usize,
@@ -27,10 +27,10 @@ pub struct VideoProcessor {
 }
 
 impl VideoProcessor {
-    /// A processor for a model of those tiles; it samples 12 frames.
+    /// A processor for a model with the tiles of `vision`; it samples 12 frames.
     ///
     /// # Errors
-    /// [`Error::Config`] for a configuration that is wrong or does not fit the tiles.
+    /// [`Error::Config`] if the configuration is invalid or does not fit the tiles.
     pub fn new(config: &PreprocessorConfig, vision: &VisionConfig) -> Result<Self> {
         vision.validate()?;
         config.validate(vision)?;
@@ -38,7 +38,7 @@ impl VideoProcessor {
         Ok(Self { image_size: vision.image_size, num_frames: DEFAULT_FRAMES, pixels })
     }
 
-    /// The same, sampling another number of frames.
+    /// The same processor with another number of sampled frames.
     ///
     /// # Errors
     /// [`Error::Config`] unless `num_frames` is in 1..=16.
@@ -50,11 +50,11 @@ impl VideoProcessor {
         Ok(Self { num_frames, ..self })
     }
 
-    /// The sampled frames of a video file (an animated GIF, WebP or PNG) or of a folder of images, whose names are
-    /// put in order with numbers read as numbers.
+    /// Reads the sampled frames of a video file (an animated GIF, WebP or PNG) or of a folder of images in natural
+    /// order of file names (`frame2` before `frame10`).
     ///
     /// # Errors
-    /// [`Error::Io`] if something cannot be read, [`Error::Image`] for a bad image or a folder without any.
+    /// [`Error::Io`] if a file cannot be read, [`Error::Image`] for an invalid image or a folder without images.
     pub fn load(&self, path: impl AsRef<Path>, decoder: &ImageDecoder) -> Result<Vec<RgbImage>> {
         let path = path.as_ref();
         if path.is_dir() {
@@ -62,18 +62,18 @@ impl VideoProcessor {
             return self.sample(files.len()).into_par_iter().map(|n| decoder.open(&files[n])).collect();
         }
         let (bytes, name) = (decoder.read(path)?, path.display().to_string());
-        // Counting decodes the file once more, but never holds more than the sampled frames in memory.
+        // Counting frames decodes the file a second time, but only the sampled frames are held in memory.
         let total = decoder.frames(&bytes, &name)?.try_fold(0, |n, frame| frame.map(|_| n + 1))?;
         let wanted = self.sample(total);
         let numbered = decoder.frames(&bytes, &name)?.enumerate();
         numbered.filter(|(n, _)| wanted.contains(n)).map(|(_, frame)| frame).collect()
     }
 
-    /// Frames as [`Visual::Video`], `(frames, 3, image_size, image_size)`, f32, on the CPU. More frames than this
-    /// processor takes are sampled evenly.
+    /// Preprocesses frames to [`Visual::Video`], `(frames, 3, image_size, image_size)`, f32, on the CPU. If there are
+    /// more frames than this processor takes, they are sampled evenly.
     ///
     /// # Errors
-    /// [`Error::Image`] if there is no frame, or one has no pixels.
+    /// [`Error::Image`] if there is no frame, or a frame has no pixels.
     pub fn process(&self, frames: &[RgbImage]) -> Result<Visual> {
         let wanted = self.sample(frames.len());
         let empty = |&n: &usize| frames[n].as_raw().is_empty();
@@ -91,14 +91,14 @@ impl VideoProcessor {
         Ok(Visual::Video { pixel_values })
     }
 
-    /// Which of `total` frames are taken: all if they are few, else evenly from the first to the last.
+    /// Indices of the sampled frames of `total`: all if there are few enough, else evenly from the first to the last.
     fn sample(&self, total: usize) -> Vec<usize> {
         let count = total.min(self.num_frames);
         (0..count).map(|n| n * total.saturating_sub(1) / count.saturating_sub(1).max(1)).collect()
     }
 }
 
-/// The images of a folder in natural order; hidden files and folders are passed over.
+/// The images of a folder in natural order; hidden files and folders are skipped.
 fn frame_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
@@ -116,7 +116,7 @@ fn frame_files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Compares texts with runs of digits read as numbers, so that `frame2` comes before `frame10`.
+/// Compares texts in natural order: runs of digits compare as numbers, so that `frame2` precedes `frame10`.
 fn natural_order(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
     while let (Some((&x, rest_a)), Some((&y, rest_b))) = (a.split_first(), b.split_first()) {
@@ -136,7 +136,7 @@ fn natural_order(a: &str, b: &str) -> Ordering {
     a.len().cmp(&b.len())
 }
 
-/// The leading digits, zeros in front dropped, and what follows them.
+/// The leading digits without leading zeros, and the rest.
 fn leading_number(text: &[u8]) -> (&[u8], &[u8]) {
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let zeros = text.iter().take(digits).take_while(|&&byte| byte == b'0').count();

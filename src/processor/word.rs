@@ -1,4 +1,4 @@
-//! Where a word stands in a prompt.
+//! Token positions of a word in a prompt.
 
 use std::ops::Range;
 
@@ -7,13 +7,13 @@ use super::processor::Processor;
 use crate::{Error, Result};
 
 impl Processor {
-    /// The tokens of each place where somebody says `word` (one whole word, or several in a row), in order.
+    /// Finds the tokens of each occurrence of `word` (one whole word, or several in a row) in messages, in order.
     ///
-    /// Tokens are counted over the text of the sequence, without pictures and videos:
-    /// [`text_positions`](crate::batch::MultimodalBatch::text_positions) knows where in the batch they stand.
+    /// Tokens are counted over the text of the sequence, without images and videos;
+    /// [`text_positions`](crate::batch::MultimodalBatch::text_positions) gives their positions in the batch.
     ///
     /// # Errors
-    /// [`Error::Prompt`] if nobody says it, and as [`Self::sequence`].
+    /// [`Error::Prompt`] if no message contains the word, and the errors of [`Self::sequence`].
     pub fn find_word(&self, conversation: &Conversation, word: &str) -> Result<Vec<Range<usize>>> {
         let (prompt, tokens) = self.tokens(conversation, true)?;
         let text = Vec::from_iter(tokens.iter().filter(|token| !self.is_placeholder(token.id)));
@@ -28,14 +28,14 @@ impl Processor {
         };
         let found: Vec<_> = said.map(tokens_of).filter(|tokens| !tokens.is_empty()).collect();
         if found.is_empty() {
-            let message = format!("does not say the word `{word}`: choose one that stands in it, in the same case");
+            let message = format!("does not contain the word `{word}`: choose one that it contains, in the same case");
             return Err(Error::prompt(message));
         }
         Ok(found)
     }
 }
 
-/// The places of `word` in `text` where it is no part of a longer word.
+/// Occurrences of `word` in `text` that are not part of a longer word.
 fn whole_words(text: &str, word: &str) -> Vec<Range<usize>> {
     let joins = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
     text.match_indices(word)

@@ -449,6 +449,7 @@ fn the_most_frequent_answer_of_each_kind_is_below_its_limit() {
         QuestionKind::Location => 0.22,
         QuestionKind::Shape | QuestionKind::FineGrained => 0.22,
         QuestionKind::Colour => 0.17,
+        other => panic!("there is no limit for {other:?} yet"),
     };
     for kind in QuestionKind::ALL {
         let total: usize = answers[&kind].values().sum();

@@ -100,7 +100,7 @@ fn own_form_round_trips() {
             assert_eq!(HaploVlConfig { official_extra: None, ..ours }, config, "{name}");
         } else {
             let error = config.to_official().unwrap_err().to_string();
-            assert!(error.contains("the official config.json cannot say"), "{name}: {error}");
+            assert!(error.contains("the official config.json cannot express"), "{name}: {error}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Attention of a single query, as in decoding, with the widest instructions that pulp finds: the query heads that share
-//! keys and values pass over them together. For AVX-512 see [`super::decode_attention_avx512`].
+//! Attention of a single query (decoding), with the widest instructions that pulp finds: the query heads of a group
+//! pass over the shared keys and values together. For AVX-512 see [`super::decode_attention_avx512`].
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use super::kv_view::KvView;
 use super::mat::MatRef;
 use super::parallel::OUTPUTS;
 
-/// Registers of a value's row that are accumulated side by side.
+/// Number of registers of a value's row that are accumulated side by side.
 const REGISTERS: usize = 8;
 
 /// Keys of a tile: their values (64 x 64 f32) stay in L1 for all heads of the group, and so do widened f16 elements.
@@ -32,12 +32,12 @@ impl KvHead<'_> {
     }
 }
 
-/// The query heads of a group, and the keys and values that they share.
+/// Query heads of a group, and the keys and values that they share.
 pub struct DecodeAttention<'a> {
-    /// (heads, head_dim).
+    /// Queries, (heads, head_dim).
     pub q: MatRef<'a>,
     pub k: KvHead<'a>,
-    /// At as many positions as `k`.
+    /// Values, at as many positions as `k`.
     pub v: KvHead<'a>,
     pub scale: f32,
 }
@@ -59,18 +59,18 @@ impl DecodeAttention<'_> {
     }
 }
 
-/// The scores of a tile of keys for all heads.
+/// Computes the scores of a tile of keys for all heads.
 struct Scores<'a> {
-    /// (heads, head_dim).
+    /// Queries, (heads, head_dim).
     q: MatRef<'a>,
-    /// (keys of the tile, head_dim).
+    /// Keys of the tile, (keys of the tile, head_dim).
     k: MatRef<'a>,
-    /// The first key of the tile.
+    /// Index of the tile's first key.
     first: usize,
-    /// The number of all keys.
+    /// Total number of keys.
     keys: usize,
     scale: f32,
-    /// (heads, keys).
+    /// Scores, (heads, keys).
     scores: &'a mut [f32],
 }
 
@@ -83,7 +83,7 @@ impl WithSimd for Scores<'_> {
         let (heads, count) = (q.rows(), k.rows());
         for at in (0..count).step_by(OUTPUTS) {
             let found = OUTPUTS.min(count - at);
-            // The last group may have fewer keys: it repeats its last one.
+            // The last group may have fewer keys; it then repeats the last key.
             let four: [&[f32]; OUTPUTS] = std::array::from_fn(|i| k.row(at + i.min(found - 1)));
             let mut store = |head: usize, products: [f32; OUTPUTS]| {
                 let scores = &mut scores[head * keys + first + at..][..found];
@@ -101,15 +101,15 @@ impl WithSimd for Scores<'_> {
     }
 }
 
-/// The accumulation of a tile of values for all heads.
+/// Accumulates a tile of values for all heads.
 struct Values<'a> {
-    /// (keys of the tile, head_dim).
+    /// Values of the tile, (keys of the tile, head_dim).
     v: MatRef<'a>,
-    /// The first key of the tile.
+    /// Index of the tile's first key.
     first: usize,
-    /// The number of all keys.
+    /// Total number of keys.
     keys: usize,
-    /// (heads, keys).
+    /// Attention weights, (heads, keys).
     scores: &'a [f32],
     out: &'a mut [f32],
 }

@@ -1,4 +1,4 @@
-//! Attention of a single query, as in decoding, for AVX-512: the query heads that share keys and values pass over them
+//! Attention of a single query (decoding), for AVX-512: the query heads of a group pass over the shared keys and values
 //! together, and f16 elements are widened in registers.
 
 use std::arch::x86_64::*;
@@ -10,16 +10,16 @@ use super::mat::MatRef;
 use super::prefetch::prefetch;
 use super::simd_math::AVX512_F32_LANES as LANES;
 
-/// Accumulators of the scores, one register each.
+/// Number of accumulators of the scores, one register each.
 const SUMS: usize = 16;
-/// Registers of a value's row that are accumulated side by side.
+/// Number of registers of a value's row that are accumulated side by side.
 const REGISTERS: usize = 4;
 /// Prefetch distance in bytes: some hundred nanoseconds of work.
 const AHEAD: usize = 4096;
-/// Keys of a tile, which all heads pass over before the next one: 64 keys of 128 elements stay in L1.
+/// Number of keys of a tile, which all heads pass over before the next one: 64 keys of 128 elements stay in L1.
 const TILE: usize = 64;
 
-/// An element of keys and values.
+/// Element type of keys and values.
 pub trait KvElement: Copy {
     /// Loads a register of elements, widened to f32.
     ///
@@ -46,7 +46,7 @@ impl KvElement for f16 {
     }
 }
 
-/// A row's address.
+/// Address of a row.
 #[inline]
 fn row_ptr<T>(rows: &MatRef<T>, row: usize) -> *const T {
     rows.row(row).as_ptr()
@@ -61,13 +61,13 @@ fn prefetch_after<T>(rows: &MatRef<T>, row: usize, elements: Range<usize>) {
     }
 }
 
-/// The query heads of a group, and the keys and values that they share.
+/// Query heads of a group, and the keys and values that they share.
 pub struct DecodeAttentionAvx512<'a, T> {
-    /// (heads, head_dim).
+    /// Queries, (heads, head_dim).
     pub q: MatRef<'a>,
-    /// (keys, head_dim).
+    /// Keys, (keys, head_dim).
     pub k: MatRef<'a, T>,
-    /// (keys, head_dim).
+    /// Values, (keys, head_dim).
     pub v: MatRef<'a, T>,
     pub scale: f32,
 }
@@ -135,7 +135,7 @@ impl<T: KvElement> DecodeAttentionAvx512<'_, T> {
         for first in keys.clone().step_by(KEYS) {
             let mut k = [std::ptr::null(); KEYS];
             for (i, k) in k.iter_mut().enumerate() {
-                // The last group may have fewer keys: it repeats its last one.
+                // The last group may have fewer keys; it then repeats the last key.
                 *k = row_ptr(&self.k, (first + i).min(keys.end - 1));
                 prefetch_after(&self.k, first + i, 0..self.k.columns());
             }
@@ -246,7 +246,8 @@ impl<T: KvElement> DecodeAttentionAvx512<'_, T> {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn reduce_sums(sums: &[__m512; SUMS]) -> __m512 {
-    // Pairs of registers are added by interleaved lanes, then pairs of those: one sum for each quarter of each register.
+    // Pairs of registers are added by interleaved lanes, then pairs of those: one sum for each quarter of each
+    // register.
     let mut quarters = [_mm512_setzero_ps(); 4];
     for (quarter, sums) in quarters.iter_mut().zip(sums.as_chunks::<4>().0) {
         let [a, b, c, d] = *sums;

@@ -1,18 +1,18 @@
-//! The choice of a kernel, by rows, weight type and CPU features: the code of the table in [`super`].
+//! Choice of a kernel by rows, weight type and CPU features: the code of the table in [`super`].
 
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 use pulp::x86::V3;
 
 use crate::options::{Precision, Quantization};
 
-/// Rows up to which reading the weights is most of the work, and a GEMV for several rows beats a GEMM.
+/// Number of rows up to which reading the weights dominates, so that a GEMV for several rows beats a GEMM.
 pub const GEMV_MAX_ROWS: usize = 8;
 
-/// Rows from which packing quantised weights pays.
+/// Number of rows from which packing quantised weights pays.
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 const QUANT_GEMM_MIN_ROWS: usize = 4;
 
-/// The kernel of a matmul with float weights.
+/// Kernel of a matmul with float weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MatmulBackend {
     /// [`super::gemv`]: one pass over the weights for all rows.
@@ -25,18 +25,18 @@ pub enum MatmulBackend {
 }
 
 impl MatmulBackend {
-    /// The backend of a linear layer's forward pass.
+    /// Backend of a linear layer's forward pass.
     pub fn for_linear(rows: usize, precision: Precision) -> Self {
         if (1..=GEMV_MAX_ROWS).contains(&rows) { Self::Gemv } else { Self::for_gemm(precision) }
     }
 
-    /// The backend of a matmul whose left matrix has so many rows, on one thread, as a tile of attention.
+    /// Backend of a matmul whose left matrix has `rows` rows, on one thread, such as a tile of attention.
     pub fn for_tile(rows: usize, precision: Precision) -> Self {
         // Packing the right matrix pays for several rows only.
         if rows <= GEMV_MAX_ROWS { Self::GemmF32 } else { Self::for_gemm(precision) }
     }
 
-    /// The backend of a matmul of large matrices.
+    /// Backend of a matmul of large matrices.
     pub fn for_gemm(precision: Precision) -> Self {
         #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
         if precision == Precision::Bf16 && Precision::has_fast_bf16() {
@@ -47,20 +47,21 @@ impl MatmulBackend {
     }
 }
 
-/// The way to multiply with quantised weights.
+/// Kernel of a matmul with quantised weights.
 #[derive(Debug, Clone, Copy)]
 pub enum QuantBackend {
     /// A kernel of [`super::qmatmul`], with the proof that the CPU has AVX2.
     #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
     Kernel(QuantKernel, V3),
-    /// candle's kernels, which quantise the activations as well.
+    /// candle's kernels, which also quantise the activations.
     Candle,
     /// A GEMM in f32 with dequantised weights.
     Dequantize,
 }
 
 impl QuantBackend {
-    /// The fastest for `rows` of activations and a weight (outputs, inputs); `kind` is `None` for other block types.
+    /// The fastest backend for `rows` of activations and a weight (outputs, inputs); `kind` is `None` for other block
+    /// types.
     pub fn new(kind: Option<Quantization>, rows: usize, (outputs, inputs): (usize, usize)) -> Self {
         #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
         if let (Some(_), Some(simd)) = (kind, V3::try_new()) {
@@ -83,13 +84,13 @@ pub fn candle_has_tiles() -> bool {
     return false;
 }
 
-/// The kernels of [`super::qmatmul`]. Each quantises the activations in its own blocks.
+/// Kernels of [`super::qmatmul`]. Each quantises the activations in different blocks.
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QuantKernel {
     /// GEMV over unpacked weights. Activations: 8 bits, blocks of 32 for `Q8_0` and of 256 for K-quants.
     GemvAvx2,
-    /// The same with 64 weights of K-quants at a time (AVX-512 VNNI).
+    /// GEMV with 64 weights of K-quants at a time (AVX-512 VNNI).
     GemvAvx512Vnni,
     /// GEMM over weights packed for 8 outputs. Activations: as above, but 16 bits for `Q8_0`.
     GemmAvx2,
@@ -99,7 +100,7 @@ pub enum QuantKernel {
 
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 impl QuantKernel {
-    /// The fastest for so many rows of activations on this CPU.
+    /// The fastest kernel for `rows` of activations on this CPU.
     pub fn for_rows(rows: usize) -> Self {
         match (rows < QUANT_GEMM_MIN_ROWS, has_avx512_vnni()) {
             (true, true) => Self::GemvAvx512Vnni,
@@ -116,7 +117,7 @@ pub fn has_avx512_vnni() -> bool {
     std::is_x86_feature_detected!("avx512bw") && std::is_x86_feature_detected!("avx512vnni")
 }
 
-/// The kernel of attention for a single query.
+/// Kernel of attention for a single query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DecodeAttentionKernel {
     /// [`super::decode_attention`]: the widest instructions that pulp finds; f16 keys and values are widened first.

@@ -1,14 +1,14 @@
-//! GEMV for few rows: `x W^T` where reading `W` is most of the work, in one pass over it for all rows.
+//! GEMV for few rows: `x W^T` in one pass over `W` for all rows, since reading `W` dominates.
 
 use pulp::{Arch, Simd, WithSimd};
 
 use super::parallel::{OUTPUTS, parallel_tiles};
 use super::prefetch::prefetch;
 
-/// `x` (rows, width) times the transpose of `w` (outputs, width): (rows, outputs).
+/// Multiplies `x` (rows, width) by the transpose of `w` (outputs, width): (rows, outputs).
 ///
-/// A row's result depends neither on the other rows nor on the number of threads; a single row is summed in another order
-/// than several, which may change its last bits.
+/// A row's result depends neither on the other rows nor on the number of threads; a single row is summed in another
+/// order than several, which may change its last bits.
 pub fn gemv(x: &[f32], w: &[f32], width: usize) -> Vec<f32> {
     parallel_tiles(x.len() / width, w.len() / width, width, |rows, outputs, out| {
         let x = &x[rows.start * width..rows.end * width];
@@ -17,7 +17,7 @@ pub fn gemv(x: &[f32], w: &[f32], width: usize) -> Vec<f32> {
     })
 }
 
-/// The matmul of one task: all rows of `x` with all of `w`, into `out` (rows, outputs).
+/// Matmul of one task: all rows of `x` with all rows of `w`, into `out` (rows, outputs).
 struct Task<'a> {
     x: &'a [f32],
     w: &'a [f32],
@@ -43,7 +43,7 @@ impl WithSimd for Task<'_> {
         for first in (0..count).step_by(OUTPUTS) {
             let found = OUTPUTS.min(count - first);
             let next = w.get((first + OUTPUTS) * width..(first + 2 * OUTPUTS) * width).unwrap_or_default();
-            // The last group may have fewer outputs: it repeats its last one.
+            // The last group may have fewer outputs; it then repeats the last one.
             let w = std::array::from_fn(|i| &w[(first + i.min(found - 1)) * width..][..width]);
             let ahead = |pair: usize| next.get(pair * share..(pair + 1) * share).unwrap_or_default();
             let mut rows = x.chunks_exact(2 * width);
@@ -68,7 +68,7 @@ impl WithSimd for Task<'_> {
     }
 }
 
-/// The dot product of two rows, in four independent sums, to hide the latency of an FMA.
+/// Dot product of two rows, in four independent sums, to hide the latency of an FMA.
 #[inline(always)]
 fn dot<S: Simd>(simd: S, w: &[f32], x: &[f32]) -> f32 {
     let ((w, w_tail), (x, x_tail)) = (S::as_simd_f32s(w), S::as_simd_f32s(x));
@@ -88,8 +88,8 @@ fn dot<S: Simd>(simd: S, w: &[f32], x: &[f32]) -> f32 {
     simd.reduce_sum_f32s(sum) + tail
 }
 
-/// The micro-kernel: dot products of [`OUTPUTS`] rows of weights with `R` rows of `x`, all of one length. Prefetches `ahead`
-/// on the way.
+/// Micro-kernel: dot products of [`OUTPUTS`] rows of weights with `R` rows of `x`, all of one length. Prefetches
+/// `ahead` during the computation.
 #[inline(always)]
 pub fn dot_products<S: Simd, const R: usize>(
     simd: S,

@@ -106,14 +106,14 @@ mod tests {
 
     #[test]
     fn every_f16_widens_exactly() {
-        let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+        let elements: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
         for (stride, width) in [(64, 64), (64, 13), (32, 8), (16, 3), (0, 9), (2, 8)] {
-            let rows = (halves.len() - width).checked_div(stride).map_or(5, |most| most + 1);
+            let rows = (elements.len() - width).checked_div(stride).map_or(5, |most| most + 1);
             let mut floats = vec![0f32; rows * width];
-            widen(MatRef::new(&halves, (rows, width), stride), &mut floats);
-            let expected = (0..rows).flat_map(|row| &halves[row * stride..][..width]);
-            assert!(floats.iter().zip(expected).all(|(found, half)| {
-                found.to_bits() == half.to_f32().to_bits() || found.is_nan() && half.is_nan()
+            widen(MatRef::new(&elements, (rows, width), stride), &mut floats);
+            let expected = (0..rows).flat_map(|row| &elements[row * stride..][..width]);
+            assert!(floats.iter().zip(expected).all(|(found, element)| {
+                found.to_bits() == element.to_f32().to_bits() || found.is_nan() && element.is_nan()
             }));
         }
     }

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// The elements that a strided matrix spans from its first to its last one.
+/// Number of elements that a strided matrix spans from its first to its last one.
 fn span((rows, columns): (usize, usize), row_stride: usize, column_stride: usize) -> usize {
     match (rows.checked_sub(1), columns.checked_sub(1)) {
         (Some(row), Some(column)) => {
@@ -14,10 +14,10 @@ fn span((rows, columns): (usize, usize), row_stride: usize, column_stride: usize
     }
 }
 
-/// A matrix (rows, columns) that is read.
+/// Read-only matrix (rows, columns).
 #[derive(Debug, Clone, Copy)]
 pub struct MatRef<'a, T = f32> {
-    /// From element (0, 0) to the end of the buffer. Invariant: holds the span of the matrix.
+    /// Elements from (0, 0) to the end of the buffer. Invariant: holds the span of the matrix.
     data: &'a [T],
     rows: usize,
     columns: usize,
@@ -54,17 +54,17 @@ impl<'a, T> MatRef<'a, T> {
         self.columns
     }
 
-    /// The distance of an element to the one below it, in elements.
+    /// Distance between an element and the one below, in elements.
     pub fn row_stride(&self) -> usize {
         self.row_stride
     }
 
-    /// The distance of an element to the next one of its row, in elements.
+    /// Distance between an element and the next one in its row, in elements.
     pub fn column_stride(&self) -> usize {
         self.column_stride
     }
 
-    /// The first element's address; strides and sizes stay inside the buffer.
+    /// Address of the first element; strides and sizes stay inside the buffer.
     pub fn as_ptr(&self) -> *const T {
         self.data.as_ptr()
     }
@@ -76,7 +76,7 @@ impl<'a, T> MatRef<'a, T> {
         &self.data[row * self.row_stride..][..self.columns]
     }
 
-    /// The buffer from an offset on, also beyond the matrix, for prefetching; empty beyond the buffer.
+    /// The buffer from an offset on, for prefetching also beyond the matrix; empty beyond the buffer.
     #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
     #[inline(always)]
     pub fn buffer_from(&self, offset: usize) -> &'a [T] {
@@ -84,7 +84,7 @@ impl<'a, T> MatRef<'a, T> {
     }
 }
 
-/// A matrix (rows, columns) that is written, with rows of consecutive elements. Nothing else can access its elements.
+/// Writable matrix (rows, columns) with rows of consecutive elements. Nothing else can access its elements.
 #[derive(Debug)]
 pub struct MatMut<'a> {
     /// Element (0, 0). Invariant: the rows lie in memory borrowed for `'a` and do not overlap.
@@ -105,7 +105,7 @@ impl<'a> MatMut<'a> {
         Self { pointer: data.as_mut_ptr(), rows, columns, row_stride: columns, borrow: PhantomData }
     }
 
-    /// A contiguous matrix at the start of memory that holds no values yet.
+    /// A contiguous matrix at the start of uninitialised memory.
     ///
     /// # Safety
     /// No element may be read before it is written, neither by [`Self::row_part`] nor by accumulation.
@@ -124,17 +124,17 @@ impl<'a> MatMut<'a> {
         self.columns
     }
 
-    /// The distance of an element to the one below it, in elements.
+    /// Distance between an element and the one below, in elements.
     pub fn row_stride(&self) -> usize {
         self.row_stride
     }
 
-    /// The first element's address; strides and sizes stay inside the buffer.
+    /// Address of the first element; strides and sizes stay inside the buffer.
     pub fn as_mut_ptr(&mut self) -> *mut f32 {
         self.pointer
     }
 
-    /// The elements of a row from column `first` on, at most `most`; none beyond the last column.
+    /// The elements of a row from column `first` on, at most `most`; empty beyond the last column.
     #[cfg(any(test, all(target_arch = "x86_64", not(haplovl_portable))))]
     #[inline(always)]
     pub fn row_part(&mut self, row: usize, first: usize, most: usize) -> &mut [f32] {
@@ -145,14 +145,14 @@ impl<'a> MatMut<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.pointer.add(row * self.row_stride + first), len) }
     }
 
-    /// All elements, in the order of rows, of a matrix without gaps between its rows (or of one row).
+    /// All elements, in row order, of a matrix without gaps between its rows (or of one row).
     pub fn into_slice(self) -> &'a mut [f32] {
         assert!(self.row_stride == self.columns || self.rows <= 1, "rows with gaps are no slice");
         // SAFETY: consecutive elements of the matrix, whose access passes on for all of `'a`.
         unsafe { std::slice::from_raw_parts_mut(self.pointer, self.rows * self.columns) }
     }
 
-    /// The sub-matrix of some rows and columns, as long as this view is not used.
+    /// The sub-matrix of some rows and columns; it borrows this view mutably.
     pub fn tile(&mut self, rows: Range<usize>, columns: Range<usize>) -> MatMut<'_> {
         // SAFETY: this view is borrowed mutably as long as the tile lives.
         unsafe { self.part(rows, columns) }
@@ -197,7 +197,7 @@ impl<'a> MatMut<'a> {
     /// A second view of some rows and columns.
     ///
     /// # Safety
-    /// No element of it may be accessed through another view as long as it lives.
+    /// No element of the second view may be accessed through another view during its lifetime.
     unsafe fn part(&self, rows: Range<usize>, columns: Range<usize>) -> Self {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "a tile must lie inside its matrix");
         assert!(columns.start <= columns.end && columns.end <= self.columns, "a tile must lie inside its matrix");

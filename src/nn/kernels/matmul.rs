@@ -1,5 +1,5 @@
-//! GEMM of f32 matrices: the `gemm` crate's kernels, or a bf16 GEMM if the precision allows it and the CPU has instructions
-//! for it.
+//! GEMM of f32 matrices: the `gemm` crate's kernels, or a bf16 GEMM if the precision allows it and the CPU has bf16
+//! instructions.
 
 use gemm::Parallelism;
 
@@ -9,20 +9,20 @@ use super::mat::{MatMut, MatRef};
 use super::matmul_bf16_avx512 as bf16;
 use crate::options::Precision;
 
-/// Packing buffers that a thread reuses from GEMM to GEMM.
+/// Packing buffers that a thread reuses across GEMMs.
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 pub type GemmScratch = bf16::Scratch;
 #[cfg(not(all(target_arch = "x86_64", not(haplovl_portable))))]
 pub type GemmScratch = ();
 
-/// `out (m, n) = [out +] scale * left (m, k) right (k, n)`, on one thread.
+/// GEMM on one thread: `out (m, n) = [out +] scale * left (m, k) right (k, n)`.
 #[derive(Debug, Clone, Copy)]
 pub struct Gemm {
     /// Whether the product is added to the elements of `out`.
     pub accumulate: bool,
-    /// The factor of the product.
+    /// Factor of the product.
     pub scale: f32,
-    /// The precision of the operands.
+    /// Precision of the operands.
     pub precision: Precision,
 }
 
@@ -72,14 +72,14 @@ impl Gemm {
 fn assert_dims(out: (usize, usize), left: MatRef, right: MatRef) {
     assert!(
         out == (left.rows(), right.columns()) && left.columns() == right.rows(),
-        "matmul of matrices that do not fit"
+        "matmul of matrices of mismatched shapes"
     );
 }
 
-/// `left (m, k) right (k, n)` on the threads of the pool: (m, n), contiguous. With [`Precision::Bf16`], rows or columns of
-/// each operand must be consecutive.
+/// Multiplies `left (m, k) right (k, n)` on the threads of the pool: (m, n), contiguous. With [`Precision::Bf16`], rows
+/// or columns of each operand must be consecutive.
 ///
-/// candle's own matmul asks the operating system for the number of CPUs in each call, and starts as many threads even where
+/// candle's matmul asks the operating system for the number of CPUs in each call, and starts as many threads even if
 /// the pool has fewer.
 pub fn matmul(left: MatRef, right: MatRef, precision: Precision) -> Vec<f32> {
     let (rows, columns) = (left.rows(), right.columns());

@@ -19,13 +19,13 @@ use crate::options::Precision;
 const ROWS: usize = LANES / 2;
 /// Panels of the right operand in the micro-kernel: all sums stay in registers.
 const PANELS: usize = 3;
-/// Registers of a panel's block of the depth: three panels and the left operand's block stay in L1.
+/// Registers in a panel's depth block: three panels and the left operand's block stay in L1.
 const BLOCK: usize = 96;
 
-/// Elements of a row in a register: neighbours along the depth.
+/// Number of elements of a row in a register: neighbours along the depth.
 const PAIR: usize = 2;
 
-/// Two registers rounded to bf16: all of the first, then all of the second.
+/// Rounds two registers to bf16: all of the first, then all of the second.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn to_bf16(first: __m512, second: __m512) -> __m512i {
@@ -33,14 +33,14 @@ fn to_bf16(first: __m512, second: __m512) -> __m512i {
     unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) }
 }
 
-/// A register's bits as bf16.
+/// Reinterprets a register's bits as bf16.
 #[inline(always)]
 fn as_bf16(bits: __m512i) -> __m512bh {
     // SAFETY: both types are 512 bits.
     unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
 }
 
-/// Two registers rounded to bf16 and interleaved.
+/// Rounds two registers to bf16 and interleaves them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn to_bf16_interleaved(first: __m512, second: __m512) -> __m512i {
@@ -137,12 +137,12 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// The result, and how products are stored in it.
+/// Output of the GEMM, and how results are stored.
 struct Output<'a> {
     to: MatMut<'a>,
-    /// The factor of the product.
+    /// Factor of the result.
     scale: f32,
-    /// Whether the product is added to the elements of `to`.
+    /// Whether the result is added to the elements of `to`.
     accumulate: bool,
 }
 
@@ -169,8 +169,8 @@ impl Output<'_> {
     }
 }
 
-/// `left (m, k) right (k, n)` on all threads: (m, n), contiguous. No size is zero, and rows or columns of each operand are
-/// consecutive.
+/// Multiplies `left (m, k) right (k, n)` on all threads: (m, n), contiguous. No size is zero, and rows or columns of
+/// each operand are consecutive.
 ///
 /// An element of the result depends neither on the others nor on the number of threads.
 pub fn matmul(left: MatRef, right: MatRef) -> Vec<f32> {
@@ -210,32 +210,32 @@ pub fn matmul(left: MatRef, right: MatRef) -> Vec<f32> {
     out
 }
 
-/// Most panels of a packed left operand that a thread keeps: 12 MiB.
+/// Maximum number of panels of a packed left operand that a thread keeps: 12 MiB.
 const MAX_KEPT_PANELS: usize = 2048;
 
 thread_local! {
-    /// The buffer of the longest packed left operand so far, so that not every GEMM has to allocate and zero one.
+    /// Buffer of the longest packed left operand so far, so that not every GEMM allocates and zeroes one.
     static PACKED_LEFT: Cell<Vec<PackedPanel>> = const { Cell::new(Vec::new()) };
 }
 
-/// Packing buffers that a thread reuses from GEMM to GEMM.
+/// Packing buffers that a thread reuses across GEMMs.
 #[derive(Default)]
 pub struct Scratch {
     left: Vec<PackedPanel>,
     task: TaskScratch,
 }
 
-/// Buffers that a thread reuses from task to task.
+/// Buffers that a thread reuses across tasks.
 #[derive(Default)]
 struct TaskScratch {
     /// Packed panels of the right operand.
     panels: Vec<PackedPanel>,
-    /// The sums of earlier blocks of the depth, tile by tile: rows of the result may be too far apart for caches.
+    /// Sums of earlier depth blocks, tile by tile: rows of the result may be too far apart for caches.
     sums: Vec<[[U32x16; PANELS]; ROWS]>,
 }
 
-/// `out (m, n) = [out +] scale * left (m, k) right (k, n)` on this thread. No size is zero, and rows or columns of each
-/// operand are consecutive.
+/// GEMM on this thread: `out (m, n) = [out +] scale * left (m, k) right (k, n)`. No size is zero, and rows or columns
+/// of each operand are consecutive.
 pub fn gemm(Gemm { accumulate, scale, .. }: Gemm, to: MatMut, left: MatRef, right: MatRef, scratch: &mut Scratch) {
     assert!(Precision::has_fast_bf16(), "the dispatch checks for AVX512-BF16");
     let mut rest = to;
@@ -259,7 +259,7 @@ pub fn gemm(Gemm { accumulate, scale, .. }: Gemm, to: MatMut, left: MatRef, righ
     }
 }
 
-/// Multiplies with some panels of the right operand, at most [`PANELS`], which are the columns of `out`.
+/// Multiplies by at most [`PANELS`] panels of the right operand, which are the columns of `out`.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn multiply_panels(
     left: &[PackedPanel],
@@ -317,7 +317,7 @@ fn multiply_n_panels<const N: usize>(
     }
 }
 
-/// Adds the products of eight rows, from `lane` on in the left panel, with some panels.
+/// Adds the dot products of eight rows, from `lane` on in the left panel, with some panels.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn micro_kernel<const N: usize>(left: &[U32x16], lane: usize, right: [&[U32x16]; N], sums: &mut [[__m512; N]; ROWS]) {

@@ -1,4 +1,4 @@
-//! The split of a matmul `x W^T` into parallel tasks.
+//! Split of a matmul `x W^T` into parallel tasks.
 
 use std::ops::Range;
 
@@ -7,13 +7,14 @@ use rayon::prelude::*;
 #[cfg(any(test, all(target_arch = "x86_64", not(haplovl_portable))))]
 use super::mat::MatMut;
 
-/// Weights of one task: enough to hide the cost of a task.
+/// Number of weights of one task: enough to hide the cost of a task.
 const TASK_WEIGHTS: usize = 1 << 16;
-/// Up to this many rows of `x`, tasks split the outputs, so that each weight is read once; beyond, they split the rows.
+/// Number of rows of `x` up to which tasks split the outputs, so that each weight is read once; beyond, they split the
+/// rows.
 const FEW_ROWS: usize = 64;
-/// Outputs of the micro-kernel for floats.
+/// Number of outputs of the micro-kernel for floats.
 pub const OUTPUTS: usize = 4;
-/// The number of outputs of a task is a multiple of this, the largest number of outputs of a micro-kernel.
+/// Granularity of a task's outputs: the largest number of outputs of a micro-kernel.
 pub const TASK_OUTPUTS: usize = 16;
 
 /// Fills (rows, outputs) by tiles: `fill` gets a range of rows, a range of outputs, and the contiguous tile of them.
@@ -60,7 +61,8 @@ pub fn parallel_tiles(
     y
 }
 
-/// Fills (rows, outputs) by blocks of columns: `fill` gets a range of outputs and the matrix (rows, outputs of the range).
+/// Fills (rows, outputs) by blocks of columns: `fill` gets a range of outputs and the matrix (rows, outputs of the
+/// range).
 #[cfg(any(test, all(target_arch = "x86_64", not(haplovl_portable))))]
 pub fn parallel_columns(
     rows: usize,

@@ -1,4 +1,4 @@
-//! Activations, alone and gated.
+//! Activation functions, alone and gated.
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -8,18 +8,18 @@ use crate::config::Activation;
 use crate::nn::kernels::simd_math::{exp, sigmoid, vectorised};
 use crate::nn::tape::{apply1, apply2};
 
-/// `act(x)`, element by element.
+/// Computes `act(x)`, elementwise.
 ///
 /// # Errors
-/// From candle only.
+/// Errors of candle only.
 pub fn activation(x: &Tensor, act: Activation) -> Result<Tensor> {
     if is_cpu_f32(&[x]) { by_curve(x, None, act) } else { composed(x, act) }
 }
 
-/// `act(gate) * up`, element by element.
+/// Computes `act(gate) * up`, elementwise.
 ///
 /// # Errors
-/// From candle, if the shapes differ.
+/// Errors of candle, if the shapes differ.
 pub fn gated_activation(gate: &Tensor, up: &Tensor, act: Activation) -> Result<Tensor> {
     if gate.dims() != up.dims() {
         candle_core::bail!("gate {:?} and up {:?} differ in shape", gate.dims(), up.dims());
@@ -54,12 +54,12 @@ fn composed(x: &Tensor, act: Activation) -> Result<Tensor> {
     }
 }
 
-/// A scalar function and its derivative, without branches, so that loops over them vectorise.
+/// Scalar function with its derivative; branch-free, so that loops over it vectorise.
 trait Curve: Copy + Send + Sync + 'static {
     fn value_and_slope(self, x: f32) -> (f32, f32);
 }
 
-/// `x * sigmoid(beta x)`: SiLU at `beta` 1, quick GELU at 1.702.
+/// SiLU at `beta` 1, quick GELU at 1.702: `x * sigmoid(beta x)`.
 #[derive(Clone, Copy)]
 struct Swish {
     beta: f32,
@@ -73,7 +73,8 @@ impl Curve for Swish {
     }
 }
 
-/// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`, which is `x * sigmoid` of twice that tanh's argument.
+/// GELU in its tanh approximation: `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`, which is `x` times the sigmoid of
+/// twice the tanh's argument.
 #[derive(Clone, Copy)]
 struct TanhGelu;
 
@@ -82,15 +83,15 @@ impl Curve for TanhGelu {
     fn value_and_slope(self, x: f32) -> (f32, f32) {
         const TWICE_ROOT: f32 = 1.595_769_2;
         const CUBIC: f32 = TWICE_ROOT * 0.044_715;
-        // Far outside, the curve is linear and the square would overflow.
+        // Far from 0, the curve is linear and the square would overflow.
         let square = (x * x).min(1e4);
         let s = sigmoid(x * (TWICE_ROOT + CUBIC * square));
         (x * s, s + x * s * (1.0 - s) * (TWICE_ROOT + 3.0 * CUBIC * square))
     }
 }
 
-/// `x P(x)` with the normal distribution's `P` after Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26, whose
-/// error is about that of an f32.
+/// GELU: `x P(x)` with the normal distribution's `P` after Abramowitz and Stegun, Handbook of Mathematical Functions,
+/// 7.1.26, whose error is close to f32 precision.
 #[derive(Clone, Copy)]
 struct Gelu;
 
@@ -104,14 +105,14 @@ impl Curve for Gelu {
         let p = p * t + 1.421_413_7;
         let p = p * t - 0.284_496_74;
         let p = p * t + 0.254_829_6;
-        // The probability beyond |x|.
+        // The tail probability beyond |x|.
         let tail = 0.5 * p * t * bell;
         let below = if x < 0.0 { tail } else { 1.0 - tail };
         (x * below, below + x * bell / ROOT_OF_2PI)
     }
 }
 
-/// `max(x, 0)`; NaN propagates.
+/// ReLU: `max(x, 0)`; NaN propagates.
 #[derive(Clone, Copy)]
 struct Relu;
 
@@ -122,7 +123,7 @@ impl Curve for Relu {
     }
 }
 
-/// The custom op: a curve of one tensor, or of one tensor times a second one.
+/// Custom op: a curve of one tensor, or of one tensor times a second one.
 struct Pointwise<C>(C);
 
 /// Elements of one parallel task.
@@ -223,7 +224,7 @@ mod tests {
 
     #[test]
     fn gradients_match_finite_differences() {
-        // Not for ReLU: finite differences may step over its kink.
+        // ReLU is left out: finite differences may step over its kink.
         for act in &ALL[..4] {
             for scale in [1.0, 4.0] {
                 let x = (values(&[3, 7], 0.2) * scale).unwrap();

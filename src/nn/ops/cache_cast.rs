@@ -1,4 +1,4 @@
-//! The cast of keys and values to the dtype of their cache.
+//! Cast of keys and values to the dtype of their cache.
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use half::f16;
@@ -10,10 +10,10 @@ use super::{contiguous_slice, is_cpu_f32};
 /// Elements of one parallel task.
 const CHUNK: usize = 1 << 14;
 
-/// `x` cast to the dtype of a KV cache, without a gradient. f16 saturates: magnitudes from 65,520 on become 65,504.
+/// Casts `x` to the dtype of a KV cache, without a gradient. f16 saturates: magnitudes from 65,520 on become 65,504.
 ///
 /// # Errors
-/// From candle only.
+/// Errors of candle only.
 pub(crate) fn cast_for_cache(x: &Tensor, dtype: DType) -> Result<Tensor> {
     match dtype {
         DType::F16 if is_cpu_f32(&[x]) => x.detach().contiguous()?.apply_op1_no_bwd(&CastToF16),
@@ -21,7 +21,7 @@ pub(crate) fn cast_for_cache(x: &Tensor, dtype: DType) -> Result<Tensor> {
     }
 }
 
-/// The cast from f32 to f16; candle does it on one thread, and makes large elements infinite.
+/// Cast from f32 to f16; candle's cast runs on one thread and makes large elements infinite.
 struct CastToF16;
 
 impl CustomOp1 for CastToF16 {
@@ -31,15 +31,15 @@ impl CustomOp1 for CastToF16 {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous_slice(x, layout)?;
-        let mut halves = vec![f16::ZERO; x.len()];
-        let parts = halves.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
-        parts.for_each(|(halves, x)| {
-            halves.convert_from_f32_slice(x);
-            for half in halves.iter_mut().filter(|half| half.is_infinite()) {
-                *half = if half.is_sign_negative() { f16::MIN } else { f16::MAX };
+        let mut converted = vec![f16::ZERO; x.len()];
+        let parts = converted.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
+        parts.for_each(|(converted, x)| {
+            converted.convert_from_f32_slice(x);
+            for y in converted.iter_mut().filter(|y| y.is_infinite()) {
+                *y = if y.is_sign_negative() { f16::MIN } else { f16::MAX };
             }
         });
-        Ok((CpuStorage::F16(halves), layout.shape().clone()))
+        Ok((CpuStorage::F16(converted), layout.shape().clone()))
     }
 }
 

@@ -5,12 +5,12 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use super::{contiguous_slice, is_cpu_f32, is_tracked, with_slices};
 use crate::nn::tape::apply1;
 
-/// The last `count` positions of `x` (batch, seq, width); `x` itself where it has no more.
+/// Returns the last `count` positions of `x` (batch, seq, width); `x` itself if it has no more.
 ///
-/// `narrow` is not recorded on this crate's tape: a layer with it would fall back to candle's backward pass.
+/// `narrow` is not recorded on this crate's tape: a layer that uses it would fall back to candle's backward pass.
 ///
 /// # Errors
-/// From candle, if `x` has another rank.
+/// Errors of candle, if `x` has another rank.
 pub fn last_positions(x: &Tensor, count: usize) -> Result<Tensor> {
     let (_, seq, _) = x.dims3()?;
     match seq.checked_sub(count) {
@@ -20,7 +20,7 @@ pub fn last_positions(x: &Tensor, count: usize) -> Result<Tensor> {
     }
 }
 
-/// The custom op, with the number of positions.
+/// Custom op, with the number of positions.
 struct LastPositions(usize);
 
 impl CustomOp1 for LastPositions {

@@ -1,4 +1,4 @@
-//! Linear layer `x W^T + b`, which computes no gradient of frozen weights.
+//! Linear layer `x W^T + b` that computes no gradient of frozen weights.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Layout, MetalStorage, Result, Shape, Tensor};
@@ -15,19 +15,19 @@ use crate::options::Precision;
 
 /// `x W^T + b` for `x` (.., in), `weight` (out, in) and `bias` (out); the result is (.., out).
 ///
-/// The gradients are `dx = g W`, `dW = g^T x` and `db = 1^T g`. candle's own matmul computes `dW` also for a frozen weight;
-/// this one does not.
+/// The gradients are `dx = g W`, `dW = g^T x` and `db = 1^T g`. candle's own matmul computes `dW` also for a frozen
+/// weight; this one does not.
 ///
 /// # Errors
-/// From candle, if shapes, devices or dtypes do not fit.
+/// Errors of candle, if shapes, devices or dtypes do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     linear_with(x, weight, bias, Precision::Full)
 }
 
-/// As [`linear`], with the precision of f32 matmuls on the CPU; a forward pass of up to eight rows is f32 in any case.
+/// [`linear`] with the precision of f32 matmuls on the CPU; a forward pass of up to eight rows is always f32.
 ///
 /// # Errors
-/// As [`linear`].
+/// The errors of [`linear`].
 pub fn linear_with(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, precision: Precision) -> Result<Tensor> {
     let (out_size, in_size) = weight.dims2()?;
     let mut shape = x.dims().to_vec();
@@ -38,14 +38,14 @@ pub fn linear_with(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, precision
     linear_as(x, weight, bias, precision, shape)
 }
 
-/// As [`linear_with`], for any shape of `x` and of the result: each `in` consecutive elements of `x` are a row, and each `out`
-/// consecutive elements of the result, of `shape`, its output.
+/// [`linear_with`] for any shape of `x` and of the result: each `in` consecutive elements of `x` are a row, and each
+/// `out` consecutive elements of the result, which has shape `shape`, are its output.
 ///
-/// Splitting and merging heads this way saves a reshaped tensor, which takes three passes over memory in candle's backward
-/// pass.
+/// Splitting and merging heads this way saves a reshaped tensor, which takes three passes over memory in candle's
+/// backward pass.
 ///
 /// # Errors
-/// As [`linear`].
+/// The errors of [`linear`].
 pub fn linear_as(
     x: &Tensor,
     weight: &Tensor,
@@ -79,14 +79,14 @@ pub fn linear_as(
     y.reshape(shape)
 }
 
-/// Whether candle was built with a BLAS, which is used for f32 then.
+/// Whether candle was built with a BLAS, which then computes f32 matmuls.
 const HAS_BLAS: bool = cfg!(any(feature = "mkl", feature = "accelerate"));
 
 /// The custom op, without bias (two inputs) or with it (three).
 struct LinearOp {
     rows: usize,
     precision: Precision,
-    /// The shape of the result with own kernels; `None` leaves the matmul to candle.
+    /// Shape of the result if this crate's kernels compute it; `None` leaves the matmul to candle.
     shape: Option<Shape>,
 }
 
@@ -98,7 +98,7 @@ pub(super) fn forward<S: BackendStorage>(x: &S, lx: &Layout, w: &S, lw: &Layout)
 }
 
 impl LinearOp {
-    /// The forward pass with own kernels.
+    /// Forward pass with this crate's kernels.
     fn own_forward(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<CpuStorage> {
         let (x, w, (outputs, inputs)) = (contiguous_slice(x, lx)?, contiguous_slice(w, lw)?, lw.shape().dims2()?);
         Ok(CpuStorage::F32(match MatmulBackend::for_linear(self.rows, self.precision) {
@@ -110,7 +110,7 @@ impl LinearOp {
         }))
     }
 
-    /// The gradients of input and weight, each if it is tracked.
+    /// Gradients of input and weight, each if it is tracked.
     fn backward(&self, x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let g = g.detach().contiguous()?;
         let dx = || self.input_gradient(&g, &w.detach(), x.shape());
@@ -118,7 +118,7 @@ impl LinearOp {
         Ok((x.track_op().then(dx).transpose()?, if w.track_op() { dw()? } else { None }))
     }
 
-    /// `g w` of (rows, out) and (out, in).
+    /// Computes `g w` of (rows, out) and (out, in).
     fn input_gradient(&self, g: &Tensor, w: &Tensor, shape: &Shape) -> Result<Tensor> {
         if self.shape.is_none() {
             return g.matmul(w);
@@ -131,7 +131,7 @@ impl LinearOp {
         Tensor::from_vec(dx, shape, g.device())
     }
 
-    /// `g^T x` of (rows, out) and (rows, in).
+    /// Computes `g^T x` of (rows, out) and (rows, in).
     fn weight_gradient(&self, g: &Tensor, x: &Tensor, shape: &Shape) -> Result<Tensor> {
         if self.shape.is_none() {
             return g.t()?.matmul(x);
@@ -161,7 +161,7 @@ pub(super) fn add_bias(y: &mut CpuStorage, outputs: usize, bias: &CpuStorage, la
     Ok(())
 }
 
-/// The sum of the rows of `g`, if the bias is trained.
+/// Sums the rows of `g` if the bias is trained.
 pub(super) fn bias_gradient(bias: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
     if !bias.track_op() {
         return Ok(None);
@@ -181,7 +181,7 @@ pub(super) fn bias_gradient(bias: &Tensor, g: &Tensor) -> Result<Option<Tensor>>
     Tensor::from_vec(sum, bias.shape(), g.device()).map(Some)
 }
 
-/// Columns of one parallel task.
+/// Number of columns of one parallel task.
 const COLUMNS: usize = 256;
 
 impl CustomOp2 for LinearOp {

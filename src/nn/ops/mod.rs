@@ -2,9 +2,10 @@
 //! operations lose a gradient.
 //!
 //! candle's own fused normalisation, rotary and softmax kernels have no backward pass and report no error: a parameter
-//! before one of them gets no gradient. Every function here is differentiable in every tensor argument, except the cast for
-//! a KV cache. For f32 on the CPU it is one fused pass with a hand-written derivative; for other devices and dtypes it is
-//! composed of differentiable tensor operations while a gradient is tracked, and may use candle's fused kernels otherwise.
+//! before one of them gets no gradient. Every function here is differentiable in every tensor argument, except the cast
+//! for a KV cache. For f32 on the CPU it is one fused pass with a hand-written derivative; for other devices and dtypes
+//! it is composed of differentiable tensor operations while a gradient is tracked, and may use candle's fused kernels
+//! otherwise.
 
 mod activation;
 mod attention;
@@ -31,10 +32,10 @@ use candle_core::{DType, Device, Tensor};
 
 use super::tensor_data::{contiguous_slice, with_slices};
 
-/// Runs `f` on a thread of the pool that CPU kernels run on; for another device, on the current thread.
+/// Runs `f` on a thread of the pool that CPU kernels use; for another device, on the current thread.
 ///
-/// From a thread outside of the pool, every kernel would hand its work to the pool and sleep until it is done, which takes as
-/// long as a small kernel; decoding a token takes some hundred kernels.
+/// From a thread outside the pool, every kernel would hand its work to the pool and sleep until it is done. That takes
+/// as long as a small kernel, and decoding a token takes some hundred kernels.
 pub(crate) fn on_pool<R: Send>(device: &Device, f: impl FnOnce() -> R + Send) -> R {
     if device.is_cpu() { rayon::scope(|_| f()) } else { f() }
 }
@@ -44,14 +45,14 @@ fn is_cpu_f32(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
 }
 
-/// Whether a gradient is tracked through any of these.
+/// Whether any of the tensors is tracked for gradients.
 fn is_tracked(tensors: &[&Tensor]) -> bool {
     tensors.iter().any(|t| t.track_op())
 }
 
 #[cfg(test)]
 pub(crate) mod testing {
-    //! Finite differences, for every hand-written backward pass.
+    //! Finite-difference checks of every hand-written backward pass.
 
     use candle_core::{Device, Result, Tensor, Var};
 

@@ -7,13 +7,13 @@ use super::{contiguous_slice, is_cpu_f32, is_tracked, with_slices};
 use crate::nn::kernels::simd_math::vectorised;
 use crate::nn::tape::{apply2, apply3};
 
-/// Rows below this many elements in all are not worth a second thread.
+/// Total number of elements below which a second thread does not pay.
 const PARALLEL_FROM: usize = 1 << 14;
 
-/// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension, accumulated in f32 whatever the type of `x`.
+/// RMSNorm `x / sqrt(mean(x^2) + eps) * weight` over the last dimension, accumulated in f32 for every dtype of `x`.
 ///
 /// # Errors
-/// From candle, if `weight` is not as long as the last dimension of `x`.
+/// Errors of candle, if `weight` is not as long as the last dimension of `x`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     check_width(x, weight)?;
     if is_cpu_f32(&[x, weight]) {
@@ -28,10 +28,10 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     y.broadcast_mul(&weight.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
 }
 
-/// `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` over the last dimension, accumulated in f32.
+/// Layer norm `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` over the last dimension, accumulated in f32.
 ///
 /// # Errors
-/// From candle, if `weight` or `bias` is not as long as the last dimension of `x`.
+/// Errors of candle, if `weight` or `bias` is not as long as the last dimension of `x`.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     check_width(x, weight)?;
     check_width(x, bias)?;
@@ -57,7 +57,7 @@ fn check_width(x: &Tensor, weight: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Runs `f(row of x, row of out)` over all rows, on several threads if there is enough to do.
+/// Runs `f(row of x, row of out)` over all rows, on several threads if there are enough elements.
 fn map_rows(x: &[f32], width: usize, f: impl Fn(&[f32], &mut [f32]) + Sync + Send) -> Vec<f32> {
     let mut out = vec![0f32; x.len()];
     let rows = if x.len() >= PARALLEL_FROM { PARALLEL_FROM.div_ceil(2 * width) } else { x.len() / width };
@@ -71,7 +71,7 @@ fn map_rows(x: &[f32], width: usize, f: impl Fn(&[f32], &mut [f32]) + Sync + Sen
     out
 }
 
-/// Sum in eight lanes, so that the compiler can vectorise it.
+/// Sums in eight lanes, so that the compiler can vectorise the loop.
 #[inline(always)]
 fn sum_by(x: &[f32], f: impl Fn(usize, f32) -> f32) -> f32 {
     let mut lanes = [0f32; 8];
@@ -203,9 +203,9 @@ impl CustomOp3 for LayerNorm {
     }
 }
 
-/// Runs `f(x, g, dx, sums)` over rows; `sums`, `vectors * width` long, adds up over all rows.
+/// Runs `f(x, g, dx, sums)` over rows; `sums`, `vectors * width` long, accumulates over all rows.
 ///
-/// Rows are split into a fixed number of groups, whatever the number of threads, so that sums do not depend on it.
+/// Rows are split into a fixed number of groups, whatever the number of threads, so that the sums do not depend on it.
 fn gradient_rows(
     x: &[f32],
     g: &[f32],
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn rms_norm_of_bf16_accumulates_in_f32() -> Result<()> {
-        // 4096 ones: a bf16 sum stops at 256 and would give 4 instead of 1.
+        // 4096 ones: a bf16 sum saturates at 256 and would give 4 instead of 1.
         let x = Tensor::ones((1, 4096), DType::BF16, &candle_core::Device::Cpu)?;
         let w = Tensor::ones(4096, DType::BF16, &candle_core::Device::Cpu)?;
         let y = rms_norm(&x, &w, 1e-6)?.to_dtype(DType::F32)?;

@@ -14,22 +14,22 @@ use crate::nn::kernels::qmatmul;
 use crate::nn::tape::{apply1, apply2};
 use crate::options::Quantization;
 
-/// From this width on, padding for candle's tiled kernels costs at most half.
+/// Minimum width at which padding for candle's tiled kernels costs at most half.
 const PAD_FROM: usize = 512;
 
 impl Quantization {
-    /// The width that rows of `in_size` are padded to with zeros on this machine.
+    /// Width to which rows of `in_size` are zero-padded on this machine.
     fn padded(self, in_size: usize) -> usize {
         let fast = in_size >= PAD_FROM && candle_has_tiles();
         in_size.next_multiple_of(if fast { CANDLE_TILE_WIDTH } else { self.ggml_dtype().block_size() })
     }
 
-    /// The quantisation that has this GGUF block type, if any has.
+    /// The quantisation with this GGUF block type, if there is one.
     fn of_blocks(dtype: GgmlDType) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.ggml_dtype() == dtype)
     }
 
-    /// Whether rows of `in_size` may be `width` wide, padded on this machine or another.
+    /// Whether `width` is a valid padded width of rows of `in_size`, on this machine or another.
     pub(crate) fn may_pad(self, in_size: usize, width: usize) -> bool {
         let most = in_size.checked_next_multiple_of(CANDLE_TILE_WIDTH);
         width.is_multiple_of(self.ggml_dtype().block_size())
@@ -40,7 +40,7 @@ impl Quantization {
 /// A quantised weight matrix (out, in), on the CPU.
 #[derive(Debug, Clone)]
 pub struct QuantizedWeight {
-    /// (out, in padded with zeros).
+    /// Blocks of the weight, (out, in padded with zeros).
     tensor: Arc<QTensor>,
     in_size: usize,
 }
@@ -49,7 +49,7 @@ impl QuantizedWeight {
     /// Quantises a float matrix (out, in).
     ///
     /// # Errors
-    /// From candle, if it is no matrix.
+    /// Errors of candle, if it is no matrix.
     pub fn quantize(weight: &Tensor, kind: Quantization) -> Result<Self> {
         let (_, in_size) = weight.dims2()?;
         if in_size == 0 {
@@ -60,7 +60,7 @@ impl QuantizedWeight {
         Ok(Self { tensor: Arc::new(QTensor::quantize(&weight, kind.ggml_dtype())?), in_size })
     }
 
-    /// A matrix that is quantised already, its rows `in_size` wide and padded with zeros.
+    /// Wraps a quantised matrix whose rows are `in_size` wide, padded with zeros.
     ///
     /// # Errors
     /// If it is no matrix, or its rows are shorter.
@@ -76,12 +76,12 @@ impl QuantizedWeight {
         Ok(Self { tensor: Arc::new(tensor), in_size })
     }
 
-    /// The blocks, rows padded.
+    /// The quantised blocks, with padded rows.
     pub fn qtensor(&self) -> &QTensor {
         &self.tensor
     }
 
-    /// The blocks as their only owner.
+    /// The quantised blocks, without another owner.
     ///
     /// # Errors
     /// If another copy of this weight is alive.
@@ -89,10 +89,10 @@ impl QuantizedWeight {
         Arc::try_unwrap(self.tensor).map_err(|_| candle_core::Error::Msg("the quantised weight is shared".into()))
     }
 
-    /// Outputs and inputs, without padding.
+    /// Numbers of outputs and inputs, without padding.
     ///
     /// # Errors
-    /// From candle only.
+    /// Errors of candle only.
     pub fn dims2(&self) -> Result<(usize, usize)> {
         Ok((self.tensor.shape().dims2()?.0, self.in_size))
     }
@@ -100,7 +100,7 @@ impl QuantizedWeight {
     /// The dequantised weight, (out, in).
     ///
     /// # Errors
-    /// From candle only.
+    /// Errors of candle only.
     pub fn dequantize(&self) -> Result<Tensor> {
         dequantize(&self.tensor, self.in_size)
     }
@@ -108,12 +108,12 @@ impl QuantizedWeight {
 
 /// `x W^T + b` for `x` (.., in) in f32 on the CPU and `bias` (out); the result is (.., out).
 ///
-/// `x` is quantised in blocks as well: to 8 bits, or to 16 with `Q8_0` and at least 4 rows on x86-64 with AVX2 and without
-/// AVX-512 VNNI. For many rows on a CPU without fast integer instructions, the weight is dequantised instead.
+/// `x` is quantised in blocks as well: to 8 bits, or to 16 with `Q8_0` and at least 4 rows on x86-64 with AVX2 and
+/// without AVX-512 VNNI. For many rows on a CPU without fast integer instructions, the weight is dequantised instead.
 /// Differentiable in `x` and `bias`; the weight is frozen.
 ///
 /// # Errors
-/// From candle, if shapes do not fit, or `x` has another dtype or device.
+/// Errors of candle, if shapes do not fit, or `x` has another dtype or device.
 pub fn quantized_linear(x: &Tensor, weight: &QuantizedWeight, bias: Option<&Tensor>) -> Result<Tensor> {
     let (out_size, in_size) = weight.dims2()?;
     if x.dim(D::Minus1)? != in_size || !is_cpu_f32(&[x]) {
@@ -145,7 +145,7 @@ fn dequantize(weight: &QTensor, in_size: usize) -> Result<Tensor> {
     weight.dequantize(&Device::Cpu)?.narrow(1, 0, in_size)?.contiguous()
 }
 
-/// Rows of `in_size` padded with zeros to `width`.
+/// Pads rows of `in_size` with zeros to `width`.
 fn padded(x: &[f32], in_size: usize, width: usize) -> Cow<'_, [f32]> {
     if in_size == width {
         return Cow::Borrowed(x);
@@ -201,7 +201,7 @@ impl CustomOp1 for QuantizedLinearOp {
     }
 }
 
-/// With a bias.
+/// The op with a bias.
 impl CustomOp2 for QuantizedLinearOp {
     fn name(&self) -> &'static str {
         "quantized-linear-bias"
@@ -236,7 +236,7 @@ mod tests {
                 assert_eq!(weight.dims2()?, (outputs, width));
                 let (x, bias) = (values(&[rows, width], 0.1), values(&[outputs], 0.3));
                 let y = quantized_linear(&x, &weight, Some(&bias))?;
-                // 8 bits of `x`, in blocks: half a step of 0.9 / 127, over `width` products of random sign.
+                // 8 bits of `x`, in blocks: half a step of 0.9 / 127, over `width` terms of random sign.
                 let tolerance = 0.0036 * (width as f32).sqrt() * 2.0;
                 assert!(max_diff(&y, &expected(&x, &weight, &bias)?) < tolerance, "{kind} {rows} {width}");
             }

@@ -9,12 +9,12 @@ use crate::nn::tape::apply2;
 /// Elements of one parallel task.
 const CHUNK: usize = 1 << 14;
 
-/// `x + y` of two tensors of the same shape.
+/// Adds two tensors of the same shape.
 ///
-/// candle adds large tensors on threads of its own, which keep spinning afterwards and take CPU time from other kernels.
+/// candle adds large tensors on its own threads, which keep spinning afterwards and take CPU time from other kernels.
 ///
 /// # Errors
-/// From candle, if the shapes differ.
+/// Errors of candle, if the shapes differ.
 pub fn residual(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if x.dims() == y.dims() && is_cpu_f32(&[x, y]) {
         apply2(&x.contiguous()?, &y.contiguous()?, Residual)

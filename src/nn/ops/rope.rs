@@ -13,7 +13,7 @@ use crate::nn::tape::apply3;
 /// `(a cos - b sin, b cos + a sin)`; the gradient is the opposite rotation.
 ///
 /// # Errors
-/// From candle, if the shapes do not fit.
+/// Errors of candle, if the shapes do not fit.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (batch, seq, _, head_dim) = x.dims4()?;
     let (rows, positions, half) = cos.dims3()?;

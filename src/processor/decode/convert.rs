@@ -1,13 +1,13 @@
-//! Decoded pixels of any kind as 8-bit RGB.
+//! Conversion of decoded pixels of any kind to 8-bit RGB.
 
 use image::{DynamicImage, ImageBuffer, RgbImage, RgbaImage};
 
-/// The image as RGB, laid on white where it is transparent.
+/// Converts an image to RGB, blended with white where it is transparent.
 pub(super) fn to_rgb(image: DynamicImage) -> RgbImage {
     if image.color().has_alpha() { on_white(image.into_rgba8()) } else { image.into_rgb8() }
 }
 
-/// The image laid on white, in the memory that it has already.
+/// Blends an image with white, in place.
 pub(super) fn on_white(image: RgbaImage) -> RgbImage {
     let (width, height) = image.dimensions();
     let mut levels = image.into_raw();

@@ -1,9 +1,9 @@
-//! Whether a GIF file is whole: every block, up to the trailer.
+//! Completeness check of GIF files: every block, up to the trailer.
 
 use super::Checked;
 
-/// Refuses a GIF that ends before its trailer, holds a block of an unknown kind, or no image. What follows the trailer is
-/// ignored.
+/// Rejects a GIF that ends before its trailer, has a block of an unknown kind, or has no image. Bytes after the trailer
+/// are ignored.
 pub(super) fn check(bytes: &[u8]) -> Checked<()> {
     let mut blocks = Blocks { bytes, at: 6 };
     blocks.screen()?;
@@ -20,7 +20,7 @@ pub(super) fn check(bytes: &[u8]) -> Checked<()> {
                 blocks.take(1)?;
                 blocks.sub_blocks()?;
             }
-            // Padding between blocks, which every reader passes over.
+            // Padding between blocks, which every reader skips.
             0x00 => {}
             other => return Err(format!("it has a block of the unknown kind {other:#04x} before byte {}", blocks.at)),
         }
@@ -41,13 +41,13 @@ impl<'a> Blocks<'a> {
         Ok(taken)
     }
 
-    /// The size of the screen, and the palette of all images.
+    /// Reads the screen size and the global palette.
     fn screen(&mut self) -> Checked<()> {
         let flags = self.take(7)?[4];
         self.palette(flags)
     }
 
-    /// Three bytes for each colour, if the flags say that there is a palette.
+    /// Skips a palette, three bytes per colour, if the flags announce one.
     fn palette(&mut self, flags: u8) -> Checked<()> {
         if flags & 0x80 != 0 {
             self.take(3 << ((flags & 7) + 1))?;
@@ -58,12 +58,12 @@ impl<'a> Blocks<'a> {
     fn image(&mut self) -> Checked<()> {
         let flags = self.take(9)?[8];
         self.palette(flags)?;
-        // The width of the first codes.
+        // The initial code width.
         self.take(1)?;
         self.sub_blocks()
     }
 
-    /// Blocks of up to 255 bytes, up to an empty one.
+    /// Skips sub-blocks of up to 255 bytes, up to an empty one.
     fn sub_blocks(&mut self) -> Checked<()> {
         loop {
             match self.take(1)?[0] {

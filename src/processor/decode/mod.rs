@@ -1,4 +1,4 @@
-//! From the bytes of an image file to 8-bit RGB.
+//! Image decoding: bytes of an image file to 8-bit RGB.
 
 mod convert;
 mod gif;
@@ -21,50 +21,50 @@ use image::{
 use crate::{Error, Result, files};
 use convert::{on_white, to_rgb};
 
-/// The frames of an animation, decoded one by one as they are asked for.
+/// Frames of an animation, decoded one by one on demand.
 pub type Frames<'a> = Box<dyn Iterator<Item = Result<RgbImage>> + 'a>;
 
-/// What is wrong with a file, in words that follow "is damaged or truncated".
+/// Reason why a file is invalid, to follow "is damaged or truncated".
 type Checked<T> = std::result::Result<T, String>;
 
-/// Memory of decoders beside the image and what the file itself takes, for example of colour profiles.
+/// Memory of decoders besides the image and the file, for example for colour profiles.
 const OVERHEAD: u64 = 16 << 20;
 
-/// A decoder of PNG, JPEG, WebP, GIF, BMP and TIFF files, told apart by content and never by file name.
+/// Decoder of PNG, JPEG, WebP, GIF, BMP and TIFF files, recognised by content, never by file name.
 ///
-/// The image is turned as its EXIF orientation says. Grey, palette and 16-bit images become 8-bit RGB. Transparent pixels
-/// are laid on white, the page that such images are mostly drawn for; dropping the alpha channel instead would bring out
-/// colours that nobody was meant to see. A file that is cut off is an error in every format, even where its first part
-/// could be shown.
+/// The image is rotated by its EXIF orientation. Grey, palette and 16-bit images become 8-bit RGB. Transparent pixels
+/// are blended with white, the page that most of these images are drawn for; dropping the alpha channel would reveal
+/// colours that were never meant to be seen. A truncated file is an error in every format, even if its first part could
+/// be shown.
 ///
-/// Both limits are compared with the file's header before anything is decoded, so a small file cannot claim all memory.
+/// Both limits are checked against the file's header before decoding, so a small file cannot exhaust memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageDecoder {
-    /// Most pixels (width times height) of an image.
+    /// Maximum number of pixels (width times height) of an image.
     pub max_pixels: u64,
-    /// Most bytes of memory for one image: its file, its pixels as they are stored, what the decoder needs beside them, and
-    /// the conversion to 8-bit RGB.
+    /// Maximum bytes of memory for one image: its file, its pixels as stored, the decoder's buffers, and the conversion
+    /// to 8-bit RGB.
     pub max_bytes: u64,
 }
 
 impl Default for ImageDecoder {
-    /// At most 178,956,970 pixels (half a gigabyte of RGB), and 1.25 GiB of memory.
+    /// Limits of 178,956,970 pixels (half a gigabyte of RGB), and 1.25 GiB of memory.
     fn default() -> Self {
         Self { max_pixels: (1 << 29) / 3, max_bytes: 5 << 28 }
     }
 }
 
 impl ImageDecoder {
-    /// Reads and decodes a file; of an animation the first frame.
+    /// Reads and decodes a file; of an animation, the first frame.
     ///
     /// # Errors
-    /// As [`Self::read`] and [`Self::decode`].
+    /// The errors of [`Self::read`] and [`Self::decode`].
     pub fn open(&self, path: impl AsRef<Path>) -> Result<RgbImage> {
         let path = path.as_ref();
         self.decode(&self.read(path)?, &path.display().to_string())
     }
 
-    /// The bytes of a regular file, if it is not larger than an image within the limits can be.
+    /// Reads a regular file, if it is no larger than an image within the limits can be.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be read or is no regular file, and [`Error::Image`] if it is too large.
@@ -79,7 +79,7 @@ impl ImageDecoder {
         files::read(path, most)
     }
 
-    /// Decodes a file's content; of an animation the first frame. `name` is what messages call it.
+    /// Decodes the content of a file; of an animation, the first frame. `name` names the image in messages.
     ///
     /// # Errors
     /// [`Error::Image`] if it is empty, of an unknown format, above a limit, damaged or truncated.
@@ -100,10 +100,10 @@ impl ImageDecoder {
         Ok(rgb.into_rgb8())
     }
 
-    /// The frames of an animated GIF, WebP or PNG, or the one image of any other file.
+    /// Returns the frames of an animated GIF, WebP or PNG, or the single image of any other file.
     ///
     /// # Errors
-    /// As [`Self::decode`], at once or from the iterator.
+    /// The errors of [`Self::decode`], immediately or from the iterator.
     pub fn frames<'a>(&self, bytes: &'a [u8], name: &'a str) -> Result<Frames<'a>> {
         let format = self.format(bytes, name)?;
         check(format, bytes).map_err(|message| damaged(name, &message))?;
@@ -119,7 +119,7 @@ impl ImageDecoder {
             }
             ImageFormat::Png => {
                 let decoder = PngDecoder::with_limits(Cursor::new(bytes), limits);
-                // Frames are counted by another limit than chunks.
+                // Frames have another limit than chunks.
                 let decoder = self.animation(decoder, self.frame_limits(), name)?;
                 if !decoder.is_apng().map_err(|e| image_error(name, e))? {
                     return Ok(Box::new(std::iter::once(self.decode(bytes, name))));
@@ -168,7 +168,7 @@ impl ImageDecoder {
         Err(Error::image(name, message))
     }
 
-    /// Refuses an image whose decoding takes too much memory; `extra` bytes are taken beside the pixels.
+    /// Rejects an image whose decoding takes too much memory; `extra` bytes are allocated besides the pixels.
     fn check_memory(
         &self,
         decoder: &impl image::ImageDecoder,
@@ -191,20 +191,20 @@ impl ImageDecoder {
         Err(Error::image(
             name,
             format!(
-                "takes {needed} bytes of memory to decode ({width}x{height}, {:?}), more than the limit of {}: shrink it, or \
-                 raise `max_bytes` if the file can be trusted",
+                "takes {needed} bytes of memory to decode ({width}x{height}, {:?}), more than the limit of {}: shrink \
+                 it, or raise `max_bytes` if the file can be trusted",
                 decoder.color_type(),
                 self.max_bytes
             ),
         ))
     }
 
-    /// Bytes of the largest image that is allowed, with four 16-bit channels, and a little for headers.
+    /// Bytes of the largest allowed image, with four 16-bit channels, plus headers.
     fn max_file_bytes(&self) -> u64 {
         self.max_pixels.saturating_mul(8).saturating_add(1 << 20).min(self.max_bytes)
     }
 
-    /// What a decoder may allocate. Decoders of PNG count chunks only, whose contents a small file can blow up.
+    /// Allocation limits of the decoder. PNG decoders count chunks only, which a small file can expand.
     fn limits(&self, format: ImageFormat, bytes: &[u8]) -> Limits {
         let mut limits = self.frame_limits();
         if format == ImageFormat::Png {
@@ -220,21 +220,21 @@ impl ImageDecoder {
     }
 }
 
-/// Memory that a decoder takes beside the file and its output.
+/// Memory that a decoder allocates besides the file and its output.
 fn working_bytes(format: ImageFormat, bytes: &[u8], decoder: &impl image::ImageDecoder) -> u64 {
     let (width, height) = decoder.dimensions();
     match format {
-        // It copies the file.
+        // A copy of the file.
         ImageFormat::Jpeg => jpeg::coefficient_bytes(bytes).saturating_add(bytes.len() as u64),
-        // Brightness of each pixel, and colours of every fourth.
+        // Luma of each pixel, and chroma of every fourth.
         ImageFormat::WebP => 2 * u64::from(width) * u64::from(height),
-        // It decodes into memory of its own first.
+        // The decoder's output buffer.
         ImageFormat::Tiff => decoder.total_bytes(),
         _ => 0,
     }
 }
 
-/// The file as its decoder takes it: what other programs overlook at its end is mended.
+/// Repairs the end of a file where other programs tolerate missing bytes.
 fn complete(format: ImageFormat, bytes: &[u8]) -> Cow<'_, [u8]> {
     match format {
         ImageFormat::Png => png::complete(bytes),
@@ -243,7 +243,7 @@ fn complete(format: ImageFormat, bytes: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Refuses files that are cut off where their decoder would fill up the rest.
+/// Rejects truncated files whose decoder would fill in the rest.
 fn check(format: ImageFormat, bytes: &[u8]) -> Checked<()> {
     match format {
         ImageFormat::Jpeg => jpeg::check(bytes),

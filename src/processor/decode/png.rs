@@ -1,32 +1,32 @@
-//! PNG files: whether the compressed data can hold the image, and the end chunk where only that is missing.
+//! PNG files: whether the compressed data can hold the image, and a missing end chunk.
 
 use std::borrow::Cow;
 
 use super::Checked;
 
 const SIGNATURE: usize = 8;
-/// A whole end chunk: length, name, checksum.
+/// A complete end chunk: length, name, checksum.
 const END_CHUNK: [u8; 12] = *b"\0\0\0\0IEND\xae\x42\x60\x82";
-/// The most bytes that deflate can make of one.
+/// Maximum expansion factor of deflate.
 const DEFLATE_RATIO: u64 = 1032;
-/// Bytes of pixels that are allowed beside, so that small files are left to the decoder.
+/// Bytes of pixels allowed in addition, so that small files are left to the decoder.
 const SLACK: u64 = 1 << 16;
 
-/// What the chunks of a file say.
+/// Summary of a file's chunks.
 #[derive(Default)]
 struct Chunks {
     width: u64,
     height: u64,
     bits_per_pixel: u64,
-    /// Bytes of image data.
+    /// Total bytes of image data.
     data: u64,
-    /// Where the last whole chunk ends.
+    /// End offset of the last complete chunk.
     end: usize,
-    /// Whether the end chunk is there.
+    /// Whether the end chunk exists.
     ended: bool,
 }
 
-/// The file as the decoder takes it: with an end chunk, if all others are whole.
+/// Appends the end chunk if all other chunks are complete.
 pub(super) fn complete(bytes: &[u8]) -> Cow<'_, [u8]> {
     let chunks = Chunks::walk(bytes);
     let left = bytes.len() - chunks.end;
@@ -36,7 +36,7 @@ pub(super) fn complete(bytes: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Refuses a file whose compressed data cannot be the image, before memory is taken for it.
+/// Rejects a file whose compressed data cannot hold the image, before memory is allocated.
 pub(super) fn check(bytes: &[u8]) -> Checked<()> {
     let chunks = Chunks::walk(bytes);
     let row = chunks.width.saturating_mul(chunks.bits_per_pixel).div_ceil(8).saturating_add(1);
@@ -48,7 +48,7 @@ pub(super) fn check(bytes: &[u8]) -> Checked<()> {
 }
 
 impl Chunks {
-    /// Reads whole chunks, up to the end chunk or as far as the file goes.
+    /// Reads complete chunks up to the end chunk or the end of the file.
     fn walk(bytes: &[u8]) -> Self {
         let mut chunks = Self { end: SIGNATURE.min(bytes.len()), ..Self::default() };
         while !chunks.ended

@@ -1,12 +1,12 @@
-//! Whether a WebP file is whole: its RIFF size, and every chunk inside it.
+//! Completeness check of WebP files: the RIFF size, and every chunk.
 
 use super::Checked;
 
-/// Bytes before an animation frame's own chunks.
+/// Length of an animation frame's header, before its chunks.
 const FRAME_HEADER: usize = 16;
 
-/// Refuses a WebP whose size, or that of a chunk, goes beyond the file, and one without image data. What follows the RIFF
-/// data is ignored.
+/// Rejects a WebP whose size, or a chunk's size, exceeds the file, and one without image data. Bytes after the RIFF
+/// data are ignored.
 pub(super) fn check(bytes: &[u8]) -> Checked<()> {
     let size = bytes.get(4..8).and_then(|size| size.first_chunk::<4>()).ok_or("it ends within its header")?;
     let end = (u32::from_le_bytes(*size) as usize).saturating_add(8);
@@ -19,7 +19,7 @@ pub(super) fn check(bytes: &[u8]) -> Checked<()> {
     }
 }
 
-/// Steps over chunks and returns how many of them hold an image.
+/// Skips over chunks and returns how many of them hold an image.
 fn walk(mut rest: &[u8]) -> Checked<usize> {
     let mut images = 0;
     while let Some((kind, after)) = rest.split_first_chunk::<4>() {
@@ -40,7 +40,7 @@ fn walk(mut rest: &[u8]) -> Checked<usize> {
             }
             _ => {}
         }
-        // Chunks begin at even places; the last one may lack the byte that fills it up.
+        // Chunks begin at even offsets; the last one may lack its padding byte.
         rest = data.get(size.saturating_add(size % 2)..).unwrap_or_default();
     }
     Ok(images)

@@ -1,8 +1,8 @@
-//! TIFF files whose last bytes, which say that no further image follows, are missing.
+//! TIFF files that lack the last bytes, the offset of the next image.
 
 use std::borrow::Cow;
 
-/// The file as the decoder takes it: filled up with zeros where only the offset of the next image is cut.
+/// Pads a file with zeros if only the offset of the next image is truncated.
 pub(super) fn complete(bytes: &[u8]) -> Cow<'_, [u8]> {
     match directory_end(bytes).and_then(|end| end.checked_sub(bytes.len())) {
         Some(missing @ 1..4) => Cow::Owned([bytes, &[0; 4][..missing]].concat()),
@@ -10,7 +10,7 @@ pub(super) fn complete(bytes: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Where the first directory of a classic TIFF ends.
+/// End offset of the first directory of a classic TIFF.
 fn directory_end(bytes: &[u8]) -> Option<usize> {
     let little = bytes.starts_with(b"II");
     let at = bytes.get(4..8)?.first_chunk::<4>().copied()?;

@@ -1,4 +1,4 @@
-//! Calls of the tokenizers library, which panics on some broken `tokenizer.json`.
+//! Guarded calls of the tokenizers library, which panics on some invalid `tokenizer.json`.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
@@ -9,9 +9,9 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs a call and turns a panic into an error, without a report on stderr.
+/// Runs a call and converts a panic into an error, without a report on stderr.
 ///
-/// What can panic is a regular expression that runs into its limit, and a component that lacks fields.
+/// Panics come from regular expressions that exceed their limit, and from components that lack fields.
 pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
     silence_guarded_panics();
     let before = GUARDED.replace(true);
@@ -20,8 +20,8 @@ pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokeni
     result.unwrap_or_else(|_| Err("its tokenizer.json makes the tokenizers library fail".into()))
 }
 
-/// Lets the hook of the program report panics outside of guarded calls alone. The hook is set once and looks at its own
-/// thread, so panics of other threads are reported as before.
+/// Installs a panic hook that reports panics outside of guarded calls only. The hook is installed once and checks its
+/// own thread, so panics of other threads are reported as before.
 fn silence_guarded_panics() {
     static SET: Once = Once::new();
     SET.call_once(|| {

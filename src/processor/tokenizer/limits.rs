@@ -1,38 +1,38 @@
-//! Limits of a `tokenizer.json`: what its components may make of a text.
+//! Limits of a `tokenizer.json`: how much its components may lengthen a text.
 //!
-//! Normalizers and decoders are programs of strangers that rewrite text, some of them to a multiple of its length. The largest
-//! multiple of each is known beforehand, so their product is limited, and with it the length of texts.
+//! Normalizers and decoders are untrusted programs that rewrite text, some to a multiple of its length. The maximum
+//! factor of each is known beforehand, so the product of the factors is limited, and with it the length of texts.
 
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{ModelWrapper, Tokenizer};
 
-/// Most bytes of a `tokenizer.json`; the largest published ones have 34 MB.
+/// Maximum size of a `tokenizer.json` in bytes; the largest published ones have 34 MB.
 pub(super) const MAX_FILE_BYTES: u64 = 64 << 20;
-/// Most bytes that a text may have after normalisation, where each takes some 50 bytes.
+/// Maximum bytes of a text after normalisation; each byte takes about 50 bytes of memory.
 const MAX_NORMALIZED_BYTES: usize = 8 << 20;
-/// Largest growth of a text by normalizer and pre-tokenizer; published ones reach 300.
+/// Maximum growth of a text by normalizer and pre-tokenizer; published ones reach 300.
 const MAX_TEXT_GROWTH: usize = 512;
-/// Largest growth of a token by the decoder; published ones reach 6.
+/// Maximum growth of a token by the decoder; published ones reach 6.
 const MAX_DECODER_GROWTH: usize = 64;
-/// Components of one kind.
+/// Maximum number of components of one kind.
 const MAX_COMPONENTS: usize = 64;
-/// Bytes that a component may put into a text at one place.
+/// Maximum bytes that a component inserts at one place.
 const MAX_INSERTED_BYTES: usize = 256;
 const MAX_ADDED_TOKENS: usize = 1 << 16;
-/// Bytes of a token.
+/// Maximum bytes of a token.
 const MAX_TOKEN_BYTES: usize = 1024;
-/// Pieces of a post-processor's template; text counts once a piece.
+/// Maximum number of pieces in a post-processor's template; the text counts once per piece.
 const MAX_TEMPLATE_PIECES: usize = 64;
-/// Characters of a word that WordPiece tries to split, in quadratic time.
+/// Maximum length in characters of a word that WordPiece splits, in quadratic time.
 const MAX_WORD_CHARS: usize = 10_000;
-/// Most bytes of a `Precompiled` map; published ones have 240 kB.
+/// Maximum bytes of a `Precompiled` map; published ones have 240 kB.
 const MAX_CHARSMAP_BYTES: usize = 4 << 20;
 
-/// Why a `tokenizer.json` is refused.
+/// Reason to reject a `tokenizer.json`.
 type Refused<T> = Result<T, String>;
 
-/// The parts of a `tokenizer.json` that are checked before the tokenizers library reads it.
+/// Parts of a `tokenizer.json` that are checked before the tokenizers library reads it.
 #[derive(Deserialize)]
 pub(super) struct Components {
     #[serde(default)]
@@ -44,7 +44,7 @@ pub(super) struct Components {
 }
 
 impl Components {
-    /// The components of a tokenizer as it would be saved.
+    /// The components of a tokenizer in their serialised form.
     pub(super) fn of(tokenizer: &Tokenizer) -> serde_json::Result<Self> {
         Ok(Self {
             added_tokens: vec![],
@@ -55,7 +55,7 @@ impl Components {
         })
     }
 
-    /// Checks all components and gives the largest text in bytes that the tokenizer is asked to encode.
+    /// Checks all components and returns the maximum length of texts for the tokenizer, in bytes.
     pub(super) fn max_text_bytes(&self) -> Refused<usize> {
         if self.added_tokens.len() > MAX_ADDED_TOKENS {
             return Err(format!("has {} added tokens, expected at most {MAX_ADDED_TOKENS}", self.added_tokens.len()));
@@ -69,7 +69,7 @@ impl Components {
     }
 }
 
-/// Checks what the tokenizer holds beside its components, and gives the bytes of its longest token.
+/// Checks the tokenizer's other parts, and returns the length of its longest token in bytes.
 pub(super) fn longest_token(tokenizer: &Tokenizer) -> Refused<usize> {
     if let ModelWrapper::WordPiece(model) = tokenizer.get_model()
         && model.max_input_chars_per_word > MAX_WORD_CHARS
@@ -84,7 +84,7 @@ pub(super) fn longest_token(tokenizer: &Tokenizer) -> Refused<usize> {
     Ok(longest)
 }
 
-/// The factor by which a component makes a text longer at most.
+/// Maximum factor by which a component lengthens a text.
 fn growth_of(part: &str, component: Option<&Value>, most: usize) -> Refused<usize> {
     let Some(component) = component.filter(|component| !component.is_null()) else { return Ok(1) };
     let mut steps = Vec::new();
@@ -101,7 +101,7 @@ fn growth_of(part: &str, component: Option<&Value>, most: usize) -> Refused<usiz
     Ok(growth)
 }
 
-/// The steps of a `Sequence`, those of inner ones included.
+/// The steps of a `Sequence`, including those of nested sequences.
 fn flatten<'v>(part: &str, component: &'v Value, steps: &mut Vec<&'v Value>) -> Refused<()> {
     if kind(component) != Some("Sequence") {
         steps.push(component);
@@ -140,7 +140,7 @@ fn step_growth(step: &Value) -> Refused<usize> {
     }
 }
 
-/// The bytes of a text that a step inserts.
+/// Bytes of the text that a step inserts.
 fn inserted(step: &Value, field: &str) -> Refused<usize> {
     let bytes = step[field].as_str().map_or(0, str::len);
     if bytes > MAX_INSERTED_BYTES {
@@ -150,7 +150,7 @@ fn inserted(step: &Value, field: &str) -> Refused<usize> {
     Ok(bytes)
 }
 
-/// A regular expression, and an empty text, may match between any two characters.
+/// A regular expression or an empty text may match between any two characters.
 fn replace_growth(step: &Value) -> Refused<usize> {
     let content = inserted(step, "content")?;
     Ok(match step["pattern"]["String"].as_str() {
@@ -159,7 +159,7 @@ fn replace_growth(step: &Value) -> Refused<usize> {
     })
 }
 
-/// The map holds the length of a table, the table, and texts with a zero byte behind each.
+/// The map holds the length of a table, the table, and zero-terminated texts.
 fn precompiled_growth(charsmap: &str) -> Refused<usize> {
     let broken = || "`precompiled_charsmap` is broken: copy tokenizer.json again".to_owned();
     if charsmap.len() > MAX_CHARSMAP_BYTES {
@@ -200,7 +200,7 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Each place of the text in a template is a copy of it, although nothing else is added to a prompt.
+/// Each occurrence of the text in a template is a copy, although nothing else is added to a prompt.
 fn template_growth(step: &Value) -> Refused<usize> {
     for field in ["single", "pair"] {
         let pieces = step[field].as_array().map_or(0, Vec::len);

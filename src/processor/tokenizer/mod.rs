@@ -1,4 +1,4 @@
-//! Text to token ids and back.
+//! Tokenizer: text to token ids and back.
 
 mod guard;
 mod limits;
@@ -18,31 +18,31 @@ use super::prompt::Prompt;
 use crate::batch::too_long;
 use crate::{Error, Result, files};
 
-/// A token and the bytes of the text that it stands for.
+/// A token and the bytes of the text that it covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Token {
     pub(super) id: u32,
     pub(super) range: Range<usize>,
 }
 
-/// A tokenizer that reads control tokens where a template wrote them, never where a user did.
+/// Tokenizer that reads control tokens in the template's text only, never in the text of messages.
 #[derive(Debug, Clone)]
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
-    /// The same, but control tokens are plain text. Made when somebody first writes one.
+    /// The same tokenizer with control tokens as plain text; built when a message first contains one.
     plain: OnceLock<Tokenizer>,
     special: HashSet<u32>,
     config: Map<String, Value>,
-    /// Largest text that is given to the tokenizer.
+    /// Maximum length of a text for the tokenizer, in bytes.
     max_text_bytes: usize,
     longest_token: usize,
 }
 
 impl TextTokenizer {
-    /// A tokenizer and the content of its `tokenizer_config.json`, which may be empty.
+    /// Wraps a tokenizer and the content of its `tokenizer_config.json`, which may be empty.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if its padding cannot be switched off, or if its components could make a text too long.
+    /// [`Error::Tokenizer`] if its padding cannot be switched off, or if a component could make a text too long.
     pub fn new(mut tokenizer: Tokenizer, config: Map<String, Value>) -> Result<Self> {
         tokenizer.with_padding(None).with_truncation(None).map_err(tokenizer_error)?;
         let components = Components::of(&tokenizer).map_err(|e| Error::tokenizer(e.to_string()).caused_by(e))?;
@@ -53,10 +53,11 @@ impl TextTokenizer {
         Ok(Self { tokenizer, plain: OnceLock::new(), special, config, max_text_bytes, longest_token })
     }
 
-    /// Reads `tokenizer.json` and, where there is one, `tokenizer_config.json`.
+    /// Reads `tokenizer.json` and, if it exists, `tokenizer_config.json`.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if the first is missing or broken, [`Error::Io`] or [`Error::Format`] for the second.
+    /// [`Error::Tokenizer`] if `tokenizer.json` is missing or invalid, [`Error::Io`] or [`Error::Format`] for an
+    /// invalid `tokenizer_config.json`.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join("tokenizer.json");
         let advice = "copy the `tokenizer.json` of the language model into the folder";
@@ -65,7 +66,7 @@ impl TextTokenizer {
             .map_err(|e| Error::tokenizer(format!("{e}; {advice}")).caused_by(e))?;
         let components: Components = serde_json::from_str(&text).map_err(|e| fail(&e).caused_by(e))?;
         components.max_text_bytes().map_err(|problem| fail(&problem))?;
-        // Not `from_bytes`, which is generic: its parser of every kind of tokenizer would be compiled again in this crate.
+        // Not `from_bytes`, which is generic: this crate would compile the parser of every kind of tokenizer again.
         let tokenizer = guarded(|| text.parse::<Tokenizer>()).map_err(|e| fail(&e).caused_by(e))?;
         let config = match read_json(&folder.as_ref().join("tokenizer_config.json"))? {
             Some(Value::Object(config)) => config,
@@ -74,7 +75,7 @@ impl TextTokenizer {
         Self::new(tokenizer, config)
     }
 
-    /// The ids of a text in which control tokens are plain text. Nothing is put before or after.
+    /// Encodes a text with control tokens as plain text, and without added special tokens.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if the tokenizer fails on the text.
@@ -84,7 +85,7 @@ impl TextTokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of ids.
+    /// Decodes token ids to text.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if the tokenizer fails.
@@ -92,13 +93,13 @@ impl TextTokenizer {
         guarded(|| self.tokenizer.decode(ids, skip_special_tokens)).map_err(tokenizer_error)
     }
 
-    /// The id of a token.
+    /// The id of a token; `None` if the vocabulary lacks it.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.tokenizer.token_to_id(token)
     }
 
-    /// The words of a text that the tokenizer has no token for (it reads `unk_token` of `tokenizer_config.json` instead),
-    /// each once; most tokenizers spell such words and so know every one.
+    /// The distinct words of a text that the tokenizer has no token for and replaces by `unk_token` of
+    /// `tokenizer_config.json`. Most tokenizers split such words into known pieces and never use `unk_token`.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if the tokenizer fails on the text.
@@ -125,7 +126,7 @@ impl TextTokenizer {
         self.id(self.named_token("eos_token")?)
     }
 
-    /// The tokenizer itself, for example to decode a stream.
+    /// The wrapped tokenizer, for example to decode a stream.
     pub fn inner(&self) -> &Tokenizer {
         &self.tokenizer
     }
@@ -135,19 +136,19 @@ impl TextTokenizer {
         &self.config
     }
 
-    /// `bos_token` and the like, for chat templates.
+    /// `bos_token` and other special tokens, for chat templates.
     pub(super) fn named_tokens(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let names = ["bos_token", "eos_token", "pad_token", "unk_token"];
         names.into_iter().filter_map(|name| Some((name, self.named_token(name)?)))
     }
 
-    /// A token that the configuration names, written as a string or as an object with `content`.
+    /// A token of the configuration, given as a string or as an object with `content`.
     fn named_token(&self, name: &str) -> Option<&str> {
         let field = self.config.get(name)?;
         field.as_str().or_else(|| field.get("content")?.as_str())
     }
 
-    /// Checks a placeholder of the model, and that every id has a row in its embedding table.
+    /// Checks a placeholder of the model, and that every id has a row in the embedding table.
     pub(super) fn check_placeholder(&self, token: &str, field: &str, id: u32) -> Result<()> {
         match self.id(token) {
             Some(found) if found == id => Ok(()),
@@ -170,8 +171,7 @@ impl TextTokenizer {
         }
     }
 
-    /// Checks that the tokens that the configuration names are in the vocabulary, and that those which begin and end texts
-    /// are special.
+    /// Checks that the configured tokens are in the vocabulary, and that those that begin and end texts are special.
     pub(super) fn check_named_tokens(&self) -> Result<()> {
         for (name, token) in self.named_tokens() {
             let control = matches!(name, "bos_token" | "eos_token");
@@ -182,7 +182,7 @@ impl TextTokenizer {
         Ok(())
     }
 
-    /// Checks that a control token that the chat template writes is a special token.
+    /// Checks that a control token of the chat template is a special token.
     pub(super) fn check_control_token(&self, token: &str) -> Result<()> {
         self.check_token(token, true)
             .map_err(|problem| Error::tokenizer(format!("the chat template writes `{token}`, which {problem}")))
@@ -198,7 +198,7 @@ impl TextTokenizer {
         }
     }
 
-    /// Bytes of the longest token.
+    /// Length of the longest token, in bytes.
     pub(super) fn longest_token(&self) -> usize {
         self.longest_token
     }
@@ -213,19 +213,19 @@ impl TextTokenizer {
         Ok(())
     }
 
-    /// Refuses a long prompt whose beginning alone has far more tokens than the context, before all of it is read.
+    /// Rejects a long prompt whose beginning alone has far more tokens than the context, before all of it is tokenised.
     fn check_beginning(&self, text: &str, context: usize) -> Result<()> {
         let bytes = text.floor_char_boundary(context.saturating_mul(8));
         if bytes == text.len() {
             return Ok(());
         }
         let tokens = encode(&self.tokenizer, text, 0..bytes)?.len();
-        // What the cut changes at the end of the beginning is little.
+        // The cut changes few tokens at the end of the beginning.
         if tokens > context + context / 4 + 16 { Err(too_long(tokens, context)) } else { Ok(()) }
     }
 
-    /// Tokens of a prompt: just those of the whole text, unless control tokens stand in what somebody said. Those
-    /// stretches alone are then cut out and read as plain text.
+    /// Tokens of a prompt: the tokens of the whole text, unless message text contains control tokens. Those spans are
+    /// then cut out and encoded as plain text.
     pub(super) fn encode_prompt(&self, prompt: &Prompt, context: usize) -> Result<Vec<Token>> {
         self.check_bytes(&prompt.text)?;
         self.check_beginning(&prompt.text, context)?;

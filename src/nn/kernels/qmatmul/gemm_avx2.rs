@@ -1,5 +1,5 @@
-//! GEMM over quantised weights for AVX2: weights are packed for eight outputs side by side, so each lane of a register
-//! accumulates an output of its own, in integers within a block, and no sum crosses lanes.
+//! GEMM over quantised weights for AVX2: weights are packed for eight outputs side by side. Each lane of a register
+//! accumulates one output, in integers within a block, and no sum crosses lanes.
 
 use std::arch::x86_64::__m256i;
 use std::marker::PhantomData;
@@ -11,29 +11,29 @@ use super::super::simd_math::AVX2_F32_LANES as LANES;
 use super::quantize_activations::QuantizedBlock;
 use super::{Tile, TileKernel};
 
-/// Panels of the micro-kernel.
+/// Number of panels in the micro-kernel.
 pub const PANELS: usize = 2;
-/// Rows of `x` of the micro-kernel.
+/// Rows of `x` in the micro-kernel.
 pub const ROWS: usize = 2;
 
-/// The accumulators of the micro-kernel; they and its operands fit into the registers.
+/// Accumulators of the micro-kernel; they and the operands fit into the registers.
 pub type Sums = [[f32x8; PANELS]; ROWS];
 
 /// One block of each of eight rows of weights, packed.
 pub trait PackedBlock: Clone + Default {
-    /// The quantised form of `x`.
+    /// Quantised form of `x`.
     type X: QuantizedBlock;
-    /// Bytes of a block.
+    /// Number of bytes of a block.
     const BYTES: usize;
 
-    /// Packs these blocks; one that is too short counts as zeros.
+    /// Packs these blocks; a truncated one counts as zeros.
     fn pack(&mut self, simd: V3, blocks: [&[u8]; LANES]);
 
-    /// The micro-kernel: accumulates the products with a block of each row of `x`.
+    /// Micro-kernel: accumulates the dot products with a block of each row of `x`.
     fn accumulate(simd: V3, panels: [&Self; PANELS], x: [&Self::X; ROWS], sums: &mut Sums);
 }
 
-/// The GEMM: two panels are packed, then multiplied with all rows of `x`.
+/// GEMM: two panels are packed, then multiplied with all rows of `x`.
 pub struct GemmAvx2<P>(PhantomData<P>);
 
 impl<P: PackedBlock> TileKernel for GemmAvx2<P> {
@@ -77,7 +77,7 @@ fn pack<P: PackedBlock>(simd: V3, panels: &mut [P], rows: &[u8]) {
     }
 }
 
-/// The products of two rows of `x` with two panels.
+/// Dot products of two rows of `x` with two panels.
 #[inline(always)]
 fn multiply<P: PackedBlock>(simd: V3, panels: [&[P]; PANELS], x: [&[P::X]; ROWS]) -> Sums {
     let mut sums = [[simd.splat_f32x8(0.0); PANELS]; ROWS];
@@ -93,7 +93,7 @@ pub fn broadcast(simd: V3, bits: i32) -> __m256i {
     simd.avx._mm256_set1_epi32(bits)
 }
 
-/// The transpose of an 8 x 8 matrix of 32-bit elements, one row in each register.
+/// Transposes an 8 x 8 matrix of 32-bit elements, one row per register.
 #[inline(always)]
 pub fn transpose_8x8(simd: V3, rows: [__m256i; LANES]) -> [__m256i; LANES] {
     let avx2 = simd.avx2;

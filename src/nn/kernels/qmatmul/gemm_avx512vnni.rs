@@ -1,5 +1,5 @@
 //! GEMM over quantised weights for AVX-512 VNNI: weights are packed for sixteen outputs side by side, and each lane
-//! accumulates four byte products at a time for an output of its own.
+//! accumulates four byte products at a time for one output.
 //!
 //! A packed weight of any type is `scale * byte - offset`, with a scale and an offset for each 16 or 32 weights of an
 //! output; `x` is quantised to 8 bits in blocks of 32.
@@ -21,17 +21,17 @@ use super::Q8_0_BYTES;
 use super::kquant_format::{KQuant, KQuantBlock, PARTS, Q4K, Q6K};
 use super::quantize_activations::{BlockI8x32WithSums, QuantizedBlock, quantize_rows};
 
-/// Panels of the micro-kernel.
+/// Number of panels in the micro-kernel.
 const PANELS: usize = 3;
-/// Rows of `x` of the micro-kernel: all sums stay in registers.
+/// Rows of `x` in the micro-kernel: all sums stay in registers.
 const ROWS: usize = 4;
-/// Outputs of a task.
+/// Number of outputs of a task.
 const COLUMNS: usize = PANELS * LANES;
-/// Inputs of a panel: three panels and the rows of `x` fit into L1.
+/// Number of inputs of a panel: three panels and the rows of `x` fit into L1.
 const INPUTS: usize = 256;
-/// Blocks of `x` in a panel.
+/// Number of blocks of `x` in a panel.
 const BLOCKS: usize = INPUTS / BlockI8x32WithSums::WIDTH;
-/// Most scales of an output in a panel.
+/// Maximum number of scales of an output in a panel.
 const SCALES: usize = INPUTS / 16;
 
 const CACHE_LINE: usize = 64;
@@ -53,15 +53,16 @@ impl VnniPanel {
 pub trait VnniWeights {
     /// Bytes of 256 weights.
     const BYTES: usize;
-    /// Whether each 16 weights have a scale, and not each 32.
+    /// Whether there is one scale per 16 weights, not per 32.
     const SCALE_FOR_16: bool;
-    /// The zero point as a power of two, if the type has one instead of offsets.
+    /// Zero point as a power of two, if the type has a zero point instead of offsets.
     const ZERO: Option<u32>;
 
     /// The 64 weights from `64 * part` on, as unsigned bytes; missing ones count as zeros.
     fn weights(simd: V3, blocks: &[u8], part: usize) -> [__m256i; 2];
 
-    /// Packs the scales of 256 weights of sixteen outputs, and the offsets if the type has any; missing ones become zeros.
+    /// Packs the scales of 256 weights of sixteen outputs, and the offsets if the type has any; missing ones become
+    /// zeros.
     ///
     /// # Safety
     /// The CPU must have AVX-512.
@@ -93,13 +94,13 @@ impl VnniWeights for Q8_0 {
     #[target_feature(enable = "avx512f")]
     unsafe fn pack_factors(_: V3, panel: &mut VnniPanel, rows: &[&[u8]; LANES]) {
         for (block, scales) in panel.scales.iter_mut().take(BLOCKS).enumerate() {
-            let mut halves = [0u16; LANES];
-            for (half, row) in halves.iter_mut().zip(rows) {
+            let mut bits = [0u16; LANES];
+            for (bits, row) in bits.iter_mut().zip(rows) {
                 let bytes = row.get(block * Q8_0_BYTES..).and_then(|bytes| bytes.first_chunk()).unwrap_or(&[0; 2]);
-                *half = u16::from_le_bytes(*bytes);
+                *bits = u16::from_le_bytes(*bytes);
             }
             // Infinite scales stay infinite here; `f16_to_f32` makes them large. No valid file has any.
-            scales.store(_mm512_cvtph_ps(cast(halves)));
+            scales.store(_mm512_cvtph_ps(cast(bits)));
         }
     }
 }
@@ -145,7 +146,7 @@ impl<K: KQuantZero> VnniWeights for K {
     }
 }
 
-/// Sixteen integers times a float, as bits.
+/// Multiplies sixteen integers by a float; the result as bits.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn scale_bits(integers: __m256i, by: f32) -> __m512i {
@@ -180,8 +181,8 @@ pub fn gemm<T: VnniWeights>(simd: V3, x: &[f32], blocks: &[u8], width: usize) ->
     })
 }
 
-/// Fills `out` with the products of all rows of `x` and these rows of weights, at most [`COLUMNS`], and prefetches about as
-/// many of the following rows, where a thread mostly continues.
+/// Fills `out` with the matmul of all rows of `x` and these rows of weights, at most [`COLUMNS`], and prefetches about
+/// as many of the following rows, where a thread mostly continues.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn fill<T: VnniWeights>(
     simd: V3,
@@ -248,8 +249,8 @@ fn store(floats: __m512, to: &mut [f32]) {
     unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), lane_mask(to.len()), floats) }
 }
 
-/// Packs at most 256 weights of each of sixteen rows. Cache lines of `ahead` are prefetched one at a time on the way, so that
-/// they do not delay the loads of the panel.
+/// Packs at most 256 weights of each of sixteen rows. Cache lines of `ahead` are prefetched one at a time meanwhile,
+/// so that they do not delay the loads of the panel.
 #[target_feature(enable = "avx512f,avx512bw")]
 fn pack<T: VnniWeights>(simd: V3, panel: &mut VnniPanel, rows: &[&[u8]; LANES], ahead: &mut Chunks<u8>) {
     let mut parts = [_mm512_setzero_si512(); LANES];
@@ -267,7 +268,7 @@ fn pack<T: VnniWeights>(simd: V3, panel: &mut VnniPanel, rows: &[&[u8]; LANES], 
     unsafe { T::pack_factors(simd, panel, rows) }
 }
 
-/// Accumulates the products of four rows of `x` with three panels; `SUB` weights share a scale.
+/// Accumulates the dot products of four rows of `x` with three panels; `SUB` weights share a scale.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn micro_kernel<T: VnniWeights, const SUB: usize>(

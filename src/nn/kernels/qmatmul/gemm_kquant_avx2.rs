@@ -12,7 +12,7 @@ use super::gemm_avx2::{PANELS, PackedBlock, ROWS, Sums, broadcast, transpose_8x8
 use super::kquant_format::{KQuant, KQuantBlock, PARTS};
 use super::quantize_activations::BlockI8x256;
 
-/// One integer for each output: four neighbouring weights, a scale twice, or two neighbouring offsets.
+/// One integer per output: four neighbouring weights, a scale twice, or two neighbouring offsets.
 type Column = [i32; LANES];
 
 /// A K-quant block (256 weights) of each of eight outputs.
@@ -20,9 +20,10 @@ type Column = [i32; LANES];
 #[derive(Clone, Default)]
 pub struct PackedKQuant<K> {
     weights: [[Column; 8]; PARTS],
-    /// Of the even groups of 16 weights of each part, then of the odd ones.
+    /// Scales of the even groups of 16 weights of each part, then of the odd ones.
     scales: [[Column; PARTS]; 2],
-    /// Four times the offsets of two even groups, then of two odd ones, which are used only where neighbours may differ.
+    /// Four times the offsets of two even groups, then of two odd groups; the odd ones are used only if neighbours may
+    /// differ.
     mins: [Column; 8],
     scale: [f32; LANES],
     min: [f32; LANES],
@@ -30,7 +31,7 @@ pub struct PackedKQuant<K> {
 }
 
 impl<K: KQuant> PackedKQuant<K> {
-    /// The offsets times the sums of `x`, to be subtracted from the products.
+    /// Dot products of offsets and sums of `x`, to be subtracted from the accumulators.
     #[inline(always)]
     fn offset_products(&self, simd: V3, x: &BlockI8x256) -> __m256i {
         let avx2 = simd.avx2;
@@ -46,7 +47,7 @@ impl<K: KQuant> PackedKQuant<K> {
     }
 }
 
-/// Four pairs of offsets times four pairs of sums, which both halves of the register hold.
+/// Multiplies four pairs of offsets by four pairs of sums, which both halves of the register hold.
 #[inline(always)]
 fn multiply_pairs(simd: V3, mins: [Column; 4], sums: __m256i) -> __m256i {
     let avx2 = simd.avx2;

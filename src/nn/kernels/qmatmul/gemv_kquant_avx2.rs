@@ -1,4 +1,4 @@
-//! GEMV over K-quant (Q4_K and Q6_K) blocks in the order of the file, for AVX2.
+//! GEMV over K-quant (Q4_K and Q6_K) blocks in file order, for AVX2.
 
 use std::marker::PhantomData;
 

@@ -1,4 +1,4 @@
-//! GEMV over K-quant (Q4_K and Q6_K) blocks in the order of the file, for AVX-512 VNNI: 64 weights at a time.
+//! GEMV over K-quant (Q4_K and Q6_K) blocks in file order, for AVX-512 VNNI: 64 weights at a time.
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;

@@ -8,7 +8,7 @@ use super::gemm_avx2::{PANELS, PackedBlock, ROWS, Sums, broadcast, transpose_8x8
 use super::quantize_activations::{BlockI8x32, BlockI16x32};
 use super::{Q8_0_BYTES as BYTES, RowKernel, f16_to_f32, reduce_sum};
 
-/// The dot product of a row of blocks.
+/// Dot product with a row of blocks.
 pub struct Q8_0Row;
 
 impl RowKernel for Q8_0Row {
@@ -21,7 +21,7 @@ impl RowKernel for Q8_0Row {
         let mut sum = simd.splat_f32x8(0.0);
         for ([low, high, weights @ ..], x) in blocks.as_chunks::<BYTES>().0.iter().zip(x) {
             let w = cast(*weights);
-            // `maddubs` takes an unsigned factor; the other one gets both signs.
+            // `maddubs` takes an unsigned factor, so the other factor gets both signs.
             let signed = simd.avx2._mm256_sign_epi8(cast(x.bytes), w);
             let pairs = cast(simd.avx2._mm256_maddubs_epi16(simd.avx2._mm256_abs_epi8(w), signed));
             let fours = simd.multiply_wrapping_add_adjacent_i16x16(pairs, ones);
@@ -32,7 +32,7 @@ impl RowKernel for Q8_0Row {
     }
 }
 
-/// 32 weights of each of eight outputs, widened to 16 bits: AVX2 has no products of signed bytes, and emulating them takes
+/// 32 weights of each of eight outputs, widened to 16 bits: AVX2 cannot multiply signed bytes, and an emulation takes
 /// as many instructions. Sums of a block stay below `32 * 128 * 32,767`, 134 of 2,147 million.
 #[repr(align(32))]
 #[derive(Clone, Default)]

@@ -1,4 +1,4 @@
-//! The layout of GGUF's K-quant blocks: 256 weights, each group of 16 with a scale and an offset.
+//! Layout of GGUF's K-quant blocks: 256 weights, each group of 16 with a scale and an offset.
 
 use std::arch::x86_64::__m256i;
 
@@ -7,7 +7,7 @@ use pulp::x86::V3;
 
 use super::f16_to_f32;
 
-/// AVX2 registers of a block's weights.
+/// Number of AVX2 registers of a block's weights.
 pub const PARTS: usize = 8;
 
 /// The fields of a block, unpacked: a weight is `scale * scales[group] * weight - min * mins[group]`.
@@ -15,28 +15,28 @@ pub trait KQuantBlock {
     /// The `part`-th 32 weights, as unsigned bytes.
     fn weights(&self, simd: V3, part: usize) -> __m256i;
 
-    /// The scales of the 16 groups, 16 bits each: groups of even index first.
+    /// Scales of the 16 groups, 16 bits each: groups of even index first.
     fn scales(&self, simd: V3) -> __m256i;
 
-    /// The offsets of the groups, in the same order.
+    /// Offsets of the groups, in the same order.
     fn mins(&self, simd: V3) -> __m256i;
 
-    /// The block-wide `scale` and `min`.
+    /// Block-wide `scale` and `min`.
     fn factors(&self) -> [f32; 2];
 }
 
-/// A K-quant type.
+/// K-quant type.
 pub trait KQuant: Clone + Default {
     /// Bytes of a block.
     const BYTES: usize;
-    /// How many products of pairs are summed in 16 bits before they are scaled: a pair is at most `2 * 127` times the
+    /// Number of pair sums that are added in 16 bits before they are scaled: a pair sum is at most `2 * 127` times the
     /// largest weight.
     const I16_SUMS: usize;
     /// Whether two neighbouring groups share offset and scale.
     const OFFSET_FOR_32: bool;
     type KQuantBlock<'a>: KQuantBlock;
 
-    /// The block in these bytes; all zeros if there are too few.
+    /// Reads the block in these bytes; all zeros if there are too few.
     fn read(bytes: &[u8]) -> Self::KQuantBlock<'_>;
 }
 
@@ -119,7 +119,8 @@ pub fn pair_scales(simd: V3, scales: __m256i, part: usize) -> __m256i {
 
 /// 6 bits a weight with a zero point of 32, an 8-bit scale for each 16, an f16 scale for all.
 ///
-/// In order: 64 bytes of lower nibbles for each 128 weights, 32 bytes of upper two bits for each 128, the scales, the f16.
+/// In order: 64 bytes of lower nibbles for each 128 weights, 32 bytes of upper two bits for each 128, the scales, the
+/// f16.
 #[derive(Clone, Default)]
 pub struct Q6K;
 

@@ -1,7 +1,8 @@
-//! Matmul `x W^T` over GGUF blocks, in integers, for x86-64 with AVX2: `x` is quantised too, and scales enter once a block.
+//! Integer matmul `x W^T` over GGUF blocks, for x86-64 with AVX2: `x` is quantised too, and scales are applied once per
+//! block.
 //!
-//! [`QuantKernel`] says which blocks each kernel quantises `x` in. All code but the AVX-512 kernels is inlined into closures
-//! that pulp compiles for AVX2.
+//! [`QuantKernel`] lists the blocks in which each kernel quantises `x`. All code but the AVX-512 kernels is inlined
+//! into closures that pulp compiles for AVX2.
 
 mod gemm_avx2;
 mod gemm_avx512vnni;
@@ -34,10 +35,10 @@ const _: () = assert!(TASK_OUTPUTS.is_multiple_of(gemm_avx2::PANELS * super::sim
 /// Bytes of a `Q8_0` block: the f16 scale, then 32 weights.
 const Q8_0_BYTES: usize = 2 + 32;
 
-/// `x` (rows, width) times the transpose of a matrix (outputs, width) of whole `blocks`: (rows, outputs).
+/// Multiplies `x` (rows, width) by the transpose of a matrix (outputs, width) of whole `blocks`: (rows, outputs).
 ///
-/// A row's result depends neither on the other rows nor on the number of threads, but on `kernel`, which the number of rows
-/// decides: each kernel rounds and sums in its own way.
+/// A row's result depends neither on the other rows nor on the number of threads, but on `kernel`, which is chosen by
+/// the number of rows: each kernel rounds and sums in another way.
 pub fn matmul(kernel: QuantKernel, simd: V3, x: &[f32], blocks: &[u8], kind: Quantization, width: usize) -> Vec<f32> {
     use QuantKernel::{GemmAvx2 as Gemm, GemmAvx512Vnni as GemmVnni, GemvAvx2 as Gemv, GemvAvx512Vnni as GemvVnni};
     match (kernel, kind) {
@@ -67,22 +68,22 @@ fn by_tiles<K: TileKernel>(simd: V3, x: &[f32], blocks: &[u8], width: usize) -> 
     })
 }
 
-/// A kernel that fills one tile of the result.
+/// Kernel that fills one tile of the result.
 trait TileKernel {
-    /// The quantised form of `x`.
+    /// Quantised form of `x`.
     type X: QuantizedBlock;
-    /// Bytes of a block of weights.
+    /// Number of bytes of a block of weights.
     const BYTES: usize;
 
     /// Fills `task.out`.
     fn fill(task: Tile<'_, Self>);
 }
 
-/// The matmul of some rows of `x` with some rows of weights, into `out` (rows, outputs).
+/// Matmul of some rows of `x` with some rows of weights, into `out` (rows, outputs).
 struct Tile<'a, K: TileKernel + ?Sized> {
     simd: V3,
     x: &'a [K::X],
-    /// Blocks of a row of `x`.
+    /// Number of blocks in a row of `x`.
     per_row: usize,
     weights: &'a [u8],
     out: &'a mut [f32],
@@ -97,18 +98,18 @@ impl<K: TileKernel> NullaryFnOnce for Tile<'_, K> {
     }
 }
 
-/// The dot product of a row of blocks, in the order of the file.
+/// Dot product with a row of blocks, in file order.
 trait RowKernel {
-    /// The quantised form of `x`.
+    /// Quantised form of `x`.
     type X: QuantizedBlock;
-    /// Bytes of a block.
+    /// Number of bytes of a block.
     const BYTES: usize;
 
-    /// The dot product with a row of `x`.
+    /// Computes the dot product with a row of `x`.
     fn dot(simd: V3, blocks: &[u8], x: &[Self::X]) -> f32;
 }
 
-/// The GEMV: one row of weights after the other, for each row of `x`.
+/// GEMV: one row of weights after the other, for each row of `x`.
 struct GemvAvx2<W>(PhantomData<W>);
 
 impl<W: RowKernel> TileKernel for GemvAvx2<W> {
@@ -127,13 +128,13 @@ impl<W: RowKernel> TileKernel for GemvAvx2<W> {
     }
 }
 
-/// The sum of eight floats.
+/// Sums eight floats.
 #[inline(always)]
 fn reduce_sum(simd: V3, sum: pulp::f32x8) -> f32 {
     pulp::Simd::reduce_sum_f32s(simd, sum)
 }
 
-/// A finite f16 as f32; infinities and NaNs, which no valid scale is, become large numbers.
+/// Converts a finite f16 to f32; infinities and NaNs, which no valid scale is, become large values.
 ///
 /// The bits of an f16, shifted to the fields of an f32, are its value divided by 2^112.
 #[inline(always)]

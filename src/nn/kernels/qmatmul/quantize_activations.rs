@@ -1,4 +1,4 @@
-//! Activations quantised to 8 or 16 bits in blocks with a scale each: `x` is about `integers * scale`.
+//! Quantisation of activations to 8 or 16 bits in blocks with a scale each: `x` is about `integers * scale`.
 
 use std::arch::x86_64::__m256i;
 
@@ -8,15 +8,15 @@ use rayon::prelude::*;
 
 use super::gemm_avx2::transpose_8x8;
 
-/// Elements of one task: enough to hide the cost of a task.
+/// Number of elements of one task: enough to hide the cost of a task.
 const TASK_ELEMENTS: usize = 1 << 14;
 
-/// The largest quantised magnitude of 8 bits.
+/// Maximum magnitude of 8-bit quantised elements.
 const I8_MAX: i16 = 127;
 
 /// A block of quantised elements with a common scale, which is NaN if an element is NaN or infinite.
 pub trait QuantizedBlock: Clone + Default + Send + Sync {
-    /// The number of elements.
+    /// Number of elements in a block.
     const WIDTH: usize;
 
     /// Quantises a block of elements.
@@ -40,17 +40,17 @@ impl QuantizedBlock for BlockI8x32 {
     }
 }
 
-/// 32 elements of 8 bits and their sums, which the zero points of weights are multiplied with.
+/// 32 elements of 8 bits and their sums, by which the zero points of weights are multiplied.
 #[derive(Clone, Default)]
 pub struct BlockI8x32WithSums {
     /// Four neighbouring elements in each integer.
     pub fours: [i32; 8],
     pub scale: f32,
-    /// The negative sum of each half.
+    /// Negated sum of each half of the block.
     pub minus_half_sums: [i32; 2],
-    /// The negative sum of all.
+    /// Negated sum of all elements.
     pub minus_sum: i32,
-    /// The sum of all, times the scale.
+    /// Sum of all elements, times the scale.
     pub sum: f32,
 }
 
@@ -89,7 +89,7 @@ impl QuantizedBlock for BlockI16x32 {
         self.scale = scale(simd, x, i16::MAX);
         let [a, b, c, d] = round_i32(simd, x, inverse(self.scale));
         let halves = [simd.avx2._mm256_packs_epi32(a, b), simd.avx2._mm256_packs_epi32(c, d)];
-        // Packing works on each half of a register: four elements of `a`, of `b`, then the other fours.
+        // Packing works on each half of a register: four elements of `a`, of `b`, then the other four of each.
         self.twos = cast(halves.map(
             #[inline(always)]
             |fours| simd.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(fours),
@@ -102,7 +102,7 @@ impl QuantizedBlock for BlockI16x32 {
 #[derive(Clone, Default)]
 pub struct BlockI8x256 {
     pub bytes: [[i8; 32]; 8],
-    /// The sum of each group of 16 elements: groups of even index first.
+    /// Sum of each group of 16 elements: groups of even index first.
     pub sums: [i16; 16],
     pub scale: f32,
 }
@@ -163,7 +163,7 @@ impl<X: QuantizedBlock> NullaryFnOnce for Task<'_, X> {
     }
 }
 
-/// The scale at which the largest magnitude becomes `steps`.
+/// Scale at which the largest magnitude becomes `steps`.
 #[inline(always)]
 fn scale(simd: V3, x: &[f32], steps: i16) -> f32 {
     let (mut max, mut nan) = (simd.splat_f32x8(0.0), simd.splat_f32x8(0.0));
@@ -175,23 +175,23 @@ fn scale(simd: V3, x: &[f32], steps: i16) -> f32 {
     simd.reduce_max_f32s(max) / f32::from(steps) + simd.reduce_sum_f32s(nan)
 }
 
-/// The inverse of a scale; zero for NaN and for scales too small for an inverse.
+/// Inverse of a scale; zero for NaN and for scales too small for an inverse.
 #[inline(always)]
 fn inverse(scale: f32) -> f32 {
     if scale > f32::MIN_POSITIVE { scale.recip() } else { 0.0 }
 }
 
-/// 32 elements times `factor`, rounded to 8 bits.
+/// Multiplies 32 elements by `factor` and rounds them to 8 bits.
 #[inline(always)]
 fn round_i8(simd: V3, x: &[f32], factor: f32) -> [i8; 32] {
     let [a, b, c, d] = round_i32(simd, x, factor);
     let packed = simd.avx2._mm256_packs_epi16(simd.avx2._mm256_packs_epi32(a, b), simd.avx2._mm256_packs_epi32(c, d));
-    // Packing works on each half of a register: four elements of `a`, `b`, `c` and `d`, then the other fours.
+    // Packing works on each half of a register: four elements of `a`, `b`, `c` and `d`, then the other four of each.
     let in_order = simd.avx2._mm256_permutevar8x32_epi32(packed, cast([0i32, 4, 1, 5, 2, 6, 3, 7]));
     cast(in_order)
 }
 
-/// 32 elements times `factor`, rounded to integers.
+/// Multiplies 32 elements by `factor` and rounds them to integers.
 #[inline(always)]
 fn round_i32(simd: V3, x: &[f32], factor: f32) -> [__m256i; 4] {
     let factor = simd.splat_f32x8(factor);

@@ -1,4 +1,5 @@
-//! The backward pass on the CPU, which recomputes the attention weights block by block instead of keeping them.
+//! Backward pass of attention on the CPU, which recomputes the attention weights block by block instead of keeping
+//! them.
 
 use rayon::prelude::*;
 
@@ -8,15 +9,15 @@ use crate::nn::kernels::kv_view::HeadView;
 use crate::nn::kernels::mat::{MatMut, MatRef};
 use crate::nn::kernels::simd_math::vectorised;
 
-/// A backward task: all queries of one batch row, for the query heads that share the keys of one head.
+/// Backward task: all queries of one batch row, for the query heads that share the keys of one head.
 struct Task<'a> {
     batch: usize,
     kv_head: usize,
-    /// (queries, heads of the group * head_dim).
+    /// Gradient of the queries, (queries, heads of the group * head_dim).
     dq: MatMut<'a>,
-    /// (keys, head_dim).
+    /// Gradient of the keys, (keys, head_dim).
     dk: MatMut<'a>,
-    /// (keys, head_dim).
+    /// Gradient of the values, (keys, head_dim).
     dv: MatMut<'a>,
 }
 
@@ -54,7 +55,7 @@ impl AttentionOp {
         [dq, dk, dv]
     }
 
-    /// A matrix (batch * positions, all heads) by batch rows and by heads of keys.
+    /// Splits a matrix (batch * positions, all heads) by batch rows and by key heads.
     fn tiles<'a>(&self, all: MatMut<'a>) -> Vec<MatMut<'a>> {
         let (rows, columns) = (all.rows() / self.shape.batch.max(1), all.columns() / self.shape.kv_heads);
         all.row_blocks(rows).flat_map(|rows| rows.column_blocks(columns)).collect()
@@ -87,7 +88,7 @@ impl AttentionOp {
     }
 }
 
-/// `ds = p * (ds - rowsum(p * ds))`, row by row; where a key is not seen `p` is 0, and so is the result.
+/// Computes `ds = p * (ds - rowsum(p * ds))`, row by row; `p` and the result are 0 for masked keys.
 #[inline(always)]
 fn softmax_backward(p: &[f32], ds: &mut [f32], width: usize) {
     for (p, ds) in p.chunks(width).zip(ds.chunks_mut(width)) {

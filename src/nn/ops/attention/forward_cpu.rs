@@ -1,4 +1,5 @@
-//! The forward pass on the CPU: a block of queries at a time, so that no score matrix is ever whole in memory.
+//! Forward pass of attention on the CPU, one block of queries at a time, so that the score matrix is never whole in
+//! memory.
 
 use std::ops::Range;
 
@@ -17,7 +18,7 @@ use crate::nn::kernels::simd_math::{exp, vectorised};
 /// Queries of a block; their scores (queries of the block, keys) are the largest part of the score matrix in memory.
 pub(super) const QUERY_BLOCK: usize = 64;
 
-/// Multiplications below which the forward pass stays on one thread.
+/// Number of multiplications below which the forward pass runs on one thread.
 const MIN_PARALLEL_WORK: usize = 1 << 16;
 
 /// Buffers that a thread reuses from task to task.
@@ -34,7 +35,7 @@ pub(super) struct Scratch {
     pub gemm: GemmScratch,
 }
 
-/// Consecutive queries of a batch row, and the range of keys that any of them sees.
+/// Consecutive queries of a batch row, and the union of their key ranges.
 pub(super) struct Block {
     pub queries: Range<usize>,
     pub keys: Range<usize>,
@@ -49,12 +50,12 @@ impl Block {
     }
 }
 
-/// A forward task: a block of queries of one batch row, for the query heads that share the keys of one head.
+/// Forward task: a block of queries of one batch row, for the query heads that share the keys of one head.
 struct Task<'a> {
     batch: usize,
     block: &'a Block,
     kv_head: usize,
-    /// (queries of the block, heads of the group * head_dim), all zeros.
+    /// Output (queries of the block, heads of the group * head_dim), initially zeros.
     out: MatMut<'a>,
 }
 
@@ -66,14 +67,14 @@ struct Kv<'a> {
 }
 
 impl AttentionOp {
-    /// All queries of a batch row in blocks; a block that sees nothing has no keys.
+    /// Blocks of all queries of a batch row; a block of padding has no keys.
     pub(super) fn blocks(&self, batch: usize) -> Vec<Block> {
         let ranges = &self.ranges.rows()[batch];
         let starts = (0..ranges.len()).step_by(QUERY_BLOCK);
         starts.map(|start| Block::new(start..ranges.len().min(start + QUERY_BLOCK), ranges)).collect()
     }
 
-    /// The ranges of a block's queries.
+    /// The key ranges of a block's queries.
     pub(super) fn ranges_of(&self, batch: usize, block: &Block) -> &[Range<usize>] {
         &self.ranges.rows()[batch][block.queries.clone()]
     }
@@ -83,7 +84,8 @@ impl AttentionOp {
         Gemm { accumulate, scale, precision: self.precision }
     }
 
-    /// Fills `p` (queries, keys of the block) with the attention weights `softmax(scale q k^T)`, each query within its range.
+    /// Fills `p` (queries, keys of the block) with the attention weights `softmax(scale q k^T)`, each query within its
+    /// range.
     pub(super) fn weights(
         &self,
         (q, k): (MatRef, MatRef),
@@ -106,7 +108,7 @@ impl AttentionOp {
         );
     }
 
-    /// The attention of all queries, (batch, queries, heads, head_dim).
+    /// Attention of all queries, (batch, queries, heads, head_dim).
     pub(super) fn forward(&self, q: HeadView, k: KvView, v: KvView) -> Vec<f32> {
         let AttentionShape { batch, queries, heads, head_dim, .. } = self.shape;
         let mut out = vec![0f32; batch * queries * heads * head_dim];
@@ -123,7 +125,7 @@ impl AttentionOp {
         out
     }
 
-    /// The tasks of all blocks that see any key, each with its part of `out` (batch * queries, heads * head_dim).
+    /// Tasks of all blocks with keys, each with its part of `out` (batch * queries, heads * head_dim).
     fn tasks<'a>(&self, blocks: &'a [Vec<Block>], out: MatMut<'a>) -> Vec<Task<'a>> {
         let (mut tasks, mut rest) = (Vec::new(), out);
         for (batch, blocks) in blocks.iter().enumerate() {
@@ -158,7 +160,7 @@ impl AttentionOp {
         }
     }
 
-    /// A task with a single query, which sees all keys of its block.
+    /// A task with a single query, which attends to all keys of its block.
     fn decode(&self, q: HeadView, kv: Kv, task: Task, scratch: &mut Scratch) {
         let softmax = |scores: &mut [f32]| {
             vectorised(

@@ -1,27 +1,27 @@
-//! The attention mask as one range of keys for each query.
+//! Attention mask as one range of keys per query.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Result, Tensor};
 
-/// The attention mask in O(sequence) memory: `rows[b][i]` is the range of keys that query `i` of batch row `b` sees.
+/// Attention mask in O(sequence) memory: query `i` of batch row `b` attends to the keys `rows[b][i]`.
 ///
 /// An empty range marks padding, whose output is undefined (zero in the CPU kernel).
 #[derive(Debug, Clone)]
 pub struct KeyRanges {
     rows: Arc<Vec<Vec<Range<usize>>>>,
-    /// The additive mask (batch, 1, queries, keys), made on demand for devices without a kernel.
+    /// Additive mask (batch, 1, queries, keys), built on demand for devices without a kernel.
     dense: Arc<OnceLock<Tensor>>,
 }
 
 impl KeyRanges {
-    /// Ranges for each batch row and query; all rows must have the same number of queries.
+    /// Creates a mask from the ranges of each batch row and query; all rows must have the same number of queries.
     pub fn new(rows: Vec<Vec<Range<usize>>>) -> Self {
         Self { rows: Arc::new(rows), dense: Arc::default() }
     }
 
-    /// The mask with which every query sees every key.
+    /// A mask with which every query attends to every key.
     pub fn full(batch: usize, queries: usize, keys: usize) -> Self {
         Self::new(vec![vec![0..keys; queries]; batch])
     }
@@ -36,7 +36,7 @@ impl KeyRanges {
         self.rows.first().map_or(0, Vec::len)
     }
 
-    /// The ranges of the last `count` queries of each row, or of all if a row has fewer.
+    /// The ranges of the last `count` queries of each row, or of all queries if a row has fewer.
     #[must_use]
     pub fn last(&self, count: usize) -> Self {
         Self::new(self.rows.iter().map(|row| row[row.len().saturating_sub(count)..].to_vec()).collect())
@@ -54,7 +54,7 @@ impl KeyRanges {
         Ok(())
     }
 
-    /// The additive mask (batch, 1, queries, keys): 0 where a key is seen, -1e30 elsewhere.
+    /// Additive mask (batch, 1, queries, keys): 0 where a query attends to a key, -1e30 elsewhere.
     ///
     /// -1e30 is finite, so that the softmax of a padding row is uniform instead of NaN.
     pub(super) fn dense(&self, keys: usize, dtype: DType, device: &Device) -> Result<Tensor> {
@@ -69,7 +69,7 @@ impl KeyRanges {
             line[range.clone()].fill(0.0);
         }
         let mask = Tensor::from_vec(mask, (self.rows.len(), 1, queries, keys), device)?.to_dtype(dtype)?;
-        // Kept for the other layers of the forward pass; a mask of a second device or dtype is not kept.
+        // The mask is cached for the other layers of the forward pass, for one device and dtype.
         let _ = self.dense.set(mask.clone());
         Ok(mask)
     }

@@ -1,4 +1,4 @@
-//! Attention in which every query sees one range of keys: causal text, whole images, packed samples and padding.
+//! Attention with one range of keys per query: causal text, whole images, packed samples and padding.
 
 mod backward_cpu;
 mod forward_cpu;
@@ -13,23 +13,23 @@ use crate::options::Precision;
 use backward_cpu::Inputs;
 pub use key_ranges::KeyRanges;
 
-/// `softmax(scale q k^T) v` over the keys of each query's range.
+/// Attention `softmax(scale q k^T) v` over the key range of each query.
 ///
 /// `q` is (batch, queries, heads, head_dim), `k` and `v` are (batch, keys, kv_heads, head_dim); `kv_heads` divides
-/// `heads`, and keys are never repeated. Keys and values may have another dtype than queries, as those of a KV cache: CPU
-/// kernels read f16 directly. The result is (batch, queries, heads, head_dim). On the CPU in f32, memory is linear in the
-/// sequence length, forward and backward.
+/// `heads`, and keys are not repeated in memory. Keys and values may have another dtype than queries, such as the KV
+/// cache's: CPU kernels read f16 directly. The result is (batch, queries, heads, head_dim). On the CPU in f32, memory
+/// is linear in the sequence length, forward and backward.
 ///
 /// # Errors
-/// From candle, if shapes or ranges do not fit.
+/// Errors of candle, if shapes or ranges do not fit.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, ranges: &KeyRanges, scale: f64) -> Result<Tensor> {
     attention_with(q, k, v, ranges, scale, Precision::Full)
 }
 
-/// As [`attention`], with the precision of its matmuls on the CPU; those of a single query are f32 in any case.
+/// [`attention`] with the precision of its matmuls on the CPU; the matmuls of a single query are always f32.
 ///
 /// # Errors
-/// As [`attention`].
+/// The errors of [`attention`].
 pub fn attention_with(
     q: &Tensor,
     k: &Tensor,
@@ -51,10 +51,10 @@ pub fn attention_with(
     weights.to_dtype(v.dtype())?.matmul(&v.contiguous()?)?.transpose(1, 2)
 }
 
-/// The attention weights `softmax(scale q k^T)`, (batch, heads, queries, keys), f32: quadratic memory.
+/// Attention weights `softmax(scale q k^T)`, (batch, heads, queries, keys), f32; memory is quadratic.
 ///
 /// # Errors
-/// As [`attention`].
+/// The errors of [`attention`].
 pub fn attention_weights(q: &Tensor, k: &Tensor, ranges: &KeyRanges, scale: f64) -> Result<Tensor> {
     let shape = AttentionShape::new(q, k, k)?;
     ranges.check(shape.batch, shape.queries, shape.keys)?;
@@ -69,7 +69,7 @@ pub fn attention_weights(q: &Tensor, k: &Tensor, ranges: &KeyRanges, scale: f64)
     }
 }
 
-/// (batch, kv_heads, keys, head_dim) -> (batch, kv_heads * times, keys, head_dim).
+/// Repeats heads: (batch, kv_heads, keys, head_dim) -> (batch, kv_heads * times, keys, head_dim).
 fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
     if times == 1 {
         return Ok(x.clone());
@@ -78,7 +78,7 @@ fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
     x.unsqueeze(2)?.expand((batch, heads, times, keys, width))?.reshape((batch, heads * times, keys, width))
 }
 
-/// The tensor itself if the elements of each head are consecutive, as the kernels need; else a contiguous copy.
+/// Returns the tensor if the elements of each head are consecutive, as the kernels need; else a contiguous copy.
 fn rows_of_heads(x: &Tensor) -> Result<Tensor> {
     if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() }
 }
@@ -103,13 +103,13 @@ impl AttentionShape {
         Ok(Self { batch, queries, keys, heads, kv_heads, head_dim })
     }
 
-    /// Query heads that share the keys of one head.
+    /// Number of query heads that share the keys of one head.
     fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
 }
 
-/// The custom op, for f32 on the CPU.
+/// Custom op for f32 on the CPU.
 struct AttentionOp {
     shape: AttentionShape,
     ranges: KeyRanges,
@@ -117,7 +117,7 @@ struct AttentionOp {
     precision: Precision,
 }
 
-/// The view of a tensor (batch, position, head, head_dim) whose last dimension is consecutive.
+/// View of a tensor (batch, position, head, head_dim) whose last dimension is consecutive.
 fn head_view<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<HeadView<'a, T>> {
     let data = &storage.as_slice::<T>()?[layout.start_offset()..];
     match *layout.stride() {
@@ -131,7 +131,7 @@ fn head_view<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Resu
     }
 }
 
-/// The view of keys or values, which may be f16.
+/// View of keys or values, which may be f16.
 fn kv_view<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<KvView<'a>> {
     Ok(match storage {
         CpuStorage::F16(_) => KvView::F16(head_view(storage, layout)?),
@@ -200,7 +200,7 @@ mod tests {
         attention(&wide(q), &wide(k), &wide(v), ranges, 0.5).unwrap().to_dtype(DType::F32).unwrap()
     }
 
-    /// Zeroes padding queries, for which the composed form gives a harmless mean.
+    /// Zeroes padding queries, for which the composed form gives a mean.
     fn without_padding(x: &Tensor) -> Tensor {
         x.narrow(1, 1, x.dim(1).unwrap() - 1).unwrap()
     }
@@ -303,7 +303,7 @@ mod tests {
         {
             let (heads, kv_heads) = heads;
             let q = values(&[2, queries, heads, head_dim], 0.1);
-            // As a cache has them: heads first, and more room than positions.
+            // The layout of a KV cache: heads first, and capacity beyond the positions.
             let held = |seed| -> Result<Tensor> {
                 let cache = values(&[2, kv_heads, keys + 5, head_dim], seed).to_dtype(DType::F16)?;
                 cache.narrow(2, 0, keys)?.transpose(1, 2)

@@ -1,15 +1,15 @@
-//! Bits of a scan's data, up to the next marker.
+//! Bit reader of a scan's entropy-coded data, up to the next marker.
 
 use super::super::Checked;
 
-/// A reader of bits, the highest of each byte first, that stops at a marker.
+/// Bit reader, most significant bit first, that stops at a marker.
 pub(super) struct BitReader<'a> {
     bytes: &'a [u8],
-    /// First byte that is not in the buffer.
+    /// Offset of the first byte that is not in the buffer.
     at: usize,
-    /// The next bits, in its lowest places.
+    /// Buffered bits, in the lowest positions.
     buffer: u64,
-    /// How many of them there are.
+    /// Number of buffered bits.
     count: u32,
 }
 
@@ -18,12 +18,12 @@ impl<'a> BitReader<'a> {
         Self { bytes, at, buffer: 0, count: 0 }
     }
 
-    /// The first byte after the data that was taken into the buffer; a marker is never taken.
+    /// Offset of the first byte after the buffered data; a marker is never buffered.
     pub(super) fn position(&self) -> usize {
         self.at
     }
 
-    /// Takes bytes while they are data: of `FF` only as the pair `FF 00`.
+    /// Fills the buffer with data bytes; `FF` is data only in the pair `FF 00`.
     fn fill(&mut self) {
         while self.count <= 48 {
             let step = match (self.bytes.get(self.at), self.bytes.get(self.at + 1)) {
@@ -36,7 +36,7 @@ impl<'a> BitReader<'a> {
         }
     }
 
-    /// The next 16 bits, zeros after the last.
+    /// The next 16 bits, padded with zeros at the end of the data.
     pub(super) fn peek(&mut self) -> u16 {
         if self.count < 16 {
             self.fill();
@@ -47,14 +47,14 @@ impl<'a> BitReader<'a> {
         }
     }
 
-    /// Takes up to 16 bits.
+    /// Reads up to 16 bits.
     pub(super) fn take(&mut self, bits: u32) -> Checked<u32> {
         let value = u32::from(self.peek()) >> (16 - bits);
         self.skip(bits)?;
         Ok(value)
     }
 
-    /// Steps over up to 48 bits.
+    /// Skips up to 48 bits.
     pub(super) fn skip(&mut self, bits: u32) -> Checked<()> {
         if self.count < bits {
             self.fill();
@@ -66,7 +66,7 @@ impl<'a> BitReader<'a> {
         Ok(())
     }
 
-    /// Goes on after the next restart marker, whatever stands before it.
+    /// Continues after the next restart marker, whatever precedes it.
     pub(super) fn restart(&mut self) -> Checked<()> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         let marker = rest.windows(2).position(|pair| pair[0] == 0xFF && !matches!(pair[1], 0x00 | 0xFF));

@@ -1,27 +1,27 @@
-//! Huffman tables, as far as the lengths of codes need them.
+//! Huffman tables, for the lengths of codes.
 
 use std::collections::BTreeMap;
 
 use super::super::Checked;
 use super::bits::BitReader;
 
-/// Bits of a code that are looked up at once.
+/// Number of bits looked up at once.
 const LOOKUP_BITS: u32 = 9;
 
 /// A Huffman table.
 #[derive(Debug, Clone)]
 pub(super) struct HuffmanTable {
-    /// For each beginning of 9 bits the length of its code and the symbol; length 0 for longer codes.
+    /// Code length and symbol for each 9-bit prefix; length 0 for longer codes.
     lookup: Vec<(u8, u8)>,
-    /// For each length the first 16-bit beginning above its codes.
+    /// For each length, the first 16-bit prefix above the codes of that length.
     limits: [u32; 17],
-    /// For each length the place of its first symbol, less its first code.
+    /// For each length, the index of its first symbol minus its first code.
     offsets: [i32; 17],
     symbols: Vec<u8>,
 }
 
 impl HuffmanTable {
-    /// Reads all tables of a segment into `tables`, by class (upper four bits) and number.
+    /// Parses all tables of a segment into `tables`, by class (upper four bits) and number.
     pub(super) fn parse_all(mut segment: &[u8], tables: &mut BTreeMap<u8, Self>) -> Checked<()> {
         while let Some((&key, rest)) = segment.split_first() {
             let short = || "a Huffman table ends too early".to_string();
@@ -29,7 +29,7 @@ impl HuffmanTable {
             let total = counts.iter().map(|&n| usize::from(n)).sum();
             let symbols = rest.get(..total).ok_or_else(short)?;
             if key >> 4 > 1 || key & 15 > 3 {
-                return Err(format!("a Huffman table has the unknown number {key:#04x}"));
+                return Err(format!("a Huffman table has the unknown id {key:#04x}"));
             }
             tables.insert(key, Self::new(counts, symbols)?);
             segment = &rest[total..];
@@ -37,7 +37,7 @@ impl HuffmanTable {
         Ok(())
     }
 
-    /// The table of codes in order of length; `counts` says how many there are of each.
+    /// Builds a table; `counts` holds the number of codes of each length.
     fn new(counts: &[u8; 16], symbols: &[u8]) -> Checked<Self> {
         let mut table = Self {
             lookup: vec![(0, 0); 1 << LOOKUP_BITS],
@@ -53,7 +53,7 @@ impl HuffmanTable {
                 (code, place) = (code + 1, place + 1);
             }
             if code > 1 << length {
-                return Err("a Huffman table has more codes than there can be".into());
+                return Err("a Huffman table has more codes than their lengths allow".into());
             }
             table.limits[length as usize] = code << (16 - length);
             code <<= 1;
@@ -61,7 +61,7 @@ impl HuffmanTable {
         Ok(table)
     }
 
-    /// Notes a short code under every beginning of 9 bits that starts with it.
+    /// Stores a short code under every 9-bit prefix that starts with it.
     fn enter(&mut self, code: u32, length: u32, symbol: u8) {
         if length <= LOOKUP_BITS {
             let first = (code << (LOOKUP_BITS - length)) as usize;
@@ -81,7 +81,7 @@ impl HuffmanTable {
         Ok(symbol)
     }
 
-    /// A code of more than 9 bits.
+    /// Reads a code of more than 9 bits.
     fn search(&self, next: u16, reader: &BitReader<'_>) -> Checked<(u8, u8)> {
         let long = (LOOKUP_BITS as usize + 1..17).find(|&length| u32::from(next) < self.limits[length]);
         let symbol = long.and_then(|length| {
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn short_and_long_codes_are_read() {
-        // Codes 0, 10, and one of 12 bits, 110000000000.
+        // Codes 0, 10, and a 12-bit code, 110000000000.
         let mut counts = [0; 16];
         (counts[0], counts[1], counts[11]) = (1, 1, 1);
         let table = HuffmanTable::new(&counts, &[7, 8, 9]).unwrap();

@@ -1,7 +1,7 @@
-//! Whether a JPEG file is whole: every segment, every scan, and the data of every block.
+//! Completeness check of JPEG files: every segment, every scan, and the data of every block.
 //!
-//! The decoder fills up what is missing with grey and says nothing, so the file is read here first: markers up to the end
-//! of the image, and the Huffman codes of all scans, without computing a coefficient.
+//! The decoder silently fills missing data with grey, so the file is parsed here first: markers up to the end of the
+//! image, and the Huffman codes of all scans, without computing coefficients.
 
 mod bits;
 mod huffman;
@@ -15,17 +15,17 @@ use scan::{BlockHistory, Scan};
 
 use super::Checked;
 
-/// Scans of a file at most, as many as the decoder takes. A scan of few bytes can stand for millions of blocks.
+/// Maximum number of scans of a file, as in the decoder. A scan of a few bytes can stand for millions of blocks.
 const MAX_SCANS: u32 = 100;
 
-/// Refuses a JPEG that is cut off, whose segments contradict each other, or whose scans hold too little data for the size
-/// in its header. JPEGs of kinds that are not decoded anyway (arithmetic, lossless) pass.
+/// Rejects a JPEG that is truncated, whose segments contradict each other, or whose scans hold too little data for the
+/// size in its header. JPEGs of unsupported kinds (arithmetic, lossless) pass.
 pub(super) fn check(bytes: &[u8]) -> Checked<()> {
     Parser::new(bytes).run()
 }
 
-/// Bytes of coefficients that decoding holds beside the image: those of progressive files, and of files with one scan for
-/// each component, are decoded when all scans are read.
+/// Bytes of coefficients that the decoder holds besides the image: progressive files, and files with one scan per
+/// component, are decoded after all scans are read.
 pub(super) fn coefficient_bytes(bytes: &[u8]) -> u64 {
     let mut parser = Parser::new(bytes);
     loop {
@@ -42,16 +42,16 @@ pub(super) fn coefficient_bytes(bytes: &[u8]) -> u64 {
     }
 }
 
-/// A component as the frame header describes it.
+/// Component of the frame header.
 #[derive(Debug, Clone)]
 struct Component {
     id: u8,
     /// Sampling factors.
     horizontal: usize,
     vertical: usize,
-    /// Which coefficients of each block are known not to be zero; refinement scans depend on it.
+    /// Bit mask per block of the coefficients known to be nonzero, for refinement scans.
     history: BlockHistory,
-    /// Whether a scan held its first coefficients.
+    /// Whether a scan held the first coefficients.
     seen: bool,
 }
 
@@ -94,13 +94,13 @@ impl Frame {
         })
     }
 
-    /// The largest sampling factors, horizontal and vertical.
+    /// Maximum sampling factors, horizontal and vertical.
     fn max_factors(&self) -> (usize, usize) {
         let most = |factor: fn(&Component) -> usize| self.components.iter().map(factor).max().unwrap_or(1);
         (most(|c| c.horizontal), most(|c| c.vertical))
     }
 
-    /// Columns and rows of minimum coded units of a scan of all components.
+    /// Columns and rows of minimum coded units in a scan of all components.
     fn units(&self) -> (usize, usize) {
         let (horizontal, vertical) = self.max_factors();
         (self.width.div_ceil(8 * horizontal), self.height.div_ceil(8 * vertical))
@@ -115,18 +115,18 @@ impl Frame {
 
 struct Parser<'a> {
     bytes: &'a [u8],
-    /// First byte that was not read yet.
+    /// Offset of the first unread byte.
     at: usize,
     frame: Option<Frame>,
-    /// By class and number, as the segments name them.
+    /// Huffman tables by class and number, as in the segments.
     tables: BTreeMap<u8, HuffmanTable>,
-    /// Minimum coded units between restart markers; 0 for none.
+    /// Number of minimum coded units between restart markers; 0 for none.
     restart_interval: usize,
     scans: u32,
 }
 
 impl<'a> Parser<'a> {
-    /// A parser that stands after the start marker.
+    /// A parser positioned after the start marker.
     fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, at: 2, frame: None, tables: BTreeMap::new(), restart_interval: 0, scans: 0 }
     }
@@ -137,23 +137,23 @@ impl<'a> Parser<'a> {
             match marker {
                 0xD9 => return self.finish(),
                 0xDA if self.scan(segment)? => {}
-                // Data of a kind that only the decoder can judge.
+                // Data of an unsupported kind, which the decoder must judge.
                 0xDA => return Ok(()),
                 _ => self.read_segment(marker, segment)?,
             }
         }
     }
 
-    /// At the end of the image: every component must have been in a scan.
+    /// Checks at the end of the image that every component was in a scan.
     fn finish(&self) -> Checked<()> {
         match &self.frame {
             Some(frame) if frame.foreign || frame.components.iter().all(|c| c.seen) => Ok(()),
-            Some(_) => Err("it ends before all of its components came".into()),
+            Some(_) => Err("it ends before all of its components".into()),
             None => Err("it ends without an image".into()),
         }
     }
 
-    /// The next marker and what follows it, without the length.
+    /// Reads the next marker and its segment, without the length field.
     fn next_segment(&mut self) -> Checked<(u8, &'a [u8])> {
         let marker = self.next_marker()?;
         if matches!(marker, 0x01 | 0xD0..=0xD9) {
@@ -171,7 +171,7 @@ impl<'a> Parser<'a> {
         Ok((marker, segment))
     }
 
-    /// Steps over the next marker, whatever stands before it.
+    /// Skips to the next marker, whatever precedes it.
     fn next_marker(&mut self) -> Checked<u8> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         let found = rest.windows(2).position(|pair| pair[0] == 0xFF && !matches!(pair[1], 0x00 | 0xFF));
@@ -198,7 +198,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Reads the data of a scan; `false` if it is of a kind that is not looked into.
+    /// Checks the data of a scan; `false` for an unsupported kind.
     fn scan(&mut self, header: &[u8]) -> Checked<bool> {
         let frame = self.frame.as_mut().ok_or("its first scan comes before the frame header")?;
         if frame.foreign || frame.width == 0 || frame.height == 0 {

@@ -1,4 +1,4 @@
-//! One scan: which components it holds, and the lengths of all codes in its data.
+//! Scans: their components, and the lengths of all codes in their data.
 
 use std::collections::BTreeMap;
 
@@ -7,34 +7,34 @@ use super::bits::BitReader;
 use super::huffman::HuffmanTable;
 use super::{Component, Frame};
 
-/// For each block of a component, one bit for each coefficient that is known not to be zero.
+/// Bit mask of nonzero coefficients for each block of a component.
 #[derive(Debug, Clone, Default)]
 pub(super) struct BlockHistory {
     blocks: Vec<u64>,
 }
 
-/// A component's part in a scan.
+/// A component in a scan.
 struct ScanComponent<'t> {
-    /// Its place in the frame.
+    /// Index of the component in the frame.
     index: usize,
     dc: Option<&'t HuffmanTable>,
     ac: Option<&'t HuffmanTable>,
 }
 
-/// What a scan's header says.
+/// Header of a scan.
 pub(super) struct Scan<'t> {
     components: Vec<ScanComponent<'t>>,
     /// First and last coefficient, in zigzag order.
     first: u32,
     last: u32,
-    /// Whether it refines coefficients by one bit.
+    /// Whether the scan refines coefficients by one bit.
     refines: bool,
     /// Whether the frame is progressive.
     progressive: bool,
 }
 
 impl<'t> Scan<'t> {
-    /// `None` if a table is missing, which some files leave to the decoder.
+    /// Huffman table; `None` if it is missing, which some files leave to the decoder.
     pub(super) fn parse(header: &[u8], frame: &Frame, tables: &'t BTreeMap<u8, HuffmanTable>) -> Checked<Option<Self>> {
         let bad = || "a scan header contradicts its length or the frame header".to_string();
         let (&count, rest) = header.split_first().ok_or_else(bad)?;
@@ -55,13 +55,13 @@ impl<'t> Scan<'t> {
         Ok(scan.has_tables().then_some(scan))
     }
 
-    /// Whether all tables are there that the data needs.
+    /// Whether all required tables are present.
     fn has_tables(&self) -> bool {
         let needs_dc = self.first == 0 && !self.refines;
         self.components.iter().all(|c| (!needs_dc || c.dc.is_some()) && (self.last == 0 || c.ac.is_some()))
     }
 
-    /// Reads the data of all blocks.
+    /// Checks the data of all blocks.
     pub(super) fn read(&self, reader: &mut BitReader<'_>, frame: &mut Frame, interval: usize) -> Checked<()> {
         let (columns, rows) = frame.units();
         let blocks = self.blocks(frame);
@@ -89,15 +89,15 @@ impl<'t> Scan<'t> {
         Ok(())
     }
 
-    /// Blocks of each component in a minimum coded unit.
+    /// Number of blocks of each component in a minimum coded unit.
     fn blocks(&self, frame: &Frame) -> Vec<usize> {
         let own =
             |part: &ScanComponent<'_>| frame.components[part.index].horizontal * frame.components[part.index].vertical;
         if self.components.len() == 1 { vec![1] } else { self.components.iter().map(own).collect() }
     }
 
-    /// Makes room for what refinement scans need to know. Such scans hold one component each, so blocks are counted as
-    /// those scans do.
+    /// Allocates the masks of nonzero coefficients for refinement scans, which hold one component each; blocks are
+    /// counted as in those scans.
     fn prepare(&self, frame: &mut Frame, units: usize) {
         for part in &self.components {
             let component = &mut frame.components[part.index];
@@ -132,7 +132,7 @@ impl<'t> Scan<'t> {
         }
     }
 
-    /// The first bits of a band of coefficients of a progressive file.
+    /// Reads the first bits of a band of coefficients of a progressive file.
     fn read_band(
         &self,
         reader: &mut BitReader<'_>,
@@ -163,7 +163,7 @@ impl<'t> Scan<'t> {
         Ok(())
     }
 
-    /// One more bit of each coefficient of a band that is not zero, and new ones.
+    /// Reads one more bit of each nonzero coefficient of a band, and new coefficients.
     fn refine_band(
         &self,
         reader: &mut BitReader<'_>,
@@ -192,7 +192,8 @@ impl<'t> Scan<'t> {
         Ok(())
     }
 
-    /// Steps over a bit for each known coefficient from `at` on, up to the one after `zeros` zeros, or to the band's end.
+    /// Skips one bit for each nonzero coefficient from `at` on, up to the coefficient after `zeros` zeros, or to the
+    /// end of the band.
     fn refine_run(&self, reader: &mut BitReader<'_>, history: u64, mut at: u32, zeros: Option<u32>) -> Checked<u32> {
         let mut left = zeros;
         while at <= self.last {
@@ -211,19 +212,19 @@ impl<'t> Scan<'t> {
     }
 }
 
-/// Columns and rows of the blocks of a scan of one component.
+/// Columns and rows of the blocks in a scan of one component.
 fn component_blocks(frame: &Frame, component: &Component) -> (usize, usize) {
     let (horizontal, vertical) = frame.max_factors();
     let blocks = |length: usize, own: usize, most: usize| (length * own).div_ceil(most).div_ceil(8);
     (blocks(frame.width, component.horizontal, horizontal), blocks(frame.height, component.vertical, vertical))
 }
 
-/// The zeros before a coefficient, and its bits.
+/// Run length of zeros before a coefficient, and the coefficient's bits.
 fn split(symbol: u8) -> (u32, u32) {
     (u32::from(symbol >> 4), u32::from(symbol & 15))
 }
 
-/// The first coefficient of a block.
+/// Reads the first coefficient of a block.
 fn skip_first(reader: &mut BitReader<'_>, table: &HuffmanTable) -> Checked<()> {
     match table.read(reader)? {
         bits @ 0..=16 => reader.skip(u32::from(bits)),
@@ -231,7 +232,7 @@ fn skip_first(reader: &mut BitReader<'_>, table: &HuffmanTable) -> Checked<()> {
     }
 }
 
-/// The other coefficients of a block.
+/// Reads the other coefficients of a block.
 fn skip_rest(reader: &mut BitReader<'_>, table: &HuffmanTable) -> Checked<()> {
     let mut at = 1;
     while at < 64 {
