@@ -1,14 +1,15 @@
-//! Comparing the tensors that a model needs with those that a source has, all at once.
+//! Validation of a source: names and shapes of its tensors against those of the model, all problems in one error.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::{Error, Result};
 
-/// Names printed for each kind of problem before the rest is only counted.
+/// Names listed for each kind of problem; the rest is only counted.
 const LISTED: usize = 20;
 
-/// Checks that `found` has exactly the names and shapes of `expected`; `source` says where `found` comes from.
+/// Checks that `found` has exactly the names and shapes of `expected`; `source` names the origin of `found` in
+/// messages.
 ///
 /// # Errors
 /// One [`Error::Weights`] that lists every missing, unexpected and misshapen tensor.
@@ -77,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn long_lists_are_cut() {
+    fn long_lists_are_truncated() {
         let expected: BTreeMap<_, _> = (0..50).map(|i| (format!("t{i:02}"), vec![1])).collect();
         let message = check_tensors("x", &expected, &BTreeMap::new()).unwrap_err().to_string();
         assert!(message.contains("50 missing") && message.contains("t19") && message.contains("and 30 more"));

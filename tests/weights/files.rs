@@ -178,7 +178,7 @@ fn integers_are_not_weights() {
     let files = SafetensorsFiles::open(folder.path()).unwrap();
     assert_eq!(files.load("ids", DType::U32, &Device::Cpu).unwrap().to_vec1::<u32>().unwrap(), [1, 2]);
     let message = files.load("ids", DType::F32, &Device::Cpu).unwrap_err().to_string();
-    assert!(message.contains("`ids` holds U32"), "{message}");
+    assert!(message.contains("`ids` has dtype U32"), "{message}");
 }
 
 #[test]

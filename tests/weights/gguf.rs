@@ -242,7 +242,7 @@ fn lying_headers_are_refused() {
         ("odd offset", header(1, 0, &description(&[1], 0, 1)), "does not lie in the file"),
         ("no elements", header(1, 0, &description(&[0], 0, 0)), "does not lie in the file"),
         ("part of a block", header(1, 0, &description(&[2, 16], 8, 0)), "does not lie in the file"),
-        ("unknown numbers", header(1, 0, &description(&[1], 99, 0)), "unsupported kind 99"),
+        ("unknown dtype", header(1, 0, &description(&[1], 99, 0)), "unsupported GGML type 99"),
     ];
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hostile.gguf");
