@@ -83,7 +83,7 @@ fn any_damage_is_refused_and_the_previous_checkpoint_offered() {
         ("parameters.safetensors is damaged: its CRC-32", |path| flip_last_byte(&path.join("parameters.safetensors"))),
         ("optimizer.safetensors: No such file", |path| fs::remove_file(path.join("optimizer.safetensors")).unwrap()),
         ("state.json: No such file", |path| fs::remove_file(path.join("state.json")).unwrap()),
-        ("state.json is no complete JSON", |path| truncate(&path.join("state.json"), 100)),
+        ("state.json is not complete JSON", |path| truncate(&path.join("state.json"), 100)),
         ("state.json has format null version null", |path| fs::write(path.join("state.json"), "{}").unwrap()),
         ("state.json is damaged: its CRC-32", |path| replace(&path.join("state.json"), "\"step\": 50", "\"step\": 49")),
     ];
@@ -98,7 +98,7 @@ fn any_damage_is_refused_and_the_previous_checkpoint_offered() {
         let refused = latest.refused[0].to_string();
         assert!(refused.contains(expected) && refused.contains("step-00000050"), "{expected} not in: {refused}");
         let error = checkpoints.load(50).unwrap_err().to_string();
-        assert!(error.contains("the newest whole one is") && error.ends_with("step-00000025"), "{error}");
+        assert!(error.contains("the newest valid checkpoint is") && error.ends_with("step-00000025"), "{error}");
         save(&checkpoints, 50, None);
         assert_eq!(checkpoints.load(50).unwrap().step(), 50, "{expected}: not replaced");
         assert_eq!(names(folder.path()), ["step-00000025", "step-00000050"]);
@@ -111,7 +111,7 @@ fn a_checkpoint_of_another_run_step_or_optimizer_is_refused() {
     let checkpoints = open(folder.path(), 9);
     save(&checkpoints, 50, None);
     let other = CheckpointManager::view(folder.path(), "distill of tiny").load(50).unwrap_err().to_string();
-    assert!(other.contains("is of another run, `tune of tiny`"), "{other}");
+    assert!(other.contains("belongs to another run, `tune of tiny`"), "{other}");
     fs::rename(checkpoints.path(50), checkpoints.path(49)).unwrap();
     assert!(checkpoints.load(49).unwrap_err().to_string().contains("holds step 50"));
     for counter in [49i64, -50, 0x7fc0_0000_7fc0_0000] {

@@ -1,4 +1,4 @@
-//! Memory of a run, reckoned before anything large is allocated: an allocation that fails ends the process.
+//! Memory of a run, estimated before anything large is allocated: an allocation that fails ends the process.
 
 use candle_core::Device;
 
@@ -10,7 +10,7 @@ use crate::config::{DecoderConfig, HaploVlConfig};
 use crate::data::Dataset;
 use crate::{Error, Result, files};
 
-/// Bytes that a run needs at least. Counts are floating-point, since hostile settings exceed integers.
+/// Minimum memory of a run in bytes. Counts are floating-point, since hostile settings exceed integers.
 pub(super) struct MemoryNeeds {
     /// Prepared samples, validation samples and batches, by the field that decides their number.
     data: Vec<(&'static str, f64)>,
@@ -32,7 +32,7 @@ impl MemoryNeeds {
         Self { data, averaged: recipe.optimizer.ema_decay.is_some() }
     }
 
-    /// Refuses data that does not fit in memory.
+    /// Rejects data that does not fit in memory.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field that decides most of it.
@@ -40,8 +40,8 @@ impl MemoryNeeds {
         if device.is_cpu() { check(&self.data, available_bytes()) } else { Ok(()) }
     }
 
-    /// Refuses a model that does not fit in memory together with the data, given the numbers of all parameters and of those
-    /// that are trained.
+    /// Rejects a model that does not fit in memory together with the data, given the numbers of all parameters and of
+    /// those that are trained.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field that decides most of it.
@@ -80,7 +80,7 @@ fn check(needs: &[(&str, f64)], available: Option<f64>) -> Result<()> {
 fn eval_samples(data: &DataConfig) -> f64 {
     match &data.validation {
         Some(super::DataSource::Shapes(dataset)) => data.max_eval_samples.min(dataset.len()) as f64,
-        // Files are as large as they are; each of their samples is there already.
+        // The number of samples in files is not known before they are indexed.
         Some(super::DataSource::Files { .. }) | None => 0.0,
     }
 }
@@ -110,7 +110,7 @@ fn available_bytes() -> Option<f64> {
     let free = field_of("/proc/meminfo", "MemAvailable:", 1, 1024.0);
     let resident = field_of("/proc/self/status", "VmRSS:", 1, 1024.0).unwrap_or(0.0);
     let address_space = field_of("/proc/self/limits", "Max address space", 3, 1.0).map(|limit| limit - resident);
-    // Not what the group uses in all: its page cache can be given up.
+    // Only anonymous memory counts: the page cache of the group can be reclaimed.
     let group = |limit: &str, used: [&str; 2]| Some(field_of(limit, "", 0, 1.0)? - field_of(used[0], used[1], 1, 1.0)?);
     let groups = [
         group("/sys/fs/cgroup/memory.max", ["/sys/fs/cgroup/memory.stat", "anon "]),
@@ -119,7 +119,7 @@ fn available_bytes() -> Option<f64> {
     [free, address_space].into_iter().chain(groups).flatten().reduce(f64::min)
 }
 
-/// The number at word `at` of the line that begins with `prefix`, times `unit`.
+/// Number in column `at` of the line that begins with `prefix`, times `unit`.
 fn field_of(path: &str, prefix: &str, at: usize, unit: f64) -> Option<f64> {
     let text = files::read_text(path, files::MAX_TEXT_BYTES).ok()?;
     let line = text.lines().find(|line| line.starts_with(prefix))?;
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_field_that_decides_most_is_named() {
+    fn the_field_with_the_largest_share_is_named() {
         let needs = [("update.batch_size", 3e9), ("config", 2e9)];
         assert!(check(&needs, Some(5e9)).is_ok() && check(&needs, None).is_ok());
         let error = check(&needs, Some(4e9)).unwrap_err().to_string();
@@ -140,7 +140,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn linux_tells_how_much_memory_there_is() {
+    fn available_memory_is_known_on_linux() {
         assert!(available_bytes().is_some_and(|bytes| bytes > 1e6));
     }
 }
