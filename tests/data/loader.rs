@@ -216,7 +216,7 @@ fn unusable_settings_and_states_are_refused() {
         loader.map(|_| ()).expect_err("must be refused").to_string()
     };
     let fresh = LoaderState::default();
-    assert!(error(0, LoaderConfig::default(), fresh).contains("holds no sample"));
+    assert!(error(0, LoaderConfig::default(), fresh).contains("contains no sample"));
     assert!(error(5, LoaderConfig { workers: 0, ..LoaderConfig::default() }, fresh).contains("loader.workers"));
     let share = |max_bad_share| LoaderConfig { max_bad_share, ..LoaderConfig::default() };
     assert!(error(5, share(1.0), fresh).contains("loader.max_bad_share"));
@@ -225,9 +225,9 @@ fn unusable_settings_and_states_are_refused() {
     assert!(error(5, rows, fresh).contains("loader.grouping.rows"));
     let state = LoaderState { samples: 9, position: 4, ..fresh };
     let message = error(5, LoaderConfig::default(), state);
-    assert!(message.contains("sample 4 of 9, but the data set now holds 5"), "{message}");
+    assert!(message.contains("sample 4 of 9, but the data set now has 5"), "{message}");
     assert!(
-        error(5, LoaderConfig::default(), LoaderState { samples: 5, position: 5, ..fresh }).contains("cannot go on")
+        error(5, LoaderConfig::default(), LoaderState { samples: 5, position: 5, ..fresh }).contains("cannot resume")
     );
 }
 

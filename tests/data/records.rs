@@ -119,13 +119,13 @@ fn one_broken_record_leaves_the_others_alone() {
 #[test]
 fn files_that_are_no_data_set_are_refused() {
     for empty in ["", " \n \n", "[]", "[ \n]"] {
-        assert!(texts("empty.json", empty).unwrap_err().contains("holds no record"), "{empty:?}");
+        assert!(texts("empty.json", empty).unwrap_err().contains("contains no record"), "{empty:?}");
     }
     for cut in [r#"[{"text":"a"},{"te"#, r#"[{"text":"a"}"#, r#"[{"text":"a"},"#, r#"["#] {
         let message = texts("cut.json", cut).unwrap_err();
-        assert!(message.contains("without its closing bracket") && message.contains("cut off"), "{message}");
+        assert!(message.contains("without its closing bracket") && message.contains("truncated"), "{message}");
     }
-    assert!(texts("more.json", r#"[{"text":"a"}] {"text":"b"}"#).unwrap_err().contains("goes on at byte 15"));
+    assert!(texts("more.json", r#"[{"text":"a"}] {"text":"b"}"#).unwrap_err().contains("continues at byte 15"));
     assert!(matches!(RecordIndex::open("/no/such.json"), Err(Error::Io { .. })));
 }
 
@@ -136,7 +136,7 @@ fn an_absurdly_long_record_is_not_read() {
     let records = RecordFile::open(&path, "").unwrap();
     assert!(matches!(records.get(0), Err(BadSample::HugeRecord { .. })));
     assert_eq!(records.get(1).unwrap().turns, [Turn::assistant("b")]);
-    assert!(records.get(2).unwrap_err().to_string().contains("number 2 of a data set of 2"));
+    assert!(records.get(2).unwrap_err().to_string().contains("index 2 is out of range"));
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn a_folder_of_pictures_and_texts() {
     assert!(open(folder.path(), None).unwrap().describe(1).ends_with("b.png"));
 
     let empty = tempfile::tempdir().unwrap();
-    assert!(ImageFolder::open(empty.path()).unwrap_err().to_string().contains("holds no image"));
+    assert!(ImageFolder::open(empty.path()).unwrap_err().to_string().contains("contains no image"));
 }
 
 #[test]
