@@ -113,7 +113,7 @@ fn a_checkpoint_of_another_run_step_or_optimizer_is_rejected() {
     let other = CheckpointManager::view(folder.path(), "distill of tiny").load(50).unwrap_err().to_string();
     assert!(other.contains("belongs to another run, `tune of tiny`"), "{other}");
     fs::rename(checkpoints.path(50), checkpoints.path(49)).unwrap();
-    assert!(checkpoints.load(49).unwrap_err().to_string().contains("holds step 50"));
+    assert!(checkpoints.load(49).unwrap_err().to_string().contains("has step 50"));
     for counter in [49i64, -50, 0x7fc0_0000_7fc0_0000] {
         let optimizer = BTreeMap::from([("step".to_string(), Tensor::new(counter, &Device::Cpu).unwrap())]);
         let (parameters, state) = (tensors(1.0), 0);

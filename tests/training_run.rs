@@ -361,7 +361,10 @@ fn a_damaged_checkpoint_is_skipped_with_a_notice() {
         run.stop_after(2);
         assert!(matches!(run.train(true).unwrap(), Outcome::Stopped { step: 2, .. }));
         let notices: Vec<String> = received.try_iter().collect();
-        assert!(notices[0].contains("passed over") && notices[0].contains("state.json is damaged"), "{notices:?}");
+        assert!(
+            notices[0].contains("skipped checkpoint") && notices[0].contains("state.json is damaged"),
+            "{notices:?}"
+        );
         assert!(notices[1].contains("resumed from") && notices[1].ends_with("step-00000002"), "{notices:?}");
     }
     // A checkpoint of version 1, which has no checksum, is skipped if its state cannot be deserialised.

@@ -63,8 +63,8 @@ impl Run {
     pub(super) fn newest_checkpoint(&mut self, checkpoints: &CheckpointManager) -> Result<Option<Checkpoint>> {
         let latest = checkpoints.latest_valid_where(|checkpoint| checkpoint.state::<RunState>().map(drop))?;
         for refused in &latest.refused {
-            tracing::warn!(%refused, "checkpoint passed over");
-            self.observers.notice(&format!("passed over: {refused}"));
+            tracing::warn!(%refused, "checkpoint skipped");
+            self.observers.notice(&format!("skipped checkpoint: {refused}"));
         }
         match (latest.checkpoint, latest.refused.into_iter().next()) {
             (None, Some(Error::Checkpoint { path, message, source })) => Err(Error::Checkpoint {

@@ -115,7 +115,7 @@ impl Run {
     /// Trains until all steps are done, early stopping ends the run, or a stop is requested.
     ///
     /// With `resume` the run continues from its newest valid checkpoint, if it has any; without, a folder with
-    /// checkpoints is refused.
+    /// checkpoints is rejected.
     ///
     /// The run trains on a thread with a large stack and holds a lock on its folder. With
     /// [`parallel_micro_batches`](super::UpdateConfig::parallel_micro_batches) above 1, set `CANDLE_NUM_THREADS=1`

@@ -22,7 +22,7 @@ pub trait GradientReducer: Send + Sync {
     /// If a process cannot be reached.
     fn reduce_counts(&mut self, counts: Counts) -> Result<Counts>;
 
-    /// Adds up a loss, or a part of one, over all processes, for logs and so that all processes refuse the same steps.
+    /// Adds up a loss, or a part of one, over all processes, for logs and so that all processes reject the same steps.
     ///
     /// # Errors
     /// If a process cannot be reached.

@@ -28,7 +28,7 @@ impl Checkpoint {
             return Err(refuse(path, format!("belongs to another run, `{}`, expected `{run}`", manifest.run)));
         }
         if path.file_name() != Some(folder_name(manifest.step).as_ref()) {
-            return Err(refuse(path, format!("holds step {}: it was renamed or copied", manifest.step)));
+            return Err(refuse(path, format!("has step {}: the folder was renamed or copied", manifest.step)));
         }
         for name in [PARAMETERS, OPTIMIZER] {
             let found = Fingerprint::of(&path.join(name))

@@ -114,7 +114,7 @@ impl DataConfig {
     }
 
     /// Serialised fields that decide which samples a run sees, in which order: the names and the order of the first
-    /// version of recipes, whatever the fields are called since, so that checkpoints of that version resume.
+    /// version of recipes, independent of later renames, so that checkpoints of that version can be resumed.
     pub(super) fn identity(&self) -> Result<String> {
         #[derive(Serialize)]
         struct Identity<'a> {

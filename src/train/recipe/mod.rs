@@ -169,7 +169,7 @@ impl Recipe {
     }
 
     /// Identity of the run in its checkpoints: with other samples or other batches, a checkpoint's position in the data
-    /// would mean nothing. Paths are as written in the recipe, whatever `root` is.
+    /// would mean nothing. Paths are as written in the recipe, independent of `root`.
     ///
     /// # Errors
     /// [`Error::Training`] if the recipe cannot be serialised.

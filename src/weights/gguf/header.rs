@@ -97,14 +97,14 @@ fn check_places(tensors: &BTreeMap<String, TensorInfo>, data: usize, alignment: 
     for (bytes, name) in in_order {
         if bytes.start != free {
             return Err(format!(
-                "tensor `{name}` begins at byte {}, expected {free}, where the one before it ends: download the file again",
+                "tensor `{name}` begins at byte {}, expected {free}, the end of the previous tensor: download the file again",
                 bytes.start
             ));
         }
         free = bytes.end.next_multiple_of(alignment);
     }
     if file > free {
-        return Err(format!("goes on for {} bytes after its last tensor: download it again", file - free));
+        return Err(format!("has {} bytes after its last tensor: download it again", file - free));
     }
     Ok(())
 }
