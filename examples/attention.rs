@@ -1,4 +1,4 @@
-//! Draws the attention of a word of the prompt to each part of an image, as a heat map (Figure 5 of the paper).
+//! Example: draws the attention of a word of the prompt to the patches of an image, as a heat map (Figure 5 of the paper).
 //!
 //! `cargo run --release --example attention -- --model DIR --image cat.jpg --prompt "Where is the cat?" --word cat`
 
@@ -21,10 +21,10 @@ use image::{Rgb, imageops};
 
 use images::Images;
 
-/// Draws the attention of a word of the prompt to each part of an image.
+/// Draws the attention of a word of the prompt to the patches of an image.
 ///
-/// Writes one PNG for each image: the image under a heat map, with the colour scale on the right, from no attention
-/// (bottom) to the largest of any patch (top). Prints the largest values on stdout.
+/// Writes one PNG per image: the image with a heat map overlay, and a colour scale on the right from no attention
+/// (bottom) to the largest attention of any patch (top). Prints the largest values on stdout.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:\n  \
     attention --prompt \"which shape is the yellow object?\" --word yellow\n  \
@@ -74,12 +74,12 @@ fn main() -> ExitCode {
     })
 }
 
-/// The word with the characters replaced that some file systems refuse.
+/// The word as part of a file name: characters that some file systems reject are replaced.
 fn file_name(word: &str) -> String {
     word.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect()
 }
 
-/// Prints the patches with most attention.
+/// Prints the patches with the most attention.
 fn describe(map: &AttentionMap) -> Result<()> {
     let cells = map.cells().len();
     let percent = 100.0 * map.total();
@@ -100,7 +100,7 @@ fn describe(map: &AttentionMap) -> Result<()> {
     Ok(())
 }
 
-/// The image under its heat map, with the colour scale on its right.
+/// The image with its heat map as overlay, and the colour scale on the right.
 fn overlay(image: &RgbImage, map: &AttentionMap) -> RgbImage {
     let (width, height) = image.dimensions();
     let scale = (width / 24).max(8);
@@ -123,7 +123,7 @@ fn overlay(image: &RgbImage, map: &AttentionMap) -> RgbImage {
     result
 }
 
-/// A small image enlarged by a whole factor with sharp pixels: cells of eight pixels are hard to see.
+/// A small image enlarged by an integer factor with nearest-neighbour sampling: cells of eight pixels are hard to see.
 fn enlarged(image: RgbImage) -> RgbImage {
     const SIDE: u32 = 384;
     let (width, height) = image.dimensions();
@@ -133,7 +133,7 @@ fn enlarged(image: RgbImage) -> RgbImage {
     }
 }
 
-/// Colours that grow steadily brighter: black, violet, red, orange, pale yellow.
+/// Colour map of increasing brightness: black, violet, red, orange, pale yellow.
 fn heat(share: f32) -> Rgb<u8> {
     const STOPS: [[u8; 3]; 5] = [[0, 0, 8], [85, 15, 110], [190, 55, 80], [250, 140, 10], [252, 255, 165]];
     let at = share.clamp(0.0, 1.0) * (STOPS.len() - 1) as f32;
@@ -141,7 +141,7 @@ fn heat(share: f32) -> Rgb<u8> {
     mix(Rgb(STOPS[low]), Rgb(STOPS[low + 1]), at - low as f32)
 }
 
-/// `share` of `b`, and the rest of `a`.
+/// Linear interpolation from `a` (0) to `b` (1).
 fn mix(a: Rgb<u8>, b: Rgb<u8>, share: f32) -> Rgb<u8> {
     let channel = |c: usize| (f32::from(a[c]) * (1.0 - share) + f32::from(b[c]) * share).round() as u8;
     Rgb([channel(0), channel(1), channel(2)])

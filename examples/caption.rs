@@ -1,4 +1,4 @@
-//! Describes images.
+//! Example: describes images.
 //!
 //! `cargo run --release --example caption`, or with `-- --model DIR --image cat.jpg`
 

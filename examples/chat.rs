@@ -1,4 +1,4 @@
-//! Chats about images.
+//! Example: chats about images.
 //!
 //! `cargo run --release --example chat -- --model DIR --image cat.jpg`
 
@@ -35,8 +35,8 @@ const EXAMPLES: &str = "Examples:\n  \
 
 /// Chats about images: each line of stdin is a turn, each reply goes to stdout.
 ///
-/// Later turns compute only their new tokens. On a terminal a turn that fails is reported and the chat goes on without it;
-/// with any other input the program ends. A line has at most 1 MiB.
+/// Later turns compute only their new tokens. On a terminal a failed turn is reported and the chat continues without
+/// it; with any other input the program ends. A line may have at most 1 MiB.
 #[derive(Debug, Parser)]
 #[command(after_help = format!("{COMMANDS}\n\n{EXAMPLES}"))]
 struct Arguments {
@@ -98,7 +98,7 @@ fn open(path: &Path) -> Result<Content> {
 
 fn named(path: &str) -> Result<&Path> {
     match path.trim() {
-        "" => bail!("/image needs the name of a file after it"),
+        "" => bail!("/image needs a file name"),
         path => Ok(Path::new(path)),
     }
 }
@@ -106,11 +106,11 @@ fn named(path: &str) -> Result<&Path> {
 fn unknown(command: &str) -> anyhow::Error {
     let command = command.chars().take(40).collect::<String>();
     anyhow!(
-        "there is no command `{command}`: /help lists them; a text that begins with a slash needs a space before it"
+        "there is no command `{command}`: /help lists all commands; put a space before a text that begins with a slash"
     )
 }
 
-/// Shows on a terminal that a turn is expected.
+/// Prints the input prompt on a terminal.
 fn prompt_for_input() {
     if std::io::stdin().is_terminal() {
         let mut stderr = std::io::stderr();

@@ -1,4 +1,4 @@
-//! Evaluates a model on scenes of shapes world that no model was trained on.
+//! Example: evaluates a model on held-out scenes of shapes world.
 //!
 //! `cargo run --release --example evaluate -- --scenes 2000`
 
@@ -25,12 +25,11 @@ use serde_json::json;
 
 use model::ModelOptions;
 
-/// Evaluates a model on scenes of shapes world that no model was trained on: one question of every kind and a caption for
-/// each scene.
+/// Evaluates a model on held-out scenes of shapes world: one question of every kind and a caption for each scene.
 ///
 /// Prints a table of accuracy by kind of question beside two baselines that do not see the image: "most common" always
-/// gives the most common answer among training scenes, "no image" is the same model without the image. Of the captions it
-/// counts those that say nothing wrong, and of these those that name every object.
+/// gives the most common answer among training scenes, "no image" is the same model without the image. Captions are
+/// counted as correct if they contain no wrong statement, and as complete if they also name every object.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:\n  \
     evaluate --scenes 200\n  \
@@ -55,7 +54,7 @@ struct Arguments {
     json: bool,
 }
 
-/// Most bytes of all images together, which are held in memory.
+/// Largest size of all images together in bytes, since all are held in memory.
 const MAX_BYTES: u64 = 4 << 30;
 
 /// A scene with its image and questions.
@@ -102,7 +101,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// The model's answers, with the images or without.
+/// The model's answers, with or without the images.
 fn answer(
     model: &LoadedModel,
     questions: &[(&Exam, &Question)],
@@ -134,7 +133,7 @@ fn caption(model: &LoadedModel, exams: &[Exam], batch: usize, bar: &ProgressBar)
     Ok(scores)
 }
 
-/// The model's generation settings without sampling: the same scores every time.
+/// The model's generation settings without sampling, so that scores are reproducible.
 fn greedy(model: &LoadedModel) -> GenerationConfig {
     GenerationConfig { do_sample: false, ..model.generation().clone() }
 }

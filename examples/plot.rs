@@ -1,4 +1,4 @@
-//! Draws a metric of several training runs into one chart.
+//! Example: plots a metric of several training runs in one chart.
 //!
 //! `cargo run --release --example plot -- runs/a runs/b --out compare.svg`
 
@@ -13,7 +13,7 @@ use clap::Parser;
 use haplovl::train::metrics::read_metrics;
 use haplovl::train::plot::{Plot, Series};
 
-/// Draws a metric of several training runs into one chart, and prints the last value of each run.
+/// Plots a metric of several training runs in one chart, and prints the last value of each run.
 ///
 /// A run is given by its folder, optionally after a name for the legend: `"with stage 1=runs/a"`. Metrics are those of
 /// metrics.jsonl: loss, validation/loss, learning_rate, grad_norm and so on.
@@ -24,10 +24,10 @@ struct Arguments {
     /// Runs to compare
     #[arg(required = true, value_name = "[NAME=]FOLDER")]
     runs: Vec<String>,
-    /// What to draw
+    /// Metric to draw
     #[arg(long, default_value = "validation/loss", value_name = "METRIC")]
     key: String,
-    /// Heading
+    /// Title of the chart
     #[arg(long, value_name = "TEXT")]
     title: Option<String>,
     /// File to write
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
 }
 
 fn curve(run: &str, key: &str) -> Result<Series> {
-    // A folder may have an `=` in its name.
+    // The name of a folder may contain `=`.
     let (name, folder) = match run.split_once('=') {
         Some((name, folder)) if !Path::new(run).is_dir() => (name, folder),
         _ => (run, run),
@@ -64,7 +64,7 @@ fn curve(run: &str, key: &str) -> Result<Series> {
     if series.points.is_empty() {
         let keys =
             records.iter().flat_map(|record| record.values.keys().cloned()).collect::<std::collections::BTreeSet<_>>();
-        bail!("{} holds no `{key}`, only {}", path.display(), Vec::from_iter(keys).join(", "));
+        bail!("{} has no metric `{key}`, only {}", path.display(), Vec::from_iter(keys).join(", "));
     }
     Ok(series)
 }

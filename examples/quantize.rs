@@ -1,4 +1,4 @@
-//! Quantises a model, and measures how much its predictions change.
+//! Example: quantises a model, and measures how much its predictions change.
 //!
 //! `cargo run --release --example quantize -- --model DIR --type q8_0 --output DIR-q8_0`
 
@@ -18,10 +18,10 @@ use haplovl::eval::Divergence;
 use haplovl::pipeline::{DeviceChoice, LoadOptions, LoadedModel, ModelSource, Quantization, quantize_folder};
 use haplovl::processor::{Content, Conversation, Message, Processor};
 
-/// Writes a quantised copy of a model: `model.gguf` in a folder that every other example takes with `--model`.
+/// Writes a quantised copy of a model: `model.gguf` in a folder for the `--model` of every other example.
 ///
 /// With --compare, runs both models on images of shapes world and prints the divergence of their predictions: the mean
-/// Kullback-Leibler divergence of the next token in nats, and how often the most likely token is the same.
+/// Kullback-Leibler divergence of the next token in nats, and the share of positions with the same most likely token.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:\n  \
     quantize --model ./haplovl-7b --type q4_k --output ./haplovl-7b-q4_k\n  \
@@ -33,13 +33,13 @@ struct Arguments {
     /// Block format: q8_0 (8.5 bits per weight, close to f32 in quality), q6_k (6.6 bits) or q4_k (4.5 bits)
     #[arg(long = "type", value_name = "TYPE")]
     kind: Quantization,
-    /// The folder to write; must not exist yet
+    /// Folder to write; must not exist yet
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
     /// Number of images to compare the models on
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=100_000))]
     compare: u64,
-    /// Side of these images in pixels
+    /// Side of the compared images in pixels
     #[arg(long, default_value_t = 64, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(16..=1024))]
     side: u32,
 }
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     cli::main(|arguments: Arguments| {
         memory::keep();
         let Arguments { model, kind, output, compare, side } = arguments;
-        // A link that leads nowhere is in the way, too.
+        // A dangling symbolic link counts as existing.
         ensure!(
             output.symlink_metadata().is_err(),
             "{} exists already: name a new folder with `--output`",
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// The size of all weight files in a folder.
+/// Size of all weight files in a folder, in MB.
 fn megabytes(folder: &Path) -> Result<f64> {
     let mut bytes = 0;
     for entry in std::fs::read_dir(folder)? {
@@ -91,14 +91,14 @@ fn load(folder: &Path) -> Result<LoadedModel> {
     Ok(LoadedModel::from_folder(folder, LoadOptions::default().with_device(DeviceChoice::Cpu))?)
 }
 
-/// Checks before anything is written that a request fits the model.
+/// Checks that the comparison prompt fits the model's context, before anything is written.
 fn check_images(folder: &Path, side: u32) -> Result<()> {
     let config = HaploVlConfig::from_file(folder.join("config.json"))?;
     Processor::from_folder(folder, &config)?.sequence(&request(0, side), true)?;
     Ok(())
 }
 
-/// The conversation about scene `index` that both models are asked to continue.
+/// Prompt about scene `index` for both models.
 fn request(index: u64, side: u32) -> Conversation {
     let scene = Split::Test.scene(index, &ShapesConfig::default());
     Message::user([Content::from(scene.render(side)), "Describe the picture.".into()]).into()

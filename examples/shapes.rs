@@ -1,7 +1,7 @@
-//! Writes images of shapes world with their captions and questions, for people to look at.
+//! Example: writes images of shapes world with their captions and questions, to inspect the data.
 //!
-//! `cargo run --example shapes -- [--out DIR] [--split test] [--count 24] [--side 64]` writes one PNG for
-//! each scene, a contact sheet `sheet.png`, and `scenes.jsonl` with what each scene contains.
+//! `cargo run --example shapes -- [--out DIR] [--split test] [--count 24] [--side 64]` writes one PNG per scene, a
+//! contact sheet `sheet.png`, and `scenes.jsonl` with the contents of each scene.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -22,7 +22,7 @@ use rand_chacha::ChaCha8Rng;
 
 /// Writes images of shapes world with their captions and questions.
 ///
-/// The folder gets one PNG for each scene, a contact sheet sheet.png, and scenes.jsonl with what each scene contains.
+/// The folder gets one PNG per scene, a contact sheet sheet.png, and scenes.jsonl with the contents of each scene.
 #[derive(Parser)]
 #[command(after_help = "Examples:\n  \
     shapes\n  \
@@ -52,7 +52,7 @@ enum SplitName {
     Test,
 }
 
-/// Most images on the contact sheet.
+/// Largest number of images on the contact sheet.
 const SHEET: usize = 64;
 
 fn main() -> ExitCode {
@@ -92,7 +92,7 @@ fn write(arguments: Arguments) -> Result<()> {
     ))
 }
 
-/// A scene with its caption, questions and sentences, as one JSON object.
+/// JSON object of a scene with its caption, questions and sentences.
 fn described(scene: &Scene, name: &str) -> serde_json::Value {
     let mut rng = ChaCha8Rng::seed_from_u64(scene.seed);
     serde_json::json!({
@@ -105,7 +105,7 @@ fn described(scene: &Scene, name: &str) -> serde_json::Value {
     })
 }
 
-/// All images in rows of eight, magnified, with a narrow gap.
+/// Contact sheet of all images, magnified, in rows of eight with a narrow gap.
 fn contact_sheet(images: &[RgbImage], zoom: u32) -> RgbImage {
     let columns = images.len().clamp(1, 8) as u32;
     let rows = (images.len() as u32).div_ceil(columns);

@@ -1,4 +1,4 @@
-//! Trains by a recipe.
+//! Example: trains models from recipes.
 //!
 //! `cargo run --release --example train -- recipes/shapes/quick.toml`
 
@@ -21,12 +21,13 @@ use haplovl::train::{Outcome, Recipe, Run};
 use haplovl::weights::SafetensorsFiles;
 use signals::Signals;
 
-/// Trains by recipes, one after the other: each is one stage, and the next may build on its export.
+/// Trains from recipes in order: each recipe is one stage, and the next one may start from its export.
 ///
-/// A run's folder holds recipe.toml (the recipe as run), metrics.jsonl, tensorboard/, loss.svg, samples.md, checkpoints/
-/// and, at the end, export/. SIGINT (Ctrl-C) and SIGTERM write a checkpoint after the current step and exit with 130 or 143; a
-/// second signal ends the program at once. With --resume finished runs are skipped and an unfinished one continues from its
-/// newest checkpoint, so that the same list of recipes can be started again after a stop.
+/// The folder of a run contains recipe.toml (the recipe with all defaults and overrides), metrics.jsonl, tensorboard/,
+/// loss.svg, samples.md, checkpoints/ and, at the end, export/. SIGINT (Ctrl-C) and SIGTERM write a checkpoint after
+/// the current step and exit with 130 or 143; a second signal ends the program at once. With --resume finished runs are
+/// skipped and an unfinished one continues from its newest checkpoint, so that the same command can be repeated after a
+/// stop.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:\n  \
     train recipes/shapes/quick.toml\n  \
@@ -42,13 +43,13 @@ struct Arguments {
     /// Change a field of the recipes, such as update.steps=100; may be given several times
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Print what would be trained, and stop
+    /// Print the parameters and a first sample without training
     #[arg(long)]
     dry_run: bool,
-    /// Export the model of the newest checkpoint to a folder, also while the run continues elsewhere, and stop
+    /// Only export the model of the newest checkpoint to a folder, also while another process continues the run
     #[arg(long, value_name = "DIR", conflicts_with_all = ["dry_run", "resume"])]
     export: Option<PathBuf>,
-    /// Where to compute: auto, cpu, cuda, cuda:N or metal
+    /// Device: auto, cpu, cuda, cuda:N or metal
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
 }
@@ -63,10 +64,11 @@ fn main() -> ExitCode {
             anyhow::bail!("--export and --set output=.. would give all recipes one folder: name one recipe at a time");
         }
         memory::keep();
-        // All are read and checked before the first is run, so that an error in the last one is not found hours later.
+        // All recipes are read and checked before the first one runs, so that an error in the last one is found at
+        // once.
         let recipes = arguments.recipes.iter().map(|path| Ok((path, Recipe::read(path, &arguments.set)?)));
         let mut recipes = recipes.collect::<Result<Vec<_>>>()?;
-        // The weights are the last file that an export writes.
+        // An export writes the weights last.
         let export = |recipe: &Recipe| recipe.output_folder().join("export");
         let is_finished = |recipe: &Recipe| arguments.resume && SafetensorsFiles::open(export(recipe)).is_ok();
         for (path, recipe) in recipes.extract_if(.., |(_, recipe)| is_finished(recipe)) {
@@ -95,7 +97,7 @@ fn main() -> ExitCode {
     signals.exit_code().filter(|_| stopped.get()).map_or(code, ExitCode::from)
 }
 
-/// Whether a run did all that was asked for.
+/// Whether a run finished.
 #[derive(PartialEq)]
 enum Ended {
     Done,
@@ -121,7 +123,7 @@ fn run(recipe: Recipe, path: &Path, arguments: &Arguments, signals: &Signals, de
             Ok(Ended::Stopped)
         }
         outcome => {
-            // Runs that are still to come do not need a reader of stdout.
+            // The remaining recipes do not need a reader of stdout.
             if let Err(error) = cli::print(outcome.export().unwrap_or(path).display()) {
                 cli::note_error(&error);
             }
@@ -130,13 +132,14 @@ fn run(recipe: Recipe, path: &Path, arguments: &Arguments, signals: &Signals, de
     }
 }
 
-/// Keeps candle from splitting element-wise operations over threads: its pool serves one caller at a time, so micro-batches
-/// that are computed in parallel would wait for each other. candle reads the variable once, at its first such operation, and
-/// has no other setting; setting it is safe only here, where no other thread runs yet, and not in a library.
+/// Keeps candle from splitting element-wise operations over threads: its pool serves one caller at a time, so
+/// micro-batches that are computed in parallel would wait for each other. candle reads the variable once, at its first
+/// such operation, and has no other setting; setting it is safe only here, where no other thread runs yet, and not in a
+/// library.
 fn leave_threads_to_micro_batches() {
     const THREADS: &str = "CANDLE_NUM_THREADS";
     if std::env::var_os(THREADS).is_none() {
-        // SAFETY: this is still the only thread.
+        // SAFETY: no other thread has been started yet.
         unsafe { std::env::set_var(THREADS, "1") };
     }
 }

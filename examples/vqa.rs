@@ -1,7 +1,7 @@
-//! Answers a question about images.
+//! Example: answers a question about images.
 //!
-//! `cargo run --release --example vqa -- --question "how many objects are there?"`, and with `--model DIR --image cat.jpg`
-//! about an image file.
+//! `cargo run --release --example vqa -- --question "how many objects are there?"`, and with `--model DIR --image
+//! cat.jpg` about an image file.
 
 #[path = "common/cli.rs"]
 mod cli;

@@ -1,30 +1,30 @@
-//! The one error type of the library.
+//! The error type of the library.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// The result of every fallible function of this crate.
+/// Result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The cause of an error, of whatever type it is.
+/// The cause of an error, of any type.
 pub type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
 
-/// Characters of a message at most; what files and users wrote may be of any length.
+/// Upper bound of a message's length in characters; text from files and users may be of any length.
 const MAX_CHARS: usize = 300;
 
-/// Everything that can go wrong in this crate.
+/// All errors of this crate.
 ///
-/// [`Display`](fmt::Display) gives one line of less than 300 characters that is complete in itself: it names the field, file or
-/// tensor, what was found, what was expected, and what to do, the cause included. Control characters are escaped, and the
-/// middle of longer messages is left out. [`source`](std::error::Error::source) is the cause for programs that look at it.
+/// [`Display`](fmt::Display) gives a self-contained line of less than 300 characters: it names the field, file or
+/// tensor, what was found, what was expected, what to do, and the cause. Control characters are escaped, and the middle
+/// of longer messages is left out. [`source`](std::error::Error::source) returns the cause for programmatic use.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// A field of a configuration, recipe or option holds a value that cannot work.
+    /// A field of a configuration, recipe or option has an invalid value.
     Config {
         /// Path of the field, for example `pre_decoder.num_attention_heads`.
         field: String,
-        /// What was found, what was expected, what to do.
+        /// Found value, expected value, and advice.
         message: String,
         /// The cause, if another library found it.
         source: Option<Source>,
@@ -33,61 +33,61 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A file is readable but its content is not what it should be.
+    /// A file is readable but its content is invalid.
     Format {
         /// The file.
         path: PathBuf,
-        /// What was found, what was expected, what to do.
+        /// Found value, expected value, and advice.
         message: String,
-        /// The cause, if another library found it.
+        /// The cause, if another library detected it.
         source: Option<Source>,
     },
-    /// The tensors of a checkpoint are not those that the model needs.
+    /// The tensors of a checkpoint do not match the model.
     Weights(Message),
-    /// An image or video frame cannot be used.
+    /// An image or video frame is invalid.
     Image {
-        /// The file name, or which image of the input it is.
+        /// File name, or position of the image in the input.
         name: String,
-        /// What was found, what was expected, what to do.
+        /// Found value, expected value, and advice.
         message: String,
-        /// The cause, if another library found it.
+        /// The cause, if another library detected it.
         source: Option<Source>,
     },
-    /// The tokenizer is broken or does not fit the model.
+    /// The tokenizer is invalid or does not match the model.
     Tokenizer(Message),
     /// The chat template failed on a conversation.
     ChatTemplate(Message),
-    /// A prompt does not fit its images, or the model's context.
+    /// A prompt does not match its images, or exceeds the model's context.
     Prompt(Message),
-    /// A batch is inconsistent in itself or with the model.
+    /// A batch is inconsistent, or does not match the model.
     Batch(Message),
-    /// Generation cannot go on.
+    /// Generation failed.
     Generation(Message),
     /// The requested device or dtype is not available.
     Device(Message),
-    /// A training or evaluation data set is unusable.
+    /// A training or evaluation data set is invalid.
     Data(Message),
-    /// A training checkpoint is truncated, foreign, or does not fit the run.
+    /// A training checkpoint is damaged, or belongs to another run.
     Checkpoint {
-        /// The checkpoint's folder.
+        /// Folder of the checkpoint.
         path: PathBuf,
-        /// What was found, what was expected, what to do.
+        /// Found value, expected value, and advice.
         message: String,
         /// The cause, if another error led to it.
         source: Option<Source>,
     },
-    /// Training had to stop.
+    /// Training failed.
     Training(Message),
-    /// The model hub could not deliver a file.
+    /// A download from the model hub failed.
     Hub(Message),
-    /// An error of candle, the tensor library.
+    /// An error of the tensor library candle.
     Candle(candle_core::Error),
 }
 
-/// What an error says, and its cause.
+/// Message of an error, and its cause.
 #[derive(Debug)]
 pub struct Message {
     text: String,
@@ -99,7 +99,7 @@ impl Message {
         Self { text: text.into(), source: None }
     }
 
-    /// What was found, what was expected, what to do.
+    /// Found value, expected value, and advice.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -180,7 +180,7 @@ impl Error {
         self
     }
 
-    /// The same with the file that a configuration field stands in.
+    /// The same error with the file that contains the configuration field.
     pub(crate) fn in_file(self, path: impl AsRef<Path>) -> Self {
         match self {
             Self::Config { field, message, source } => {
@@ -191,7 +191,7 @@ impl Error {
         }
     }
 
-    /// The message without its limits.
+    /// The message before truncation and escaping.
     fn message(&self) -> String {
         match self {
             Self::Config { field, message, .. } => format!("configuration field `{field}`: {message}"),
@@ -253,10 +253,10 @@ impl From<candle_core::Error> for Error {
     }
 }
 
-/// `text` as one line of less than [`MAX_CHARS`] characters: line breaks become spaces, other control characters are escaped, so
-/// that no file can write to a terminal, and a long middle is left out.
+/// `text` as one line of less than [`MAX_CHARS`] characters: line breaks become spaces, other control characters are
+/// escaped, so that the content of a file cannot control a terminal, and the middle of a long text is left out.
 pub(crate) fn one_line(text: &str) -> String {
-    // The start and the end of hostile megabytes are enough; what is escaped grows at most tenfold.
+    // Only the start and the end of a long text are needed; escaping lengthens a character at most tenfold.
     let (start, end) = match text.len() > 8 * MAX_CHARS {
         true => (
             &text[..text.floor_char_boundary(4 * MAX_CHARS)],
@@ -285,7 +285,7 @@ fn escaped(text: &str) -> String {
     out
 }
 
-/// Characters that change how the text around them is shown.
+/// Whether a character is invisible or changes how the text around it is shown.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }

@@ -1,7 +1,7 @@
-//! Reading files that may be anything: only regular files, and never more bytes than a limit.
+//! Safe reading of files: only regular files, up to a size limit.
 //!
-//! Every file that this crate reads whole goes through here. A FIFO or a device in a file's place is an error instead of a
-//! hang or of memory without end, and a link that leads nowhere counts as a file that is there and cannot be read.
+//! All files that this crate reads as a whole are read by this module. A FIFO or device is an error instead of a hang
+//! or unbounded memory, and a dangling symbolic link is an unreadable file, not an absent one.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -9,16 +9,17 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Most bytes of a JSON or TOML file; published ones have 1.2 MB at most, and parsed JSON takes up to 30 times its bytes.
+/// Largest JSON or TOML file in bytes; published ones have at most 1.2 MB, and parsed JSON takes up to 30 times the
+/// memory.
 pub(crate) const MAX_TEXT_BYTES: u64 = 4 << 20;
 
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// [`Error::Io`] if it is not there, or no regular file.
+/// [`Error::Io`] if the file does not exist or is not a regular file.
 pub(crate) fn open(path: impl AsRef<Path>) -> Result<File> {
     let path = path.as_ref();
-    // Asked before it is opened, since opening a FIFO waits for a writer.
+    // Checked before opening, since opening a FIFO waits for a writer.
     let found = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if !found.is_file() {
         let kind = if found.is_dir() { "a folder" } else { "a pipe, socket or device" };
@@ -27,7 +28,7 @@ pub(crate) fn open(path: impl AsRef<Path>) -> Result<File> {
     File::open(path).map_err(|e| Error::io(path, e))
 }
 
-/// All bytes of a regular file.
+/// Reads all bytes of a regular file.
 ///
 /// # Errors
 /// As [`open`], and [`Error::Format`] for more than `limit` bytes.
@@ -37,15 +38,15 @@ pub(crate) fn read(path: impl AsRef<Path>, limit: u64) -> Result<Vec<u8>> {
     let file = open(path)?;
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
     if bytes.len() as u64 > limit {
-        return Err(Error::format(path, format!("is larger than {limit} bytes, the most that is read of such a file")));
+        return Err(Error::format(path, format!("is larger than {limit} bytes, the limit for this kind of file")));
     }
     Ok(bytes)
 }
 
-/// All text of a regular file.
+/// Reads a regular file as text.
 ///
 /// # Errors
-/// As [`read`], and [`Error::Format`] if it is not UTF-8.
+/// As [`read`], and [`Error::Format`] if the content is not UTF-8.
 pub(crate) fn read_text(path: impl AsRef<Path>, limit: u64) -> Result<String> {
     let path = path.as_ref();
     String::from_utf8(read(path, limit)?).map_err(|e| {
@@ -54,10 +55,10 @@ pub(crate) fn read_text(path: impl AsRef<Path>, limit: u64) -> Result<String> {
     })
 }
 
-/// Whether anything bears this name, a link that leads nowhere included.
+/// Whether a file of any kind exists at this path, dangling symbolic links included.
 ///
 /// # Errors
-/// [`Error::Io`] if that cannot be told.
+/// [`Error::Io`] if the check fails.
 pub(crate) fn exists(path: impl AsRef<Path>) -> Result<bool> {
     match std::fs::symlink_metadata(&path) {
         Ok(_) => Ok(true),
@@ -85,7 +86,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn devices_are_refused_and_a_dangling_link_is_there() {
+    fn devices_are_rejected_and_a_dangling_link_exists() {
         let folder = tempfile::tempdir().unwrap();
         let link = folder.path().join("link");
         std::os::unix::fs::symlink("/dev/zero", &link).unwrap();

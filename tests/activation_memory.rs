@@ -26,7 +26,7 @@ struct Counting;
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         PEAK.fetch_max(LIVE.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
-        // SAFETY: the caller's own request, unchanged.
+        // SAFETY: the caller's request, unchanged.
         unsafe { System.alloc(layout) }
     }
 
@@ -74,7 +74,7 @@ fn peak(layers: usize, activations: Activations) -> (f64, f64) {
 
 #[test]
 fn released_and_recomputed_activations_lower_peak_memory() {
-    // Warm-up: the first pass allocates thread pools and tables.
+    // Warm-up, since the first pass allocates thread pools and tables.
     peak(1, Activations::Kept);
     let [kept, released, recomputed] =
         [Activations::Kept, Activations::Released, Activations::Recomputed].map(|activations| peak(8, activations).0);

@@ -1,4 +1,4 @@
-//! Attention maps: which pixels a token stands for, and what a word looks at.
+//! Attention maps: the pixels of a patch token, and the attention of a word.
 
 #![allow(clippy::unwrap_used, reason = "a failed test helper should panic")]
 
@@ -14,7 +14,7 @@ use haplovl::pipeline::LoadedModel;
 use haplovl::processor::{AttentionMap, Content, Conversation, ImageProcessor, Message, RgbImage};
 use haplovl::weights::Parameters;
 
-/// The sum of each token's own pixels, after everything that happens to an image on its way into the model.
+/// The sum of each token's pixels after all preprocessing.
 fn brightness(config: &HaploVlConfig, image: &RgbImage) -> Vec<f32> {
     let mut settings = PreprocessorConfig::image(&config.vision);
     settings.do_normalize = false;
@@ -32,7 +32,7 @@ fn brightness(config: &HaploVlConfig, image: &RgbImage) -> Vec<f32> {
 }
 
 #[test]
-fn pixels_under_a_cell_are_those_that_its_token_sees() {
+fn cells_cover_the_pixels_of_their_tokens() {
     let mut shrinking = HaploVlConfig::tiny();
     shrinking.vision.image_aspect_ratio = ImageAspectRatio::AnyResMax(1);
     for config in [HaploVlConfig::tiny(), shrinking] {
@@ -68,7 +68,7 @@ fn sample_image(seed: u32) -> Content {
 }
 
 #[test]
-fn a_words_map_is_the_mean_of_its_tokens_attention() {
+fn the_map_of_a_word_is_the_mean_over_its_tokens() {
     let model = model();
     let conversation = Conversation::from(Message::user([sample_image(3), "is it a cat?".into()]));
     let batch = model.batch(std::slice::from_ref(&conversation)).unwrap();
@@ -96,7 +96,7 @@ fn a_words_map_is_the_mean_of_its_tokens_attention() {
 }
 
 #[test]
-fn a_word_sees_the_images_before_it_only() {
+fn a_word_attends_only_to_images_before_it() {
     let model = model();
     let text = "<image> one, two <image>, three";
     let conversation = Conversation::from(Message::user([sample_image(3), sample_image(90), text.into()]));
@@ -110,11 +110,11 @@ fn a_word_sees_the_images_before_it_only() {
 }
 
 #[test]
-fn what_is_not_there_says_so() {
+fn missing_words_and_layers_are_errors() {
     let model = model();
     let conversation = Conversation::from(Message::user([sample_image(3), "is it a cat?".into()]));
     let message = |word, layer, head| model.word_attention(&conversation, word, layer, head).unwrap_err().to_string();
-    // `user` stands in the prompt, but only in the template.
+    // `user` is in the prompt, but only as part of the template.
     let error = model.word_attention(&conversation, "user", 0, None).unwrap_err();
     assert!(matches!(&error, Error::Prompt(message) if message.text().contains("`user`")), "{error}");
     assert!(message("cat", 4, None).contains("the model has 4 layers, 2 of them pre-decoder"));

@@ -1,5 +1,5 @@
-//! Input that nobody should send: each is refused with a message that names what is wrong, nothing panics, and no
-//! single allocation is made on the word of a lying header.
+//! Invalid input: it is rejected with a message that names the problem, without a panic, and without large allocations
+//! that an inconsistent header asks for.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed helper fails its test")]
 
@@ -24,12 +24,12 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-/// The system's allocator, remembering the largest single request of this process.
+/// The system allocator, recording the largest single request of the process.
 struct Watched;
 
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every request is handed to the system's allocator unchanged.
+// SAFETY: every request is forwarded to the system allocator unchanged.
 unsafe impl GlobalAlloc for Watched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
@@ -46,12 +46,12 @@ unsafe impl GlobalAlloc for Watched {
 #[global_allocator]
 static ALLOCATOR: Watched = Watched;
 
-/// Everything here is small; what asks for more believed a number it should have checked.
+/// All inputs here are small; a larger allocation trusts an unchecked size.
 const MOST_BYTES: usize = 64 << 20;
 
 fn assert_bounded(what: &str) {
     let largest = LARGEST.load(Ordering::Relaxed);
-    assert!(largest < MOST_BYTES, "{what}: {largest} bytes were asked for at once");
+    assert!(largest < MOST_BYTES, "{what}: {largest} bytes were requested at once");
 }
 
 // --- configurations ---------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ fn official() -> Value {
     HaploVlConfig::tiny().to_official().unwrap()
 }
 
-/// The message for a configuration with another value at a JSON pointer.
+/// The error of a configuration with a changed value at a JSON pointer.
 fn config_error(mut config: Value, pointer: &str, value: Value) -> String {
     let shown = format!("{pointer} = {value}");
     *config.pointer_mut(pointer).unwrap_or_else(|| panic!("no {pointer}")) = value;
@@ -75,7 +75,7 @@ fn config_error(mut config: Value, pointer: &str, value: Value) -> String {
 }
 
 #[test]
-fn contradictory_and_absurd_configurations_name_the_field() {
+fn inconsistent_and_extreme_configurations_name_the_field() {
     let huge = 1u64 << 60;
     for (pointer, value, field, what) in [
         ("/vocab_size", json!(0), "vocab_size", "is 0, expected at least 1"),
@@ -128,7 +128,7 @@ fn contradictory_and_absurd_configurations_name_the_field() {
 }
 
 #[test]
-fn many_large_sizes_together_are_refused() {
+fn large_total_sizes_are_rejected() {
     let mut config = own();
     for decoder in ["pre_decoder", "post_decoder"] {
         config[decoder]["num_hidden_layers"] = json!(4096);
@@ -209,7 +209,7 @@ fn official_configurations_name_the_part_and_the_field() {
     }
 }
 
-// --- prompts, pictures and batches ------------------------------------------------------------------------------
+// --- prompts, images and batches --------------------------------------------------------------------------------
 
 fn picture(height: usize, width: usize) -> Visual {
     let config = HaploVlConfig::tiny();
@@ -225,7 +225,7 @@ fn batched(input_ids: Vec<u32>, visuals: Vec<Visual>) -> haplovl::Result<Multimo
 }
 
 #[test]
-fn placeholders_that_do_not_fit_the_pictures_are_counted() {
+fn mismatched_placeholders_are_counted() {
     let tokens = picture(28, 28).tokens(&HaploVlConfig::tiny().vision).unwrap();
     let image = |n: usize| [vec![1], vec![94; n], vec![2]].concat();
     let video = vec![95; tokens];
@@ -243,7 +243,7 @@ fn placeholders_that_do_not_fit_the_pictures_are_counted() {
 }
 
 #[test]
-fn empty_too_long_and_foreign_batches_say_so() {
+fn empty_overlong_and_mismatched_batches_are_errors() {
     let config = HaploVlConfig::tiny();
     let empty = MultimodalBatch::new(&[], BatchSpec::new(&config), PaddingSide::Left, &Device::Cpu).unwrap_err();
     assert!(empty.to_string().contains("is empty, expected at least one sequence"), "{empty}");
@@ -272,7 +272,7 @@ fn empty_too_long_and_foreign_batches_say_so() {
 }
 
 #[test]
-fn pictures_of_any_shape_reach_the_logits() {
+fn images_of_any_shape_reach_the_logits() {
     let config = HaploVlConfig::tiny();
     let parameters = Parameters::new();
     let model = HaploVl::new(&config, parameters.var_builder(0, DType::F32, &Device::Cpu)).unwrap();
@@ -285,13 +285,13 @@ fn pictures_of_any_shape_reach_the_logits() {
     }
 }
 
-// --- properties: whatever is done to a valid file, reading it neither panics nor takes all memory ----------------
+// --- properties: reading any mutation of a valid file neither panics nor exhausts memory -------------------------
 
-/// Some bytes changed, inserted, removed, repeated or cut off.
+/// The content with some bytes changed, inserted, removed, repeated or truncated.
 fn mutate(valid: &[u8], rng: &mut ChaCha8Rng) -> Vec<u8> {
     let mut bytes = valid.to_vec();
     for _ in 0..rng.random_range(1..=4) {
-        // Headers are at the front, and the damage that matters is done there.
+        // Most mutations are at the start, where the headers are.
         let reach = if rng.random_bool(0.7) { bytes.len().min(512) } else { bytes.len() };
         let at = rng.random_range(0..reach.max(1)).min(bytes.len());
         let end = (at + rng.random_range(1..=8)).min(bytes.len());
@@ -376,7 +376,7 @@ fn mutated_gguf_never_panics() {
 }
 
 #[test]
-fn mutated_pictures_never_panic() {
+fn mutated_images_never_panic() {
     let picture = RgbImage::from_fn(23, 17, |x, y| image::Rgb([(x * y) as u8, x as u8, y as u8]));
     let decoder = ImageDecoder { max_pixels: 1 << 16, ..ImageDecoder::default() };
     for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Tiff] {
@@ -389,7 +389,7 @@ fn mutated_pictures_never_panic() {
     }
 }
 
-/// A value that someone may write into a field.
+/// A hostile value for a field.
 fn hostile(rng: &mut ChaCha8Rng) -> Value {
     let choices = [
         json!(null),
@@ -445,7 +445,7 @@ fn meddle(value: &mut Value, rng: &mut ChaCha8Rng) {
     }
 }
 
-/// Everything that a program does with a configuration before it has weights.
+/// All uses of a configuration that need no weights.
 fn use_config(config: &HaploVlConfig) {
     HaploVl::parameter_shapes(config).unwrap();
     for (height, width) in [(1, 1), (1, 100_000), (640, 480), (100_000, 100_000)] {

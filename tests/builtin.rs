@@ -1,4 +1,4 @@
-//! The model that is part of the crate.
+//! The built-in model.
 
 #![cfg(feature = "builtin")]
 #![allow(clippy::unwrap_used, reason = "a failed test helper should panic")]
@@ -25,12 +25,12 @@ fn builtin(quantization: Option<Quantization>) -> LoadedModel {
     LoadedModel::load(&ModelSource::Builtin, options(quantization)).unwrap()
 }
 
-/// Scenes that no model was trained on.
+/// Held-out scenes.
 fn scenes(count: u64) -> impl Iterator<Item = Scene> {
     (0..count).map(|index| Split::Test.scene(index, &ShapesConfig::default()))
 }
 
-/// The share of right answers, one question of every kind for each of these scenes, drawn with this side.
+/// Accuracy over one question of every kind for each scene, with images of this side.
 fn accuracy(model: &LoadedModel, count: u64, side: u32) -> f64 {
     let mut accuracy = Accuracy::default();
     for scene in scenes(count) {
@@ -46,10 +46,10 @@ fn accuracy(model: &LoadedModel, count: u64, side: u32) -> f64 {
 }
 
 #[test]
-fn it_is_the_model_of_its_folder() {
+fn the_builtin_model_equals_its_folder() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/builtin");
     let models = [builtin(None), LoadedModel::from_folder(folder, options(None)).unwrap()];
-    // Larger than a tile, and not square.
+    // An image larger than a tile, and not square.
     let image = Content::from(RgbImage::from_fn(200, 90, |x, y| Rgb([x as u8, y as u8, (x ^ y) as u8])));
     let [ours, of_folder] = models.map(|model| {
         let batch = model.batch(&[Message::user([image.clone(), "what is in this image?".into()]).into()]).unwrap();
@@ -66,8 +66,8 @@ fn it_is_the_model_of_its_folder() {
 }
 
 #[test]
-fn it_answers_questions_about_scenes_it_never_saw() {
-    // Drawn as it was trained, and larger, as `caption` draws.
+fn it_answers_questions_about_held_out_scenes() {
+    // At the training size, and at the larger size of the `caption` example.
     for side in [64, 336] {
         let right = accuracy(&builtin(None), 40, side);
         eprintln!("side {side}: {right}");
@@ -79,7 +79,7 @@ fn it_answers_questions_about_scenes_it_never_saw() {
 }
 
 #[test]
-fn it_describes_scenes_it_never_saw() {
+fn it_captions_held_out_scenes() {
     let model = builtin(None);
     let captioner = Captioner::new(&model);
     let captions = captioner.caption_all(scenes(40).map(|scene| Content::from(scene.render(64)))).unwrap();

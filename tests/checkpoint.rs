@@ -1,4 +1,4 @@
-//! Checkpoint folders: what is kept, what is refused, and what a killed process may leave.
+//! Checkpoint folders: retention, validation, and leftovers of a killed process.
 
 #![allow(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
@@ -37,7 +37,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 }
 
 #[test]
-fn everything_comes_back() {
+fn contents_round_trip() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path(), 2);
     save(&checkpoints, 50, Some(0.5));
@@ -56,7 +56,7 @@ fn everything_comes_back() {
 }
 
 #[test]
-fn the_last_and_the_best_are_kept() {
+fn the_newest_and_the_best_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path(), 2);
     let scores = [(10, Some(0.9)), (20, Some(0.3)), (30, None), (40, Some(f64::NAN)), (50, Some(0.4)), (60, Some(0.7))];
@@ -66,7 +66,7 @@ fn the_last_and_the_best_are_kept() {
 }
 
 #[test]
-fn saving_after_a_step_back_forgets_the_later_steps() {
+fn saving_after_a_step_back_removes_later_steps() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path(), 1);
     save(&checkpoints, 100, Some(0.1));
@@ -75,7 +75,7 @@ fn saving_after_a_step_back_forgets_the_later_steps() {
 }
 
 #[test]
-fn any_damage_is_refused_and_the_previous_checkpoint_offered() {
+fn damaged_checkpoints_are_rejected_and_the_previous_one_is_offered() {
     type Damage = fn(&Path);
     let cases: [(&str, Damage); 8] = [
         ("parameters.safetensors is 10 bytes long", |path| truncate(&path.join("parameters.safetensors"), 10)),
@@ -83,7 +83,7 @@ fn any_damage_is_refused_and_the_previous_checkpoint_offered() {
         ("parameters.safetensors is damaged: its CRC-32", |path| flip_last_byte(&path.join("parameters.safetensors"))),
         ("optimizer.safetensors: No such file", |path| fs::remove_file(path.join("optimizer.safetensors")).unwrap()),
         ("state.json: No such file", |path| fs::remove_file(path.join("state.json")).unwrap()),
-        ("state.json is no complete JSON", |path| truncate(&path.join("state.json"), 100)),
+        ("state.json is not complete JSON", |path| truncate(&path.join("state.json"), 100)),
         ("state.json has format null version null", |path| fs::write(path.join("state.json"), "{}").unwrap()),
         ("state.json is damaged: its CRC-32", |path| replace(&path.join("state.json"), "\"step\": 50", "\"step\": 49")),
     ];
@@ -98,7 +98,7 @@ fn any_damage_is_refused_and_the_previous_checkpoint_offered() {
         let refused = latest.refused[0].to_string();
         assert!(refused.contains(expected) && refused.contains("step-00000050"), "{expected} not in: {refused}");
         let error = checkpoints.load(50).unwrap_err().to_string();
-        assert!(error.contains("the newest whole one is") && error.ends_with("step-00000025"), "{error}");
+        assert!(error.contains("the newest valid checkpoint is") && error.ends_with("step-00000025"), "{error}");
         save(&checkpoints, 50, None);
         assert_eq!(checkpoints.load(50).unwrap().step(), 50, "{expected}: not replaced");
         assert_eq!(names(folder.path()), ["step-00000025", "step-00000050"]);
@@ -106,14 +106,14 @@ fn any_damage_is_refused_and_the_previous_checkpoint_offered() {
 }
 
 #[test]
-fn a_checkpoint_of_another_run_step_or_optimizer_is_refused() {
+fn a_checkpoint_of_another_run_step_or_optimizer_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path(), 9);
     save(&checkpoints, 50, None);
     let other = CheckpointManager::view(folder.path(), "distill of tiny").load(50).unwrap_err().to_string();
-    assert!(other.contains("is of another run, `tune of tiny`"), "{other}");
+    assert!(other.contains("belongs to another run, `tune of tiny`"), "{other}");
     fs::rename(checkpoints.path(50), checkpoints.path(49)).unwrap();
-    assert!(checkpoints.load(49).unwrap_err().to_string().contains("holds step 50"));
+    assert!(checkpoints.load(49).unwrap_err().to_string().contains("has step 50"));
     for counter in [49i64, -50, 0x7fc0_0000_7fc0_0000] {
         let optimizer = BTreeMap::from([("step".to_string(), Tensor::new(counter, &Device::Cpu).unwrap())]);
         let (parameters, state) = (tensors(1.0), 0);
@@ -126,7 +126,7 @@ fn a_checkpoint_of_another_run_step_or_optimizer_is_refused() {
 }
 
 #[test]
-fn every_byte_of_the_manifest_is_covered() {
+fn the_checksum_covers_every_byte_of_the_manifest() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path(), 2);
     save(&checkpoints, 25, None);
@@ -156,17 +156,17 @@ fn manifests_of_version_1_are_read() {
     let old: Vec<&str> = text.lines().filter(|line| !line.contains("\"checksum\"")).collect();
     fs::write(&path, old.join("\n")).unwrap();
     assert_eq!(checkpoints.load(50).unwrap().score(), Some(0.25));
-    // Only the state that the run cannot read tells of damage there.
+    // Without a checksum, damage is detected only if the state cannot be deserialised.
     let latest = checkpoints.latest_valid_where(|checkpoint| checkpoint.state::<Vec<u8>>().map(drop)).unwrap();
     assert!(latest.checkpoint.is_none() && latest.refused[0].to_string().contains("field `state`"));
-    // Without its checksum, a manifest of version 2 is damaged.
+    // A manifest of version 2 without a checksum is damaged.
     fs::write(&path, old.join("\n").replace("\"version\": 1", "\"version\": 2")).unwrap();
     assert!(checkpoints.load(50).unwrap_err().to_string().contains("has no checksum"));
 }
 
 #[cfg(unix)]
 #[test]
-fn pipes_and_devices_in_a_checkpoint_are_refused() {
+fn pipes_and_devices_in_a_checkpoint_are_rejected() {
     for name in ["state.json", "parameters.safetensors", "optimizer.safetensors"] {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = open(folder.path(), 2);
@@ -189,7 +189,7 @@ fn fifo(path: &Path) {
 }
 
 #[test]
-fn plain_files_with_names_of_checkpoints_are_in_nobodys_way() {
+fn regular_files_with_names_of_checkpoints_are_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let within = |name: &str| folder.path().join(name);
     let mine = [".tmp-x", ".old-", ".old-step-1", "step-00000099"];
@@ -204,18 +204,18 @@ fn plain_files_with_names_of_checkpoints_are_in_nobodys_way() {
 }
 
 #[test]
-fn what_a_killed_process_leaves_is_tidied_up() {
+fn leftovers_of_a_killed_process_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let within = |name: &str| folder.path().join(name);
     let checkpoints = open(folder.path(), 3);
     [10, 20, 30].into_iter().for_each(|step| save(&checkpoints, step, None));
-    // While writing, or removing, a checkpoint.
+    // Leftovers of an interrupted save or removal.
     fs::create_dir(within(".tmp-step-00000040")).unwrap();
     fs::write(within(".tmp-step-00000040/parameters.safetensors"), "half").unwrap();
-    // While replacing one, before and after the new one took the name.
+    // Leftovers of an interrupted replacement, before and after the new checkpoint is renamed.
     fs::rename(within("step-00000020"), within(".old-step-00000020")).unwrap();
     fs::create_dir(within(".old-step-00000030")).unwrap();
-    // Folders and files of others.
+    // Unrelated folders and files.
     fs::create_dir(within("step-7")).unwrap();
     fs::write(within("notes.txt"), "mine").unwrap();
 
@@ -225,7 +225,7 @@ fn what_a_killed_process_leaves_is_tidied_up() {
     assert_eq!(names(folder.path()), ["notes.txt", "step-00000010", "step-00000020", "step-00000030", "step-7"]);
 }
 
-/// Names the folder in which [`saves_until_killed`] works; it does nothing without.
+/// Environment variable with the folder of [`saves_until_killed`], which does nothing without it.
 const VICTIM: &str = "HAPLOVL_TEST_CHECKPOINT_FOLDER";
 
 #[test]
@@ -233,14 +233,14 @@ fn saves_until_killed() {
     let Some(folder) = std::env::var_os(VICTIM) else { return };
     let checkpoints = open(Path::new(&folder), 1);
     let first = checkpoints.latest_valid().unwrap().checkpoint.map_or(1, |checkpoint| checkpoint.step());
-    // Beginning with the last one again also exercises the replacing.
+    // Starting with the last step again also tests replacement.
     for step in first.. {
         save(&checkpoints, step, None);
     }
 }
 
 #[test]
-fn kill_9_at_any_moment_leaves_a_whole_checkpoint() {
+fn sigkill_at_any_moment_leaves_a_valid_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let mut newest = 0;
     for round in 0..8 {

@@ -33,7 +33,7 @@ fn shares_of(draws: usize, config: &GenerationConfig, logits: &[f32]) -> Vec<f64
     counts.iter().map(|&c| c as f64 / draws as f64).collect()
 }
 
-/// Four standard deviations of a share of 20,000 draws are at most 0.0141.
+/// Four standard deviations of a share in 20,000 draws are at most 0.0141.
 fn assert_shares(found: &[f64], expected: &[f64]) {
     for (f, e) in found.iter().zip(expected) {
         assert!((f - e).abs() < 0.0142 && (*e > 0.0 || *f == 0.0), "found {found:?}, expected {expected:?}");
@@ -47,7 +47,7 @@ fn log(probabilities: &[f32]) -> Vec<f32> {
 const PROBABILITIES: [f32; 5] = [0.1, 0.4, 0.05, 0.3, 0.15];
 
 #[test]
-fn greedy_takes_the_likeliest_and_of_equals_the_lowest_id() {
+fn greedy_picks_the_most_likely_token_and_breaks_ties_by_id() {
     let mut greedy = sampler(&GenerationConfig::default());
     assert_eq!(greedy.sample(&mut [0.0, 3.0, -1.0, 3.0]).unwrap(), 1);
     assert_eq!(greedy.sample(&mut [f32::NEG_INFINITY, -5.0]).unwrap(), 1);
@@ -60,25 +60,25 @@ fn greedy_takes_the_likeliest_and_of_equals_the_lowest_id() {
 }
 
 #[test]
-fn draws_follow_the_distribution_and_the_temperature() {
+fn samples_follow_the_distribution_and_the_temperature() {
     let expected = PROBABILITIES.map(f64::from);
     assert_shares(&shares(&sampling(), &log(&PROBABILITIES)), &expected);
     // Temperature 1/2 squares the probabilities; their squares sum to 0.285.
     let cold = GenerationConfig { temperature: Some(0.5), ..sampling() };
     assert_shares(&shares(&cold, &log(&PROBABILITIES)), &expected.map(|p| p * p / 0.285));
-    // One that no float can divide by is as good as greedy, and no NaN.
+    // A temperature that overflows the division is greedy, not NaN.
     let frozen = GenerationConfig { temperature: Some(1e-300), ..sampling() };
     assert_eq!(shares(&frozen, &log(&PROBABILITIES)), [0.0, 1.0, 0.0, 0.0, 0.0]);
 }
 
 #[test]
-fn filters_keep_what_they_say() {
+fn filters_keep_the_expected_tokens() {
     let logits = log(&PROBABILITIES);
     let top_k = GenerationConfig { top_k: Some(2), ..sampling() };
     assert_shares(&shares(&top_k, &logits), &[0.0, 0.4 / 0.7, 0.0, 0.3 / 0.7, 0.0]);
     let top_k = GenerationConfig { top_k: Some(99), ..sampling() };
     assert_shares(&shares(&top_k, &logits), &PROBABILITIES.map(f64::from));
-    // 0.4 + 0.3 reach 0.69, but not 0.71, which needs the 0.15 as well.
+    // 0.4 + 0.3 reaches 0.69, but not 0.71, which needs 0.15 as well.
     let top_p = GenerationConfig { top_p: Some(0.69), ..sampling() };
     assert_shares(&shares(&top_p, &logits), &[0.0, 0.4 / 0.7, 0.0, 0.3 / 0.7, 0.0]);
     let top_p = GenerationConfig { top_p: Some(0.71), ..sampling() };
@@ -86,7 +86,7 @@ fn filters_keep_what_they_say() {
     // At least one token is always left.
     let top_p = GenerationConfig { top_p: Some(1e-9), ..sampling() };
     assert_eq!(shares(&top_p, &logits), [0.0, 1.0, 0.0, 0.0, 0.0]);
-    // 0.3 of 0.4 is 0.12: the 0.15 stays, the 0.1 goes.
+    // The threshold is 0.3 * 0.4 = 0.12: 0.15 is kept, 0.1 is dropped.
     let min_p = GenerationConfig { min_p: Some(0.3), ..sampling() };
     assert_shares(&shares(&min_p, &logits), &[0.0, 0.4 / 0.85, 0.0, 0.3 / 0.85, 0.15 / 0.85]);
     let min_p = GenerationConfig { min_p: Some(1.0), ..sampling() };
@@ -94,14 +94,14 @@ fn filters_keep_what_they_say() {
 }
 
 #[test]
-fn top_p_is_a_share_of_what_top_k_left() {
-    // Of 0.4 and 0.3, the first has 0.57: top-p 0.55 keeps it alone, though it is 0.4 of the whole.
+fn top_p_applies_after_top_k() {
+    // Of 0.4 and 0.3, the first is 0.57 after renormalisation: top-p 0.55 keeps only this token.
     let config = GenerationConfig { top_k: Some(2), top_p: Some(0.55), ..sampling() };
     assert_eq!(shares(&config, &log(&PROBABILITIES)), [0.0, 1.0, 0.0, 0.0, 0.0]);
 }
 
 #[test]
-fn filters_agree_with_sorting_on_a_large_vocabulary() {
+fn filters_match_a_sorting_reference_on_a_large_vocabulary() {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     // Rounded, so that there are ties at every cut.
     let logits: Vec<f32> = (0..5000).map(|_| (rng.random::<f32>() * 40.0).round() / 4.0).collect();
@@ -128,7 +128,7 @@ fn filters_agree_with_sorting_on_a_large_vocabulary() {
 }
 
 #[test]
-fn the_repetition_penalty_lowers_logits_of_either_sign_once() {
+fn the_repetition_penalty_lowers_positive_and_negative_logits_once() {
     let config = GenerationConfig { repetition_penalty: Some(2.0), ..Default::default() };
     let mut positive = sampler(&config);
     positive.observe(&[0, 0, 0]);
@@ -140,13 +140,13 @@ fn the_repetition_penalty_lowers_logits_of_either_sign_once() {
     let mut logits = [-1.0, -1.5, -3.0];
     assert_eq!(negative.sample(&mut logits).unwrap(), 1);
     assert_eq!(logits, [-2.0, -1.5, -3.0]);
-    // What was picked counts from then on, and an id that the vocabulary does not have changes nothing.
+    // Sampled tokens are penalised from then on, and an id beyond the vocabulary has no effect.
     negative.observe(&[u32::MAX]);
     assert_eq!(negative.sample(&mut [-1.0, -1.5, -2.9]).unwrap(), 0);
 }
 
 #[test]
-fn banned_ids_are_never_picked() {
+fn banned_ids_are_never_sampled() {
     let mut greedy = sampler(&GenerationConfig::default()).ban(&[1, 99]);
     assert_eq!(greedy.sample(&mut [0.0, 9.0, 1.0]).unwrap(), 2);
     let mut drawing = sampler(&sampling()).ban(&[1]);
@@ -154,7 +154,7 @@ fn banned_ids_are_never_picked() {
 }
 
 #[test]
-fn the_seed_decides_and_rows_differ() {
+fn samples_depend_on_the_seed_and_the_row() {
     let draw = |seed, row| {
         let mut sampler = Sampler::new(&GenerationConfig { seed, ..sampling() }, row).unwrap();
         Vec::from_iter((0..64).map(|_| sampler.sample(&mut [0.0; 100]).unwrap()))
@@ -165,7 +165,7 @@ fn the_seed_decides_and_rows_differ() {
 }
 
 #[test]
-fn logits_that_are_nan_or_infinite_are_errors_with_a_position() {
+fn nan_and_infinite_logits_are_errors_with_a_position() {
     let inf = f32::INFINITY;
     for (mut logits, what) in [
         (vec![0.0, f32::NAN, 1.0], "token 1 is NaN"),
@@ -186,17 +186,17 @@ fn logits_that_are_nan_or_infinite_are_errors_with_a_position() {
 }
 
 #[test]
-fn a_broken_configuration_is_refused() {
+fn an_invalid_configuration_is_rejected() {
     let error = Sampler::new(&GenerationConfig { top_p: Some(-1.0), ..Default::default() }, 0).unwrap_err();
     assert!(error.to_string().contains("top_p"), "{error}");
 }
 
-/// Ids are bytes, as in the smallest tokens of a byte-level tokenizer.
+/// Decoder whose ids are bytes, as the base tokens of a byte-level tokenizer.
 fn bytes_to_text(ids: &[u32]) -> Result<String> {
     Ok(String::from_utf8_lossy(&Vec::from_iter(ids.iter().map(|&id| id as u8))).into_owned())
 }
 
-/// Pieces for each id, then what is left.
+/// The piece emitted for each id, then the rest.
 fn pieces<F: Fn(&[u32]) -> Result<String>>(decode: F, ids: &[u32]) -> Vec<String> {
     let mut detokenizer = Detokenizer::new(decode);
     let mut pieces = Vec::from_iter(ids.iter().map(|&id| detokenizer.push(id).unwrap()));
@@ -209,15 +209,16 @@ fn byte_ids(text: &str) -> Vec<u32> {
 }
 
 #[test]
-fn a_character_of_several_tokens_comes_whole() {
+fn a_character_of_several_tokens_is_emitted_whole() {
     assert_eq!(pieces(bytes_to_text, &byte_ids("a😀é")), ["a", "", "", "", "😀", "", "é", ""]);
-    // Cut off in the middle, it is shown as the decoder shows it.
+    // A truncated character is emitted as the decoder renders it.
     assert_eq!(pieces(bytes_to_text, &byte_ids("a😀")[..3]), ["a", "", "", "\u{FFFD}"]);
-    // A replacement character that the text really has is late, not lost.
+    // A replacement character that is part of the text is delayed, not lost.
     assert_eq!(pieces(bytes_to_text, &byte_ids("\u{FFFD}b")).concat(), "\u{FFFD}b");
 }
 
-/// Below 256 bytes, of which a run is text as a whole or not at all; above that words.
+/// Decoder whose ids below 256 are bytes, where a run of bytes is valid UTF-8 as a whole or replaced; other ids are
+/// words.
 fn byte_runs(ids: &[u32]) -> Result<String> {
     let run = |run: &[u32]| match run[0] < 256 {
         true => String::from_utf8(run.iter().map(|id| *id as u8).collect()).unwrap_or("\u{FFFD}".repeat(run.len())),
@@ -227,7 +228,7 @@ fn byte_runs(ids: &[u32]) -> Result<String> {
 }
 
 #[test]
-fn a_stray_byte_behind_a_character_swallows_nothing() {
+fn a_stray_byte_after_a_character_loses_no_text() {
     for character in ["a", "é", "你", "😀"] {
         let mut ids = byte_ids(character);
         ids.extend([0xf0].into_iter().chain(300..330));
@@ -237,7 +238,7 @@ fn a_stray_byte_behind_a_character_swallows_nothing() {
 }
 
 #[test]
-fn tokens_that_end_within_characters_still_give_the_text() {
+fn tokens_that_end_within_characters_decode_to_the_text() {
     let text = "Ünï😀cödé 你好 👩‍👩‍👧 plain words, and 한국어 🇩🇪".repeat(8);
     let mut rng = ChaCha8Rng::seed_from_u64(11);
     let mut tokens: Vec<&[u8]> = vec![];
@@ -255,8 +256,8 @@ fn tokens_that_end_within_characters_still_give_the_text() {
     assert_eq!(pieces(decode, &ids).concat(), text);
 }
 
-/// A tokenizer that decodes as those of the Llama family do: `▁` is a space, the first one is dropped, and bytes
-/// stand for what has no token.
+/// A tokenizer that decodes like those of the Llama family: `▁` is a space, the first space is dropped, and byte tokens
+/// encode characters without a token.
 fn llama_like() -> Tokenizer {
     let tokens = ["▁Hello", "▁world", "!", "▁", "<0xE4>", "<0xBD>", "<0xA0>", "<0xE5>", "<0xA5>"];
     let vocab = serde_json::Map::from_iter(tokens.iter().enumerate().map(|(i, t)| (t.to_string(), i.into())));
@@ -273,22 +274,22 @@ fn llama_like() -> Tokenizer {
 }
 
 #[test]
-fn spaces_and_byte_tokens_of_a_llama_like_tokenizer() {
+fn llama_style_spaces_and_byte_tokens_decode_incrementally() {
     let tokenizer = llama_like();
     let decode = |ids: &[u32]| tokenizer.decode(ids, true).map_err(|e| Error::tokenizer(e.to_string()));
     assert_eq!(pieces(decode, &[0, 1, 2, 0]), ["Hello", " world", "!", " Hello", ""]);
-    // The special token in between has no text, and must not make the next one the first of its window.
+    // The special token has no text, and the token after it must not lose its leading space.
     assert_eq!(pieces(decode, &[0, 9, 9, 1]), ["Hello", "", "", " world", ""]);
     let many = [vec![0], vec![9; 100], vec![1]].concat();
     assert_eq!(pieces(decode, &many).concat(), "Hello world");
-    // Two characters of three bytes each; the decoder takes the first back until the second is whole.
+    // Two characters of three bytes each; the decoder retracts the first until the second is complete.
     let two = [1, 4, 5, 6, 7, 8, 5, 1];
     assert_eq!(pieces(decode, &two).concat(), tokenizer.decode(&two, true).unwrap());
     assert_eq!(pieces(decode, &two).concat(), "world你好 world");
 }
 
 #[test]
-fn the_work_for_a_token_does_not_grow() {
+fn decoding_work_per_token_is_constant() {
     for id in [b'a', 0xF0, 0xFF] {
         let longest = std::cell::Cell::new(0);
         let decode = |ids: &[u32]| {
@@ -300,7 +301,7 @@ fn the_work_for_a_token_does_not_grow() {
     }
 }
 
-/// Text shown for each piece, and the stop string found.
+/// The text emitted for each piece, and the stop string found.
 fn show(stops: &[&str], text: &[&str]) -> (Vec<String>, Option<String>) {
     let mut search = StopStrings::new(&Vec::from_iter(stops.iter().map(ToString::to_string)));
     let mut shown = vec![];
@@ -316,21 +317,21 @@ fn show(stops: &[&str], text: &[&str]) -> (Vec<String>, Option<String>) {
 }
 
 #[test]
-fn a_stop_string_over_several_pieces_is_never_shown() {
+fn a_stop_string_over_several_pieces_is_never_emitted() {
     let owned = |texts: &[&str]| Vec::from_iter(texts.iter().map(ToString::to_string));
     assert_eq!(show(&["END"], &["one E", "N", "D two"]), (owned(&["one ", "", ""]), Some("END".into())));
     assert_eq!(show(&["END"], &["one E", "N", "d"]), (owned(&["one ", "", "ENd", ""]), None));
     assert_eq!(show(&["END"], &["EN", "EN"]), (owned(&["", "EN", "EN"]), None));
-    // A longer beginning may hide a shorter one that comes true.
+    // A partial match of a longer stop string may contain a complete shorter one.
     assert_eq!(show(&["aab"], &["aa", "ab"]), (owned(&["", "a"]), Some("aab".into())));
-    // Of two in one piece, the first in the text counts.
+    // Of two stop strings in one piece, the first in the text is found.
     assert_eq!(show(&["b", "a"], &["xaxb"]), (owned(&["x"]), Some("a".into())));
     assert_eq!(show(&["", "ü!"], &["ü", "ü", "!"]), (owned(&["", "ü", ""]), Some("ü!".into())));
     assert_eq!(show(&[], &["x", "y"]), (owned(&["x", "y", ""]), None));
 }
 
 #[test]
-fn a_stream_finds_a_stop_string_made_of_byte_tokens() {
+fn a_stream_finds_a_stop_string_of_byte_tokens() {
     let stop = ["é😀".to_string()];
     let mut stream = TextStream::new(bytes_to_text, &stop);
     let mut text = String::new();
@@ -353,7 +354,7 @@ fn a_stream_finds_a_stop_string_made_of_byte_tokens() {
 }
 
 #[test]
-fn a_cancel_token_reaches_its_clones() {
+fn clones_of_a_cancel_token_share_its_state() {
     let token = CancelToken::default();
     let other = token.clone();
     assert!(!other.is_cancelled());

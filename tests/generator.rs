@@ -1,4 +1,4 @@
-//! The loop around a model, on a scripted one.
+//! The generation loop, with a scripted model.
 
 #![allow(clippy::unwrap_used, reason = "a failed test helper should panic")]
 
@@ -12,7 +12,7 @@ use haplovl::{Error, Result};
 
 const EOS: u32 = 90;
 
-/// A model that says given ids for each row, whatever it is asked, and notes what it was fed.
+/// A model that generates scripted ids for each row, and records its inputs.
 struct Script {
     config: HaploVlConfig,
     replies: Vec<Vec<u32>>,
@@ -25,7 +25,7 @@ impl Script {
         Arc::new(Self { config: HaploVlConfig::tiny(), replies, fed: Mutex::default() })
     }
 
-    /// Logits that are 1 at the row's id of this step and 0.75 at the next one; a row whose script is over gets NaN.
+    /// Logits that are 1 at the scripted id of this step and 0.75 at the following id; NaN after the end of the script.
     fn logits(&self, step: usize) -> Result<Tensor> {
         let vocab = self.config.vocab_size;
         let row = |ids: &Vec<u32>| match ids.get(step) {
@@ -42,7 +42,7 @@ impl Script {
 }
 
 impl CausalModel for Script {
-    /// Number of steps and of positions.
+    /// Numbers of steps and positions.
     type Cache = (usize, usize);
 
     fn config(&self) -> &HaploVlConfig {
@@ -80,14 +80,15 @@ fn config() -> GenerationConfig {
     GenerationConfig { eos_token_id: vec![EOS], ..Default::default() }
 }
 
-/// Id 1 is `a`, and so on; ids above 26 have no text.
+/// Decoder where id 1 is `a`, and so on; ids above 26 have no text.
 fn letters(ids: &[u32]) -> Result<String> {
     Ok(ids.iter().filter(|&&id| id <= 26).map(|&id| char::from(b'`' + id as u8)).collect())
 }
 
 #[test]
-fn rows_end_each_in_its_own_way_and_the_rest_goes_on() {
-    // The end id; the token limit; a stop string. NaN behind a row's end must not disturb.
+fn rows_finish_independently() {
+    // One row ends by the EOS token, one by the token limit, one by a stop string. NaN after a row's end must have no
+    // effect.
     let model = Script::new(&[&[1, EOS], &[2, 3, 2, 3], &[4, 5, 6]]);
     let config = GenerationConfig {
         max_new_tokens: Some(4),
@@ -105,14 +106,14 @@ fn rows_end_each_in_its_own_way_and_the_rest_goes_on() {
     assert_eq!((second.text.as_str(), &second.finish_reason), ("bcbc", &FinishReason::Length));
     assert_eq!((third.text.as_str(), &third.finish_reason), ("d", &FinishReason::StopString("ef".into())));
     assert_eq!(shown, ["a", "bcbc", "d"]);
-    // A finished row is fed padding, and no step is done for nothing.
+    // Finished rows get padding, and there is no superfluous step.
     assert_eq!(*model.fed.lock().unwrap(), [vec![1, 2, 4], vec![EOS, 3, 5], vec![77, 2, 6]]);
     assert_eq!((generation.timings.prompt_tokens, generation.timings.new_tokens), (6, 9));
     assert!(generation.timings.seconds >= generation.timings.seconds_to_first_token);
 }
 
 #[test]
-fn held_back_text_comes_at_the_end() {
+fn held_back_text_is_emitted_at_the_end() {
     let config = GenerationConfig { stop_strings: vec!["bcd".into()], max_new_tokens: Some(3), ..config() };
     let model = Script::new(&[&[1, 2, 3]]);
     let generator = Generator::new(model.clone(), letters);
@@ -121,7 +122,7 @@ fn held_back_text_comes_at_the_end() {
 }
 
 #[test]
-fn a_stream_gives_pieces_and_then_the_facts() {
+fn a_stream_yields_pieces_and_then_the_output() {
     let model = Script::new(&[&[1, 30, 2, EOS]]);
     let generator = Generator::new(model.clone(), letters);
     let mut stream = generator.stream(&prompts(&[&[5, 6]]), &config()).unwrap();
@@ -135,7 +136,7 @@ fn a_stream_gives_pieces_and_then_the_facts() {
 }
 
 #[test]
-fn cancelling_ends_with_what_is_there() {
+fn cancelling_returns_the_text_so_far() {
     let model = Script::new(&[&[1, 2, 3, 4, EOS]]);
     let cancel = CancelToken::default();
     let generator = Generator::new(model.clone(), letters).with_cancel(cancel.clone());
@@ -147,13 +148,13 @@ fn cancelling_ends_with_what_is_there() {
     let generation = generator.generate_with(&prompts(&[&[1]]), &config(), stop_at_b).unwrap();
     assert_eq!(generation.sequences[0].text, "ab");
     assert_eq!(generation.sequences[0].finish_reason, FinishReason::Cancelled);
-    // From then on not even the prompt is looked at.
+    // After cancellation, the prompt is not processed.
     let generation = generator.generate(&prompts(&[&[1]]), &config()).unwrap();
     assert_eq!((generation.sequences[0].text.as_str(), generation.timings.new_tokens), ("", 0));
 }
 
 #[test]
-fn a_stream_dropped_early_reports_what_it_had() {
+fn a_stream_dropped_early_reports_its_tokens() {
     let model = Script::new(&[&[1, 2, 3, EOS]]);
     let mut stream = Generator::new(model.clone(), letters).stream(&prompts(&[&[1]]), &config()).unwrap();
     assert_eq!(stream.next().unwrap().unwrap(), "a");
@@ -163,10 +164,10 @@ fn a_stream_dropped_early_reports_what_it_had() {
 }
 
 #[test]
-fn the_context_limits_the_answer() {
+fn the_context_length_limits_the_answer() {
     let model = Script::new(&[&[1; 10]]);
     let generator = Generator::new(model.clone(), letters);
-    // 256 positions: six are left.
+    // Six of 256 positions are left.
     let config = GenerationConfig { max_new_tokens: None, ..config() };
     let generation = generator.generate(&prompts(&[&[1; 250]]), &config).unwrap();
     assert_eq!(generation.sequences[0].tokens.len(), 6);
@@ -189,31 +190,31 @@ fn placeholders_are_never_generated() {
 #[test]
 fn the_repetition_penalty_counts_the_prompt() {
     let config = GenerationConfig { repetition_penalty: Some(2.0), max_new_tokens: Some(1), ..config() };
-    // The script says 3; if that stands in the prompt already, its logit of 1 is halved, and 4 wins with 0.75.
+    // The script has 3; if 3 is in the prompt, its logit of 1 is halved, and 4 has the largest logit with 0.75.
     for (prompt, expected) in [(&[5, 5], 3), (&[3, 5], 4)] {
         let model = Script::new(&[&[3]]);
         let generation = Generator::new(model.clone(), letters).generate(&prompts(&[prompt]), &config).unwrap();
         assert_eq!(generation.sequences[0].tokens, [expected]);
     }
-    // Padding is no part of the prompt.
+    // Padding is not part of the prompt.
     let model = Script::new(&[&[0], &[0]]);
     let generation = Generator::new(model.clone(), letters).generate(&prompts(&[&[5], &[5, 5]]), &config).unwrap();
     assert_eq!(generation.sequences[0].tokens, [0]);
 }
 
 #[test]
-fn broken_logits_end_the_stream_with_one_error() {
+fn nan_logits_end_the_stream_with_one_error() {
     let model = Script::new(&[&[1]]);
     let generator = Generator::new(model.clone(), letters);
     let items = Vec::from_iter(generator.stream(&prompts(&[&[7, 8, 9]]), &config()).unwrap());
     assert_eq!(items.len(), 2);
     let message = items[1].as_ref().unwrap_err().to_string();
-    // Three of the prompt and one generated: the fifth token, at position 4.
+    // Three prompt tokens and one generated token: the fifth token is at position 4.
     assert!(message.contains("position 4") && message.contains("NaN"), "{message}");
 }
 
 #[test]
-fn unsuitable_batches_and_settings_are_refused() {
+fn invalid_batches_and_settings_are_rejected() {
     let model = Script::new(&[&[1], &[1]]);
     let generator = Generator::new(model.clone(), letters);
     let right = batch(&[&[1, 2], &[1]], PaddingSide::Right);
@@ -236,7 +237,7 @@ mod with_a_model {
 
     use super::*;
 
-    /// A model with weights large enough that what it says depends on what it sees.
+    /// A model with weights large enough that its output depends on the image.
     fn model() -> Arc<HaploVl> {
         model_of(HaploVlConfig::tiny())
     }
@@ -271,7 +272,7 @@ mod with_a_model {
     }
 
     #[test]
-    fn greedy_text_is_the_argmax_of_the_whole_forward_each_time() {
+    fn greedy_tokens_are_the_argmax_of_a_full_forward_pass() {
         let model = model();
         let mut sequence = with_image(&[7, 8, 9], 0.5);
         let generation =
@@ -279,7 +280,7 @@ mod with_a_model {
         for &id in &generation.sequences[0].tokens {
             let logits = model.forward(&left_padded(&[sequence.clone()])).unwrap();
             let last = logits.i((0, sequence.len() - 1)).unwrap();
-            // The placeholders are the last two ids, and never generated.
+            // The placeholders are the last two ids, which are never generated.
             assert_eq!(last.narrow(0, 0, 94).unwrap().argmax(0).unwrap().to_scalar::<u32>().unwrap(), id);
             sequence.input_ids.push(id);
         }
@@ -287,7 +288,7 @@ mod with_a_model {
     }
 
     #[test]
-    fn a_row_of_a_batch_says_what_it_says_alone() {
+    fn a_row_in_a_batch_equals_the_row_alone() {
         let model = model();
         let generator = Generator::new(model.clone(), letters);
         let text_only = Sequence { input_ids: vec![3, 4], labels: None, visuals: vec![] };
@@ -300,7 +301,8 @@ mod with_a_model {
         assert_ne!(together.sequences[0].tokens, together.sequences[1].tokens);
     }
 
-    /// Answers with a kept cache and without, which must agree, and returns the ids and how many came from the cache.
+    /// Generates with and without a prefix cache, checks that both agree, and returns the ids and the number of cached
+    /// tokens.
     fn both_ways(model: &Arc<HaploVl>, cache: &mut PrefixCache, sequence: &Sequence, most: usize) -> (Vec<u32>, usize) {
         let generator = Generator::new(model.clone(), letters);
         let batch = left_padded(std::slice::from_ref(sequence));
@@ -314,29 +316,29 @@ mod with_a_model {
     }
 
     #[test]
-    fn later_turns_reuse_the_cache_and_change_nothing() {
+    fn later_turns_reuse_the_cache_without_changing_the_output() {
         let model = model();
         let mut cache = PrefixCache::default();
         let mut chat = with_image(&[7, 8, 9], 0.5);
         let (answer, cached) = both_ways(&model, &mut cache, &chat, 6);
         assert_eq!((answer.len(), cached), (6, 0));
-        // The next turn: the answer, and a question with a second image. The last id of the answer was not fed.
+        // The next turn: the answer, and a question with a second image. The last id of the answer is not in the cache.
         let first_turn = chat.len() + answer.len();
         let question = with_image(&[11, 12], -0.7);
         chat.input_ids.extend([answer, question.input_ids].concat());
         chat.visuals.extend(question.visuals);
         let (answer, cached) = both_ways(&model, &mut cache, &chat, 6);
         assert_eq!(cached, first_turn - 1);
-        // Asked again, all but the last id is known.
+        // For the same prompt, all ids except the last are cached.
         assert_eq!(both_ways(&model, &mut cache, &chat, 6), (answer, chat.len() - 1));
-        // Another text behind the second image.
+        // Another text after the second image.
         let changed = chat.len() - 2;
         chat.input_ids[changed] = 33;
         assert_eq!(both_ways(&model, &mut cache, &chat, 6).1, changed);
-        // Another second image of the same size: equal ids, but not equal.
+        // Another second image of the same size: equal ids, different pixels.
         chat.visuals[1] = with_image(&[], 0.1).visuals.remove(0);
         assert_eq!(both_ways(&model, &mut cache, &chat, 6).1, first_turn + 1);
-        // An equal copy of the first image, and a shorter text that ends where the first answer began.
+        // An equal copy of the first image, and a shorter text that ends where the first answer starts.
         let short = with_image(&[7, 8, 9], 0.5);
         assert_eq!(both_ways(&model, &mut cache, &short, 6).1, short.len() - 1);
         cache.clear();
@@ -359,7 +361,7 @@ mod with_a_model {
     }
 
     #[test]
-    fn weights_that_are_nan_are_an_error_with_a_position() {
+    fn nan_weights_are_an_error_with_a_position() {
         let parameters = Parameters::new();
         let config = HaploVlConfig::tiny();
         HaploVl::new(&config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap();

@@ -1,4 +1,5 @@
-//! Configurations made of any JSON: each is read or refused with a short message, and what is read passes its own checks.
+//! Configurations from arbitrary JSON: each is read or rejected with a short message, and a configuration that was read
+//! passes validation.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper fails its test")]
 
@@ -6,7 +7,7 @@ use haplovl::config::{GenerationConfig, HaploVlConfig, PreprocessorConfig, Proce
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-/// Any JSON value, numbers at the edges of their types included.
+/// Any JSON value, including numbers at the limits of their types.
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),

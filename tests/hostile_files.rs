@@ -1,4 +1,4 @@
-//! Files of a model folder that are pipes, devices, endless or links to nowhere: each is refused soon, by its name.
+//! Files of a model folder that are pipes, devices, huge, or dangling links: each is rejected quickly with its name.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper fails its test")]
 
@@ -23,7 +23,7 @@ const FILES: [&str; 8] = [
     "config.json",
 ];
 
-/// The error of a folder in which one file was replaced.
+/// The error of a folder with one file replaced.
 fn error(name: &str, replace: impl FnOnce(&Path)) -> String {
     let folder = tempfile::tempdir().unwrap();
     tiny_processor().save(&folder).unwrap();
@@ -47,7 +47,7 @@ fn make_fifo(path: &Path) {
 }
 
 #[test]
-fn pipes_devices_and_folders_are_refused() {
+fn pipes_devices_and_folders_are_rejected() {
     for name in FILES {
         assert!(error(name, make_fifo).contains("a pipe, socket or device"));
         assert!(error(name, |path| symlink("/dev/zero", path).unwrap()).contains("a pipe, socket or device"));
@@ -56,7 +56,7 @@ fn pipes_devices_and_folders_are_refused() {
 }
 
 #[test]
-fn links_to_nowhere_are_not_taken_for_absent_files() {
+fn dangling_links_are_not_treated_as_absent_files() {
     for name in FILES {
         error(name, |path| symlink("nowhere", path).unwrap());
         error(name, |path| symlink(path, path).unwrap());
@@ -64,9 +64,9 @@ fn links_to_nowhere_are_not_taken_for_absent_files() {
 }
 
 #[test]
-fn endless_files_are_read_up_to_a_limit() {
+fn huge_files_are_read_up_to_a_limit() {
     for name in FILES {
-        // A file of zeros that takes no place on the disk.
+        // A sparse file of zeros.
         let sparse = |path: &Path| std::fs::File::create(path).unwrap().set_len(1 << 40).unwrap();
         assert!(error(name, sparse).contains("is larger than"));
     }
@@ -78,7 +78,7 @@ fn endless_files_are_read_up_to_a_limit() {
 }
 
 #[test]
-fn generation_config_is_a_regular_file() {
+fn generation_config_must_be_a_regular_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("generation_config.json");
     make_fifo(&path);

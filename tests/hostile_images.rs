@@ -1,5 +1,5 @@
-//! Image files that are cut off, damaged, or made to take memory: each is an error that names the file, and what other
-//! programs read is read. Every file is made here, by the encoders of the `image` crate and by hand.
+//! Truncated, damaged and hostile image files: each is an error that names the file, while unusual but valid files are
+//! read. All files are generated here, by the encoders of the `image` crate and by hand.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::io::Cursor;
@@ -22,7 +22,7 @@ fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     ImageDecoder::default().decode(bytes, "photo").map_err(|e| e.to_string())
 }
 
-/// The message of a file that must be refused as damaged.
+/// Error message of a file that must be rejected as damaged.
 fn damage(what: &str, bytes: &[u8]) -> String {
     let message = decode(bytes).expect_err(what);
     assert!(message.starts_with("image photo: is damaged or truncated"), "{what}: {message}");
@@ -40,7 +40,7 @@ fn animation() -> Vec<u8> {
     bytes
 }
 
-/// An animated WebP of two frames, put together from two still ones.
+/// An animated WebP of two frames, assembled from two still images.
 fn animated_webp() -> Vec<u8> {
     let frame = |n: u8| {
         let still = encode(
@@ -62,7 +62,7 @@ mod cut {
     use super::*;
 
     #[test]
-    fn jpeg_webp_and_gif_are_refused_at_every_length() {
+    fn truncated_jpeg_webp_and_gif_are_rejected_at_every_length() {
         let picture = gradient(33, 21);
         let jpeg = encode(picture.clone(), ImageFormat::Jpeg);
         let grey = encode(DynamicImage::from(picture.clone()).into_luma8(), ImageFormat::Jpeg);
@@ -80,9 +80,9 @@ mod cut {
     }
 
     #[test]
-    fn png_bmp_and_tiff_are_refused_but_for_their_last_bytes() {
+    fn truncated_png_bmp_and_tiff_are_rejected_except_for_trailing_bytes() {
         let picture = gradient(33, 21);
-        // The end chunk of PNG, and the offset of the next image of TIFF, say nothing of the pixels.
+        // The end chunk of PNG and the offset of the next image in TIFF are not pixel data.
         for (format, spare) in [(ImageFormat::Png, 12), (ImageFormat::Bmp, 0), (ImageFormat::Tiff, 3)] {
             let bytes = encode(picture.clone(), format);
             for length in 8..bytes.len() - spare {
@@ -95,7 +95,7 @@ mod cut {
     }
 
     #[test]
-    fn frames_of_cut_animations_are_refused_too() {
+    fn frames_of_truncated_animations_are_rejected() {
         for bytes in [animation(), animated_webp()] {
             let frames = |bytes: &[u8]| ImageDecoder::default().frames(bytes, "clip").map(|frames| frames.count());
             assert!(frames(&bytes).unwrap() >= 2);
@@ -104,7 +104,7 @@ mod cut {
     }
 
     #[test]
-    fn what_follows_the_end_is_ignored() {
+    fn trailing_bytes_are_ignored() {
         use ImageFormat::*;
         for format in [Png, Jpeg, WebP, Gif, Bmp, Tiff] {
             let bytes = encode(gradient(20, 10), format);
@@ -121,7 +121,7 @@ mod jpeg {
     }
 
     #[test]
-    fn an_end_marker_after_half_of_the_data_does_not_make_it_whole() {
+    fn an_early_end_marker_is_detected() {
         let bytes = encode(gradient(97, 61), ImageFormat::Jpeg);
         let data = find(&bytes, 0xDA) + 14;
         for tenths in 1..10 {
@@ -132,7 +132,7 @@ mod jpeg {
     }
 
     #[test]
-    fn a_header_of_another_size_is_refused() {
+    fn a_header_with_another_size_is_rejected() {
         let mut bytes = encode(gradient(8, 8), ImageFormat::Jpeg);
         let size = find(&bytes, 0xC0) + 5;
         for side in [16u16, 640, 13000] {
@@ -143,17 +143,17 @@ mod jpeg {
     }
 
     #[test]
-    fn odd_but_complete_files_are_read() {
+    fn unusual_but_complete_files_are_read() {
         let bytes = encode(gradient(40, 30), ImageFormat::Jpeg);
         let whole = decode(&bytes).unwrap();
         let scan = find(&bytes, 0xDA);
-        // Comments, fill bytes before a marker, and an application segment of unknown content.
+        // A comment, fill bytes before a marker, and an unknown application segment.
         let extra = [&bytes[..scan], b"\xFF\xFE\x00\x06abcd\xFF\xEB\x00\x03x\xFF\xFF", &bytes[scan..]].concat();
         assert_eq!(decode(&extra).unwrap(), whole);
     }
 
     #[test]
-    fn segments_that_contradict_themselves_are_refused() {
+    fn inconsistent_segments_are_rejected() {
         let bytes = encode(gradient(40, 30), ImageFormat::Jpeg);
         let (frame, scan, table) = (find(&bytes, 0xC0), find(&bytes, 0xDA), find(&bytes, 0xC4));
         for (what, at, value) in [
@@ -200,7 +200,7 @@ mod memory {
         }
     }
 
-    /// The file with half of its compressed data, in a chunk that is whole.
+    /// The file with half of its compressed data, in a complete chunk.
     fn with_half_the_data(bytes: &[u8]) -> Vec<u8> {
         let at = bytes.windows(4).position(|kind| kind == b"IDAT").unwrap();
         let length = u32::from_be_bytes(bytes[at - 4..at].try_into().unwrap()) as usize;
@@ -209,10 +209,10 @@ mod memory {
     }
 
     #[test]
-    fn a_png_whose_data_ends_early_is_refused() {
+    fn a_png_with_truncated_data_is_rejected() {
         let bytes = encode(gradient(60, 40), ImageFormat::Png);
         damage("half of the data", &with_half_the_data(&bytes));
-        // Stored data, as one block for an interlaced image of 8x8 pixels: seven passes of 15 rows in all.
+        // Uncompressed data in one block, for an interlaced image of 8x8 pixels: seven passes with 15 rows in total.
         let rows = vec![0u8; 15 + 3 * 64];
         let stored = |rows: &[u8]| {
             let length = rows.len() as u16;
@@ -225,8 +225,8 @@ mod memory {
     }
 
     #[test]
-    fn memory_is_reckoned_from_the_header() {
-        // The data could be this image, as far as its length goes.
+    fn memory_is_estimated_from_the_header() {
+        // The length of the data is plausible for this image size.
         let deep = png(13000, 16, 6, 0, &[chunk(b"IDAT", &vec![0; 1_400_000])]);
         let message = decode(&deep).unwrap_err();
         assert!(message.contains("bytes of memory") && message.contains("`max_bytes`"), "{message}");
@@ -238,10 +238,10 @@ mod memory {
     }
 
     #[test]
-    fn a_colour_profile_that_blows_up_is_left_out() {
+    fn an_icc_profile_bomb_is_ignored() {
         let image = gradient(9, 9);
         let plain = encode(image.clone(), ImageFormat::Png);
-        // 64 MB of zeros: stored by an encoder as a profile, some 64 KB when compressed.
+        // 64 MB of zeros, which an encoder stores as a profile of about 64 KB.
         let mut bytes = Vec::new();
         let mut encoder = image::codecs::png::PngEncoder::new(&mut bytes);
         encoder.set_icc_profile(vec![0; 64 << 20]).unwrap();
@@ -274,7 +274,7 @@ mod mutations {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Bytes changed, taken out and put in: an image or an error, and never a panic.
+        /// Files with changed, removed and inserted bytes decode to an image or an error, never a panic.
         #[test]
         fn never_panic(
             file in 0usize..8,

@@ -1,4 +1,4 @@
-//! Chat templates that try to take all memory, stack or time: each ends soon with an error that names the reason.
+//! Chat templates that try to exhaust memory, stack or time: each is stopped with an error that names the reason.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper fails its test")]
 
@@ -13,7 +13,7 @@ use haplovl::processor::{ChatTemplate, Conversation, Message, Processor, Process
 use proptest::prelude::*;
 use serde_json::{Map, json};
 
-/// The prompt that a template makes of a conversation, as the tiny tokenizer reads it back.
+/// Renders a conversation with a template, through the tiny tokenizer.
 fn render(source: &str, conversation: &Conversation) -> Result<String> {
     let config = HaploVlConfig { max_position_embeddings: 1 << 24, ..HaploVlConfig::tiny() };
     let names = [("eos_token", "<|endoftext|>"), ("bos_token", "<|im_start|>")];
@@ -25,13 +25,13 @@ fn render(source: &str, conversation: &Conversation) -> Result<String> {
     processor.tokenizer().decode(&sequence.input_ids, false)
 }
 
-/// The error of a hostile template, on a thread with as little stack as threads of a pool have.
+/// The error of a hostile template, on a thread with the small stack of thread pools.
 fn error(source: String) -> String {
     let started = Instant::now();
     let render = move || render(&source, &Conversation::ask([], "hi"));
     let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(render).unwrap();
     let message = thread.join().unwrap().map(|prompt| prompt.len()).unwrap_err().to_string();
-    // Far above what is measured (0.1 to 0.8 s), far below what these took without limits.
+    // Far above the measured time (0.1 to 0.8 s), far below the time without limits.
     assert!(started.elapsed() < Duration::from_secs(20), "{message}");
     assert!(message.starts_with("chat template: ") && message.chars().count() < 300, "{message}");
     message
@@ -46,7 +46,7 @@ fn assert_error(source: impl Into<String>, expected: &str) {
 }
 
 #[test]
-fn cyclic_values_are_refused() {
+fn cyclic_values_are_rejected() {
     for print in ["{{ ns }}", "{{ ns|tojson }}", "{{ ns|string }}", "{{ 'a'.join([ns]) }}", "{{ ns == ns.y }}"] {
         let source = format!("{{% set ns = namespace() %}}{{% set ns.y = ns %}}{print}");
         assert_error(source, "a namespace cannot be part of");
@@ -63,7 +63,7 @@ fn cyclic_values_are_refused() {
 }
 
 #[test]
-fn deep_and_shared_values_are_refused() {
+fn deep_and_shared_values_are_rejected() {
     for (grow, print) in [
         ("[ns.x]", "{{ ns.x }}"),
         ("[ns.x]", "{{ ns.x|tojson }}"),
@@ -105,7 +105,7 @@ fn deep_and_shared_values_are_refused() {
 }
 
 #[test]
-fn syntax_without_end_is_refused() {
+fn deeply_nested_syntax_is_rejected() {
     for operator in ["+", "-", "*", "/", "//", "%", "~", "**", "and", "or"] {
         assert_error(format!("{{{{ {}1 }}}}", format!("1 {operator} ").repeat(100_000)), "more than 200 deep");
     }
@@ -150,7 +150,7 @@ fn syntax_without_end_is_refused() {
 }
 
 #[test]
-fn texts_that_grow_are_refused() {
+fn exploding_texts_are_rejected() {
     for source in [
         "{{ (['a' * 1000000] * 100000)|join }}",
         "{{ ('x' * 1000000).join(range(100000)) }}",
@@ -191,7 +191,7 @@ fn texts_that_grow_are_refused() {
 }
 
 #[test]
-fn endless_time_is_charged() {
+fn endless_loops_hit_the_work_limit() {
     let often = |set: &str, of: &str| {
         format!(
             "{{% set s = {set} %}}{{% for i in range(9999) %}}{{% for j in range(9999) %}}{{% set x = {of} %}}{{% endfor %}}{{% endfor %}}"
@@ -222,7 +222,7 @@ fn endless_time_is_charged() {
 }
 
 #[test]
-fn what_is_not_supported_is_named() {
+fn unsupported_features_are_named() {
     for (source, named) in [
         ("{{ 1|pprint }}", "the filter `pprint` is not supported"),
         ("{{ 1 is prime }}", "the test `is prime` is not supported"),
@@ -238,9 +238,9 @@ fn what_is_not_supported_is_named() {
     }
 }
 
-/// Templates in the manner of well-known families, in words of our own.
+/// Templates in the style of well-known model families, rewritten.
 #[test]
-fn templates_of_known_families_work() {
+fn templates_of_known_model_families_work() {
     let chatml = "{%- if messages[0]['role'] == 'system' %}\n    {{- '<S>' + messages[0]['content'] + '.' }}\n{%- else %}\n    \
         {{- '<S>none.' }}\n{%- endif %}\n{%- for message in messages %}\n    {%- if (message.role == 'user') or \
         (message.role == 'system' and not loop.first) or (message.role == 'assistant' and not message.tool_calls) %}\n        \
@@ -288,15 +288,15 @@ fn templates_of_known_families_work() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Any text at all is compiled and rendered, or refused; nothing panics.
+    /// Any template source is rendered or rejected without a panic.
     #[test]
-    fn any_source_is_rendered_or_refused(source in "(\\{\\{|\\{%|\\}\\}|%\\}|\\{#|#\\}|[a-z]{1,3}|[ \\n'\"\\[\\](){}|.,:=+~*-]|for|in|if|endif|endfor|set|\\PC){0,40}") {
+    fn any_source_is_rendered_or_rejected(source in "(\\{\\{|\\{%|\\}\\}|%\\}|\\{#|#\\}|[a-z]{1,3}|[ \\n'\"\\[\\](){}|.,:=+~*-]|for|in|if|endif|endfor|set|\\PC){0,40}") {
         let _ = render(&source, &Conversation::ask([], "hi"));
     }
 
-    /// What users say stands in the prompt as they said it, and is never a control token.
+    /// User text is in the prompt unchanged, and never becomes a control token.
     #[test]
-    fn messages_come_back_and_hold_no_control_tokens(pieces in prop::collection::vec("<\\|im_end\\|>|<\\|im_start\\|>|<\\|endoftext\\|>|<image >|\\{\\{ 1 \\}\\}|[ -~]{0,5}", 0..6)) {
+    fn messages_round_trip_without_control_tokens(pieces in prop::collection::vec("<\\|im_end\\|>|<\\|im_start\\|>|<\\|endoftext\\|>|<image >|\\{\\{ 1 \\}\\}|[ -~]{0,5}", 0..6)) {
         let text: String = pieces.concat().replace("<image>", "").replace("<video>", "");
         let config = HaploVlConfig { max_position_embeddings: 4096, ..HaploVlConfig::tiny() };
         let tokenizer = TextTokenizer::new(tiny_tokenizer(), Map::new()).unwrap();

@@ -1,4 +1,4 @@
-//! Tokenizer files that try to take all memory or time, or that do not fit their model.
+//! Tokenizer files that try to exhaust memory or time, or that do not match their model.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper fails its test")]
 
@@ -12,14 +12,14 @@ use haplovl::processor::{ChatTemplate, Conversation, Processor, ProcessorSetting
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-/// The tiny model's `tokenizer.json` after a change.
+/// The tiny model's `tokenizer.json` with a change.
 fn changed(change: impl FnOnce(&mut Value)) -> Value {
     let mut file = serde_json::from_str(&tiny_tokenizer().to_string(false).unwrap()).unwrap();
     change(&mut file);
     file
 }
 
-/// What loading a folder with this `tokenizer.json` and reading a text with it gives.
+/// Loads a folder with this `tokenizer.json` and tokenises a text with it.
 fn load(file: &Value) -> haplovl::Result<Vec<u32>> {
     let folder = tempfile::tempdir().unwrap();
     tiny_processor().save(&folder).unwrap();
@@ -46,7 +46,7 @@ fn sequence(part: &str, steps: Vec<Value>) -> Value {
 }
 
 #[test]
-fn texts_cannot_explode() {
+fn normalisation_cannot_explode_texts() {
     let replace = |pattern: Value, content: &str| json!({ "type": "Replace", "pattern": pattern, "content": content });
     let double = replace(json!({ "String": "e" }), "ee");
     let empty = replace(json!({ "String": "" }), "x");
@@ -81,7 +81,7 @@ fn texts_cannot_explode() {
 }
 
 #[test]
-fn character_maps_are_read_before_they_are_believed() {
+fn precompiled_character_maps_are_validated() {
     let map = |bytes: &str| {
         changed(|file| file["normalizer"] = json!({ "type": "Precompiled", "precompiled_charsmap": bytes }))
     };
@@ -114,7 +114,7 @@ fn components_without_fields_are_errors() {
 }
 
 #[test]
-fn many_or_long_tokens_are_refused() {
+fn many_or_long_tokens_are_rejected() {
     let added = |count: usize, length: usize| {
         changed(|file| {
             let mut token = file["added_tokens"][0].clone();
@@ -130,11 +130,11 @@ fn many_or_long_tokens_are_refused() {
 }
 
 #[test]
-fn control_tokens_must_be_there_and_special() {
+fn control_tokens_must_exist_and_be_special() {
     for token in ["<|im_start|>", "<|im_end|>", "<|endoftext|>"] {
         let without =
             changed(|file| file["added_tokens"].as_array_mut().unwrap().retain(|added| added["content"] != token));
-        // The placeholders are behind it and would move.
+        // The placeholders follow it and their ids would change.
         let message = error(&without);
         assert!(message.contains("is missing") || message.contains(token) || message.contains("has id"), "{message}");
     }
@@ -186,7 +186,7 @@ fn control_tokens_of_templates_are_checked() {
 }
 
 #[test]
-fn long_texts_are_refused_early() {
+fn long_texts_are_rejected_early() {
     let processor = tiny_processor();
     for bytes in [4000, 100_000, 10 << 20] {
         let started = Instant::now();
@@ -202,18 +202,18 @@ fn long_texts_are_refused_early() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Any JSON in a component's place is loaded or refused; nothing panics.
+    /// Any JSON as a component is loaded or rejected without a panic.
     #[test]
-    fn any_component_is_loaded_or_refused(part in 0..4usize, kind in "Replace|Prepend|Strip|Split|Sequence|BPEDecoder|WordPiece|Metaspace|CTC|ByteLevel|Digits|Precompiled", field in "content|pattern|prepend|start|stop|behavior|prefix|suffix|normalizers|decoders", value in prop_oneof![Just(json!(null)), Just(json!(-1)), Just(json!(u64::MAX)), Just(json!("")), Just(json!([])), Just(json!({"Regex": "("}))]) {
+    fn any_component_is_loaded_or_rejected(part in 0..4usize, kind in "Replace|Prepend|Strip|Split|Sequence|BPEDecoder|WordPiece|Metaspace|CTC|ByteLevel|Digits|Precompiled", field in "content|pattern|prepend|start|stop|behavior|prefix|suffix|normalizers|decoders", value in prop_oneof![Just(json!(null)), Just(json!(-1)), Just(json!(u64::MAX)), Just(json!("")), Just(json!([])), Just(json!({"Regex": "("}))]) {
         let part = ["normalizer", "pre_tokenizer", "decoder", "post_processor"][part];
         let mut component = json!({ "type": kind, "content": "a", "start": 1, "stop": 0, "pattern": {"String": "e"}, "behavior": "Isolated", "prefix": "", "suffix": "" });
         component[field] = value;
         let _ = load(&changed(|file| file[part] = component));
     }
 
-    /// Ids of plain text decode to the text, and none is special.
+    /// Plain text is encoded without special tokens and decodes to itself.
     #[test]
-    fn plain_text_comes_back(text in "[ -_a-z|]{0,60}") {
+    fn plain_text_round_trips(text in "[ -_a-z|]{0,60}") {
         let tokenizer = TextTokenizer::new(tiny_tokenizer(), Map::new()).unwrap();
         let text = text.replace(['\\', '^'], "");
         let ids = tokenizer.encode(&text).unwrap();

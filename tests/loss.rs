@@ -9,7 +9,7 @@ fn largest(x: &Tensor) -> f32 {
 }
 
 #[test]
-fn perfect_and_all_zero_students_have_finite_gradients() {
+fn identical_and_zero_students_have_finite_gradients() {
     let teacher = Tensor::new(&[[1f32, -2.0], [0.5, 0.25]], &Device::Cpu).unwrap();
     for student in [teacher.clone(), teacher.zeros_like().unwrap()] {
         let student = Var::from_tensor(&student).unwrap();

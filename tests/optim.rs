@@ -1,4 +1,4 @@
-//! The optimizer, gradient maps and clipping, by public API.
+//! Optimizer, gradients and gradient clipping, through the public API.
 #![allow(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
 use std::collections::BTreeMap;
@@ -45,11 +45,11 @@ fn reference(mut theta: f64, gradients: &[f64], lr: f64, weight_decay: f64) -> f
     theta
 }
 
-/// Three steps at rate 0.1 move the values by about 0.3; the worst f32 error seen is 5.4e-8.
+/// Three steps with learning rate 0.1 move the values by about 0.3; the largest f32 error measured is 5.4e-8.
 const TOLERANCE: f64 = 2e-7;
 
 #[test]
-fn steps_follow_the_formula_with_groups_and_scale() {
+fn steps_match_the_reference_with_groups_and_scale() {
     let start = [1.0f32, -2.0, 0.25];
     let steps = [[0.5f32, -1.0, 2.0], [0.25, 1.0, -4.0], [-1.0, 0.125, 0.0]];
     let params = params(&[("body.weight", &start), ("head.bias", &start)]);
@@ -71,9 +71,9 @@ fn steps_follow_the_formula_with_groups_and_scale() {
     }
 }
 
-/// What runs on a GPU, here by way of gradients that are not f32.
+/// The tensor implementation, which runs on a GPU; gradients that are not f32 select it here.
 #[test]
-fn the_tensor_form_agrees_with_the_fused_one() {
+fn tensor_updates_match_the_fused_update() {
     let numbers = [0.5f32, -1.25, 3.0, 0.0];
     let half = |gradients: &Gradients| {
         let mut half = Gradients::default();
@@ -98,14 +98,14 @@ fn the_tensor_form_agrees_with_the_fused_one() {
 }
 
 #[test]
-fn means_of_parameters_follow_their_formula_and_can_be_swapped_in_and_out() {
+fn the_ema_follows_its_formula_and_can_be_swapped() {
     let params = params(&[("w", &[1.0, -2.0])]);
     let decay = 0.25;
     let mut optimizer = AdamW::new(&params, AdamWConfig { ema_decay: Some(decay), ..AdamWConfig::default() }).unwrap();
     let mut expected = values(&params, "w");
     for step in 1..5 {
         optimizer.step(&gradients(&[("w", &[0.5, -1.0])]), 0.1, 1.0).unwrap();
-        // The first steps forget faster.
+        // The decay rate is lower in the first steps.
         let keep = (decay as f32).min((1.0 + step as f32) / (10.0 + step as f32));
         let now = values(&params, "w");
         expected.iter_mut().zip(now).for_each(|(mean, now)| *mean = keep * *mean + (1.0 - keep) * now);
@@ -123,7 +123,7 @@ fn means_of_parameters_follow_their_formula_and_can_be_swapped_in_and_out() {
 }
 
 #[test]
-fn a_resumed_optimizer_goes_on_to_the_bit() {
+fn a_resumed_optimizer_continues_bit_for_bit() {
     let config = || AdamWConfig { ema_decay: Some(0.5), ..AdamWConfig::default() };
     let step = |n: usize| gradients(&[("w", &[0.3 * n as f32, -0.7, 1e-4, 5.0 / (n + 1) as f32])]);
     let start: &[(&str, &[f32])] = &[("w", &[1.0, 2.0, 3.0, 4.0])];
@@ -151,7 +151,7 @@ fn a_resumed_optimizer_goes_on_to_the_bit() {
 }
 
 #[test]
-fn a_foreign_state_is_refused_whole() {
+fn a_mismatched_state_is_rejected_unchanged() {
     let params = params(&[("w", &[1.0, 2.0])]);
     let mut optimizer = AdamW::new(&params, AdamWConfig::default()).unwrap();
     let mut state = optimizer.state().unwrap();
@@ -165,7 +165,7 @@ fn a_foreign_state_is_refused_whole() {
 }
 
 #[test]
-fn a_missing_or_misshapen_gradient_stops_the_step_before_it_changes_anything() {
+fn a_missing_or_misshapen_gradient_fails_before_any_update() {
     let params = params(&[("a", &[1.0]), ("b", &[1.0])]);
     let mut optimizer = AdamW::new(&params, AdamWConfig::default()).unwrap();
     let missing = optimizer.step(&gradients(&[("a", &[1.0])]), 0.1, 1.0).unwrap_err().to_string();
@@ -178,7 +178,7 @@ fn a_missing_or_misshapen_gradient_stops_the_step_before_it_changes_anything() {
 }
 
 #[test]
-fn frozen_parameters_need_no_gradient_and_keep_no_moments() {
+fn frozen_parameters_need_no_gradient_and_have_no_moments() {
     let params = params(&[("teacher.w", &[1.0]), ("w", &[1.0])]);
     let groups = vec![ParamGroup { pattern: "teacher.*".into(), lr_scale: Some(0.0), weight_decay: None }];
     let mut optimizer = AdamW::new(&params, AdamWConfig { groups, ..AdamWConfig::default() }).unwrap();
@@ -190,7 +190,7 @@ fn frozen_parameters_need_no_gradient_and_keep_no_moments() {
 }
 
 #[test]
-fn half_precision_tied_and_unmatched_parameters_are_refused() {
+fn half_precision_tied_and_unmatched_parameters_are_rejected() {
     let error = |params: &Params, config| AdamW::new(params, config).unwrap_err().to_string();
     let half = Var::zeros(2, candle_core::DType::BF16, &Device::Cpu).unwrap();
     assert!(error(&BTreeMap::from([("w".into(), half)]), AdamWConfig::default()).contains("`w` is BF16"));
@@ -202,7 +202,7 @@ fn half_precision_tied_and_unmatched_parameters_are_refused() {
 }
 
 #[test]
-fn collected_gradients_are_detached_complete_and_add_up() {
+fn collected_gradients_are_detached_complete_and_summed() {
     let params = params(&[("a", &[1.0, 2.0]), ("b", &[3.0, 4.0]), ("unused", &[5.0, 6.0])]);
     let collect = || {
         let loss = (params["a"].as_tensor() * params["b"].as_tensor()).unwrap().sum_all().unwrap();
@@ -219,7 +219,7 @@ fn collected_gradients_are_detached_complete_and_add_up() {
 }
 
 #[test]
-fn the_global_norm_spans_tensors_and_names_the_first_bad_one() {
+fn the_global_norm_covers_all_tensors_and_names_the_first_non_finite_one() {
     let long = vec![0.01f32; 40_003];
     let fine = gradients(&[("a", &[3.0]), ("b", &[4.0]), ("long", &long)]);
     let expected = (25.0 + 40_003.0 * f64::from(0.01f32).powi(2)).sqrt();

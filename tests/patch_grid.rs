@@ -1,4 +1,4 @@
-//! Layouts of images of any size in pinpoints of any shape: tiles, patches, tokens and pixels agree.
+//! Patch grids of any image size and pinpoints: tiles, patches, tokens and pixels agree.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use haplovl::batch::Visual;
@@ -24,7 +24,7 @@ fn process(vision: &VisionConfig, width: u32, height: u32) -> Visual {
 }
 
 #[test]
-fn strips_that_leave_whole_tiles_empty_are_black_there() {
+fn empty_tiles_of_narrow_strips_are_black() {
     for n in 1..=8 {
         for pinpoint in [(1, n), (n, 1)] {
             for (width, height) in [(64, 64), (1, 64), (64, 1), (1, 4000), (4000, 1), (63, 65)] {
@@ -37,7 +37,7 @@ fn strips_that_leave_whole_tiles_empty_are_black_there() {
 }
 
 #[test]
-fn layouts_without_bound_are_refused_by_field() {
+fn unbounded_layouts_are_rejected_by_field() {
     let mut vision = vision(16, &[(1, 1)], Some(6));
     for [height, width] in [[8192, 8192], [16384, 4096], [65536, 1024], [16, 1 << 21]] {
         vision.image_grid_pinpoints = vec![[16, 16], [height, width]];
@@ -62,7 +62,7 @@ fn tiles_of_one_pixel_are_laid_out() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// What the processor makes has as many tiles as the grid says, and the grid stays within itself.
+    /// The processor produces as many tiles as the grid has, and all cells are within the grid.
     #[test]
     fn grids_and_pixels_agree(
         pinpoints in prop::collection::vec((1usize..7, 1usize..7), 1..5),
@@ -84,9 +84,9 @@ proptest! {
         prop_assert!(pixels.iter().all(|value| value.is_finite()));
     }
 
-    /// Sizes and pinpoints that no configuration would pass: a grid or an error, never a panic.
+    /// Extreme sizes and pinpoints yield a grid or an error, never a panic.
     #[test]
-    fn absurd_sizes_never_panic(
+    fn extreme_sizes_never_panic(
         pinpoints in prop::collection::vec((any::<usize>(), any::<usize>()), 0..3),
         (tile, patch) in (0usize..70_000, 0usize..70_000),
         (width, height) in (any::<usize>(), any::<usize>()),

@@ -1,4 +1,4 @@
-//! Captioner, question answerer and chat on a small checkpoint folder made here.
+//! Captioner, question answerer and chat on a small checkpoint folder that is generated here.
 
 #![allow(clippy::unwrap_used, reason = "a failed test helper should panic")]
 
@@ -21,7 +21,7 @@ use haplovl::weights::{Parameters, SaveOptions, save_safetensors};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-/// Words are tokens: `a` to `z`, then `a2` to `z2` and so on, up to the special tokens at the end.
+/// A word-level tokenizer: `a` to `z`, then `a2` to `z2` and so on, followed by the special tokens.
 fn tokenizer() -> Value {
     let word = |i: usize| format!("{}{}", char::from(b'a' + (i % 26) as u8), ["", "2", "3", "4"][i / 26]);
     let special = [(90, "<|im_start|>"), (91, "<|im_end|>"), (94, "<image>"), (95, "<video>")];
@@ -38,7 +38,7 @@ fn tokenizer() -> Value {
     })
 }
 
-/// A checkpoint whose weights are large enough that answers depend on what is seen.
+/// A checkpoint whose weights are large enough that answers depend on the image.
 fn checkpoint() -> TempDir {
     checkpoint_of(12.0)
 }
@@ -77,7 +77,7 @@ fn sample_image(seed: u32) -> RgbImage {
 }
 
 #[test]
-fn a_folder_loads_and_describes_images_alone_and_together() {
+fn a_folder_loads_and_captions_single_images_and_batches() {
     let folder = checkpoint();
     let model = load(folder.path()).unwrap();
     assert_eq!(model.generation().eos_token_id, [91]);
@@ -95,14 +95,14 @@ fn a_folder_loads_and_describes_images_alone_and_together() {
 }
 
 #[test]
-fn without_generation_config_the_tokenizer_says_what_ends_an_answer() {
+fn without_generation_config_the_tokenizer_defines_the_eos_token() {
     let folder = checkpoint();
     std::fs::remove_file(folder.path().join("generation_config.json")).unwrap();
     assert_eq!(load(folder.path()).unwrap().generation().eos_token_id, [91]);
 }
 
 #[test]
-fn questions_take_several_images_or_none() {
+fn questions_accept_several_images_or_none() {
     let folder = checkpoint();
     let model = load(folder.path()).unwrap();
     let config = GenerationConfig { max_new_tokens: Some(5), ..model.generation().clone() };
@@ -118,7 +118,7 @@ fn questions_take_several_images_or_none() {
 }
 
 #[test]
-fn a_chat_remembers_and_reuses_its_cache() {
+fn a_chat_keeps_its_history_and_reuses_the_kv_cache() {
     let folder = checkpoint();
     let model = load(folder.path()).unwrap();
     let opening = Conversation::from(Message::system("b c"));
@@ -127,7 +127,7 @@ fn a_chat_remembers_and_reuses_its_cache() {
     assert_eq!(first.timings.cached_tokens, 0);
     let second = chat.ask(["d e".into()]).unwrap();
     assert!(second.timings.cached_tokens >= first.timings.prompt_tokens, "{:?}", second.timings);
-    // The same as without a cache.
+    // Equal to a run without a cache.
     let mut whole = opening;
     whole.push(Message::user([sample_image(3).into(), "a b".into()]));
     whole.push(Message::assistant(first.sequence.text));
@@ -139,7 +139,7 @@ fn a_chat_remembers_and_reuses_its_cache() {
 }
 
 #[test]
-fn a_chat_goes_on_after_what_went_wrong_and_after_an_interrupted_reply() {
+fn a_chat_continues_after_errors_and_interrupted_replies() {
     let folder = checkpoint();
     let model = load(folder.path()).unwrap();
     let mut chat = Chat::new(&model);
@@ -159,7 +159,7 @@ fn a_chat_goes_on_after_what_went_wrong_and_after_an_interrupted_reply() {
 }
 
 #[test]
-fn broken_folders_name_the_file() {
+fn errors_of_broken_folders_name_the_file() {
     let message = |spoil: fn(&Path)| {
         let folder = checkpoint();
         spoil(folder.path());
@@ -199,10 +199,10 @@ fn the_processor_of_a_loaded_model_can_be_changed() {
 }
 
 #[test]
-fn a_quantised_folder_answers_like_the_model_quantised_at_load() {
+fn a_quantised_folder_matches_the_model_quantised_at_load() {
     use haplovl::options::Quantization;
 
-    // Larger weights than random ones usually are would blow up every rounding.
+    // Larger weights than usual random ones would amplify rounding errors.
     let folder = checkpoint_of(1.0);
     let original = load(folder.path()).unwrap();
     let batch = original.batch(&[Message::user([Content::from(sample_image(3)), "a b c".into()]).into()]).unwrap();
@@ -219,22 +219,22 @@ fn a_quantised_folder_answers_like_the_model_quantised_at_load() {
         let from_file = logits(&load(&output).unwrap());
         let options = LoadOptions::default().with_device(DeviceChoice::Cpu).with_quantization(kind);
         let at_load = LoadedModel::from_folder(folder.path(), options).unwrap();
-        // Caches hold halves then, unless asked not to.
+        // KV caches are f16 then, unless configured otherwise.
         assert_eq!(at_load.model().cache_dtype(), DType::F16);
         assert_eq!(load(&output).unwrap().model().cache_dtype(), DType::F16);
         let full = options.with_kv_cache_dtype(KvCacheDtype::Full);
         assert_eq!(LoadedModel::from_folder(folder.path(), full).unwrap().model().cache_dtype(), DType::F32);
         let at_load = logits(&at_load);
-        // The text table is f16 in the file, so not equal to the bit.
+        // The text embedding is f16 in the file, so values are not bit-identical.
         for (name, found) in [("file", &from_file), ("load", &at_load)] {
             let error = floats.iter().zip(found).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
             assert!(error > 0.0 && error < tolerance * scale, "{kind} {name}: {error} of {scale}");
         }
-        // What is quantised already cannot be quantised again, nor trained as if it were floats.
+        // Quantised weights cannot be quantised again, and cannot be loaded in a float dtype.
         let twice = quantize_folder(&output, folder.path().join("twice"), kind).unwrap_err().to_string();
         assert!(twice.contains("already"), "{twice}");
         assert!(load(&output).unwrap().model().lm_head().weight().is_err());
-        // Which of two kinds of weights is meant cannot be known.
+        // A folder with two kinds of weights is ambiguous.
         std::fs::copy(folder.path().join("model.safetensors"), output.join("model.safetensors")).unwrap();
         let both = load(&output).err().unwrap().to_string();
         assert!(both.contains("holds both model.gguf and model.safetensors"), "{both}");
@@ -242,7 +242,7 @@ fn a_quantised_folder_answers_like_the_model_quantised_at_load() {
 }
 
 #[test]
-fn a_tied_head_is_quantised_with_the_rest() {
+fn a_tied_head_is_quantised() {
     let tied =
         HaploVlConfig { tie_word_embeddings: true, text_embedding: TextEmbedding::Projected, ..HaploVlConfig::tiny() };
     let folder = checkpoint_with(&tied, 1.0);
@@ -253,7 +253,7 @@ fn a_tied_head_is_quantised_with_the_rest() {
 }
 
 #[test]
-fn a_quantised_model_says_the_same_of_a_image_alone_and_beside_another() {
+fn a_quantised_model_gives_the_same_caption_in_any_batch() {
     let folder = checkpoint();
     let options =
         LoadOptions::default().with_device(DeviceChoice::Cpu).with_quantization(haplovl::options::Quantization::Q8_0);
@@ -266,7 +266,7 @@ fn a_quantised_model_says_the_same_of_a_image_alone_and_beside_another() {
 }
 
 #[test]
-fn a_second_question_reuses_its_image_and_no_other() {
+fn a_second_question_reuses_only_its_own_image() {
     let folder = checkpoint();
     let model = load(folder.path()).unwrap();
     let answerer = VisualQuestionAnswerer::new(&model);
@@ -276,18 +276,18 @@ fn a_second_question_reuses_its_image_and_no_other() {
     let afresh = |images: &[u32], question: &str| ask(&VisualQuestionAnswerer::new(&model), images, question);
     let first = ask(&answerer, &[3, 90], "a b c");
     assert_eq!(first.timings.cached_tokens, 0);
-    // Both images are kept; only the question is new.
+    // Both images are in the cache; only the question is new.
     let second = ask(&answerer, &[3, 90], "d e f g");
     assert_eq!(second.sequence, afresh(&[3, 90], "d e f g").sequence);
     assert!(second.timings.prompt_tokens - second.timings.cached_tokens < 10, "{:?}", second.timings);
-    // Of the same size, but another: only the first is kept.
+    // The second image is another one of the same size: only the first is in the cache.
     let third = ask(&answerer, &[3, 91], "d e f g");
     assert_eq!(third.sequence, afresh(&[3, 91], "d e f g").sequence);
     assert!(third.timings.cached_tokens < second.timings.cached_tokens && third.timings.cached_tokens > 0);
     let fourth = ask(&answerer, &[7, 91], "d e f g");
     assert_eq!(fourth.sequence, afresh(&[7, 91], "d e f g").sequence);
     assert!(fourth.timings.cached_tokens < third.timings.cached_tokens);
-    // Dropped on the way, and two at once.
+    // A stream that is dropped early, and two requests at the same time.
     let mut stream = answerer.stream([sample_image(7).into()], "a b c").unwrap();
     stream.next();
     let beside = ask(&answerer, &[7], "a b c");
@@ -296,7 +296,7 @@ fn a_second_question_reuses_its_image_and_no_other() {
 }
 
 #[test]
-fn models_pipelines_and_streams_may_move_to_other_threads() {
+fn models_pipelines_and_streams_are_send() {
     fn shared<T: Clone + Send + Sync + 'static>() {}
     fn owned<T: Send + 'static>() {}
     type Decode = fn(&[u32]) -> haplovl::Result<String>;
@@ -316,7 +316,7 @@ fn models_pipelines_and_streams_may_move_to_other_threads() {
 }
 
 #[test]
-fn a_server_keeps_chats_and_streams_their_replies_on_other_threads() {
+fn chats_can_be_stored_and_streamed_on_other_threads() {
     let folder = checkpoint();
     let model = load(folder.path()).unwrap();
     let says = |user: u32, turn: u32| match turn {
@@ -330,7 +330,7 @@ fn a_server_keeps_chats_and_streams_their_replies_on_other_threads() {
     let expected: HashMap<u32, [String; 2]> = (0..4).map(|user| (user, alone(user))).collect();
     assert_ne!(expected[&0], expected[&1], "the images make no difference");
     let mut chats: HashMap<u32, Chat> = (0..4).map(|user| (user, Chat::new(&model))).collect();
-    // The chats keep the model.
+    // The chats hold the model.
     drop(model);
     for turn in [0, 1] {
         let start = |(user, chat): (&u32, &mut Chat)| {
@@ -350,7 +350,7 @@ fn a_server_keeps_chats_and_streams_their_replies_on_other_threads() {
 }
 
 #[test]
-fn one_answerer_serves_several_threads() {
+fn one_answerer_can_be_shared_by_threads() {
     let folder = checkpoint();
     let answerer = VisualQuestionAnswerer::new(&load(folder.path()).unwrap());
     let ask = |seed| answerer.ask([sample_image(seed).into()], "a b c").unwrap().sequence;
@@ -362,14 +362,14 @@ fn one_answerer_serves_several_threads() {
 }
 
 #[test]
-fn a_chat_refuses_a_turn_while_it_replies() {
+fn a_chat_rejects_a_turn_while_it_replies() {
     let folder = checkpoint();
     let mut chat = Chat::new(&load(folder.path()).unwrap());
     let mut reply = chat.say(["a b".into()]).unwrap();
     let error = chat.ask(["c".into()]).unwrap_err();
     assert!(matches!(error, Error::Generation(_)) && error.to_string().contains("still under way"), "{error}");
     assert_eq!(chat.conversation().messages.len(), 1);
-    // A reply at its end no longer counts, though it lives.
+    // A finished reply no longer blocks the chat, even before it is dropped.
     reply.by_ref().for_each(|piece| drop(piece.unwrap()));
     let second = chat.ask(["c".into()]).unwrap();
     assert!(second.timings.cached_tokens > 0);
@@ -378,7 +378,7 @@ fn a_chat_refuses_a_turn_while_it_replies() {
 }
 
 #[test]
-fn weights_that_are_not_finite_are_named() {
+fn non_finite_weights_are_named() {
     for value in [f32::NAN, f32::INFINITY] {
         let folder = checkpoint();
         let file = folder.path().join("model.safetensors");

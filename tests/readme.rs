@@ -1,4 +1,4 @@
-//! The recipe in the README, whose Rust code is tested as documentation, and parts of the examples.
+//! The recipe in the README (its Rust code is covered by doc tests), and parts of the examples.
 
 #![allow(clippy::unwrap_used, reason = "a failed test helper should panic")]
 
@@ -8,7 +8,7 @@ mod lines;
 use haplovl::train::{Recipe, Stage};
 
 #[test]
-fn the_recipe_in_the_readme_is_one() {
+fn the_recipe_in_the_readme_is_valid() {
     let (_, after) = include_str!("../README.md").split_once("```toml\n").unwrap();
     let (recipe, _) = after.split_once("```").unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();

@@ -60,7 +60,7 @@ fn train(text: &str, name: &str, folder: &Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn real_models_train_through_both_stages() {
+fn real_models_train_in_both_stages() {
     let (Ok(clip), Ok(llm)) = (std::env::var("HAPLOVL_CLIP"), std::env::var("HAPLOVL_LLM")) else {
         eprintln!("skipped: HAPLOVL_CLIP and HAPLOVL_LLM are not set");
         return;

@@ -1,4 +1,4 @@
-//! Whole training runs by recipes, on a model of a few thousand parameters.
+//! Complete training runs from recipes, on a model of a few thousand parameters.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -19,7 +19,7 @@ use haplovl::weights::Parameters;
 #[path = "../examples/common/signals.rs"]
 mod signals;
 
-/// A model of shapes world's words, tiles of 32 pixels and patches of 8.
+/// A model for shapes world with tiles of 32 pixels and patches of 8.
 fn write_config(folder: &Path) -> PathBuf {
     let ids = token_ids();
     let tiny = HaploVlConfig::tiny();
@@ -80,7 +80,7 @@ fn entries(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Measures every evaluation, and fails at a certain step.
+/// Observer that returns a value at every evaluation, and fails at one step.
 struct Meddler {
     seen: Arc<Mutex<Vec<(u64, bool, usize)>>>,
     fails_at: u64,
@@ -107,7 +107,7 @@ fn tensors(export: &Path) -> Vec<(String, Vec<u32>)> {
 }
 
 #[test]
-fn a_resumed_run_equals_one_run_through_to_the_bit() {
+fn a_resumed_run_equals_an_uninterrupted_run_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let averaged = |name| {
         let mut recipe = recipe(folder.path(), name, r#"{ kind = "tune" }"#, "mixed", 6);
@@ -117,7 +117,7 @@ fn a_resumed_run_equals_one_run_through_to_the_bit() {
     let whole = train(averaged("whole"), false).unwrap();
     let halves = averaged("halves");
     let measured = Arc::new(Mutex::new(Vec::new()));
-    // It fails one step after its last checkpoint, and that step must not leave a trace.
+    // The run fails one step after its last checkpoint, and that step must have no effect.
     let meddler = Meddler { seen: Arc::clone(&measured), fails_at: 3 };
     let run = Run::new(halves.clone(), Device::Cpu).unwrap().with_default_observers();
     let failed = run.with_observer(Box::new(meddler)).train(false).unwrap_err().to_string();
@@ -129,7 +129,7 @@ fn a_resumed_run_equals_one_run_through_to_the_bit() {
     assert!(refused.contains("resume it"), "{refused}");
     let halves = train(halves, true).unwrap();
     assert_eq!(tensors(&whole), tensors(&halves));
-    // What is exported is the mean of the parameters, not the last ones.
+    // The export holds the EMA of the parameters, not their last values.
     let last = folder.path().join("whole/checkpoints/step-00000006/parameters.safetensors");
     let last = candle_core::safetensors::load(last, &Device::Cpu).unwrap();
     let head = |tensors: &[(String, Vec<u32>)]| tensors.iter().find(|t| t.0 == "lm_head.weight").unwrap().1.clone();
@@ -144,7 +144,7 @@ fn a_resumed_run_equals_one_run_through_to_the_bit() {
 }
 
 #[test]
-fn a_checkpoint_can_be_looked_at_while_another_process_trains() {
+fn a_checkpoint_can_be_read_while_another_process_trains() {
     let folder = tempfile::tempdir().unwrap();
     let mut recipe = recipe(folder.path(), "run", r#"{ kind = "tune" }"#, "mixed", 4);
     recipe.optimizer.ema_decay = Some(0.5);
@@ -163,7 +163,7 @@ fn a_checkpoint_can_be_looked_at_while_another_process_trains() {
     assert_eq!((step, tensors(&found)), (4, tensors(&whole)));
 }
 
-/// Names the folder in which [`trains_until_killed`] works; it does nothing without.
+/// Environment variable with the folder of [`trains_until_killed`], which does nothing without it.
 const VICTIM: &str = "HAPLOVL_TEST_RUN_FOLDER";
 
 #[test]
@@ -173,7 +173,7 @@ fn trains_until_killed() {
 }
 
 #[test]
-fn a_run_that_is_killed_by_signal_9_goes_on_in_another_process_to_the_bit() {
+fn a_run_killed_by_sigkill_resumes_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let whole = train(recipe(folder.path(), "whole", r#"{ kind = "tune" }"#, "mixed", 40), false).unwrap();
     let start = || {
@@ -205,7 +205,7 @@ fn a_run_that_is_killed_by_signal_9_goes_on_in_another_process_to_the_bit() {
 }
 
 #[test]
-fn frozen_groups_do_not_move_and_leave_no_moments() {
+fn frozen_groups_are_unchanged_and_have_no_moments() {
     let folder = tempfile::tempdir().unwrap();
     let mut recipe = recipe(folder.path(), "frozen", r#"{ kind = "tune" }"#, "mixed", 2);
     let frozen = ParamGroup { pattern: "model.layers.0.*".into(), lr_scale: Some(0.0), weight_decay: None };
@@ -226,7 +226,7 @@ fn frozen_groups_do_not_move_and_leave_no_moments() {
 }
 
 #[test]
-fn the_stages_build_on_each_other_and_the_last_one_captions() {
+fn each_stage_starts_from_the_previous_export_and_the_last_captions() {
     let folder = tempfile::tempdir().unwrap();
     let run = |name: &str, stage: &str, content: &str| {
         train(recipe(folder.path(), name, stage, content, 2), false).unwrap().display().to_string()
@@ -246,7 +246,7 @@ fn the_stages_build_on_each_other_and_the_last_one_captions() {
     );
     let tune = run("tune", &format!(r#"{{ kind = "tune", init_from = {{ stage = "{align}" }} }}"#), "mixed");
 
-    // Only the connector, which distillation has given a start, moved between distillation and alignment.
+    // Between distillation and alignment, only the connector changed, whose initial values come from distillation.
     let (before, after) = (tensors(Path::new(&distill)), tensors(Path::new(&align)));
     assert!(before.iter().any(|(name, _)| name == "model.pre_connector.weight"));
     for (name, values) in &before {
@@ -261,7 +261,7 @@ fn the_stages_build_on_each_other_and_the_last_one_captions() {
 }
 
 #[test]
-fn matmuls_are_computed_in_bf16_where_the_cpu_can() {
+fn matmuls_are_computed_in_bf16_if_the_cpu_supports_it() {
     let folder = tempfile::tempdir().unwrap();
     let last_loss = |compute| {
         let name = format!("{compute:?}");
@@ -275,7 +275,7 @@ fn matmuls_are_computed_in_bf16_where_the_cpu_can() {
     let rounded: haplovl::Result<f64> = last_loss(FloatType::Bf16);
     if Precision::has_fast_bf16() {
         let (exact, rounded) = (last_loss(FloatType::F32).unwrap(), rounded.unwrap());
-        // Rounding to 8 bits moves it by far less than learning does.
+        // Rounding to 8 mantissa bits changes the loss by far less than training does.
         assert!(exact != rounded && (exact - rounded).abs() < 0.01, "{exact} {rounded}");
     } else {
         assert!(rounded.unwrap_err().to_string().contains("set it to f32"));
@@ -283,7 +283,7 @@ fn matmuls_are_computed_in_bf16_where_the_cpu_can() {
 }
 
 #[test]
-fn without_observers_a_run_writes_checkpoints_recipe_and_export_alone() {
+fn without_observers_a_run_writes_only_checkpoints_recipe_and_export() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = recipe(folder.path(), "bare", r#"{ kind = "tune" }"#, "captions", 2);
     let outcome = Run::new(recipe, Device::Cpu).unwrap().train(false).unwrap();
@@ -292,7 +292,7 @@ fn without_observers_a_run_writes_checkpoints_recipe_and_export_alone() {
     assert_eq!(entries(&run), ["checkpoints", "export", "lock", "recipe.toml"]);
 }
 
-/// Cancels the run at its first step.
+/// Observer that cancels the run at its first step.
 struct Canceller(haplovl::generation::CancelToken);
 
 impl TrainObserver for Canceller {
@@ -303,7 +303,7 @@ impl TrainObserver for Canceller {
 }
 
 #[test]
-fn a_run_that_is_asked_to_stop_writes_a_checkpoint_and_continues_to_the_bit() {
+fn a_cancelled_run_writes_a_checkpoint_and_resumes_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let tune = |name| recipe(folder.path(), name, r#"{ kind = "tune" }"#, "mixed", 5);
     let whole = train(tune("whole"), false).unwrap();
@@ -315,7 +315,7 @@ fn a_run_that_is_asked_to_stop_writes_a_checkpoint_and_continues_to_the_bit() {
     let mut run = Run::new(tune("halves"), Device::Cpu).unwrap().with_default_observers();
     run.stop_after(3);
     assert_eq!(run.train(true).unwrap(), Outcome::Stopped { step: 3, checkpoint: Some(checkpoint(3)) });
-    // Nothing is left to do up to step 3.
+    // There are no steps left up to step 3.
     assert_eq!(run.train(true).unwrap(), Outcome::Stopped { step: 3, checkpoint: Some(checkpoint(3)) });
     assert_eq!(tensors(&whole), tensors(&train(tune("halves"), true).unwrap()));
     let mut early = Run::new(tune("early"), Device::Cpu).unwrap();
@@ -324,17 +324,17 @@ fn a_run_that_is_asked_to_stop_writes_a_checkpoint_and_continues_to_the_bit() {
 }
 
 #[test]
-fn a_run_whose_validation_loss_no_longer_falls_exports_the_best() {
+fn early_stopping_exports_the_best_parameters() {
     let folder = tempfile::tempdir().unwrap();
     let mut recipe = recipe(folder.path(), "stale", r#"{ kind = "tune" }"#, "captions", 50);
-    // Too little to change any parameter.
+    // A learning rate too small to change any parameter.
     recipe.update.learning_rate = 1e-30;
     recipe.run.early_stopping_patience = Some(2);
     let outcome = Run::new(recipe, Device::Cpu).unwrap().train(false).unwrap();
     assert_eq!(outcome, Outcome::GaveUp { step: 6, best_step: 6, export: folder.path().join("stale/export") });
 }
 
-/// Sends its notices.
+/// Observer that sends notices to the test.
 struct Notices(std::sync::mpsc::Sender<String>);
 
 impl TrainObserver for Notices {
@@ -344,7 +344,7 @@ impl TrainObserver for Notices {
 }
 
 #[test]
-fn damaged_state_is_passed_over_with_a_notice() {
+fn a_damaged_checkpoint_is_skipped_with_a_notice() {
     let folder = tempfile::tempdir().unwrap();
     let tune = || recipe(folder.path(), "run", r#"{ kind = "tune" }"#, "captions", 4);
     train(tune(), false).unwrap();
@@ -361,10 +361,13 @@ fn damaged_state_is_passed_over_with_a_notice() {
         run.stop_after(2);
         assert!(matches!(run.train(true).unwrap(), Outcome::Stopped { step: 2, .. }));
         let notices: Vec<String> = received.try_iter().collect();
-        assert!(notices[0].contains("passed over") && notices[0].contains("state.json is damaged"), "{notices:?}");
+        assert!(
+            notices[0].contains("skipped checkpoint") && notices[0].contains("state.json is damaged"),
+            "{notices:?}"
+        );
         assert!(notices[1].contains("resumed from") && notices[1].ends_with("step-00000002"), "{notices:?}");
     }
-    // Damage of the state in a manifest of version 1, which has no checksum, is passed over if it can be seen.
+    // A checkpoint of version 1, which has no checksum, is skipped if its state cannot be deserialised.
     let old: Vec<&str> = text.lines().filter(|line| !line.contains("\"checksum\"")).collect();
     let old = old.join("\n").replace("\"version\": 2", "\"version\": 1").replacen("\"position\"", "\"positio~\"", 1);
     std::fs::write(&state, old).unwrap();
@@ -375,7 +378,7 @@ fn damaged_state_is_passed_over_with_a_notice() {
 
 #[cfg(unix)]
 #[test]
-fn pipes_and_devices_in_the_place_of_a_runs_files_are_named() {
+fn pipes_and_devices_among_the_files_of_a_run_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let tune = || recipe(folder.path(), "run", r#"{ kind = "tune" }"#, "captions", 2);
     train(tune(), false).unwrap();
@@ -412,7 +415,7 @@ fn pipes_and_devices_in_the_place_of_a_runs_files_are_named() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn sizes_beyond_the_memory_are_refused_by_field() {
+fn sizes_beyond_the_memory_are_rejected_by_field() {
     let folder = tempfile::tempdir().unwrap();
     let refused = |recipe: Recipe| Run::new(recipe, Device::Cpu).err().expect("refused").to_string();
     let tune = |name| recipe(folder.path(), name, r#"{ kind = "tune" }"#, "captions", 2);
@@ -460,11 +463,12 @@ fn recipes_of_the_first_version_train_and_resume() {
     train(old, true).unwrap();
 }
 
-/// Where the child process of the tests for signals works, and whether it hangs after the first step.
+/// Environment variables of the child process of the signal tests: its folder, and whether it hangs after the first
+/// step.
 const SIGNALLED: &str = "HAPLOVL_TEST_SIGNAL_FOLDER";
 const HANGS: &str = "HAPLOVL_TEST_HANGS";
 
-/// Tells by a file that a step was done.
+/// Observer that creates a file after a step.
 struct Mark(PathBuf);
 
 impl TrainObserver for Mark {
@@ -496,7 +500,7 @@ fn trains_until_signalled() {
 
 #[cfg(unix)]
 #[test]
-fn the_first_signal_stops_with_a_checkpoint_and_the_second_at_once() {
+fn the_first_signal_stops_with_a_checkpoint_and_the_second_immediately() {
     for (signal, code, hangs) in [("INT", 130, false), ("TERM", 143, false), ("INT", 130, true)] {
         let folder = tempfile::tempdir().unwrap();
         let mut child = std::process::Command::new(std::env::current_exe().unwrap());
@@ -527,7 +531,7 @@ fn the_first_signal_stops_with_a_checkpoint_and_the_second_at_once() {
 }
 
 #[test]
-fn every_recipe_of_the_project_reads() {
+fn every_recipe_of_the_repository_is_valid() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
     let mut count = 0;
     for folder in std::fs::read_dir(root).unwrap() {

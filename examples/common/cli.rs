@@ -1,9 +1,9 @@
-//! The frame of every example: options in, the answer on stdout, everything else on stderr.
+//! Command-line frame of every example: results on stdout, everything else on stderr.
 //!
-//! Nothing here panics when an output is closed or full. A reader of stdout that has gone (`evaluate | head`) ends the
-//! program quietly with exit code 0, since the reader has all it wanted; any other failure to write stdout is an error with
-//! exit code 1. What cannot be written to stderr is dropped: a note must never cost an answer.
-#![allow(dead_code, reason = "each example compiles this module for itself and uses its own share")]
+//! A closed or full output never causes a panic. If the reader of stdout has closed it (`evaluate | head`), the program
+//! ends silently with exit code 0; any other write error on stdout is an error with exit code 1. Write errors on stderr
+//! are ignored: a note must never cost an answer.
+#![allow(dead_code, reason = "each example compiles this module and uses a part of it")]
 
 use std::fmt;
 use std::io::{ErrorKind, Write};
@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 
-/// Runs an example. A failure is one line on stderr and exit code 1.
+/// Runs an example. An error is printed as one line on stderr, with exit code 1.
 pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<()>) -> ExitCode {
     let arguments = match A::try_parse() {
         Ok(arguments) => arguments,
@@ -28,17 +28,17 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<()>) -> ExitCode {
     }
 }
 
-/// Prints what clap has to say: help and version on stdout, wrong options on stderr.
+/// Prints the output of clap: help and version on stdout, invalid options on stderr.
 fn print_usage(error: &clap::Error) -> ExitCode {
     let printed = error.print();
     let unwritten = printed.is_err_and(|e| e.kind() != ErrorKind::BrokenPipe);
     if error.use_stderr() || unwritten { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// Writes text to stdout at once.
+/// Writes text to stdout and flushes it.
 ///
 /// # Errors
-/// [`ReaderGone`] if nobody reads stdout any more, and an error naming stdout if it cannot be written.
+/// [`ReaderGone`] if the reader has closed stdout, and an error naming stdout for other failures.
 pub fn write(text: impl fmt::Display) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
@@ -56,7 +56,7 @@ pub fn print(line: impl fmt::Display) -> Result<()> {
     write(format_args!("{line}\n"))
 }
 
-/// Writes a line to stderr, if that is possible.
+/// Writes a line to stderr; errors are ignored.
 pub fn note(line: impl fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
@@ -74,13 +74,13 @@ pub fn note_error(error: &anyhow::Error) {
     note(format_args!("error: {line}"));
 }
 
-/// The reader of stdout has closed it, which is no failure of the program.
+/// Error for a stdout that its reader has closed, which is not a failure of the program.
 #[derive(Debug)]
 pub struct ReaderGone;
 
 impl fmt::Display for ReaderGone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("stdout: nobody reads it any more")
+        f.write_str("stdout: closed by its reader")
     }
 }
 

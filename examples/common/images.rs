@@ -1,4 +1,4 @@
-//! The images that an example is asked about.
+//! Image options of the examples.
 
 use std::path::PathBuf;
 
@@ -9,10 +9,10 @@ use haplovl::processor::{ImageDecoder, RgbImage};
 
 use crate::cli;
 
-/// Side of a drawn image, in pixels.
+/// Side of a drawn scene in pixels.
 const SIDE: u32 = 336;
 
-/// The images, or else one that is drawn.
+/// Image files; without any, a scene is drawn.
 #[derive(Debug, Args)]
 pub struct Images {
     /// An image file; may be given several times. Without any, a scene of shapes world is drawn
@@ -21,7 +21,7 @@ pub struct Images {
 }
 
 impl Images {
-    /// Opens all images, before the model, which takes longer, so that a wrong name is reported at once.
+    /// Opens all images; called before the model is loaded, so that a wrong file name is reported at once.
     pub fn open(self, seed: u64) -> Result<Vec<(PathBuf, RgbImage)>> {
         if self.images.is_empty() {
             return Ok(vec![draw(seed)?]);
@@ -34,10 +34,10 @@ impl Images {
     }
 }
 
-/// Draws a scene that no model was trained on.
+/// Draws a held-out scene.
 fn draw(seed: u64) -> Result<(PathBuf, RgbImage)> {
     let image = Split::Test.scene(seed, &ShapesConfig::default()).render(SIDE);
-    // Under a unique name, so that no file is overwritten.
+    // A unique name, so that no file is overwritten.
     let file = tempfile::Builder::new().prefix("haplovl-shapes-").suffix(".png").tempfile()?;
     let (_, path) = file.keep()?;
     image.save(&path).map_err(|e| anyhow!("writing {}: {e}", path.display()))?;

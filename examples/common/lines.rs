@@ -1,13 +1,13 @@
-//! Lines of input of bounded length.
+//! Input lines of bounded length.
 
 use std::io::{BufRead, Read};
 
 use anyhow::{Result, bail};
 
-/// Most bytes of a line: far more than fits a model's context, and little memory.
+/// Longest line in bytes: far more than fits in a model's context, and little memory.
 const MAX_LINE: usize = 1 << 20;
 
-/// The next line without its line break; `None` at the end of the input.
+/// Reads the next line without its line break; `None` at the end of the input.
 ///
 /// # Errors
 /// If the line is longer than 1 MiB or not UTF-8, or the input cannot be read.
@@ -18,7 +18,7 @@ pub fn next_line(input: &mut impl BufRead) -> Result<Option<String>> {
         return Ok(None);
     }
     if line.len() > MAX_LINE {
-        bail!("a line of the input is longer than {MAX_LINE} bytes: one line is one turn of the chat, break it up");
+        bail!("a line of the input is longer than {MAX_LINE} bytes: one line is one turn of the chat, so split it");
     }
     match String::from_utf8(line) {
         Ok(line) => Ok(Some(line.trim_end_matches(['\n', '\r']).to_string())),

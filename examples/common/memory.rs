@@ -1,30 +1,31 @@
-//! Memory for programs that compute: freed buffers are kept instead of given back to the system, and lie in large pages.
+//! Allocator settings for training and evaluation: freed memory is kept by the process and uses large pages.
 //!
-//! A training step or a long prompt allocates and frees large buffers all the time. glibc gives each back to the kernel
-//! and faults it in again, page by page, unless it is told not to. A library must not choose for its users how memory is
-//! held: a program of yours that trains wants this call.
+//! A training step or a long prompt allocates and frees large buffers all the time. By default, glibc returns each
+//! buffer to the kernel and the next allocation page-faults it in again. A library must not change the allocator of its
+//! users: call this in your own training program.
 
-/// Never gives memory back, lets all threads use what any of them has freed, and asks the kernel for large pages.
+/// Makes glibc keep freed memory, share it between all threads, and use large pages.
 ///
-/// To be called before any thread is started. Does nothing where the C library is not glibc.
+/// Call it before any thread is started. Without glibc it does nothing.
 pub fn keep() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         const NEVER: i32 = -1;
         for (option, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_MAX, 0), (libc::M_TRIM_THRESHOLD, NEVER)] {
-            // SAFETY: these options take these numbers, and no other thread runs yet.
+            // SAFETY: the options accept these values, and no other thread runs yet.
             unsafe { libc::mallopt(option, value) };
         }
         in_large_pages();
     }
 }
 
-/// Grows the heap by half the machine's memory, or a quarter of what the process may have, marks it for large pages, and frees
-/// it again: no page of it is there before it is used, and what is allocated from now on comes out of it while there is room.
+/// Grows the heap by half of the machine's memory, or a quarter of the process's limit, marks it for large pages, and
+/// frees it again. Pages are not resident before they are used, and later allocations come from this region while there
+/// is space.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn in_large_pages() {
     const LARGE: usize = 2 << 20;
-    // SAFETY: the block is this function's own, only whole pages inside it are marked, and it is not used after `free`.
+    // SAFETY: the block is allocated here, only whole pages inside it are marked, and it is not used after `free`.
     unsafe {
         let [pages, page] = [libc::_SC_PHYS_PAGES, libc::_SC_PAGESIZE].map(|name| libc::sysconf(name).max(0) as usize);
         let allowed = [libc::RLIMIT_AS, libc::RLIMIT_DATA].map(|resource| {

@@ -1,4 +1,4 @@
-//! Shared by the examples that answer: options, loading, and output.
+//! Options, loading and output of the examples that generate text.
 
 use std::fmt::Display;
 
@@ -12,22 +12,22 @@ use serde_json::{Value, json};
 use crate::cli;
 use crate::model::ModelOptions;
 
-/// Options of every example that answers.
+/// Options of every example that generates text.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
     model: ModelOptions,
-    /// Most tokens of an answer
+    /// Largest number of tokens of an answer
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
-    /// Sample at this temperature: below 1 more predictable, above 1 more varied; 0 takes the most likely token each time
-    /// [default: the model's own]
+    /// Sample at this temperature: below 1 more predictable, above 1 more varied; 0 takes the most likely token each
+    /// time [default: the model's own]
     #[arg(long, value_name = "X")]
     temperature: Option<f64>,
-    /// Sample among the most likely tokens only, which together have this probability
+    /// Sample only among the most likely tokens whose total probability is X (top-p)
     #[arg(long, value_name = "X")]
     top_p: Option<f64>,
-    /// Seed of sampling, and of the scene that is drawn without an image
+    /// Seed of sampling, and of the scene that is drawn if no image is given
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub seed: u64,
     /// Print one line of JSON: text, token counts, seconds to the first token, tokens per second
@@ -36,9 +36,9 @@ pub struct Options {
 }
 
 impl Options {
-    /// Loads the model, and describes it on stderr.
+    /// Loads the model, and prints its size and device on stderr.
     pub fn load(&self) -> Result<LoadedModel> {
-        // Impossible settings are reported before gigabytes are read.
+        // Invalid settings are reported before the weights are loaded.
         self.changed(GenerationConfig::default())?;
         self.model.load()
     }
@@ -49,7 +49,7 @@ impl Options {
     }
 
     fn changed(&self, mut own: GenerationConfig) -> Result<GenerationConfig> {
-        // Settings of the model that are greedy would hide the options.
+        // A greedy default of the model would make the options ineffective.
         if self.temperature.is_some_and(|temperature| temperature > 0.0) || self.top_p.is_some() {
             own.top_k = own.top_k.filter(|k| *k != 1);
             own.temperature = own.temperature.filter(|temperature| *temperature > 0.0);
@@ -75,7 +75,7 @@ pub fn print_pieces<E: Display>(
     let mut begun = false;
     for piece in pieces {
         let piece = piece.map_err(|e| anyhow::anyhow!("{e}"))?;
-        // White space before an answer is not part of it.
+        // Leading white space is not part of the answer.
         let piece = if begun { piece.as_str() } else { piece.trim_start() };
         begun |= !piece.is_empty();
         if !json {
@@ -85,7 +85,8 @@ pub fn print_pieces<E: Display>(
     if json { Ok(()) } else { cli::print("") }
 }
 
-/// Ends the output of an answer: with `json` one line with the answer and `about` on stdout, else the timings on stderr.
+/// Ends the output of an answer: with `json` one line with the answer and `about` on stdout, else the timings on
+/// stderr.
 pub fn print_facts(answer: &Answer, json: bool, about: Value) -> Result<()> {
     let times = &answer.timings;
     if json {

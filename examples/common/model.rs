@@ -1,4 +1,4 @@
-//! The model that an example loads, and its options.
+//! Model options of the examples, and loading of the model.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use haplovl::pipeline::{LoadOptions, LoadedModel, ModelSource};
 
 use crate::cli;
 
-/// The model, its device and its dtypes.
+/// Options for the model, its device and its dtypes.
 #[derive(Debug, Args)]
 pub struct ModelOptions {
     /// `builtin`, a folder, or a hub id such as ORGANISATION/NAME or ORGANISATION/NAME@REVISION
@@ -31,7 +31,7 @@ pub struct ModelOptions {
 }
 
 impl ModelOptions {
-    /// Loads the model, and describes it on stderr.
+    /// Loads the model, and prints its size and device on stderr.
     pub fn load(&self) -> Result<LoadedModel> {
         let start = Instant::now();
         let Self { device, dtype, quantize, cache, .. } = *self;

@@ -1,4 +1,5 @@
-//! SIGINT (Ctrl-C) and SIGTERM: the first one stops a training run so that it can be resumed, a second one ends the process.
+//! Handling of SIGINT (Ctrl-C) and SIGTERM: the first signal stops a training run so that it can be resumed, a second
+//! one ends the process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,7 +10,7 @@ use haplovl::train::{RunStart, StepReport, TrainObserver};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-/// The last of these signals that this process received.
+/// Last SIGINT or SIGTERM that the process received.
 #[derive(Debug, Clone, Default)]
 pub struct Signals {
     any: Arc<AtomicBool>,
@@ -17,10 +18,10 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes over both signals: the first is recorded, and a second ends the process at once.
+    /// Registers handlers for both signals: the first signal is recorded, and a second one ends the process at once.
     pub fn register(&self) -> std::io::Result<()> {
         for signal in [SIGINT, SIGTERM] {
-            // In this order: the first signal finds the flag unset, and then sets it.
+            // The order matters: the shutdown handler of the first signal must see the flag unset.
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&self.any))?;
             flag::register(signal, Arc::clone(&self.any))?;
             flag::register_usize(signal, Arc::clone(&self.number), signal as usize)?;
@@ -28,12 +29,12 @@ impl Signals {
         Ok(())
     }
 
-    /// Exit code of a process that the signal stopped, 128 plus its number: 130 or 143; `None` if there was no signal.
+    /// Exit code after a signal, 128 plus its number: 130 or 143; `None` if there was no signal.
     pub fn exit_code(&self) -> Option<u8> {
         u8::try_from(self.number.load(Ordering::Relaxed)).ok().filter(|number| *number > 0).map(|number| 128 + number)
     }
 
-    /// An observer that stops a run after the step in which a signal came.
+    /// An observer that stops a run after the step in which a signal was received.
     pub fn stop(&self, run: CancelToken) -> Box<dyn TrainObserver> {
         Box::new(StopOnSignal { signals: self.clone(), run })
     }

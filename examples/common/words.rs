@@ -5,23 +5,23 @@ use haplovl::pipeline::LoadedModel;
 
 use crate::cli;
 
-/// Most bytes of a prompt whose words are looked up.
+/// Longest prompt in bytes whose words are looked up.
 const MAX_CHECKED: usize = 100_000;
 
-/// Parses a text of the command line; one without words is an error.
+/// Parses a text argument; an empty text is an error.
 pub fn text(given: &str) -> Result<String> {
     if given.trim().is_empty() {
-        bail!("is empty, expected words");
+        bail!("is empty, expected a text");
     }
     Ok(given.to_string())
 }
 
-/// Notes on stderr which words the model's tokenizer does not know, since the answer is a guess then.
+/// Prints words that the model's tokenizer does not know on stderr, since the answer is a guess then.
 ///
-/// The markers that stand for images and videos are no words. A prompt that is too long for any context is not tokenised.
+/// Image and video placeholders are not words. A prompt that is too long for any context is not tokenised.
 pub fn note_unknown(model: &LoadedModel, prompt: &str) -> Result<()> {
     if prompt.len() > MAX_CHECKED {
-        cli::note(format_args!("note: unknown words are not looked for in a prompt of {} bytes", prompt.len()));
+        cli::note(format_args!("note: a prompt of {} bytes is not checked for unknown words", prompt.len()));
         return Ok(());
     }
     let text = prompt.replace("<image>", " ").replace("<video>", " ");
@@ -32,7 +32,7 @@ pub fn note_unknown(model: &LoadedModel, prompt: &str) -> Result<()> {
     Ok(())
 }
 
-/// The first words, quoted, and the number of the rest.
+/// Lists the first words, quoted, and the number of further words.
 fn listed(words: &[&str]) -> String {
     const MOST: usize = 10;
     let quoted = |word: &&str| format!("`{}`", word.chars().take(40).collect::<String>().escape_debug());

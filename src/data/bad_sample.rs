@@ -1,4 +1,4 @@
-//! Why a sample cannot be used.
+//! Errors of single samples.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -6,67 +6,67 @@ use std::path::{Path, PathBuf};
 use crate::Error;
 use crate::error::one_line;
 
-/// A sample, or why there is none.
+/// A sample, or the reason why it cannot be used.
 pub type SampleResult<T> = std::result::Result<T, BadSample>;
 
-/// Prepares a sample: a decoder that panics on a hostile file costs that sample, not the run.
+/// Calls `prepare` and turns a panic, for example of an image decoder on a hostile file, into an error of the sample.
 pub(crate) fn guarded<T>(prepare: impl FnOnce() -> SampleResult<T>) -> SampleResult<T> {
     catch_unwind(AssertUnwindSafe(prepare)).unwrap_or(Err(BadSample::Panicked))
 }
 
-/// A path as one line of bounded length.
+/// A path as a single line of bounded length.
 fn shown(path: &Path) -> String {
     one_line(&path.display().to_string())
 }
 
-/// Why one sample of a data set cannot be used. The loader skips and counts such samples; see
+/// Reason why one sample of a data set cannot be used. The loader skips and counts bad samples; see
 /// [`LoaderConfig::max_bad_share`](super::LoaderConfig::max_bad_share).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BadSample {
-    /// The record is not valid JSON, or not of a known form.
+    /// The record is not valid JSON, or has an unknown format.
     #[error("broken record: {}", one_line(.0))]
     BrokenRecord(String),
-    /// The record takes more bytes than any record should.
-    #[error("record of {bytes} bytes, more than the {limit} that are read: is a bracket or line break missing?")]
+    /// The record is longer than the limit.
+    #[error("record of {bytes} bytes, expected at most {limit}: is a bracket or line break missing?")]
     HugeRecord {
-        /// Length of the record.
+        /// Length of the record in bytes.
         bytes: u64,
-        /// The longest that is read.
+        /// Longest record in bytes.
         limit: u64,
     },
-    /// An image file that the record names is not there.
+    /// An image file of the record does not exist.
     #[error("no image {}: check the image folder of the data set", shown(.0))]
     MissingImage(PathBuf),
-    /// The record names an image that does not lie in the image folder.
-    #[error("image {} is outside of the image folder: move it there, or set the folder above both", shown(.0))]
+    /// An image of the record is outside of the image folder.
+    #[error("image {} is outside of the image folder: move it there, or set a common parent folder", shown(.0))]
     OutsideImage(PathBuf),
-    /// An image of an image folder has no text beside it.
+    /// An image of an image folder has no text file.
     #[error("no text file {} beside the image", shown(.0))]
     MissingText(PathBuf),
-    /// There is no turn, or none of the assistant's, to learn from.
-    #[error("no turn of the assistant (`gpt`) with text to learn from")]
+    /// The conversation has no turn of the assistant with text.
+    #[error("no turn of the assistant (`gpt`) with text to train on")]
     NoTurns,
-    /// `<image>` markers and images differ in number.
+    /// The numbers of `<image>` markers and images differ.
     #[error("{markers} `<image>` markers for {images} images: expected one each")]
     ImageMarkers {
-        /// Markers in all turns.
+        /// Number of markers in all turns.
         markers: usize,
-        /// Images of the record.
+        /// Number of images of the record.
         images: usize,
     },
-    /// The prepared sample is longer than allowed.
+    /// The prepared sample is too long.
     #[error("{length} tokens long, more than the allowed {limit}")]
     TooLong {
-        /// Its length.
+        /// Length in tokens.
         length: usize,
-        /// The longest allowed.
+        /// Largest allowed length in tokens.
         limit: usize,
     },
-    /// Something panicked on it, most likely the decoder of its image.
-    #[error("preparing it panicked, see the message above: its image may be damaged; please report it")]
+    /// Preparation of the sample panicked, most likely in the image decoder.
+    #[error("preparation panicked, see the message above: the image may be damaged; please report it")]
     Panicked,
-    /// Reading or preparing failed otherwise.
+    /// Another error while reading or preparing the sample.
     #[error(transparent)]
     Failed(#[from] Error),
 }

@@ -1,35 +1,35 @@
-//! What a data set is to the loader, and several of them as one.
+//! The data set trait of the loader, and concatenation of data sets.
 
 use std::sync::Arc;
 
 use super::{BadSample, Record, SampleResult};
 
-/// Samples that can be had in any order and from any thread.
+/// A data set with random access from any thread.
 pub trait Dataset: Send + Sync {
-    /// What a sample is.
+    /// Type of a sample.
     type Item;
 
     /// Number of samples, good and bad.
     fn len(&self) -> usize;
 
-    /// Whether there is no sample.
+    /// Whether there are no samples.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Sample number `index`; the same one every time.
+    /// Sample number `index`, deterministically.
     ///
     /// # Errors
-    /// Why this sample cannot be used; the others may be fine.
+    /// [`BadSample`] if this sample cannot be used; other samples may be valid.
     fn get(&self, index: usize) -> SampleResult<Self::Item>;
 
-    /// A name for sample number `index`, for logs: file and place in it.
+    /// Name of sample number `index` for logs: its file and position.
     fn describe(&self, index: usize) -> String {
         format!("sample {index}")
     }
 }
 
-/// A data set of any kind that yields conversations.
+/// A data set of conversations.
 pub type Records = Box<dyn Dataset<Item = Record>>;
 
 impl<D: Dataset + ?Sized> Dataset for Box<D> {
@@ -64,16 +64,16 @@ impl<D: Dataset + ?Sized> Dataset for Arc<D> {
     }
 }
 
-/// Several data sets, one behind the other.
+/// Concatenation of data sets.
 pub struct Concat<D>(Vec<D>);
 
 impl<D: Dataset> Concat<D> {
-    /// All samples of the first, then all of the second, and so on.
+    /// Concatenates `parts` in order.
     pub fn new(parts: Vec<D>) -> Self {
         Self(parts)
     }
 
-    /// The part that holds sample number `index`, and the sample's number there.
+    /// The part that contains sample number `index`, and the index within the part.
     fn locate(&self, mut index: usize) -> Option<(&D, usize)> {
         for part in &self.0 {
             match index.checked_sub(part.len()) {
@@ -102,7 +102,7 @@ impl<D: Dataset> Dataset for Concat<D> {
     }
 }
 
-/// There is no such sample.
+/// The error for an index beyond the data set.
 pub(super) fn out_of_range(index: usize, len: usize) -> BadSample {
-    BadSample::BrokenRecord(format!("number {index} of a data set of {len}: numbers start at 0"))
+    BadSample::BrokenRecord(format!("index {index} is out of range for a data set of {len} samples"))
 }

@@ -1,4 +1,4 @@
-//! Which samples share a batch, and which share a row of it.
+//! Grouping of samples into rows and batches.
 
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::Sequence;
 use crate::{Error, Result};
 
-/// Something of a length that padding and packing depend on.
+/// Length of a sample, for padding and packing.
 pub trait Length {
     /// Length in tokens.
     fn length(&self) -> usize;
@@ -19,36 +19,37 @@ impl Length for Sequence {
     }
 }
 
-/// How the samples of a window, in the order in which they come, are made into groups.
+/// Grouping of the samples of a window into groups of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Grouping {
-    /// As they come, one sample a row.
+    /// One sample per row, in loading order.
     InOrder {
-        /// Rows in a group.
+        /// Rows per group.
         rows: usize,
     },
-    /// Samples of like length together, so that little is padded; the groups of a window come in random order.
+    /// One sample per row, samples of similar length together to reduce padding; the groups of a window are in random
+    /// order.
     ByLength {
-        /// Rows in a group.
+        /// Rows per group.
         rows: usize,
-        /// Groups whose samples are sorted at once; all of them are held prepared in memory.
+        /// Number of groups whose samples are sorted together; all of them are prepared and held in memory.
         window: usize,
     },
-    /// Several samples a row, up to a length.
+    /// Several samples per row, up to a length.
     Packed {
-        /// Rows in a group.
+        /// Rows per group.
         rows: usize,
-        /// Longest row, in tokens; longer samples are bad ones.
+        /// Longest row in tokens; longer samples are bad samples.
         row_length: usize,
-        /// Samples that are packed at once; all of them are held prepared in memory.
+        /// Number of samples that are packed together; all of them are prepared and held in memory.
         window: usize,
     },
 }
 
 impl Grouping {
-    /// Checks that nothing is zero.
+    /// Checks that no field is zero.
     ///
     /// # Errors
     /// [`Error::Config`], naming the field.
@@ -66,7 +67,7 @@ impl Grouping {
         }
     }
 
-    /// Samples that are looked at together.
+    /// Number of samples in a window.
     pub(super) fn window(&self) -> usize {
         match *self {
             Self::InOrder { rows } => rows,
@@ -75,7 +76,7 @@ impl Grouping {
         }
     }
 
-    /// The longest sample that fits.
+    /// Longest allowed sample in tokens; `None` without a limit.
     pub(super) fn longest(&self) -> Option<usize> {
         match *self {
             Self::Packed { row_length, .. } => Some(row_length),
@@ -83,7 +84,7 @@ impl Grouping {
         }
     }
 
-    /// Makes the samples of one window into groups of rows; the last made may have fewer rows.
+    /// Arranges the samples of one window in groups of rows; the last group may have fewer rows.
     pub(super) fn arrange<T: Length>(&self, mut items: Vec<T>, rng: &mut impl Rng) -> Vec<Vec<Vec<T>>> {
         match *self {
             Self::InOrder { rows } => chunks(items.into_iter().map(|item| vec![item]), rows),
@@ -102,7 +103,7 @@ impl Grouping {
     }
 }
 
-/// First fit, longest first: every item goes into the first row with room for it.
+/// First-fit decreasing bin packing: items by descending length, each in the first row with enough space.
 fn pack<T: Length>(mut items: Vec<T>, row_length: usize) -> Vec<Vec<T>> {
     items.sort_by_key(|item| std::cmp::Reverse(item.length()));
     let mut rows: Vec<(usize, Vec<T>)> = Vec::new();
@@ -135,13 +136,13 @@ mod tests {
     }
 
     #[test]
-    fn packing_fills_rows_and_loses_nothing() {
+    fn packing_fills_rows_and_keeps_every_sample() {
         let rows = pack(vec![3, 7, 2, 5, 10, 3], 10);
         assert_eq!(rows, [vec![10], vec![7, 3], vec![5, 3, 2]]);
     }
 
     #[test]
-    fn by_length_puts_like_with_like() {
+    fn by_length_groups_samples_of_similar_length() {
         let grouping = Grouping::ByLength { rows: 2, window: 3 };
         let mut groups = grouping.arrange(vec![9, 1, 5, 2, 8], &mut crate::data::random_stream(1, 0));
         groups.sort();
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_are_refused() {
+    fn zeros_are_rejected() {
         let message = Grouping::Packed { rows: 1, row_length: 0, window: 4 }.validate().unwrap_err().to_string();
         assert!(message.contains("loader.grouping.row_length") && message.contains("at least 1"), "{message}");
     }

@@ -1,4 +1,4 @@
-//! Records in LLaVA's JSON, caption pairs, and folders of images with texts.
+//! LLaVA records in JSON, caption pairs, and folders of images with text files.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -10,13 +10,13 @@ use super::{BadSample, Dataset, IMAGE_MARKER, ImageSource, Record, RecordIndex, 
 use crate::processor::Role;
 use crate::{Error, Result, files};
 
-/// Bytes of a caption file at most; no model's context holds as much text.
+/// Largest caption file in bytes, more text than the context of any model.
 const MAX_CAPTION_BYTES: u64 = 1 << 20;
 /// Extensions of image files, in lower case.
 const IMAGE_EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"];
 
 /// Opens a JSON or JSONL file as [`RecordFile`], a folder as [`ImageFolder`]. `images` is the folder that image names
-/// in a file are relative to; by default the file's own.
+/// in a file are relative to; by default the folder of the file.
 ///
 /// # Errors
 /// As [`RecordIndex::open`] and [`ImageFolder::open`].
@@ -29,14 +29,14 @@ pub fn open(path: impl AsRef<Path>, images: Option<&Path>) -> Result<Records> {
     Ok(Box::new(RecordFile::open(path, images.unwrap_or(beside))?))
 }
 
-/// A JSON array or JSONL file of records. Images must lie inside the image folder: a name that leads out of it is a bad
-/// sample ([`BadSample::OutsideImage`]); links in the folder are followed. Records have one of these forms; further fields are
-/// ignored:
-/// - `{"id", "image": "a.jpg" | ["a.jpg", ..] | absent, "conversations": [{"from": "human" | "gpt" | "system",
-///   "value": ".."}, ..]}`, LLaVA's, with one `<image>` for each image, or none at all (then they come first);
-///   the names `images`, `messages`, `role`, `content`, `user` and `assistant` are understood too;
-/// - `{"image", "caption" | "text"}`: the assistant says the text after the bare image;
-/// - `{"text"}`: the assistant says the text.
+/// A JSON array or JSONL file of records. Images must be inside the image folder: a path out of it is a bad sample
+/// ([`BadSample::OutsideImage`]); symbolic links in the folder are followed. Records have one of these formats; further
+/// fields are ignored:
+/// - `{"id", "image": "a.jpg" | ["a.jpg", ..] | absent, "conversations": [{"from": "human" | "gpt" | "system", "value":
+///   ".."}, ..]}`, the format of LLaVA, with one `<image>` for each image, or no `<image>` (then the images come
+///   first); the names `images`, `messages`, `role`, `content`, `user` and `assistant` are accepted too;
+/// - `{"image", "caption" | "text"}`: the text is the assistant's turn after a user turn with the image only;
+/// - `{"text"}`: the text is the assistant's turn.
 #[derive(Debug)]
 pub struct RecordFile {
     index: RecordIndex,
@@ -146,8 +146,8 @@ impl JsonRecord {
     }
 }
 
-/// Where an image lies, which must be inside `folder`: a downloaded record must not reach other files. `..` is taken off
-/// the name itself; links that lie in the folder are the user's own and are followed.
+/// Path of an image, which must be inside `folder`: a downloaded record must not read other files. `..` is resolved in
+/// the name itself; symbolic links in the folder were made by the user and are followed.
 fn within(folder: &Path, name: &Path) -> SampleResult<PathBuf> {
     let outside = || BadSample::OutsideImage(name.to_path_buf());
     let relative = match name.is_absolute() || name.has_root() {
@@ -166,13 +166,13 @@ fn within(folder: &Path, name: &Path) -> SampleResult<PathBuf> {
     Ok(folder.join(inside))
 }
 
-/// An absolute name without its folder, however the folder is written.
+/// An absolute name relative to `folder`, after canonicalisation of the folder.
 fn relative_to(folder: &Path, name: &Path) -> Option<PathBuf> {
     let spellings = [Some(folder.to_path_buf()), std::path::absolute(folder).ok(), fs::canonicalize(folder).ok()];
     spellings.iter().flatten().find_map(|folder| name.strip_prefix(folder).ok()).map(Path::to_path_buf)
 }
 
-/// A text after bare images, or all alone.
+/// Turns of a caption: a user turn with the images, if there are any, and the caption.
 fn caption_turns(images: usize, caption: String) -> Vec<Turn> {
     let asked = (images > 0).then(|| Turn::user(vec![IMAGE_MARKER; images].join("\n")));
     asked.into_iter().chain([Turn::assistant(caption)]).collect()
@@ -185,17 +185,17 @@ pub struct ImageFolder {
 }
 
 impl ImageFolder {
-    /// Lists the images, in the order of their names. Folders inside are not looked into.
+    /// Lists the images, sorted by name. Subfolders are not read.
     ///
     /// # Errors
-    /// [`Error::Io`], and [`Error::Data`] where there is no image.
+    /// [`Error::Io`], and [`Error::Data`] if the folder contains no image.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let io = |e| Error::io(folder, e);
         let mut images = Vec::new();
         for entry in fs::read_dir(folder).map_err(io)? {
             let path = entry.map_err(io)?.path();
-            // macOS leaves hidden twins such as `._cat.jpg`.
+            // macOS creates hidden files like `._cat.jpg`.
             let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
             let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
             if !hidden && extension.is_some_and(|e| IMAGE_EXTENSIONS.contains(&e.as_str())) {
@@ -204,7 +204,7 @@ impl ImageFolder {
         }
         if images.is_empty() {
             let known = IMAGE_EXTENSIONS.join(", ");
-            let message = format!("the folder {} holds no image: expected files of {known}", folder.display());
+            let message = format!("the folder {} contains no image: expected files of {known}", folder.display());
             return Err(Error::data(message));
         }
         images.sort();

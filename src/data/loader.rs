@@ -1,4 +1,4 @@
-//! The loader: shuffles, prepares samples ahead on worker threads, groups them, and can be stopped and resumed anywhere.
+//! The data loader: shuffling, prefetching on worker threads, grouping, and exact resuming.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,27 +10,27 @@ use super::prefetch::Prefetch;
 use super::{BadSample, Dataset, Grouping, Length, SampleResult, guarded, random_stream};
 use crate::{Error, Result};
 
-/// So many samples, or all if there are fewer, are taken into account before the share of bad ones is held against
-/// its limit, so that one bad sample at the very start does not stop a run.
+/// Smallest number of samples (or the whole data set if that is smaller) that the share of bad samples is computed
+/// over, so that one bad sample at the start does not stop a run.
 const SHARE_COUNTS_FROM: u64 = 100;
 
-/// How samples are ordered, prepared and grouped.
+/// Order, preparation and grouping of samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoaderConfig {
-    /// Decides every order.
+    /// Seed of all random orders.
     pub seed: u64,
-    /// Whether every epoch comes in an order of its own; else all come in the data set's.
+    /// Whether every epoch is shuffled; otherwise samples come in the order of the data set.
     pub shuffle: bool,
-    /// Epochs after which the loader ends; without limit if absent.
+    /// Number of epochs; unlimited if absent.
     pub epochs: Option<u64>,
-    /// Threads that prepare samples, at least one. How many does not change what comes.
+    /// Number of threads that prepare samples, at least 1. It does not change the batches.
     pub workers: usize,
-    /// Samples that are prepared ahead of those asked for.
+    /// Number of samples that are prefetched.
     pub prefetch: usize,
-    /// How samples are put together.
+    /// Grouping of samples into batches.
     pub grouping: Grouping,
-    /// Share of bad samples above which the loader fails, from 0 to below 1.
+    /// Share of bad samples above which the loader fails, at least 0 and below 1.
     pub max_bad_share: f64,
 }
 
@@ -66,32 +66,32 @@ impl LoaderConfig {
     }
 }
 
-/// Where a loader stands: all that it takes to go on with the very group that would have come next.
+/// Position of a loader, from which it resumes with exactly the next group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoaderState {
-    /// Epochs behind it.
+    /// Completed epochs.
     pub epoch: u64,
-    /// Samples of this epoch behind it, up to the present window.
+    /// Samples of this epoch before the current window.
     pub position: usize,
-    /// Groups of the present window behind it.
+    /// Groups of the current window that were returned already.
     pub groups: usize,
-    /// Samples seen in all, good and bad, up to the present window.
+    /// Samples seen before the current window over all epochs, good and bad.
     pub seen: u64,
-    /// Bad ones among them.
+    /// Bad samples among `seen`.
     pub bad: u64,
-    /// Size of the data set, to notice that it has changed; 0 before the start.
+    /// Size of the data set, to detect changes; 0 before the start.
     pub samples: usize,
 }
 
 /// Prepared samples for one batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Group<T> {
-    /// Rows of one sample, or of several if packed.
+    /// Rows of one sample each, or of several samples if packed.
     pub rows: Vec<Vec<T>>,
-    /// Their numbers in the data set, row by row.
+    /// Indices of the samples in the data set, row by row.
     pub samples: Vec<usize>,
-    /// Where the loader stands after this group.
+    /// State of the loader after this group.
     pub state: LoaderState,
 }
 
@@ -99,9 +99,9 @@ pub struct Group<T> {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct BadReport<'a> {
-    /// Its name, see [`Dataset::describe`].
+    /// Name of the sample, see [`Dataset::describe`].
     pub sample: &'a str,
-    /// What is wrong with it.
+    /// Reason.
     pub reason: &'a BadSample,
     /// Bad samples so far, this one included.
     pub bad: u64,
@@ -109,7 +109,7 @@ pub struct BadReport<'a> {
     pub seen: u64,
 }
 
-/// A prepared sample and its number in the data set.
+/// A prepared sample and its index in the data set.
 struct Numbered<T> {
     number: usize,
     item: T,
@@ -121,16 +121,16 @@ impl<T: Length> Length for Numbered<T> {
     }
 }
 
-/// Yields groups of prepared samples, epoch after epoch; ends after [`LoaderConfig::epochs`] or the first error.
+/// Iterator over groups of prepared samples, epoch after epoch; ends after [`LoaderConfig::epochs`] or the first error.
 ///
-/// What comes depends on the data set, the configuration and the state alone, not on the number of threads. The window
-/// that is sorted or packed at once never reaches over the end of an epoch, so that every sample comes once an epoch;
-/// the last group of a window may be smaller.
+/// The groups depend only on the data set, the configuration and the state, not on the number of threads. A window that
+/// is sorted or packed never crosses the end of an epoch, so that every sample comes once per epoch; the last group of
+/// a window may be smaller.
 pub struct Loader<T> {
     config: LoaderConfig,
     prefetch: Prefetch<usize, (usize, SampleResult<T>)>,
     ahead: Cursor,
-    /// Where it stands after the groups that were handed out, and where after those that are ready too.
+    /// State after the groups that were returned, and state after the groups that are ready.
     state: LoaderState,
     window_end: LoaderState,
     ready: VecDeque<Vec<Vec<Numbered<T>>>>,
@@ -140,12 +140,12 @@ pub struct Loader<T> {
 }
 
 impl<T: Length + Send + 'static> Loader<T> {
-    /// A loader that goes on from `state` (the default one is the start). `prepare` turns a sample into what a batch is
-    /// made of, on a worker thread: decoding images, tokenizing.
+    /// A loader that starts at `state` (by default at the first sample). `prepare` converts a sample on a worker
+    /// thread, for example by decoding images and tokenizing.
     ///
     /// # Errors
     /// [`Error::Config`] as [`LoaderConfig::validate`]; [`Error::Data`] for an empty data set and for a state of
-    /// another one.
+    /// another data set.
     pub fn new<D>(
         dataset: D,
         config: LoaderConfig,
@@ -183,14 +183,14 @@ impl<T: Length + Send + 'static> Loader<T> {
         })
     }
 
-    /// Calls `report` for every bad sample; after resuming again for those of the window that is begun anew.
+    /// Calls `report` for every bad sample. After resuming, bad samples of the current window are reported again.
     #[must_use]
     pub fn on_bad(mut self, report: impl FnMut(&BadReport<'_>) + Send + 'static) -> Self {
         self.on_bad = Box::new(report);
         self
     }
 
-    /// Where it stands.
+    /// Current state, to resume from.
     pub fn state(&self) -> LoaderState {
         self.state
     }
@@ -213,7 +213,7 @@ impl<T: Length + Send + 'static> Loader<T> {
         Ok(Some(Group { rows, samples, state: self.state }))
     }
 
-    /// Makes the groups of the window that begins at the present state.
+    /// Prepares the groups of the window that begins at the current state.
     fn prepare_window(&mut self) -> Result<()> {
         let LoaderState { epoch, position, groups, samples, .. } = self.state;
         let count = self.config.grouping.window().min(samples - position);
@@ -231,14 +231,14 @@ impl<T: Length + Send + 'static> Loader<T> {
                 Err(reason) => self.skip(number, &reason)?,
             }
         }
-        // Keyed by place, so that a resumed loader draws the same without any state.
+        // The seed depends on the position, so that a resumed loader draws the same numbers without saved state.
         let key = self.config.seed ^ (position as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.ready = self.config.grouping.arrange(items, &mut random_stream(key, epoch)).into();
         self.ready.drain(..groups.min(self.ready.len()));
         Ok(())
     }
 
-    /// Keeps the workers supplied: with the `left` samples that are needed now, and some to come.
+    /// Queues work for the `left` samples that are needed now and the samples to prefetch.
     fn fill_queue(&mut self, left: usize) {
         while self.prefetch.in_flight() < left.max(self.config.prefetch) {
             match self.ahead.next() {
@@ -258,7 +258,7 @@ impl<T: Length + Send + 'static> Loader<T> {
         if bad as f64 > limit * seen.max(SHARE_COUNTS_FROM.min(samples as u64)) as f64 {
             return Err(Error::data(format!(
                 "{bad} of {seen} samples are bad, more than the allowed share of {limit}; the last is {sample}: {reason}. \
-                 Mend the data, or raise `max_bad_share`"
+                 Fix the data, or raise `max_bad_share`"
             )));
         }
         Ok(())
@@ -278,22 +278,22 @@ impl<T: Length + Send + 'static> Iterator for Loader<T> {
     }
 }
 
-/// Refuses a state of another data set.
+/// Rejects a state of another data set.
 fn check_state(state: &LoaderState, samples: usize) -> Result<()> {
     if samples == 0 {
-        return Err(Error::data("the data set holds no sample, expected at least one"));
+        return Err(Error::data("the data set contains no sample, expected at least one"));
     }
     if state.samples != 0 && state.samples != samples || state.position >= samples {
         return Err(Error::data(format!(
-            "cannot go on: the loader stood at sample {} of {}, but the data set now holds {samples}: give the data \
-             set that the run began with, or begin anew",
+            "cannot resume: the loader was at sample {} of {}, but the data set now has {samples}: give the data \
+             set that the run started with, or start a new run",
             state.position, state.samples
         )));
     }
     Ok(())
 }
 
-/// The numbers of all samples, epoch after epoch.
+/// Indices of all samples, epoch after epoch.
 struct Cursor {
     seed: u64,
     shuffle: bool,
@@ -313,7 +313,7 @@ impl Cursor {
         cursor
     }
 
-    /// Sets the order of the present epoch, which follows from its number alone.
+    /// Sets the order of the current epoch, which depends only on the seed and the number of the epoch.
     fn reorder(&mut self) {
         if self.shuffle {
             self.order.sort_unstable();

@@ -1,4 +1,4 @@
-//! Data sets: LLaVA records, shapes world, loading and collating.
+//! Data sets: LLaVA records, image folders, shapes world, and the data loader.
 
 mod bad_sample;
 mod dataset;
@@ -22,8 +22,8 @@ pub use record_index::RecordIndex;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-/// Stream number `stream` of the generator seeded with `seed`: the same numbers on every machine, and independent of
-/// every other stream, so that a counter is all the state there is to save.
+/// ChaCha generator number `stream` of `seed`: the same values on every machine, and independent of all other streams,
+/// so that a counter is sufficient to resume.
 pub(crate) fn random_stream(seed: u64, stream: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(stream);

@@ -1,4 +1,4 @@
-//! Worker threads that do work ahead and hand the results back in order.
+//! Worker threads that compute results ahead of time and return them in order.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,11 +8,11 @@ use std::thread::{self, JoinHandle};
 
 use crate::{Error, Result};
 
-/// A piece of work and where its result goes.
+/// An input and the channel for its result.
 type Job<I, O> = (I, SyncSender<O>);
 
-/// Threads that turn inputs into outputs. What is in flight is bounded by its user, who asks for a result once for each
-/// input.
+/// Pool of threads that map inputs to outputs. The caller bounds the number of inputs in flight by requesting one
+/// result per input.
 pub(super) struct Prefetch<I, O> {
     jobs: Option<Sender<Job<I, O>>>,
     results: VecDeque<Receiver<O>>,
@@ -30,13 +30,13 @@ impl<I: Send + 'static, O: Send + 'static> Prefetch<I, O> {
         let worker = |number| {
             let (queue, work, stopped) = (Arc::clone(&queue), Arc::clone(&work), Arc::clone(&stopped));
             let run = move || {
-                // The lock is held while waiting for a job, not while working on it.
+                // The lock is held while waiting for an input, not during the work.
                 let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
                 while let Ok((input, result)) = next() {
                     if stopped.load(Ordering::Relaxed) {
                         break;
                     }
-                    // Nobody waits for it any more when the loader was dropped.
+                    // The receiver is gone if the loader was dropped.
                     let _ = result.send(work(input));
                 }
             };
@@ -47,22 +47,22 @@ impl<I: Send + 'static, O: Send + 'static> Prefetch<I, O> {
         Ok(Self { jobs: Some(jobs), results: VecDeque::new(), workers, stopped })
     }
 
-    /// Number of inputs whose result was not asked for yet.
+    /// Number of inputs whose result was not taken yet.
     pub(super) fn in_flight(&self) -> usize {
         self.results.len()
     }
 
-    /// Hands in work.
+    /// Queues an input.
     pub(super) fn push(&mut self, input: I) {
         let (sender, receiver) = mpsc::sync_channel(1);
         if let Some(jobs) = &self.jobs {
-            // Cannot fail while workers live; if they do not, the result's channel tells.
+            // Cannot fail while workers are alive; otherwise the result channel reports the failure.
             let _ = jobs.send((input, sender));
         }
         self.results.push_back(receiver);
     }
 
-    /// The result of the earliest input that is left; waits for it. `None` if there is none.
+    /// Waits for the result of the oldest input and returns it; `None` if there is no input.
     pub(super) fn pop(&mut self) -> Option<Result<O>> {
         let result = self.results.pop_front()?.recv();
         Some(result.map_err(|_| Error::data("a loader thread panicked while preparing a sample: see its message")))
@@ -71,7 +71,7 @@ impl<I: Send + 'static, O: Send + 'static> Prefetch<I, O> {
 
 impl<I, O> Drop for Prefetch<I, O> {
     fn drop(&mut self) {
-        // Work that has not begun is left undone; a worker that waits for work wakes up when there is no sender.
+        // Queued inputs are dropped; waiting workers wake up when the sender is dropped.
         self.stopped.store(true, Ordering::Relaxed);
         self.jobs = None;
         for worker in self.workers.drain(..) {

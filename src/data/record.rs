@@ -1,4 +1,4 @@
-//! A conversation as a data set holds it: its images not read yet.
+//! Record of a data set: a conversation whose images are not loaded yet.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,15 +8,15 @@ use image::RgbImage;
 use super::{BadSample, SampleResult};
 use crate::processor::{Content, Conversation, ImageDecoder, Message, Role};
 
-/// Stands in a turn's text where an image belongs.
+/// Marker in the text of a turn at the position of an image.
 pub const IMAGE_MARKER: &str = "<image>";
 
-/// What one side says.
+/// Turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Turn {
-    /// Who speaks: `human` (user) or `gpt` (assistant, whose words are learnt) in LLaVA's files.
+    /// Role of the speaker: `human` (user) or `gpt` (assistant, whose tokens are labels) in LLaVA files.
     pub role: Role,
-    /// What, with an [`IMAGE_MARKER`] for each image.
+    /// Text, with an [`IMAGE_MARKER`] for each image.
     pub text: String,
 }
 
@@ -32,29 +32,29 @@ impl Turn {
     }
 }
 
-/// Where an image is.
+/// Source of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageSource {
-    /// In a file, yet to be decoded.
+    /// A file that is not decoded yet.
     File(PathBuf),
-    /// In memory.
+    /// Pixels in memory.
     Pixels(Arc<RgbImage>),
 }
 
-/// One sample: images, and turns that speak of them.
+/// One sample: images, and the turns of a conversation about them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// The data set's own name for it, for logs; may be empty.
+    /// Id in the data set, for logs; may be empty.
     pub id: String,
-    /// Images in the order of their markers; none for text only.
+    /// Images in the order of their markers; empty for text-only samples.
     pub images: Vec<ImageSource>,
     /// Turns in order.
     pub turns: Vec<Turn>,
 }
 
 impl Record {
-    /// A conversation that can be learnt from: with a turn of the assistant, and one marker for each image. If there
-    /// are images and no marker at all, the markers are put before the user's first turn.
+    /// A record to train on, with a turn of the assistant and one marker for each image. If there are images but no
+    /// markers, the markers are inserted before the user's first turn.
     ///
     /// # Errors
     /// [`BadSample::NoTurns`] and [`BadSample::ImageMarkers`].
@@ -76,9 +76,9 @@ impl Record {
         Ok(Self { id, images, turns })
     }
 
-    /// Reads the images: the conversation that a [`Processor`](crate::processor::Processor) takes. Every turn gets
-    /// as many images as it has markers. Where all of a turn's markers stand before its text they are left to the
-    /// chat template, which puts images there anyway, so that training meets the same tokens as use.
+    /// Reads the images and returns the conversation for a [`Processor`](crate::processor::Processor). Every turn gets
+    /// as many images as it has markers. Markers before the text of a turn are removed, since the chat template puts
+    /// images there, so that training and inference see the same tokens.
     ///
     /// # Errors
     /// [`BadSample::Failed`] for an image that cannot be read.
@@ -117,7 +117,7 @@ mod tests {
     use super::without_leading_markers;
 
     #[test]
-    fn markers_before_the_text_go_and_others_stay() {
+    fn leading_markers_are_removed_and_others_kept() {
         assert_eq!(without_leading_markers("<image>\nwhat?"), "what?");
         assert_eq!(without_leading_markers("<image> <image>\nwhat?"), "what?");
         assert_eq!(without_leading_markers("first <image> then"), "first <image> then");

@@ -1,4 +1,4 @@
-//! Where the records of a JSON array or JSONL file begin, found in one pass and bounded memory.
+//! Index of the records in a JSON array or JSONL file, built in one pass with bounded memory.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
@@ -9,32 +9,32 @@ use super::dataset::out_of_range;
 use super::{BadSample, SampleResult};
 use crate::{Error, Result, files};
 
-/// The longest record that is read.
+/// Longest record in bytes.
 const MAX_RECORD_BYTES: u64 = 16 << 20;
 const BUFFER_BYTES: usize = 1 << 20;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// A file of many JSON records, of which only the offsets are held: eight bytes a record.
+/// Index of a file of JSON records: only the offsets are in memory, 8 bytes per record.
 #[derive(Debug)]
 pub struct RecordIndex {
     path: PathBuf,
     file: Mutex<File>,
-    /// Where each record begins, and where the last one ends at the latest.
+    /// Start offset of each record, and an upper bound for the end of the last record.
     offsets: Vec<u64>,
 }
 
 impl RecordIndex {
-    /// Opens a JSON array, or a JSONL file of one record a line (blank lines do not count), told apart by the first
-    /// character. The file is scanned, not parsed: a broken record shows when it is read.
+    /// Opens a JSON array, or a JSONL file with one record per line (blank lines are skipped), distinguished by the
+    /// first character. The file is scanned, not parsed: an invalid record is detected when it is read.
     ///
     /// # Errors
-    /// [`Error::Io`], and [`Error::Format`] for a file without records and for an array that is cut off.
+    /// [`Error::Io`], and [`Error::Format`] for a file without records and for a truncated array.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = files::open(path)?;
         let offsets = scan(BufReader::with_capacity(BUFFER_BYTES, &file), path)?;
         if offsets.len() < 2 {
-            return Err(Error::format(path, "holds no record: expected a JSON array, or one JSON object a line"));
+            return Err(Error::format(path, "contains no record: expected a JSON array, or one JSON object per line"));
         }
         Ok(Self { path: path.to_path_buf(), file: Mutex::new(file), offsets })
     }
@@ -44,7 +44,7 @@ impl RecordIndex {
         self.offsets.len() - 1
     }
 
-    /// Whether there is none; never so after [`Self::open`].
+    /// Whether there are no records; always false after [`Self::open`].
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -54,10 +54,10 @@ impl RecordIndex {
         &self.path
     }
 
-    /// The bytes of one record, without what separates it from the next.
+    /// The bytes of one record, without the separator to the next record.
     ///
     /// # Errors
-    /// [`BadSample::HugeRecord`], and [`BadSample::Failed`] when the file cannot be read (any more).
+    /// [`BadSample::HugeRecord`], and [`BadSample::Failed`] if the file cannot be read.
     pub fn read(&self, index: usize) -> SampleResult<Vec<u8>> {
         let (Some(&start), Some(&end)) = (self.offsets.get(index), self.offsets.get(index.saturating_add(1))) else {
             return Err(out_of_range(index, self.len()));
@@ -77,7 +77,7 @@ impl RecordIndex {
     }
 }
 
-/// Where each record begins, and where the last one ends at the latest.
+/// Start offset of each record, and an upper bound for the end of the last record.
 fn scan(mut reader: impl BufRead, path: &Path) -> Result<Vec<u64>> {
     let broken = |message| Error::format(path, message);
     let mark = if peek(&mut reader, path)?.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
@@ -108,24 +108,24 @@ fn peek<'a>(reader: &'a mut impl BufRead, path: &Path) -> Result<&'a [u8]> {
     reader.fill_buf().map_err(|e| Error::io(path, e))
 }
 
-/// What the scan has come to.
+/// State of the scan.
 #[derive(Debug, Clone, Copy)]
 enum Scanner {
     /// Before the first character.
     Start,
-    /// In a JSONL file, on a blank line so far.
+    /// At the start of a line of a JSONL file, or in a line that is blank so far.
     BlankLine,
-    /// In a JSONL file, in a record.
+    /// Within a record of a JSONL file.
     Line,
-    /// In an array, between records.
+    /// Between records of an array.
     Between,
-    /// In an array, in a record, inside so many brackets.
+    /// Within a record of an array, at this bracket depth.
     Record { depth: u32, string: Text },
-    /// After the array, whose closing bracket is at this offset.
+    /// After the array; the offset of its closing bracket.
     End(u64),
 }
 
-/// Whether the scan stands in a JSON string, where brackets do not count.
+/// Whether the scan is within a JSON string, where brackets are ignored.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Text {
     Outside,
@@ -134,7 +134,8 @@ enum Text {
 }
 
 impl Scanner {
-    /// How many of the next bytes cannot change the state. Most of a file is text, so this is what makes the scan fast.
+    /// Number of following bytes that cannot change the state. Most of a file is text, so skipping them makes the scan
+    /// fast.
     fn idle(self, bytes: &[u8]) -> usize {
         let changes = match self {
             Self::Line => |byte: &u8| *byte == b'\n',
@@ -161,15 +162,15 @@ impl Scanner {
             Self::Record { .. } => self.within(byte, at),
             Self::End(_) if !blank => {
                 return Err(format!(
-                    "goes on at byte {at}, after the closing bracket of its array: expected one JSON array, or one \
-                     JSON object a line"
+                    "continues at byte {at}, after the closing bracket of its array: expected one JSON array, or one \
+                     JSON object per line"
                 ));
             }
             unchanged => unchanged,
         })
     }
 
-    /// The next state inside a record of an array.
+    /// Next state within a record of an array.
     fn within(self, byte: u8, at: u64) -> Self {
         let Self::Record { depth, string } = self else { return self };
         match (string, byte) {
@@ -185,14 +186,14 @@ impl Scanner {
         }
     }
 
-    /// Where the last record ends at the latest.
+    /// Upper bound for the end of the last record.
     fn end(self, at: u64, records: usize) -> std::result::Result<u64, String> {
         match self {
             Self::Start | Self::BlankLine | Self::Line => Ok(at),
             Self::End(bracket) => Ok(bracket),
             Self::Between | Self::Record { .. } => Err(format!(
                 "ends at byte {at}, in or after record {records} of an array without its closing bracket: the file is \
-                 cut off; fetch it again"
+                 truncated; download it again"
             )),
         }
     }

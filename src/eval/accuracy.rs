@@ -1,4 +1,4 @@
-//! Accuracy by kind of question, and the baseline that always gives the most common answer.
+//! Accuracy by kind of question, and the baseline of the most common answer.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answers::{answers_match, normalise_answer};
 
-/// A count of right answers.
+/// Count of right answers among all answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Number of right answers.
@@ -17,13 +17,13 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts one more answer.
+    /// Counts an answer.
     pub fn add(&mut self, right: bool) {
         self.right += usize::from(right);
         self.total += 1;
     }
 
-    /// The share of right answers, 0 to 1; 0 if there are no answers.
+    /// Share of right answers, 0 to 1; 0 if there are no answers.
     pub fn accuracy(&self) -> f64 {
         self.right as f64 / self.total.max(1) as f64
     }
@@ -36,19 +36,19 @@ pub struct Accuracy {
 }
 
 impl Accuracy {
-    /// Counts one answer, right if [`answers_match`], and returns whether it is right.
+    /// Counts an answer, which is right if [`answers_match`], and returns whether it is right.
     pub fn add(&mut self, kind: impl ToString, given: &str, expected: &str) -> bool {
         let right = answers_match(given, expected);
         self.kinds.entry(kind.to_string()).or_default().add(right);
         right
     }
 
-    /// The count of each kind, in the order of their names.
+    /// Count of each kind, sorted by name.
     pub fn kinds(&self) -> &BTreeMap<String, Tally> {
         &self.kinds
     }
 
-    /// The count over all kinds; every answer weighs the same.
+    /// Count over all kinds; every answer has the same weight.
     pub fn overall(&self) -> Tally {
         let sum = |all: Tally, kind: &Tally| Tally { right: all.right + kind.right, total: all.total + kind.total };
         self.kinds.values().fold(Tally::default(), sum)
@@ -82,7 +82,7 @@ pub struct CommonestAnswers {
 }
 
 impl CommonestAnswers {
-    /// Counts pairs of kind and answer; of equally common answers the first in alphabetical order counts.
+    /// The most common answers of pairs of kind and answer; ties are resolved in alphabetical order.
     pub fn of<K: ToString, A: AsRef<str>>(answers: impl IntoIterator<Item = (K, A)>) -> Self {
         let mut counts: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
         for (kind, answer) in answers {
@@ -96,7 +96,7 @@ impl CommonestAnswers {
         Self { kinds: counts.into_iter().map(|(kind, answers)| (kind, commonest(answers))).collect() }
     }
 
-    /// The most common answer to a question of this kind; empty for a kind that was never counted.
+    /// The most common answer to a question of this kind; empty for an unknown kind.
     pub fn answer(&self, kind: impl ToString) -> &str {
         self.kinds.get(&kind.to_string()).map_or("", String::as_str)
     }
@@ -120,7 +120,7 @@ mod tests {
         [("colour", "red"), ("colour", "Red."), ("colour", "blue"), ("count", "2"), ("count", "two"), ("count", "1")];
 
     #[test]
-    fn the_table_adds_up() {
+    fn the_table_sums_all_kinds() {
         let mut accuracy = Accuracy::default();
         assert!(accuracy.add("colour", "Red", "red"));
         assert!(!accuracy.add("counting", "3", "two"));
@@ -137,7 +137,7 @@ overall         2        3    66.7 %
     }
 
     #[test]
-    fn the_commonest_answer_is_right_as_often_as_it_is_common() {
+    fn the_baseline_accuracy_is_the_share_of_the_commonest_answer() {
         let commonest = CommonestAnswers::of(ANSWERS);
         assert_eq!((commonest.answer("colour"), commonest.answer("count"), commonest.answer("size")), ("red", "2", ""));
         assert_eq!(commonest.accuracy(ANSWERS).overall(), Tally { right: 4, total: 6 });
@@ -145,7 +145,7 @@ overall         2        3    66.7 %
     }
 
     #[test]
-    fn nothing_is_no_division_by_zero() {
+    fn accuracy_without_answers_is_zero() {
         assert_eq!(Accuracy::default().overall().accuracy(), 0.0);
         assert!(Accuracy::default().worst().is_none());
     }

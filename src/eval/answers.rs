@@ -4,8 +4,8 @@
 const ARTICLES: [&str; 3] = ["a", "an", "the"];
 const NUMBERS: [&str; 11] = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"];
 
-/// A short answer in normal form: lower case, without punctuation and articles, with single spaces and numbers up to ten
-/// as digits, as the VQA benchmark normalises answers.
+/// Normal form of a short answer: lower case, without punctuation and articles, with single spaces and numbers up to
+/// ten as digits, as the VQA benchmark normalises answers.
 pub fn normalise_answer(answer: &str) -> String {
     let lower = answer.to_lowercase();
     let plain: String = lower.char_indices().map(|(at, c)| if is_mark(&lower, at, c) { ' ' } else { c }).collect();
@@ -17,7 +17,7 @@ pub fn normalise_answer(answer: &str) -> String {
     digits.collect::<Vec<_>>().join(" ")
 }
 
-/// Whether a character is punctuation; the point of 2.5 is not, nor is an apostrophe.
+/// Whether a character is punctuation; a decimal point and an apostrophe are not.
 fn is_mark(text: &str, at: usize, c: char) -> bool {
     let digit = |neighbour: Option<char>| neighbour.is_some_and(|n| n.is_ascii_digit());
     let inside_number = || digit(text[..at].chars().next_back()) && digit(text[at + c.len_utf8()..].chars().next());
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_matter_is_dropped() {
+    fn case_articles_and_punctuation_are_ignored() {
         for (given, expected) in [
             ("Yes.", "yes"),
             (" the  Red circle , ", "red circle"),
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn what_matters_is_kept() {
+    fn different_answers_do_not_match() {
         for (given, expected) in [("red", "blue"), ("red circle", "circle"), ("", ""), ("the", "a"), ("25", "2.5")] {
             assert!(!answers_match(given, expected), "{given:?} and {expected:?}");
         }

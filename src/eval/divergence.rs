@@ -1,4 +1,4 @@
-//! The divergence between the predictions of two models.
+//! Divergence between the predictions of two models.
 
 use candle_core::{D, DType, Tensor};
 use candle_nn::ops::log_softmax;
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// The divergence between the next-token distributions of two models, over all positions.
+/// Divergence between the next-token distributions of two models, over all positions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Divergence {
@@ -40,7 +40,7 @@ impl Divergence {
         Ok(Self { kl: kl.to_scalar()?, agreement: agreement.to_scalar()?, positions: reference.dim(0)? })
     }
 
-    /// The divergence over the positions of both, weighted by their number.
+    /// Combined divergence, weighted by the numbers of positions.
     #[must_use]
     pub fn merged(self, other: Self) -> Self {
         let positions = self.positions + other.positions;
@@ -55,7 +55,7 @@ mod tests {
     use candle_core::Device;
 
     #[test]
-    fn two_coins_by_hand_and_itself() {
+    fn divergence_matches_a_hand_computed_value_and_is_zero_with_itself() {
         let tensor = |rows: &[[f32; 2]; 2]| Tensor::new(rows, &Device::Cpu).unwrap();
         // p = (1/2, 1/2), q = (1/4, 3/4): ln(2)/2 + ln(2/3)/2.
         let (p, q) = (tensor(&[[0.0, 0.0], [3.0, 1.0]]), tensor(&[[0.0, 3f32.ln()], [3.0, 1.0]]));

@@ -9,10 +9,10 @@ use super::{AdamWConfig, Gradients, groups};
 use crate::nn::ops::on_pool;
 use crate::{Error, Result};
 
-/// AdamW: Adam with bias correction and decoupled weight decay, as of Loshchilov and Hutter and as PyTorch has it.
+/// AdamW: Adam with bias correction and decoupled weight decay (Loshchilov and Hutter), with the formula of PyTorch.
 ///
-/// Parameters and moments are f32. On the CPU one pass over each parameter updates everything in place without any
-/// temporary; elsewhere the same formula runs as tensor operations.
+/// Parameters and moments are f32. On the CPU one fused pass over each parameter updates it in place without temporary
+/// tensors; on other devices the same formula runs as tensor operations.
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
@@ -24,7 +24,7 @@ impl AdamW {
     /// Name of the step counter in [`Self::state`].
     pub(crate) const STEP: &str = "step";
 
-    /// An optimizer of `params` at step 0, its moments zero. Parameters of a group with `lr_scale = 0` are frozen.
+    /// An optimizer of `params` at step 0 with zero moments. Parameters of a group with `lr_scale = 0` are frozen.
     ///
     /// # Errors
     /// [`Error::Config`] for a setting out of range or a group that matches no parameter, and [`Error::Training`]
@@ -50,13 +50,13 @@ impl AdamW {
         self.slots.iter().map(|slot| slot.name.as_str())
     }
 
-    /// One step against `gradients * grad_scale`.
+    /// One optimizer step with the gradients `gradients * grad_scale`.
     ///
-    /// `grad_scale` is the product of all factors on the gradients, such as 1 / label tokens and [`super::clip_scale`], so that
-    /// none of them takes a pass of its own.
+    /// `grad_scale` is the product of all factors on the gradients, for example 1 / label tokens and
+    /// [`super::clip_scale`], which saves a separate pass for each factor.
     ///
     /// # Errors
-    /// [`Error::Training`] if a trained parameter has no gradient or one of another shape, or a factor is not
+    /// [`Error::Training`] if a trained parameter has no gradient or a gradient of another shape, or a factor is not
     /// finite; nothing is changed then.
     pub fn step(&mut self, gradients: &Gradients, learning_rate: f64, grad_scale: f64) -> Result<()> {
         for (what, value) in [("learning rate", learning_rate), ("gradient scale", grad_scale)] {
@@ -84,18 +84,18 @@ impl AdamW {
     /// [`AdamWConfig::ema_decay`] nothing happens.
     ///
     /// # Errors
-    /// From candle only.
+    /// [`Error::Candle`] for a failed tensor operation.
     pub fn swap_averages(&mut self) -> Result<()> {
         self.slots.iter_mut().try_for_each(ParamState::swap_average)
     }
 
-    /// State of the optimizer, for resuming: `m.NAME` and `v.NAME` for each parameter, `ema.NAME` if an EMA is kept, and
-    /// `step`.
+    /// State of the optimizer, for resuming: `m.NAME` and `v.NAME` for each parameter, `ema.NAME` if an EMA is kept,
+    /// and `step`.
     ///
-    /// The tensors share memory with the optimizer: write them out before the next step changes them.
+    /// The tensors share memory with the optimizer: save them before the next step changes them.
     ///
     /// # Errors
-    /// From candle only.
+    /// [`Error::Candle`] for a failed tensor operation.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut state = BTreeMap::from([(Self::STEP.to_string(), Tensor::new(self.step as i64, &Device::Cpu)?)]);
         for slot in &self.slots {
@@ -112,14 +112,14 @@ impl AdamW {
         let faults = self.state_faults(state);
         if !faults.is_empty() {
             return Err(Error::weights(format!(
-                "the optimizer's state is not of these parameters ({}): resume with the recipe it was saved by",
+                "the optimizer state does not match the parameters ({}): resume with the recipe that it was saved with",
                 faults.join("; ")
             )));
         }
         for slot in &mut self.slots {
             for (name, value) in slot.state_mut() {
                 if let Some(saved) = state.get(&name) {
-                    // A copy, because the steps to come write in place.
+                    // A copy, because later steps write in place.
                     *value = saved.to_device(value.device())?.copy()?;
                 }
             }
@@ -152,7 +152,7 @@ impl AdamW {
     }
 }
 
-/// Refuses a variable under two names, which would be updated twice per step.
+/// Rejects a variable with two names, which would be updated twice per step.
 fn refuse_aliases(slots: &[ParamState]) -> Result<()> {
     let mut seen = HashMap::new();
     for slot in slots {

@@ -17,8 +17,9 @@ pub struct AdamWConfig {
     pub eps: f64,
     /// Decoupled weight decay: a step subtracts this share of a parameter, times the learning rate.
     pub weight_decay: f64,
-    /// Decay rate of an EMA of the parameters, in `0..1`, which is then evaluated and exported in their place. In the first
-    /// steps the rate is at most `(1 + step) / (10 + step)`, so that the initial values are soon forgotten.
+    /// Decay rate of an EMA of the parameters, in `0..1`, which is then evaluated and exported in their place. In the
+    /// first steps the rate is at most `(1 + step) / (10 + step)`, so that the initial values lose their weight
+    /// quickly.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema_decay: Option<f64>,
     /// Settings that differ for some parameters, by name.
@@ -32,7 +33,8 @@ impl Default for AdamWConfig {
 }
 
 impl AdamWConfig {
-    /// Checks the ranges of the fields; those of the groups are checked where they meet the parameters.
+    /// Checks the ranges of the fields; the groups are checked together with the parameters in
+    /// [`AdamW::new`](super::AdamW::new).
     ///
     /// # Errors
     /// [`Error::Config`] naming the field.

@@ -1,4 +1,4 @@
-//! The global norm of all gradients, and the factor that clips it.
+//! Gradient clipping by global norm.
 
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -8,13 +8,13 @@ use crate::nn::ops::on_pool;
 use crate::nn::tensor_data::{CHUNK, is_host_f32, with_slice};
 use crate::{Error, Result};
 
-/// The Euclidean norm of all gradients taken together, 0 if there is none.
+/// The Euclidean norm of all gradients together, 0 if there are none.
 ///
-/// Squares are summed in f64 in fixed chunks and in order of names, so that the result depends neither on the number
-/// of threads nor on chance (on a GPU: in f32 within a tensor).
+/// Squares are summed in f64 in fixed chunks and in order of names, so that the result is deterministic and independent
+/// of the number of threads (on a GPU: in f32 within a tensor).
 ///
 /// # Errors
-/// [`Error::Training`] naming the first gradient that holds NaN or infinity.
+/// [`Error::Training`] naming the first gradient that contains NaN or infinity.
 pub fn global_norm(gradients: &Gradients) -> Result<f64> {
     on_pool(&gradients.device(), || {
         let mut total = 0.0;
@@ -22,7 +22,7 @@ pub fn global_norm(gradients: &Gradients) -> Result<f64> {
             let sum = sum_of_squares(gradient)?;
             if !sum.is_finite() {
                 return Err(Error::training(format!(
-                    "the gradient of `{name}` {:?} is not finite: lower the learning rate, or look for bad samples in \
+                    "the gradient of `{name}` {:?} is not finite: lower the learning rate, or check the samples of \
                      this step",
                     gradient.dims()
                 )));
@@ -33,7 +33,7 @@ pub fn global_norm(gradients: &Gradients) -> Result<f64> {
     })
 }
 
-/// The factor, at most 1, that brings gradients of norm `norm` down to `max_norm`.
+/// The factor, at most 1, that scales gradients of norm `norm` down to `max_norm`.
 pub fn clip_scale(norm: f64, max_norm: f64) -> f64 {
     if norm > max_norm { max_norm / norm } else { 1.0 }
 }
@@ -46,7 +46,7 @@ fn sum_of_squares(gradient: &Tensor) -> Result<f64> {
     Ok(partial.iter().sum())
 }
 
-/// Eight running sums, because the compiler may not reorder one into vector lanes.
+/// Sum of squares with eight partial sums, because the compiler may not reorder a single sum into vector lanes.
 fn chunk_sum(values: &[f32]) -> f64 {
     let mut lanes = [0f64; 8];
     let (eights, rest) = values.as_chunks::<8>();

@@ -17,10 +17,10 @@ pub struct Gradients(BTreeMap<String, Tensor>);
 impl Gradients {
     /// The gradients of `loss` with respect to `params`, by [`gradients_of`].
     ///
-    /// A parameter that the loss does not depend on is simply absent; [`super::AdamW::step`] refuses that.
+    /// Parameters that the loss does not depend on have no entry; [`super::AdamW::step`] rejects that.
     ///
     /// # Errors
-    /// From candle only.
+    /// [`Error::Candle`] for a failed tensor operation.
     pub fn of(loss: Tensor, params: &BTreeMap<String, Var>) -> Result<Self> {
         let mut found = gradients_of(loss, params.values())?;
         let mut gradients = Self::default();
@@ -32,20 +32,20 @@ impl Gradients {
         Ok(gradients)
     }
 
-    /// Inserts a copy of a gradient, and replaces one of the same name.
+    /// Inserts a copy of a gradient, replacing an earlier gradient of the same name.
     ///
     /// # Errors
-    /// From candle only.
+    /// [`Error::Candle`] for a failed tensor operation.
     pub fn insert(&mut self, name: String, gradient: &Tensor) -> Result<()> {
         self.0.insert(name, gradient.detach().contiguous()?.copy()?);
         Ok(())
     }
 
-    /// Inserts zeros for those of `params` without a gradient whose name `may_lack` accepts: parts of a model that a step did
-    /// not use, such as the patch projection when no sample held an image.
+    /// Inserts zeros for parameters without a gradient for whose name `may_lack` is true: parts of a model that a step
+    /// did not use, such as the patch projection if no sample held an image.
     ///
     /// # Errors
-    /// From candle only.
+    /// [`Error::Candle`] for a failed tensor operation.
     pub fn fill_missing(&mut self, params: &BTreeMap<String, Var>, may_lack: impl Fn(&str) -> bool) -> Result<()> {
         for (name, var) in params {
             if !self.0.contains_key(name) && may_lack(name) {
@@ -58,7 +58,7 @@ impl Gradients {
     /// Adds the gradients of another micro-batch, in place where they are f32 on the CPU.
     ///
     /// # Errors
-    /// [`Error::Training`] if two gradients of a name differ in shape.
+    /// [`Error::Training`] if two gradients of the same name differ in shape.
     pub fn accumulate(&mut self, other: Self) -> Result<()> {
         on_pool(&other.device(), || other.0.into_iter().try_for_each(|(name, gradient)| self.add(name, gradient)))
     }
@@ -99,7 +99,7 @@ impl Gradients {
         self.0.len()
     }
 
-    /// Whether there is no gradient at all.
+    /// Whether there are no gradients.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

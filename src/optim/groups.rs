@@ -6,11 +6,11 @@ use crate::{Error, Result};
 
 /// Settings for the parameters whose name matches a pattern.
 ///
-/// Groups apply in order: of several that match a parameter, the last one that sets a field decides that field.
+/// Groups apply in order: if several groups match a parameter, the last group that sets a field determines that field.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ParamGroup {
-    /// A parameter name, in which each `*` stands for any characters (dots too, or none at all).
+    /// Pattern of parameter names, in which each `*` matches any number of characters, dots included.
     pub pattern: String,
     /// Factor on the learning rate; 0 freezes the parameters, which then have no gradients and no moments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -20,17 +20,18 @@ pub struct ParamGroup {
     pub weight_decay: Option<f64>,
 }
 
-/// Patterns of parameters without weight decay: scales, biases and positions.
+/// Patterns of parameters without weight decay: norm scales, biases and position embeddings.
 const UNDECAYED: [&str; 6] = ["*norm*", "*.bias", "*pos*_embed*", "*newline", "*class_embedding", "*logit_scale"];
 
-/// Groups that turn weight decay off for biases, norms, positions and the newline, as far as they are in `names`.
+/// Groups that disable weight decay for biases, norms, position embeddings and the newline, as far as they occur in
+/// `names`.
 pub fn undecayed_groups<'a>(names: impl Iterator<Item = &'a String> + Clone) -> Vec<ParamGroup> {
     let matches = |pattern: &&str| names.clone().any(|name| glob_matches(pattern, name));
     let group = |pattern: &str| ParamGroup { pattern: pattern.into(), lr_scale: None, weight_decay: Some(0.0) };
     UNDECAYED.iter().filter(|pattern| matches(pattern)).map(|pattern| group(pattern)).collect()
 }
 
-/// The settings of one parameter, all groups applied.
+/// Settings of one parameter after all groups are applied.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Settings {
     pub lr_scale: f64,
@@ -40,8 +41,8 @@ pub(super) struct Settings {
 /// Applies `groups` to each of `names`.
 ///
 /// # Errors
-/// [`Error::Config`] for a negative or non-finite setting, and for a pattern that matches no name: it is a typing
-/// error or a leftover, and would silently train what should be left alone.
+/// [`Error::Config`] for a negative or non-finite setting, and for a pattern that matches no name: a typing error would
+/// silently train parameters that should be frozen.
 pub(super) fn resolve<'a>(
     groups: &[ParamGroup],
     weight_decay: f64,
@@ -55,7 +56,7 @@ pub(super) fn resolve<'a>(
             return Err(Error::config(
                 format!("optimizer.groups[{n}].pattern"),
                 format!(
-                    "`{}` matches none of the {} trainable parameters (the first is `{example}`): correct or drop it",
+                    "`{}` matches none of the {} trainable parameters (the first is `{example}`): correct or remove it",
                     group.pattern,
                     names.clone().count()
                 ),
@@ -91,12 +92,12 @@ fn check(field: &str, value: Option<f64>) -> Result<()> {
     }
 }
 
-/// Whether `name` matches `pattern`, in which each `*` stands for any characters or none.
+/// Whether `name` matches `pattern`, in which each `*` matches any number of characters.
 pub fn glob_matches(pattern: &str, name: &str) -> bool {
     let mut pieces = pattern.split('*');
     let Some(mut rest) = pieces.next().and_then(|first| name.strip_prefix(first)) else { return false };
     let Some(last) = pieces.next_back() else { return rest.is_empty() };
-    // The leftmost place for each middle piece leaves the most room for those that follow.
+    // The leftmost match of each middle piece leaves the most text for the pieces that follow.
     for piece in pieces {
         match rest.split_once(piece) {
             Some((_, after)) => rest = after,
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn later_groups_override_field_by_field() {
+    fn later_groups_override_single_fields() {
         let group =
             |pattern: &str, lr_scale, weight_decay| ParamGroup { pattern: pattern.into(), lr_scale, weight_decay };
         let names = ["head.weight", "norm.bias", "norm.weight"].map(String::from);
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_without_match_and_negative_settings_are_refused() {
+    fn patterns_without_match_and_negative_settings_are_rejected() {
         let names = ["head.weight".to_string()];
         let error = |group| resolve(&[group], 0.0, names.iter()).unwrap_err().to_string();
         let unmatched = error(ParamGroup { pattern: "heads.*".into(), lr_scale: None, weight_decay: None });

@@ -1,6 +1,6 @@
 //! The optimizer, its schedule, and gradient clipping.
 //!
-//! Everything here works on parameters by *name*: [`Gradients`] are collected from a backward pass, measured by
+//! All functions identify parameters by *name*: [`Gradients`] are collected from a backward pass, measured by
 //! [`global_norm`], and applied by [`AdamW`] with the clip and the loss normalisation folded into the step.
 
 mod adamw;

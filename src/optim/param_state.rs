@@ -17,12 +17,12 @@ pub(super) struct ParamState {
     pub settings: Settings,
     pub m: Tensor,
     pub v: Tensor,
-    /// EMA of the parameter, on request.
+    /// EMA of the parameter, if enabled.
     pub average: Option<Tensor>,
 }
 
 impl ParamState {
-    /// A parameter with zero moments; its EMA, on request, starts with the parameter itself.
+    /// A parameter with zero moments; its optional EMA starts with the value of the parameter.
     pub fn new(name: &str, var: &Var, settings: Settings, averaged: bool) -> Result<Self> {
         if var.dtype() != DType::F32 || !var.is_contiguous() {
             return Err(Error::training(format!(
@@ -36,13 +36,13 @@ impl ParamState {
         Ok(Self { name: name.into(), var: var.clone(), settings, m: zeros()?, v: zeros()?, average })
     }
 
-    /// Tensors that are kept from step to step, by name.
+    /// State tensors of the parameter, by name.
     pub fn state(&self) -> impl Iterator<Item = (String, &Tensor)> {
         let parts = [("m", Some(&self.m)), ("v", Some(&self.v)), ("ema", self.average.as_ref())];
         parts.into_iter().filter_map(|(part, tensor)| Some((format!("{part}.{}", self.name), tensor?)))
     }
 
-    /// [`Self::state`], for loading.
+    /// Mutable state tensors, to load them; see [`Self::state`].
     pub fn state_mut(&mut self) -> impl Iterator<Item = (String, &mut Tensor)> {
         let parts = [("m", Some(&mut self.m)), ("v", Some(&mut self.v)), ("ema", self.average.as_mut())];
         parts.into_iter().filter_map(|(part, tensor)| Some((format!("{part}.{}", self.name), tensor?)))
@@ -51,12 +51,12 @@ impl ParamState {
     /// Gradient of this parameter.
     ///
     /// # Errors
-    /// [`Error::Training`] if it is missing or has another shape.
+    /// [`Error::Training`] if the gradient is missing or has another shape.
     pub fn gradient<'a>(&self, gradients: &'a Gradients) -> Result<&'a Tensor> {
         let gradient = gradients.get(&self.name).ok_or_else(|| {
             Error::training(format!(
                 "parameter `{}` received no gradient: the loss does not depend on it, or an operation cut the graph; \
-                 freeze it (`lr_scale = 0`) or repair the forward pass",
+                 freeze it (`lr_scale = 0`) or fix the forward pass",
                 self.name
             ))
         })?;
@@ -84,7 +84,7 @@ impl ParamState {
         Ok(())
     }
 
-    /// Updates the EMA, which keeps a share of `decay`.
+    /// Updates the EMA with the decay rate `decay`.
     pub fn update_average(&mut self, decay: f64) -> Result<()> {
         let Some(average) = &mut self.average else { return Ok(()) };
         if is_host_f32(&self.var) {

@@ -1,4 +1,4 @@
-//! The learning rate over the steps of a run.
+//! Learning rate schedule.
 
 use serde::{Deserialize, Serialize};
 
@@ -35,7 +35,7 @@ pub struct Schedule {
 }
 
 impl Default for Schedule {
-    /// Cosine to 10 %, after 3 % of warm-up.
+    /// A warm-up of 3 % of the steps, then a cosine decay to 10 % of the peak.
     fn default() -> Self {
         Self { decay: Decay::Cosine, warmup_ratio: 0.03, stable_ratio: 0.0, floor_ratio: 0.1 }
     }
@@ -57,7 +57,7 @@ impl Schedule {
         }
         if warmup_ratio + stable_ratio > 1.0 {
             let message =
-                format!("is {stable_ratio:?}, expected at most {:?}, which the warm-up leaves", 1.0 - warmup_ratio);
+                format!("is {stable_ratio:?}, expected at most {:?}, the rest after the warm-up", 1.0 - warmup_ratio);
             return Err(Error::config("schedule.stable_ratio", message));
         }
         Ok(())
@@ -70,8 +70,8 @@ impl Schedule {
 
     /// The share of the peak learning rate at `step` (counted from 0) of `total`.
     ///
-    /// The factor is `1/w, 2/w, .. 1` during the `w` steps of the warm-up and 1 during the stable phase. The decay that follows
-    /// reaches exactly the floor at the last step, and the factor stays at the floor after it.
+    /// The factor is `1/w, 2/w, .. 1` during the `w` steps of the warm-up and 1 during the stable phase. The decay that
+    /// follows reaches exactly the floor at the last step, and the factor stays at the floor after it.
     pub fn factor(&self, step: u64, total: u64) -> f64 {
         let warmup = self.warmup_steps(total);
         if step < warmup {
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn ratios_out_of_range_are_refused_by_name() {
+    fn ratios_out_of_range_are_rejected_by_name() {
         let error = Schedule { warmup_ratio: 1.5, ..Schedule::default() }.validate().unwrap_err().to_string();
         assert!(error.contains("schedule.warmup_ratio"), "{error}");
         assert!(Schedule { floor_ratio: f64::NAN, ..Schedule::default() }.validate().is_err());

@@ -23,7 +23,7 @@ impl SampleForm {
     /// One sample, ready for batching; runs on worker threads.
     ///
     /// # Errors
-    /// [`BadSample::TooLong`] above `longest` tokens, and why else a sample cannot be used.
+    /// [`BadSample::TooLong`] above `longest` tokens, and other reasons why a sample cannot be used.
     pub(super) fn prepare(self, processor: &Processor, record: Record, longest: usize) -> SampleResult<Sequence> {
         let sequence = self.sequence(processor, record)?;
         match sequence.len() {
@@ -44,7 +44,7 @@ impl SampleForm {
         }
     }
 
-    /// Rows of one or several samples as a batch.
+    /// Collates rows of one or several samples into a batch.
     pub(super) fn collate(
         self,
         rows: Vec<Vec<Sequence>>,
@@ -55,7 +55,7 @@ impl SampleForm {
         if self != Self::CaptionPair {
             return MultimodalBatch::packed(&rows, spec, device);
         }
-        // Pictures stand beside their texts, not in them.
+        // Images are separate from the texts, not part of them.
         let mut visuals = Vec::new();
         let strip = |row: Vec<Sequence>| -> Vec<Sequence> {
             row.into_iter()
@@ -77,19 +77,19 @@ fn without_pictures(mut record: Record) -> Record {
     record
 }
 
-/// The assistant's turns, each ended, a label at each end, with the one picture beside them.
+/// The assistant's turns as separate texts, each with an end token that is its label, and the one image beside them.
 fn caption_pair(processor: &Processor, record: &Record) -> SampleResult<Sequence> {
     let conversation = record.conversation(processor.decoder())?;
     let pictures: Vec<_> = conversation.messages.iter().flat_map(Message::images).collect();
     let [picture] = pictures.as_slice() else {
-        let message = format!("{} pictures, expected one with what is said of it", pictures.len());
+        let message = format!("{} images, expected one image with its captions", pictures.len());
         return Err(BadSample::BrokenRecord(message));
     };
     let visual = processor.images().process(picture)?;
     let tiles = visual.pixel_values().dims().first().copied();
     if tiles != Some(1) {
         let message = format!(
-            "its picture becomes {} tiles, but contrast takes one: let `image_grid_pinpoints` hold the tile's size alone",
+            "its image becomes {} tiles, but the contrastive loss takes one: set `image_grid_pinpoints` to the tile size",
             tiles.unwrap_or_default()
         );
         return Err(BadSample::BrokenRecord(message));
@@ -106,7 +106,7 @@ fn caption_pair(processor: &Processor, record: &Record) -> SampleResult<Sequence
     Ok(Sequence { input_ids, labels: Some(labels), visuals: vec![visual] })
 }
 
-/// A sequence cut behind every label.
+/// Splits a sequence after every label.
 fn texts_of(sequence: &Sequence) -> Vec<Sequence> {
     let labels = sequence.labels.iter().flatten().enumerate();
     let ends = labels.filter(|(_, label)| **label != IGNORE_INDEX).map(|(i, _)| i + 1);

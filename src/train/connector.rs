@@ -1,8 +1,8 @@
-//! Initial connector after stage 1: the least-squares linear map from the pre-decoder's hidden states of text to the language
-//! model's embeddings.
+//! Initial connector after stage 1: the least-squares linear map from the pre-decoder's hidden states of text to the
+//! language model's embeddings.
 //!
-//! Stage 1 trains a head for this map and drops it. With a random map instead, stage 2 would have to learn it again, at a scale
-//! that the language model's layers have never seen.
+//! Stage 1 trains a head for this map and drops it. With a random map instead, stage 2 would have to learn it again, at
+//! a scale that the language model's layers have never seen.
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
@@ -12,12 +12,13 @@ use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::model::PreDecoderModel;
 
-/// What is added to the squares of hidden states, in units of their mean: directions that text hardly uses stay small.
+/// Ridge regularisation relative to the mean square of the hidden states, which keeps weights small in directions that
+/// text hardly uses.
 const RIDGE: f64 = 1e-3;
 
-/// The matrix (LLM width, hidden_size) that minimises `|W h - t|^2` over the texts of `batches`, with `h` the hidden state of a
-/// token and `t` its row of `table` (vocab_size, LLM width), and a ridge. `None` where there is no text, or hidden
-/// states tell nothing.
+/// The matrix (LLM width, hidden_size) that minimises `|W h - t|^2` over the texts of `batches`, with `h` the hidden
+/// state of a token and `t` its row of `table` (vocab_size, LLM width), and ridge regularisation. `None` if there is no
+/// text, or the system is singular.
 ///
 /// # Errors
 /// If a batch does not fit the model.
@@ -62,9 +63,10 @@ fn add(sum: &mut Option<Tensor>, part: Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Replaces each of `rows` by the `x` with `A x = row`, where `A` (size, size) is symmetric and positive; `None` if it is not.
+/// Replaces each of `rows` by the solution `x` of `A x = row` (Cholesky), where `A` (size, size) is symmetric and
+/// positive definite; `None` if it is not.
 fn solve(a: &mut [f64], rows: &mut [f64], size: usize) -> Option<()> {
-    // A = L L^T, L in the lower half.
+    // A = L L^T, with L in the lower triangle.
     for i in 0..size {
         for j in 0..=i {
             let (upper, lower) = a.split_at_mut(i * size);
@@ -99,7 +101,7 @@ mod tests {
     use crate::weights::Parameters;
 
     #[test]
-    fn equations_are_solved() {
+    fn linear_systems_are_solved() {
         let (size, count) = (5, 3);
         let m: Vec<f64> = (0..size * size).map(|i| ((i * 7 + 3) % 11) as f64 - 5.0).collect();
         let a =
@@ -115,12 +117,12 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_is_a_linear_map_of_hidden_states_is_found_again() {
+    fn a_linear_map_of_hidden_states_is_recovered() {
         let config = HaploVlConfig::tiny();
         let parameters = Parameters::new();
         let vb = parameters.var_builder(1, DType::F32, &Device::Cpu);
         let model = PreDecoderModel::new(&config, vb).unwrap();
-        // Each token alone in its row: its hidden state depends on nothing else.
+        // One token per row, so that its hidden state does not depend on other tokens.
         let ids: Vec<u32> = (0..config.vocab_size as u32).filter(|id| *id < config.image_token_index).collect();
         let rows = ids.iter().map(|id| Sequence { input_ids: vec![*id], labels: None, visuals: vec![] });
         let rows: Vec<Sequence> = rows.collect();

@@ -16,11 +16,11 @@ use crate::processor::{ChatTemplate, Processor, ProcessorSettings, TextTokenizer
 use crate::weights::resolve_model;
 use crate::{Error, Result};
 
-/// Samples whose images initialise the patch projection of a model that is trained from scratch.
+/// Number of samples whose images initialise the patch projection of a model that is trained from scratch.
 const FIRST_IMAGES: usize = 128;
-/// Samples that are tried for a first one that can be used.
+/// Number of samples that are tried to find a first valid one.
 const FIRST_SAMPLES: usize = 100;
-/// Windows of batches within which samples are sorted by length or packed.
+/// Number of batches in a window within which samples are sorted by length or packed.
 const WINDOW: usize = 16;
 
 /// Processor and training samples of a run.
@@ -37,7 +37,7 @@ impl TrainingData {
         Ok(Self { processor, samples: Arc::new(Concat::new(sources)) })
     }
 
-    /// A loader from `state` on, and the samples that it skips.
+    /// A loader that starts at `state`, and the samples that it skips.
     pub fn loader(
         &self,
         recipe: &Recipe,
@@ -52,7 +52,7 @@ impl TrainingData {
         let (skipped, receiver) = channel();
         let loader = loader.on_bad(move |bad| {
             let (sample, reason) = (bad.sample.to_string(), bad.reason.to_string());
-            // Nobody listens after the run has ended.
+            // The receiver is gone after the run has ended.
             let _ = skipped.send(SkippedSample { sample, reason, skipped: bad.bad, seen: bad.seen });
         });
         Ok((loader, receiver))

@@ -12,7 +12,7 @@ use crate::processor::Processor;
 use crate::weights::{ClipConfig, LlmConfig, Parameters, SaveOptions, save_safetensors, write_bytes_atomically};
 use crate::{Error, Result};
 
-/// The vision transformer of the pre-decoder's shape: CLIP's plain MLP, biases and no rotary positions.
+/// Configuration of a CLIP vision transformer with the pre-decoder's sizes: plain MLP, biases and no RoPE.
 pub(super) fn clip_of(config: &HaploVlConfig) -> ClipConfig {
     let decoder = DecoderConfig {
         mlp: MlpKind::Plain,
@@ -27,7 +27,7 @@ pub(super) fn clip_of(config: &HaploVlConfig) -> ClipConfig {
     ClipConfig { decoder, image_size: config.vision.image_size, patch_size: config.vision.patch_size }
 }
 
-/// The language model of the post-decoder's shape, in Qwen2's form: biases on q, k and v only.
+/// Configuration of a Qwen2 language model with the post-decoder's sizes: biases on q, k and v only.
 pub(super) fn llm_of(config: &HaploVlConfig) -> LlmConfig {
     let decoder = DecoderConfig {
         qkv_bias: true,
@@ -44,7 +44,7 @@ pub(super) fn llm_of(config: &HaploVlConfig) -> LlmConfig {
     }
 }
 
-/// An HF folder of a CLIP vision transformer.
+/// Saves a CLIP vision transformer as an HF folder.
 pub(super) fn save_clip(
     folder: &Path,
     clip: &ClipConfig,
@@ -69,7 +69,7 @@ pub(super) fn save_clip(
     save_safetensors(folder, &select(parameters, |name| name.starts_with("vision_model.")), options)
 }
 
-/// An HF folder of a language model of the Qwen2 family, with its tokenizer.
+/// Saves a Qwen2 language model as an HF folder, with its tokenizer.
 pub(super) fn save_llm(
     folder: &Path,
     llm: &LlmConfig,
@@ -100,7 +100,8 @@ pub(super) fn save_llm(
     save_safetensors(folder, &select(parameters, |_| true), options)
 }
 
-/// The distilled pre-decoder without its heads, for `init_from.stage` of the next stage, and initial connector weights.
+/// Saves the distilled pre-decoder without its heads, for `init_from.stage` of the next stage, and initial connector
+/// weights.
 pub(super) fn save_distilled(
     folder: &Path,
     config: &HaploVlConfig,
@@ -116,7 +117,7 @@ pub(super) fn save_distilled(
     save_safetensors(folder, &tensors, options)
 }
 
-/// A whole model folder.
+/// Saves a whole model folder.
 pub(super) fn save_model(
     folder: &Path,
     config: &HaploVlConfig,

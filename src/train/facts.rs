@@ -1,4 +1,4 @@
-//! Facts about a run that people check before it starts.
+//! Summary of a run to check before it starts.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use crate::batch::{IGNORE_INDEX, Sequence};
 use crate::processor::Processor;
 use crate::weights::Parameters;
 
-/// Facts about a run that people check before it starts.
+/// Summary of a run to check before it starts.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Facts {
@@ -20,7 +20,7 @@ pub struct Facts {
     pub inheritance: Option<String>,
     /// Bytes of parameters, gradients, optimizer moments and EMA, without activations.
     pub static_bytes: usize,
-    /// First training sample as the model sees it, learnt text in brackets.
+    /// First training sample as the model sees it, with trained text in brackets.
     pub sample: String,
 }
 
@@ -45,8 +45,8 @@ impl Facts {
     }
 }
 
-/// Bytes of f32 parameters and, for the trained ones, of a gradient, two moments and on request an EMA. In floating point,
-/// since hostile configurations exceed integers.
+/// Bytes of f32 parameters and, for the trained ones, of a gradient, two moments and on request an EMA. In floating
+/// point, since hostile configurations exceed integers.
 pub(super) fn static_bytes(parameters: f64, trained: f64, averaged: bool) -> f64 {
     4.0 * parameters + if averaged { 16.0 } else { 12.0 } * trained
 }
@@ -64,11 +64,11 @@ impl fmt::Display for Facts {
         if let Some(inheritance) = &self.inheritance {
             writeln!(f, "{inheritance}")?;
         }
-        write!(f, "first sample, learnt text in brackets:\n{}", self.sample)
+        write!(f, "first sample, trained text in brackets:\n{}", self.sample)
     }
 }
 
-/// Text of a sample, learnt stretches in brackets.
+/// Text of a sample, with labelled spans in brackets.
 pub(super) fn describe(sequence: &Sequence, processor: &Processor) -> Result<String> {
     let labels = sequence.labels.clone().unwrap_or_else(|| vec![IGNORE_INDEX; sequence.len()]);
     let learnt = |i: &usize| labels[*i] != IGNORE_INDEX;

@@ -1,5 +1,5 @@
-//! Initialisation of the vision side without pretrained weights: from random weights, a vision transformer takes very long to
-//! learn the statistics of images and the neighbourhood of patches.
+//! Initialisation of the vision side without pretrained weights: from random weights, a vision transformer takes very
+//! long to learn the statistics of images and the neighbourhood of patches.
 
 use candle_core::{D, DType, Device, Tensor};
 
@@ -9,18 +9,18 @@ use crate::config::HaploVlConfig;
 use crate::nn::cut_patches;
 use crate::weights::{Parameters, principal_components};
 
-/// Variance that is taken for noise, in units of normalised pixels: patterns weaker than that are not blown up.
+/// Noise variance in squared units of normalised pixels: weaker patterns are not amplified.
 const NOISE: f64 = 0.02;
 
-/// Gives position tables that nothing was learnt into a start in which neighbours are alike: finding out what is beside
-/// what takes a vision transformer long otherwise.
+/// Initialises untrained position tables so that neighbouring patches have similar embeddings: a vision transformer
+/// takes long to learn the neighbourhood of patches from random tables.
 pub(super) fn lay_out_positions(config: &HaploVlConfig, parameters: &Parameters) -> Result<()> {
     let side = config.vision.image_size / config.vision.patch_size.max(1);
     for name in ["model.pre_pos_embed", "vision_model.embeddings.position_embedding.weight"] {
         let Some(var) = parameters.get(name) else { continue };
         let (positions, width) = (var.elem_count() / var.dim(D::Minus1)?.max(1), var.dim(D::Minus1)?);
         let mut table = grid_positions(side, width);
-        // The class token, if there is one, stands before all patches and nowhere.
+        // The class token, if there is one, precedes all patches and has no position: its row is zero.
         table.splice(0..0, std::iter::repeat_n(0.0, positions.saturating_sub(side * side) * width));
         if table.len() == var.elem_count() {
             parameters.set(name, &Tensor::from_vec(table, var.shape(), &Device::Cpu)?)?;
@@ -46,10 +46,11 @@ fn grid_positions(side: usize, width: usize) -> Vec<f32> {
     (0..side).flat_map(|row| (0..side).flat_map(move |column| cell(row, column))).collect()
 }
 
-/// Lets patch projections begin with the patterns that the patches of `pictures` are made of, each scaled to the same
-/// strength (whitening by principal components).
+/// Initialises patch projections with the principal components of the patches of `pictures`, each scaled to the same
+/// variance (PCA whitening).
 ///
-/// With random weights nearly all that a patch says is its mean colour; outlines, which tell shapes, are whispers.
+/// With random weights the projection of a patch is dominated by its mean colour; edges, which distinguish shapes,
+/// contribute little.
 pub(super) fn whiten_patches(config: &HaploVlConfig, parameters: &Parameters, pictures: &[Visual]) -> Result<()> {
     let pixels: Vec<&Tensor> = pictures.iter().map(Visual::pixel_values).collect();
     if pixels.is_empty() {
@@ -73,7 +74,7 @@ mod tests {
     use crate::patch_grid::Size;
 
     #[test]
-    fn neighbours_are_more_alike_than_strangers() {
+    fn neighbouring_positions_are_more_similar_than_distant_ones() {
         let (side, width) = (8, 32);
         let table = grid_positions(side, width);
         let alike = |a: usize, b: usize| -> f32 {
@@ -86,12 +87,12 @@ mod tests {
     }
 
     #[test]
-    fn whitened_patches_are_equally_strong_in_every_direction() {
+    fn whitened_patches_have_equal_variance_in_every_direction() {
         let config = HaploVlConfig::tiny();
         let side = config.vision.image_size;
         let parameters = Parameters::new();
         crate::model::HaploVl::new(&config, parameters.var_builder(0, DType::F32, &Device::Cpu)).unwrap();
-        // A strong common part and weak details.
+        // A strong common component and weak details.
         let pixels = (Tensor::rand(-0.5f32, 0.5, (40, 3, side, side), &Device::Cpu).unwrap() + 3.0).unwrap();
         let picture = Visual::Image { pixel_values: pixels.clone(), size: Size::new(side, side) };
         whiten_patches(&config, &parameters, &[picture]).unwrap();

@@ -2,12 +2,12 @@
 
 use crate::{Error, Result};
 
-/// Bytes of the stack: candle walks and drops graphs recursively.
+/// Stack size in bytes: candle traverses and drops graphs recursively.
 pub(super) const STACK_BYTES: usize = 256 << 20;
 
-/// Runs `f` on a thread with a stack large enough for the graphs of deep models, in the `tracing` span and with the `tracing`
-/// subscriber of the caller. [`Run::train`](super::Run::train) does so itself; a [`Trainer`](super::Trainer) of your own wants
-/// this call.
+/// Runs `f` on a thread with a stack large enough for the graphs of deep models, in the `tracing` span and with the
+/// `tracing` subscriber of the caller. [`Run::train`](super::Run::train) calls it itself; wrap your own use of a
+/// [`Trainer`](super::Trainer) in it.
 ///
 /// # Errors
 /// Those of `f`, and [`Error::Training`] if the thread cannot be started or panics.

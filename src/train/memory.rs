@@ -1,4 +1,4 @@
-//! Memory of a run, reckoned before anything large is allocated: an allocation that fails ends the process.
+//! Memory of a run, estimated before anything large is allocated: an allocation that fails ends the process.
 
 use candle_core::Device;
 
@@ -11,7 +11,7 @@ use crate::data::Dataset;
 use crate::memory::available_bytes;
 use crate::{Error, Result};
 
-/// Bytes that a run needs at least. Counts are floating-point, since hostile settings exceed integers.
+/// Minimum memory of a run in bytes. Counts are floating-point, since hostile settings exceed integers.
 pub(super) struct MemoryNeeds {
     /// Activations of one sample, which the model's configuration decides.
     sample_activations: f64,
@@ -36,7 +36,7 @@ impl MemoryNeeds {
         Self { sample_activations, data, averaged: recipe.optimizer.ema_decay.is_some() }
     }
 
-    /// Refuses data that does not fit in memory.
+    /// Rejects data that does not fit in memory.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field that decides most of it.
@@ -44,8 +44,8 @@ impl MemoryNeeds {
         self.check(0.0, device)
     }
 
-    /// Refuses a model that does not fit in memory together with the data, given the numbers of all parameters and of those
-    /// that are trained.
+    /// Rejects a model that does not fit in memory together with the data, given the numbers of all parameters and of
+    /// those that are trained.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field that decides most of it.
@@ -88,7 +88,7 @@ fn check(needs: &[(&str, f64)], available: Option<f64>) -> Result<()> {
 fn eval_samples(data: &DataConfig) -> f64 {
     match &data.validation {
         Some(super::DataSource::Shapes(dataset)) => data.max_eval_samples.min(dataset.len()) as f64,
-        // Files are as large as they are; each of their samples is there already.
+        // The number of samples in files is not known before they are indexed.
         Some(super::DataSource::Files { .. }) | None => 0.0,
     }
 }
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_field_that_decides_most_is_named() {
+    fn the_field_with_the_largest_share_is_named() {
         let needs = [("update.batch_size", 3e9), ("config", 2e9)];
         assert!(check(&needs, Some(5e9)).is_ok() && check(&needs, None).is_ok());
         let error = check(&needs, Some(4e9)).unwrap_err().to_string();

@@ -60,7 +60,7 @@ impl Record {
     }
 }
 
-/// Append-only file of [`Record`]s that survives interruptions of the run.
+/// Append-only log of [`Record`]s that survives interruptions of the run.
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
@@ -68,11 +68,11 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens `path` for appending. Records up to and including step `resumed` are kept, and later ones dropped, since their
-    /// steps are done again; `None` starts an empty file. A last line that a crash has cut short is dropped.
+    /// Opens `path` for appending. Records up to and including step `resumed` are kept, and later ones dropped, since
+    /// their steps are done again; `None` starts an empty file. A last line that a crash has cut short is dropped.
     ///
     /// # Errors
-    /// [`Error::Io`], also if `path` is no regular file, and [`Error::Format`] for a line that is no record.
+    /// [`Error::Io`], also if `path` is not a regular file, and [`Error::Format`] for a line that is not a record.
     pub fn open(path: impl AsRef<Path>, resumed: Option<u64>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let keep = match resumed {
@@ -110,7 +110,7 @@ pub fn read_metrics(path: impl AsRef<Path>) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// Reads records while `accept` agrees, and returns how many bytes the accepted ones take.
+/// Reads records as long as `accept` returns true, and returns the length of the accepted records in bytes.
 fn scan(path: &Path, mut accept: impl FnMut(Record) -> bool) -> Result<u64> {
     let mut reader = BufReader::new(files::open(path)?);
     let (mut line, mut accepted) = (Vec::new(), 0u64);
@@ -119,7 +119,7 @@ fn scan(path: &Path, mut accept: impl FnMut(Record) -> bool) -> Result<u64> {
         (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line).map_err(|e| Error::io(path, e))?;
         if line.len() as u64 == MAX_LINE {
             let message = format!(
-                "line {number} is longer than {MAX_LINE} bytes, so it is no metrics record: move the file away"
+                "line {number} is longer than {MAX_LINE} bytes, so it is not a metrics record: move the file away"
             );
             return Err(Error::format(path, message));
         }
@@ -127,8 +127,11 @@ fn scan(path: &Path, mut accept: impl FnMut(Record) -> bool) -> Result<u64> {
             break;
         }
         let record = serde_json::from_slice(&line).map_err(|e| {
-            Error::format(path, format!("line {number} is no metrics record ({e}): move the file away, or repair it"))
-                .caused_by(e)
+            Error::format(
+                path,
+                format!("line {number} is not a metrics record ({e}): move the file away, or repair it"),
+            )
+            .caused_by(e)
         })?;
         if !accept(record) {
             break;
@@ -166,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_last_line_is_dropped_and_a_foreign_line_refused() {
+    fn an_unfinished_last_line_is_dropped_and_an_invalid_line_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         std::fs::write(&path, "{\"step\":1,\"loss\":2.5}\n{\"step\":2,").unwrap();
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_is_refused() {
+    fn an_overlong_line_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         std::fs::write(&path, vec![b' '; 3 << 20]).unwrap();
@@ -189,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn values_come_back_and_nan_stays_nan() {
+    fn values_round_trip_and_non_finite_values_become_nan() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         let mut log = MetricsLog::open(&path, None).unwrap();

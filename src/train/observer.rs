@@ -9,15 +9,15 @@ use crate::{Error, Result};
 
 /// Receiver of the events of a training run; every method does nothing by default.
 ///
-/// Add observers with [`Run::with_observer`](super::Run::with_observer); [`observers`](super::observers) holds those of this
-/// crate. They are called in the order in which they were added, on the training thread.
+/// Add observers with [`Run::with_observer`](super::Run::with_observer); [`observers`](super::observers) holds those of
+/// this crate. They are called in the order in which they were added, on the training thread.
 pub trait TrainObserver: Send {
     /// Whether an error of this observer ends the run (the default). Otherwise the error becomes a notice.
     fn is_required(&self) -> bool {
         true
     }
 
-    /// Before the first step, after a checkpoint was loaded if the run is resumed.
+    /// Called before the first step, and after the checkpoint is loaded if the run is resumed.
     ///
     /// # Errors
     /// As the implementation documents; see [`Self::is_required`].
@@ -25,8 +25,8 @@ pub trait TrainObserver: Send {
         Ok(())
     }
 
-    /// After every step. `metrics` holds the loss, learning rate, gradient norm and speed of the step, and the validation loss
-    /// and further measures if there was an evaluation after the step.
+    /// Called after every step. `metrics` holds the loss, learning rate, gradient norm and speed of the step, and the
+    /// validation loss and further measures if there was an evaluation after the step.
     ///
     /// # Errors
     /// As the implementation documents; see [`Self::is_required`].
@@ -34,8 +34,8 @@ pub trait TrainObserver: Send {
         Ok(())
     }
 
-    /// At every evaluation on the validation samples, before [`Self::on_step`] of the same step. The returned values become
-    /// metrics of the step.
+    /// Called at every evaluation on the validation samples, before [`Self::on_step`] of the same step. The returned
+    /// values become metrics of the step.
     ///
     /// # Errors
     /// As the implementation documents; see [`Self::is_required`].
@@ -43,7 +43,7 @@ pub trait TrainObserver: Send {
         Ok(Measures::default())
     }
 
-    /// After the checkpoint of `step` was written to the folder `path`.
+    /// Called after the checkpoint of `step` was written to the folder `path`.
     ///
     /// # Errors
     /// As the implementation documents; see [`Self::is_required`].
@@ -51,13 +51,13 @@ pub trait TrainObserver: Send {
         Ok(())
     }
 
-    /// For every training sample that is skipped because it cannot be used.
+    /// Called for every training sample that is skipped because it is invalid.
     fn on_skipped_sample(&mut self, _sample: &SkippedSample) {}
 
-    /// For everything else that people should know, such as checkpoints that cannot be resumed from.
+    /// Called for other messages to the user, such as checkpoints that cannot be resumed from.
     fn on_notice(&mut self, _notice: &str) {}
 
-    /// When the run ends, with its outcome or error.
+    /// Called when the run ends, with its outcome or error.
     ///
     /// # Errors
     /// As the implementation documents; see [`Self::is_required`].
@@ -82,11 +82,11 @@ pub struct RunStart<'a> {
     pub eval_samples: &'a [EvalSample],
 }
 
-/// Measures of an observer at an evaluation.
+/// Values and notices of an observer at an evaluation.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Measures {
-    /// Names and values, which become metrics of the step.
+    /// Values by name, which become metrics of the step.
     pub values: Vec<(String, f64)>,
     /// Texts for [`TrainObserver::on_notice`] of all observers.
     pub notices: Vec<String>,
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_required_observers_end_the_run_and_others_become_one_notice() {
+    fn errors_of_required_observers_end_the_run_and_others_become_a_notice() {
         let (notices, received) = channel();
         let mut observers = Observers::default();
         observers.push(Box::new(Failing { required: false, notices: notices.clone() }));

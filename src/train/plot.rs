@@ -9,10 +9,10 @@ use super::metrics::Record;
 use crate::weights::write_bytes_atomically;
 use crate::{Error, Result};
 
-/// Points drawn per curve; more cannot be told apart, and would make the file large.
+/// Largest number of points drawn per curve; more cannot be distinguished, and would make the file large.
 const MAX_POINTS: usize = 1000;
 
-/// Okabe and Ito's colours, which the colour-blind can tell apart; those too pale for lines are left out.
+/// Okabe-Ito palette, which colour-blind people can distinguish, without the colours that are too pale for lines.
 const COLORS: [(u8, u8, u8); 6] =
     [(0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233)];
 
@@ -58,7 +58,7 @@ impl Plot {
         Self { title: title.into(), x_label, y_label, log_y: !negative, smoothing: 0.9, series }
     }
 
-    /// Draws into the file `path`, which changes at once or not at all.
+    /// Draws the chart into the file `path`, atomically.
     ///
     /// # Errors
     /// [`Error::Config`] for a smoothing out of range, [`Error::Format`] if there is no point to draw, [`Error::Io`].
@@ -69,7 +69,7 @@ impl Plot {
         }
         let curves: Vec<Vec<(f64, f64)>> = self.series.iter().map(|series| self.drawable(series)).collect();
         let (Some(x), Some(y)) = (range(&curves, |point| point.0), range(&curves, |point| point.1)) else {
-            let message = format!("nothing to draw in `{}`: no series holds a finite value", self.title);
+            let message = format!("nothing to draw in `{}`: no series has a finite value", self.title);
             return Err(Error::format(path, message));
         };
         let svg =
@@ -77,7 +77,7 @@ impl Plot {
         write_bytes_atomically(path, svg.as_bytes())
     }
 
-    /// The points as they go on the paper: thinned, and logarithms of y on a logarithmic axis.
+    /// The points to draw: thinned, and with log10 of y on a logarithmic axis.
     fn drawable(&self, series: &Series) -> Vec<(f64, f64)> {
         let on_axis = |&(x, y): &(f64, f64)| (x, if self.log_y { y.log10() } else { y });
         let finite = |point: &(f64, f64)| point.0.is_finite() && point.1.is_finite();
@@ -129,7 +129,7 @@ impl Plot {
 
 type DrawError = DrawingAreaErrorKind<std::io::Error>;
 
-/// Means of runs of neighbours, so that at most [`MAX_POINTS`] are left.
+/// Means over groups of adjacent points, so that at most [`MAX_POINTS`] are left.
 fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mean = |run: &[(f64, f64)]| {
         let n = run.len() as f64;
@@ -149,7 +149,7 @@ fn smooth(points: &[(f64, f64)], weight: f64) -> Vec<(f64, f64)> {
     points.iter().map(next).collect()
 }
 
-/// From the least to the largest value with a little room, `None` without any value.
+/// Range from the smallest to the largest value with a small margin; `None` without any value.
 fn range(curves: &[Vec<(f64, f64)>], of: impl Fn(&(f64, f64)) -> f64) -> Option<Range<f64>> {
     let values = || curves.iter().flatten().map(&of);
     let (low, high) = (values().reduce(f64::min)?, values().reduce(f64::max)?);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn values_off_the_axis_are_left_out_and_nothing_is_an_error() {
+    fn values_off_the_axis_are_dropped_and_an_empty_plot_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("loss.svg");
         let plot = |points: &[(f64, f64)]| {
@@ -202,7 +202,7 @@ mod tests {
         plot(&[(1.0, f64::NAN), (2.0, 0.5), (3.0, 0.0)]).unwrap();
         plot(&[(1.0, 0.5), (2.0, -1.0)]).unwrap();
         let error = plot(&[(1.0, f64::NAN)]).unwrap_err().to_string();
-        assert!(error.contains("no series holds a finite value"), "{error}");
+        assert!(error.contains("no series has a finite value"), "{error}");
         assert!(plot(&[]).is_err());
     }
 
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_on_the_axes_are_short() {
+    fn axis_labels_are_short() {
         let shown = [0.0, 0.05, 1.0, 2.5, 40_000.0, 1e7, 1e-5, -0.25].map(format_value);
         assert_eq!(shown, ["0", "0.05", "1", "2.5", "40000", "1.0e7", "1.0e-5", "-0.25"]);
     }

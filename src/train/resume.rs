@@ -1,4 +1,4 @@
-//! Resuming: which checkpoint a run goes on from, and what is taken over from it.
+//! Resuming: selection of the checkpoint, and the state restored from it.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ use crate::{Error, Result};
 pub(super) struct RunState {
     /// Position in the training data.
     pub loader: LoaderState,
-    /// Bits of the lowest validation loss so far: exact, unlike a decimal.
+    /// Bit pattern of the lowest validation loss so far, which is exact unlike a decimal number.
     pub best: Option<u64>,
     /// Evaluations since the lowest validation loss.
     pub stale: u64,
@@ -33,18 +33,18 @@ impl RunState {
 }
 
 impl Run {
-    /// State that the run starts from: that of the newest valid checkpoint, whose parameters and optimizer state are loaded, or
-    /// a fresh one if there is no checkpoint.
+    /// State that the run starts from: that of the newest valid checkpoint, whose parameters and optimizer state are
+    /// loaded, or a fresh one if there is no checkpoint.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] if there are checkpoints without `resume`, or checkpoints that all are refused with it.
+    /// [`Error::Checkpoint`] without `resume` if there are checkpoints, and with `resume` if none of them is valid.
     pub(super) fn starting_state(&mut self, checkpoints: &CheckpointManager, resume: bool) -> Result<RunState> {
         if !resume {
             return match checkpoints.steps()?.last() {
                 None => Ok(RunState::default()),
                 Some(step) => Err(Error::checkpoint(
                     checkpoints.path(*step),
-                    "this run was begun already: resume it, or choose another `output`",
+                    "the run has checkpoints already: resume it (`Run::train` with `resume`), or choose another `output`",
                 )),
             };
         }
@@ -55,15 +55,16 @@ impl Run {
         checkpoint.state()
     }
 
-    /// The newest checkpoint that can be resumed from, if there is any; newer ones are named in notices.
+    /// The newest valid checkpoint of this run, if there is one; newer checkpoints that were rejected are named in
+    /// notices.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if there are checkpoints but none that can be resumed from.
     pub(super) fn newest_checkpoint(&mut self, checkpoints: &CheckpointManager) -> Result<Option<Checkpoint>> {
         let latest = checkpoints.latest_valid_where(|checkpoint| checkpoint.state::<RunState>().map(drop))?;
         for refused in &latest.refused {
-            tracing::warn!(%refused, "checkpoint passed over");
-            self.observers.notice(&format!("passed over: {refused}"));
+            tracing::warn!(%refused, "checkpoint skipped");
+            self.observers.notice(&format!("skipped checkpoint: {refused}"));
         }
         match (latest.checkpoint, latest.refused.into_iter().next()) {
             (None, Some(Error::Checkpoint { path, message, source })) => Err(Error::Checkpoint {

@@ -1,4 +1,4 @@
-//! A training run: everything that a recipe names, built and trained.
+//! A training run: model, data and optimizer of a recipe.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,15 +22,15 @@ use crate::optim::{AdamW, AdamWConfig, ParamGroup, glob_matches, undecayed_group
 use crate::weights::{Parameters, write_bytes_atomically};
 use crate::{Error, Result};
 
-/// Samples on whose text the connector is fitted.
+/// Number of samples on whose text the connector is fitted.
 const CONNECTOR_SAMPLES: usize = 512;
 /// Environment variable for the number of threads of candle's element-wise operations.
 const CANDLE_THREADS: &str = "CANDLE_NUM_THREADS";
 
 /// Training run, built and ready to train.
 ///
-/// A run writes checkpoints, `recipe.toml` and the export to its folder, and nothing else: progress, metrics and plots come
-/// from [observers](Self::with_observer).
+/// A run writes checkpoints, `recipe.toml` and the export to its folder, and nothing else: progress, metrics and plots
+/// come from [observers](Self::with_observer).
 pub struct Run {
     pub(super) recipe: Recipe,
     pub(super) config: HaploVlConfig,
@@ -49,8 +49,8 @@ impl Run {
     /// Builds the model, the teachers and the data of a recipe.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the field if the recipe is invalid or needs more memory than there is, and an error naming the
-    /// file or tensor for a source that is missing or does not fit.
+    /// [`Error::Config`] naming the field if the recipe is invalid or needs more memory than there is, and an error
+    /// naming the file or tensor for a source that is missing or does not fit.
     pub fn new(recipe: Recipe, device: Device) -> Result<Self> {
         recipe.validate()?;
         let config = recipe.model_config()?;
@@ -106,25 +106,26 @@ impl Run {
         self.stop_after = Some(steps);
     }
 
-    /// Handle for stopping [`Self::train`] from another thread, a signal handler or an observer: the run finishes the current
-    /// step, writes a checkpoint and returns [`Outcome::Stopped`].
+    /// Handle for stopping [`Self::train`] from another thread, a signal handler or an observer: the run finishes the
+    /// current step, writes a checkpoint and returns [`Outcome::Stopped`].
     pub fn cancel_token(&self) -> CancelToken {
         self.cancel.clone()
     }
 
-    /// Trains until all steps are done, the validation loss no longer falls, or the run is asked to stop.
+    /// Trains until all steps are done, early stopping ends the run, or a stop is requested.
     ///
-    /// With `resume` the run continues from its newest valid checkpoint, if it has any; without, a folder with checkpoints is
-    /// refused.
+    /// With `resume` the run continues from its newest valid checkpoint, if it has any; without, a folder with
+    /// checkpoints is rejected.
     ///
-    /// The run has a thread of its own with a large stack, and holds a lock on its folder. With
-    /// [`parallel_micro_batches`](super::UpdateConfig::parallel_micro_batches) above 1, set `CANDLE_NUM_THREADS=1` before the
-    /// process starts: candle's pool for element-wise operations serves one caller at a time, so micro-batches would wait for
-    /// each other. candle reads the variable once and has no other setting, and a library cannot safely set it.
+    /// The run trains on a thread with a large stack and holds a lock on its folder. With
+    /// [`parallel_micro_batches`](super::UpdateConfig::parallel_micro_batches) above 1, set `CANDLE_NUM_THREADS=1`
+    /// before the process starts: candle's pool for element-wise operations serves one caller at a time, so
+    /// micro-batches would wait for each other. candle reads the variable once and has no other setting, and a library
+    /// cannot safely set it.
     ///
     /// # Errors
-    /// [`Error::Training`] for a step that had to be refused, [`Error::Data`] for too many bad samples, an error of a required
-    /// observer, and errors of checkpoints and files.
+    /// [`Error::Training`] for a step that was rejected, [`Error::Data`] for too many bad samples, an error of a
+    /// required observer, and errors of checkpoints and files.
     pub fn train(&mut self, resume: bool) -> Result<Outcome> {
         let result = on_large_stack(|| self.train_on_this_thread(resume));
         let ended = self.observers.end(result.as_ref());
@@ -148,7 +149,7 @@ impl Run {
         TrainingLoop::new(self, checkpoints, state)?.run(self)
     }
 
-    /// Whether somebody asked for a stop after `done` steps.
+    /// Whether a stop was requested or `done` steps reach the limit of [`Self::stop_after`].
     pub(super) fn should_stop(&self, done: u64) -> bool {
         self.cancel.is_cancelled() || self.stop_after.is_some_and(|steps| done >= steps)
     }
@@ -163,8 +164,8 @@ impl Run {
         }
     }
 
-    /// Exports the model of the newest valid checkpoint to `folder` and returns the checkpoint's step; another process may be
-    /// training in the run's folder meanwhile.
+    /// Exports the model of the newest valid checkpoint to `folder` and returns the checkpoint's step; another process
+    /// may be training in the run's folder meanwhile.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if there is no valid checkpoint, and errors of reading and writing files.
@@ -200,7 +201,7 @@ impl Run {
         })
     }
 
-    /// Samples from all over the training data, one per batch.
+    /// Samples spread over the training data, one per batch.
     fn connector_batches(&self) -> impl Iterator<Item = MultimodalBatch> {
         let form = self.recipe.stage.sample_form();
         let samples = self.data.spread(&self.recipe, CONNECTOR_SAMPLES);
@@ -211,7 +212,7 @@ impl Run {
         self.recipe.output_folder().join("checkpoints")
     }
 
-    /// `f` with the EMA of the parameters in their place, if the optimizer keeps one.
+    /// Calls `f` with the parameters replaced by their EMA, if the optimizer keeps one.
     pub(super) fn averaged<T>(&mut self, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.trainer.optimizer_mut().swap_averages()?;
         let result = f(self);
@@ -219,7 +220,7 @@ impl Run {
         result
     }
 
-    /// Writes the recipe with its defaults and overrides.
+    /// Writes the recipe with defaults and overrides applied.
     fn write_recipe(&self, folder: &Path) -> Result<()> {
         let text = toml::to_string(&self.recipe)
             .map_err(|e| Error::training(format!("the recipe cannot be serialised: {e}")).caused_by(e))?;
@@ -227,8 +228,8 @@ impl Run {
     }
 }
 
-/// The recipe's optimizer settings, with no weight decay on biases, norms and positions. The recipe's own groups come last,
-/// so that they win; groups that only freeze parameters have been applied already.
+/// The recipe's optimizer settings, with no weight decay on biases, norms and position embeddings. The recipe's groups
+/// come last and take precedence; groups that only freeze parameters have been applied already.
 fn adamw_config(recipe: &Recipe, vars: &BTreeMap<String, Var>) -> AdamWConfig {
     let mut groups = undecayed_groups(vars.keys());
     let matters = |group: &&ParamGroup| vars.keys().any(|name| glob_matches(&group.pattern, name));

@@ -1,14 +1,14 @@
-//! Files in the folder of a run that the run itself writes.
+//! Lock and writable files in the folder of a run.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::Path;
 
 use crate::{Error, Result, files};
 
-/// Opens a regular file for writing, and creates it if there is none; what it holds is kept.
+/// Opens a regular file for writing without truncating it, and creates it if it does not exist.
 ///
 /// # Errors
-/// [`Error::Io`], also for a pipe, device or folder of this name, on which opening or writing could wait for ever.
+/// [`Error::Io`], also for a pipe, device or folder of this name, which could block forever.
 pub(super) fn open_for_writing(path: &Path) -> Result<File> {
     if files::exists(path)? {
         files::open(path)?;
@@ -16,7 +16,7 @@ pub(super) fn open_for_writing(path: &Path) -> Result<File> {
     OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(|e| Error::io(path, e))
 }
 
-/// Creates the run's folder if need be and locks it; other processes cannot train in it while the file is open.
+/// Creates the run's folder if necessary and locks it; other processes cannot train in it while the file is open.
 pub(super) fn lock(folder: &Path) -> Result<File> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let file = open_for_writing(&folder.join("lock"))?;
@@ -27,7 +27,7 @@ pub(super) fn lock(folder: &Path) -> Result<File> {
                 "another process is training in {folder}: wait for it, or set another `output`"
             )))
         }
-        // Some file systems have no locks; nothing else can keep others away there.
+        // Some file systems do not support locks; other processes are not excluded there.
         _ => Ok(file),
     }
 }
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_regular_files_are_opened_and_their_content_stays() {
+    fn only_regular_files_are_opened_and_their_content_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         open_for_writing(&path).unwrap();

@@ -83,7 +83,8 @@ pub(super) fn build(
     let objective = blueprint(recipe, config, device)?;
     let trained = trained_parameters(recipe, device, needs, &objective)?;
     let parameters = Parameters::new();
-    // Once to create every parameter, and once more with the frozen ones detached, which then cost nothing.
+    // Built once to create every parameter, and once more with the frozen parameters detached, which then need no
+    // gradients.
     objective(parameters.var_builder(recipe.seed, DType::F32, device))?;
     if recipe.stage.sees_from_scratch() {
         lay_out_positions(config, &parameters)?;
@@ -120,7 +121,7 @@ fn trained_parameters(
     Ok(trained)
 }
 
-/// Refuses configurations that the stage's export format cannot express: a CLIP has layer norms and no grouped-query
+/// Rejects configurations that the stage's export format cannot express: a CLIP has layer norms and no grouped-query
 /// attention, a Qwen2 has a gated MLP.
 fn check_form(stage: &Stage, config: &HaploVlConfig) -> Result<()> {
     let (pre, post) = (&config.pre_decoder, &config.post_decoder);
@@ -142,7 +143,7 @@ fn check_form(stage: &Stage, config: &HaploVlConfig) -> Result<()> {
     match demands.into_iter().find(|(_, met, _)| !met) {
         Some((field, _, expected)) => Err(Error::config(
             field,
-            format!("must be {expected} for stage `{}`, whose export format has no other", stage.name()),
+            format!("must be {expected} for stage `{}`: its export format supports nothing else", stage.name()),
         )),
         None => Ok(()),
     }
@@ -201,7 +202,7 @@ fn text_table(recipe: &Recipe, teacher: &str, config: &HaploVlConfig, device: &D
     field("text_teacher", || llm()?.embedding(config.vocab_size, DType::F32, device))
 }
 
-/// Sets the parameters that the sources hold; others keep their random values.
+/// Copies pretrained weights from the sources of `init_from`; other parameters keep their random values.
 fn load_pretrained(
     recipe: &Recipe,
     sources: &InitFrom,

@@ -1,7 +1,7 @@
-//! Event files that TensorBoard reads: scalars only, written without any protobuf library.
+//! TensorBoard event files with scalars, written without a protobuf library.
 //!
-//! The format: TFRecords (length, masked CRC-32C of it, payload, masked CRC-32C of that), each payload an `Event`
-//! message of tensorflow's `event.proto`.
+//! Format: TFRecords (length, masked CRC-32C of the length, payload, masked CRC-32C of the payload), where each payload
+//! is an `Event` message of TensorFlow's `event.proto`.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::metrics::Record;
 use crate::{Error, Result};
 
-/// Writes one event file of a run; a resumed run adds another, and TensorBoard reads them as one.
+/// Writer of one event file of a run; a resumed run adds another file, and TensorBoard reads all of them as one run.
 #[derive(Debug)]
 pub struct TensorBoardWriter {
     path: PathBuf,
@@ -19,14 +19,14 @@ pub struct TensorBoardWriter {
 }
 
 impl TensorBoardWriter {
-    /// Begins a new event file in `folder`, which is created. On a resume, `resumed` is the last step that counts:
-    /// TensorBoard forgets what earlier files say of later ones.
+    /// Creates `folder` and a new event file in it. On a resume, `resumed` is the last valid step: TensorBoard discards
+    /// later steps of earlier files.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn create(folder: impl AsRef<Path>, resumed: Option<u64>) -> Result<Self> {
         let now = since_epoch();
-        // The name decides the order of the files: nanoseconds keep it even if a run restarts within a second.
+        // The name determines the order of the files: nanoseconds preserve it even if a run restarts within a second.
         let name = format!("events.out.tfevents.{:010}.{:09}", now.as_secs(), now.subsec_nanos());
         let folder = folder.as_ref();
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
@@ -41,7 +41,7 @@ impl TensorBoardWriter {
         Ok(writer)
     }
 
-    /// Where the events go.
+    /// Path of the event file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -82,7 +82,7 @@ const VALUE_SIMPLE: u8 = 2;
 const SESSION_LOG_STATUS: u8 = 1;
 const SESSION_START: u64 = 1;
 
-/// A protobuf message being built; field numbers are below 16, so a key is one byte.
+/// A protobuf message under construction; field numbers are below 16, so a key is one byte.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
@@ -126,12 +126,12 @@ fn tf_record(payload: &[u8]) -> Vec<u8> {
     [&length, masked_crc(&length).as_slice(), payload, &masked_crc(payload)].concat()
 }
 
-/// The mask keeps the checksum of data that holds checksums from being degenerate.
+/// CRC-32C masked as in TFRecords, since a CRC of data that contains CRCs is degenerate.
 fn masked_crc(bytes: &[u8]) -> [u8; 4] {
     crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
 
-/// CRC-32C (Castagnoli), bit by bit: events are some hundred bytes.
+/// CRC-32C (Castagnoli), computed bit by bit: an event has only some hundred bytes.
 fn crc32c(bytes: &[u8]) -> u32 {
     let bit = |crc: u32, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
     !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), bit))
@@ -141,7 +141,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    /// What a reader makes of one event.
+    /// A decoded event.
     #[derive(Debug, Default, PartialEq)]
     struct Event {
         step: u64,
@@ -235,16 +235,16 @@ mod tests {
         events
     }
 
-    /// The check value of the CRC catalogue, and two vectors of RFC 3720, appendix B.4.
+    /// Test vectors: the check value of the CRC catalogue, and two vectors of RFC 3720, appendix B.4.
     #[test]
-    fn checksums_are_castagnoli() {
+    fn crc32c_matches_published_values() {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
         assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
     }
 
     #[test]
-    fn what_was_written_can_be_decoded() {
+    fn written_events_can_be_decoded() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = TensorBoardWriter::create(folder.path(), None).unwrap();
         writer.write(&Record::new(300).with("loss", 1.5).with("loss/vision", -2.25)).unwrap();
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_run_purges_the_steps_it_does_again() {
+    fn a_resumed_run_purges_repeated_steps() {
         let folder = tempfile::tempdir().unwrap();
         let first = TensorBoardWriter::create(folder.path(), None).unwrap();
         let resumed = TensorBoardWriter::create(folder.path(), Some(50)).unwrap();

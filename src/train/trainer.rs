@@ -22,7 +22,7 @@ pub trait GradientReducer: Send + Sync {
     /// If a process cannot be reached.
     fn reduce_counts(&mut self, counts: Counts) -> Result<Counts>;
 
-    /// Adds up a loss, or a part of one, over all processes, for logs and so that all processes refuse the same steps.
+    /// Adds up a loss, or a part of one, over all processes, for logs and so that all processes reject the same steps.
     ///
     /// # Errors
     /// If a process cannot be reached.
@@ -53,7 +53,7 @@ impl GradientReducer for SingleProcess {
     }
 }
 
-/// Report of an optimizer step.
+/// Report on an optimizer step.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct StepReport {
@@ -93,7 +93,7 @@ pub struct Trainer<O> {
     optimizer: AdamW,
     rule: UpdateRule,
     reducer: Box<dyn GradientReducer>,
-    /// One pool of one thread for each micro-batch that is computed at a time; empty if that is one.
+    /// One single-threaded pool per micro-batch that is computed in parallel; empty without parallelism.
     workers: Vec<ThreadPool>,
 }
 
@@ -103,11 +103,11 @@ impl<O: Objective> Trainer<O> {
         Self { objective, parameters, optimizer, rule, reducer: Box::new(SingleProcess), workers: Vec::new() }
     }
 
-    /// The same trainer with up to `threads` micro-batches computed at a time, each on a thread of its own.
+    /// The same trainer with up to `threads` micro-batches computed in parallel, each on its own thread.
     ///
-    /// Small models gain much on a CPU: their operations are too short to be split over threads, whole micro-batches
-    /// are not. Results are the same to the bit; activations take memory for each of them, and so do gradients that wait for
-    /// those of a longer micro-batch.
+    /// Small models are much faster this way on a CPU: their operations are too short to be split over threads. Results
+    /// are identical bit for bit. Activations take memory for each parallel micro-batch, and so do gradients that wait
+    /// to be summed in order.
     ///
     /// # Errors
     /// [`Error::Training`] if a thread cannot be started.
@@ -121,7 +121,7 @@ impl<O: Objective> Trainer<O> {
         Ok(Self { workers: (0..threads).map(worker).collect::<Result<_>>()?, ..self })
     }
 
-    /// The same trainer as one process of several.
+    /// The same trainer as one of several data-parallel processes.
     #[must_use]
     pub fn with_reducer(self, reducer: Box<dyn GradientReducer>) -> Self {
         Self { reducer, ..self }
@@ -172,8 +172,8 @@ impl<O: Objective> Trainer<O> {
         Ok(StepReport { step: step + 1, loss, parts, learning_rate, grad_norm, counts, seconds })
     }
 
-    /// Loss, its parts, and gradients over some micro-batches of a step of `counts`: of all parameters that the loss
-    /// depends on, and zeros for those that may go without.
+    /// Loss, its parts, and gradients over some micro-batches of a step of `counts`: gradients of all parameters that
+    /// the loss depends on, and zeros for parameters that may lack a gradient.
     ///
     /// # Errors
     /// If a batch does not fit the model.
@@ -189,17 +189,17 @@ impl<O: Objective> Trainer<O> {
         Ok((loss, parts, gradients))
     }
 
-    /// What one micro-batch brings to a step of `counts`.
+    /// Loss and gradients of one micro-batch of a step of `counts`.
     fn share(&self, batch: &MultimodalBatch, counts: &Counts) -> Result<Share> {
         let Loss { total, parts } = self.objective.loss(batch, counts)?;
         let loss = f64::from(total.to_scalar::<f32>()?);
         Ok(Share { loss, parts: parts.into_iter().collect(), gradients: Gradients::of(total, &self.parameters)? })
     }
 
-    /// `f` of each batch, as many at a time as there are workers, and `fold` of what it gives.
+    /// Applies `f` to each batch, as many at a time as there are workers, and folds the results with `fold`.
     ///
-    /// Long batches come first, so that no worker is left with one at the end. Results are folded in that order whichever
-    /// is there first, so that sums do not depend on it.
+    /// Long batches come first, so that no worker is left with one at the end. Results are folded in that order, not in
+    /// the order of completion, so that sums are deterministic.
     fn each<T: Send>(
         &self,
         batches: &[MultimodalBatch],
@@ -214,11 +214,11 @@ impl<O: Objective> Trainer<O> {
         let waiting = Mutex::new(order.iter().enumerate());
         let fold = Mutex::new(InOrder { fold, early: BTreeMap::new(), next: 0 });
         let work = || -> Result<()> {
-            // In a closure, so that the lock is not held for the whole turn.
+            // A closure, so that the lock is not held for the whole iteration.
             let next = || locked(&waiting).next();
             while let Some((place, batch)) = next() {
                 let done = f(batch).and_then(|result| locked(&fold).take(place, result));
-                // What is left would be for nothing.
+                // The remaining batches are dropped: the step has failed.
                 done.inspect_err(|_| while next().is_some() {})?;
             }
             Ok(())
@@ -268,7 +268,7 @@ impl Share {
     }
 }
 
-/// Folds results in the order of their places, though they come in any order.
+/// In-order fold of results that arrive in any order.
 struct InOrder<T, F> {
     fold: F,
     early: BTreeMap<usize, T>,
@@ -292,8 +292,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn refused(step: u64, why: &str) -> Error {
     Error::training(format!(
-        "step {}: {why}; the update was refused and the last checkpoint is good: resume with a lower learning rate, or \
-         look at the samples of this step",
+        "step {}: {why}; the update was rejected and the last checkpoint is valid: resume with a lower learning rate, or \
+         check the samples of this step",
         step + 1
     ))
 }

@@ -14,25 +14,25 @@ use crate::batch::{MultimodalBatch, Sequence};
 use crate::data::Loader;
 use crate::{Error, Result};
 
-/// State of a running loop.
+/// State of the training loop.
 pub(super) struct TrainingLoop {
     checkpoints: CheckpointManager,
     loader: Loader<Sequence>,
     skipped: Receiver<SkippedSample>,
     state: RunState,
-    /// Step of the newest checkpoint, if this process or the one before it has written it.
+    /// Step of the newest checkpoint, if there is one.
     saved: Option<u64>,
 }
 
 impl TrainingLoop {
-    /// A loop from `state` on; parameters and optimizer are those of `state` already.
+    /// A loop that starts at `state`; parameters and optimizer have been restored already.
     pub fn new(run: &Run, checkpoints: CheckpointManager, state: RunState) -> Result<Self> {
         let (loader, skipped) = run.data.loader(&run.recipe, &run.config, state.loader)?;
         let done = run.trainer.optimizer().steps();
         Ok(Self { checkpoints, loader, skipped, state, saved: (done > 0).then_some(done) })
     }
 
-    /// Trains until all steps are done, the validation loss no longer falls, or somebody asks for a stop.
+    /// Trains until all steps are done, early stopping ends the run, or a stop is requested.
     pub fn run(mut self, run: &mut Run) -> Result<Outcome> {
         while !self.gave_up(run) {
             let done = run.trainer.optimizer().steps();
@@ -48,7 +48,7 @@ impl TrainingLoop {
         self.give_up(run)
     }
 
-    /// Whether the validation loss has not fallen for as many evaluations as the recipe allows.
+    /// Whether early stopping applies: the validation loss has not fallen for `early_stopping_patience` evaluations.
     fn gave_up(&self, run: &Run) -> bool {
         run.recipe.run.early_stopping_patience.is_some_and(|patience| self.state.stale >= patience)
     }
@@ -58,7 +58,7 @@ impl TrainingLoop {
         let began = Instant::now();
         let batches = self.next_batches(run)?;
         let report = run.trainer.step(&batches)?;
-        // With the time that was spent waiting for samples.
+        // The time includes the wait for samples.
         let report = StepReport { seconds: began.elapsed().as_secs_f64(), ..report };
         let StepReport { step, loss, learning_rate, grad_norm, .. } = report;
         tracing::debug!(step, loss, lr = learning_rate, grad_norm, "step done");
@@ -73,7 +73,7 @@ impl TrainingLoop {
         Ok(())
     }
 
-    /// Validation loss, alone and among the measures of all observers.
+    /// Validation loss, and the values of all observers including it.
     #[allow(clippy::type_complexity, reason = "a name for it would say no more")]
     fn evaluate(&self, run: &mut Run, step: u64) -> Result<(Option<f64>, Vec<(String, f64)>)> {
         let _span = tracing::info_span!("evaluation", step).entered();
@@ -97,7 +97,7 @@ impl TrainingLoop {
         for _ in 0..count {
             let group = self.loader.next();
             self.skipped.try_iter().for_each(|sample| run.observers.skipped_sample(&sample));
-            let group = group.ok_or_else(|| Error::data("there are no samples left"))??;
+            let group = group.ok_or_else(|| Error::data("no training samples are left"))??;
             self.state.loader = group.state;
             batches.push(form.collate(group.rows, &run.config, &run.device)?);
         }
@@ -119,7 +119,7 @@ impl TrainingLoop {
         Ok(path)
     }
 
-    /// Ends the run so that it can be resumed from this very step.
+    /// Ends the run with a checkpoint of the current step.
     fn stop(mut self, run: &mut Run) -> Result<Outcome> {
         let step = run.trainer.optimizer().steps();
         let checkpoint = match step {

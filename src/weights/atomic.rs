@@ -1,4 +1,4 @@
-//! Files that are either complete or not there.
+//! Atomic writes: a file is complete or absent.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -8,13 +8,13 @@ use tempfile::{NamedTempFile, TempPath};
 
 use crate::{Error, Result};
 
-/// Writes `path` so that, whatever happens, it holds either its old content or all of the new one.
+/// Writes `path` atomically: after a crash it has either its old content or all of the new content.
 ///
-/// The content goes to a temporary file in the same folder (which must exist), reaches the disk, and only then takes
-/// the name; the folder is flushed too, so that the name outlives a power cut.
+/// The content is written to a temporary file in the same folder (which must exist), synced to disk and then renamed;
+/// the folder is synced too, so that the rename survives a power cut.
 ///
 /// # Errors
-/// What `write` returns, and [`Error::Io`] naming `path`; the temporary file is gone in either case.
+/// Errors of `write`, and [`Error::Io`] naming `path`; the temporary file is removed in either case.
 pub fn write_atomically<T>(path: impl AsRef<Path>, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
     let path = path.as_ref();
     let (staged, value) = StagedFile::write(path, write)?;
@@ -22,7 +22,7 @@ pub fn write_atomically<T>(path: impl AsRef<Path>, write: impl FnOnce(&mut BufWr
     Ok(value)
 }
 
-/// [`write_atomically`] for content that is in memory already.
+/// Writes content that is already in memory, see [`write_atomically`].
 ///
 /// # Errors
 /// [`Error::Io`] naming `path`.
@@ -31,14 +31,14 @@ pub fn write_bytes_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()
     write_atomically(path, |writer| writer.write_all(bytes).map_err(|e| Error::io(path, e)))
 }
 
-/// A complete file on disk that does not bear its name yet; dropping it removes it.
+/// A complete temporary file, not renamed yet; dropping it removes the file.
 pub(super) struct StagedFile {
     temporary: TempPath,
     path: PathBuf,
 }
 
 impl StagedFile {
-    /// Writes what shall become `path` next to it, down to the disk.
+    /// Writes and syncs a temporary file next to `path`.
     pub(super) fn write<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<(Self, T)> {
         let io = |e| Error::io(path, e);
         let (file, temporary) = temporary_file(folder_of(path)).map_err(io)?.into_parts();
@@ -49,7 +49,7 @@ impl StagedFile {
         Ok((Self { temporary, path: path.to_path_buf() }, value))
     }
 
-    /// Gives the file its name, replacing what bore it.
+    /// Renames the file to its final path, replacing an existing file.
     pub(super) fn publish(self) -> Result<()> {
         let Self { temporary, path } = self;
         temporary.persist(&path).map_err(|e| Error::io(&path, e.error))?;
@@ -67,13 +67,13 @@ fn folder_of(path: &Path) -> &Path {
 fn temporary_file(folder: &Path) -> std::io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".haplovl-").suffix(".tmp");
-    // Temporary files are private by default; a result is as readable as the user's umask says.
+    // Temporary files are private by default; the final file gets the permissions of the user's umask.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     builder.tempfile_in(folder)
 }
 
-/// Makes renames and removals in `folder` durable. Only Unix lets a folder be opened and flushed.
+/// Makes renames and removals in `folder` durable. Only Unix can open and sync a folder.
 pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     if cfg!(unix) {
         File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io(folder, e))?;
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn replaces_the_content_and_leaves_nothing_else() {
+    fn replaces_the_content_and_leaves_no_temporary_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.json");
         write_bytes_atomically(&path, b"old").unwrap();
@@ -123,7 +123,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn is_readable_as_the_umask_says() {
+    fn permissions_follow_the_umask() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let [ours, plain] = ["ours", "plain"].map(|n| folder.path().join(n));

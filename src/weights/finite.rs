@@ -1,4 +1,4 @@
-//! Whether stored weights are finite, found in their bytes before they are converted.
+//! Checks for NaN and infinity in stored weights, on their bytes before conversion.
 
 use candle_core::DType;
 use candle_core::quantized::GgmlDType;
@@ -6,13 +6,13 @@ use rayon::prelude::*;
 
 use crate::{Error, Result};
 
-/// Bytes that one task looks at; a multiple of the size of every float.
+/// Bytes checked by one task; a multiple of the size of every float dtype.
 const CHUNK: usize = 1 << 20;
 
-/// Refuses floats of which one is NaN or infinite. `name` is the tensor's, `source` says where it comes from.
+/// Rejects a tensor that contains NaN or infinity. `name` is the name of the tensor, `source` its file or folder.
 ///
 /// # Errors
-/// [`Error::Weights`] naming the tensor and the first such element.
+/// [`Error::Weights`] naming the tensor and its first element that is not finite.
 pub(super) fn check_floats(source: &str, name: &str, bytes: &[u8], dtype: DType) -> Result<()> {
     let first = match dtype {
         DType::F64 => find(bytes, |b: &[u8; 8]| !f64::from_le_bytes(*b).is_finite()),
@@ -24,10 +24,10 @@ pub(super) fn check_floats(source: &str, name: &str, bytes: &[u8], dtype: DType)
     first.map_or(Ok(()), |n| Err(not_finite(source, name, "element", n)))
 }
 
-/// The same of GGUF's types; of quantised ones the scales of blocks are looked at.
+/// As [`check_floats`] for GGML types; in quantised types, the scales of each block are checked.
 ///
 /// # Errors
-/// As [`check_floats`], naming the block.
+/// [`Error::Weights`] naming the tensor and its first block (or element) that is not finite.
 pub(super) fn check_ggml(source: &str, name: &str, bytes: &[u8], dtype: GgmlDType) -> Result<()> {
     let scales: &[usize] = match dtype {
         GgmlDType::F32 => return check_floats(source, name, bytes, DType::F32),
@@ -47,7 +47,8 @@ pub(super) fn check_ggml(source: &str, name: &str, bytes: &[u8], dtype: GgmlDTyp
     first.map_or(Ok(()), |n| Err(not_finite(source, name, "block", n)))
 }
 
-/// The first element that is `bad`. Chunks are judged as a whole first, which compilers turn into vector instructions.
+/// Index of the first element that is `bad`. Each chunk is first tested as a whole, a loop that the compiler
+/// vectorises.
 fn find<const N: usize>(bytes: &[u8], bad: impl Fn(&[u8; N]) -> bool + Sync) -> Option<usize> {
     let any = |chunk: &[u8]| chunk.as_chunks::<N>().0.iter().fold(false, |found, element| found | bad(element));
     let chunk = bytes.par_chunks(CHUNK).position_first(any)?;
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_element_that_is_not_finite_is_named() {
+    fn first_non_finite_element_is_named() {
         let mut values = vec![1f32; 3 * CHUNK / 4];
         let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
         check_floats("s", "w", &bytes(&values), DType::F32).unwrap();
@@ -86,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn every_float_type_is_looked_at_and_integers_are_not() {
+    fn every_float_dtype_is_checked_and_integers_are_not() {
         let half = [half::f16::MAX, half::f16::NAN].map(|v| v.to_le_bytes()).concat();
         assert!(
             check_floats("s", "w", &half, DType::F16).is_err()
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn scales_of_every_block_type_are_looked_at() {
+    fn scales_of_every_block_type_are_checked() {
         use candle_core::quantized::QTensor;
         use candle_core::{Device, Tensor};
         let values: Vec<f32> = (0..512).map(|i| (i as f32).sin()).collect();
@@ -125,7 +126,7 @@ mod tests {
         ] {
             let mut bytes = QTensor::quantize(&tensor, dtype).unwrap().data().unwrap().to_vec();
             check_ggml("s", "w", &bytes, dtype).unwrap();
-            // A NaN in some scale makes the values NaN; whichever it is, it must be found.
+            // A NaN in any scale of a block makes its values NaN, so every scale must be checked.
             let block = dtype.type_size();
             let found = (0..block - 1).filter(|&at| {
                 let kept = [bytes[block + at], bytes[block + at + 1]];

@@ -1,4 +1,4 @@
-//! Initial values from a seed: the same whatever the order of creation, the number of threads and the device.
+//! Seeded initial values, independent of the order of creation, the number of threads and the device.
 
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::Init;
@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
 
-/// Values drawn by one task. Even, because normal values come in pairs.
+/// Values drawn by one task; even, because normal values are drawn in pairs.
 const CHUNK: usize = 1 << 16;
 
 enum Distribution {
@@ -16,7 +16,7 @@ enum Distribution {
     Uniform { lo: f64, up: f64 },
 }
 
-/// A tensor initialised as `init` says, drawn from the stream of (`seed`, `name`).
+/// A tensor initialised according to `init`, with random values from the stream of (`seed`, `name`).
 pub(super) fn initial_tensor(
     init: Init,
     shape: &Shape,
@@ -47,7 +47,7 @@ fn distribution(init: Init, shape: &Shape) -> Distribution {
             let stdev = non_linearity.gain() / (fan.for_shape(shape).max(1) as f64).sqrt();
             match dist {
                 NormalOrUniform::Normal => Distribution::Normal { mean: 0.0, stdev },
-                // A uniform value of [-b, b] has the standard deviation b / sqrt(3).
+                // A uniform value in [-b, b] has the standard deviation b / sqrt(3).
                 NormalOrUniform::Uniform => {
                     let bound = 3f64.sqrt() * stdev;
                     Distribution::Uniform { lo: -bound, up: bound }
@@ -57,14 +57,14 @@ fn distribution(init: Init, shape: &Shape) -> Distribution {
     }
 }
 
-/// Fills a vector two values at a time from uniform pairs of [0, 1). The generator counts, so every chunk starts at its
-/// own place in the one stream and the result does not depend on who draws it.
+/// Fills a vector two values at a time from uniform pairs in [0, 1). ChaCha is a counter-based generator, so every
+/// chunk starts at its own position in the stream and the result does not depend on the number of threads.
 fn draw(seed: u64, name: &str, count: usize, pair: impl Fn(f64, f64) -> [f64; 2] + Sync) -> Vec<f32> {
     let mut values = vec![0f32; count];
     values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(fnv1a(name));
-        // A value takes one u64, which is two of the generator's words.
+        // A value takes one u64, which is two 32-bit words of the generator.
         rng.set_word_pos(2 * (chunk * CHUNK) as u128);
         for slot in values.chunks_mut(2) {
             let drawn = pair(unit(&mut rng), unit(&mut rng));
@@ -74,14 +74,14 @@ fn draw(seed: u64, name: &str, count: usize, pair: impl Fn(f64, f64) -> [f64; 2]
     values
 }
 
-/// 53 random bits as a number of [0, 1).
+/// Uniform value in [0, 1) from 53 random bits.
 fn unit(rng: &mut ChaCha8Rng) -> f64 {
     (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Two independent normal values from two uniform ones (Box and Muller).
+/// Two independent normal values from two uniform ones (Box-Muller).
 fn normal_pair(u: f64, v: f64) -> [f64; 2] {
-    // 1 - u is of (0, 1], so the logarithm is finite.
+    // 1 - u is in (0, 1], so the logarithm is finite.
     let radius = (-2.0 * (1.0 - u).ln()).sqrt();
     let (sin, cos) = (std::f64::consts::TAU * v).sin_cos();
     [radius * cos, radius * sin]
@@ -109,14 +109,14 @@ mod tests {
     }
 
     #[test]
-    fn hash_has_the_published_values() {
+    fn fnv1a_matches_published_values() {
         assert_eq!(fnv1a(""), 0xcbf29ce484222325);
         assert_eq!(fnv1a("a"), 0xaf63dc4c8601ec8c);
         assert_eq!(fnv1a("foobar"), 0x85944171f73967e8);
     }
 
     #[test]
-    fn seed_and_name_alone_decide() {
+    fn values_depend_only_on_seed_and_name() {
         let init = Init::Randn { mean: 0.0, stdev: 1.0 };
         assert_eq!(values(init, &[5, 7], 1, "a"), values(init, &[5, 7], 1, "a"));
         assert_ne!(values(init, &[5, 7], 1, "a"), values(init, &[5, 7], 1, "b"));
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_one_stream() {
+    fn chunks_continue_one_random_stream() {
         let init = Init::Uniform { lo: -1.0, up: 1.0 };
         let long = values(init, &[CHUNK + 5], 3, "w");
         let mut rng = ChaCha8Rng::seed_from_u64(3);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_are_those_asked_for() {
+    fn mean_and_stdev_match_the_init() {
         let (mean, stdev) = mean_and_stdev(&values(Init::Randn { mean: 0.5, stdev: 0.02 }, &[200, 500], 0, "n"));
         assert!((mean - 0.5).abs() < 3e-4 && (stdev - 0.02).abs() < 2e-4, "{mean} {stdev}");
         let uniform = values(Init::Uniform { lo: 1.0, up: 3.0 }, &[200, 500], 0, "u");

@@ -1,4 +1,4 @@
-//! Named tensors: safetensors files, parameter stores, names, initialisation, the hub.
+//! Weights: safetensors and GGUF files, parameter stores, initialisation from pretrained models, the Hugging Face hub.
 
 mod atomic;
 mod finite;

@@ -1,17 +1,17 @@
-//! Whether a folder can be that of a model.
+//! Check that a folder is a model folder.
 
 use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Refuses a folder without `config.json`, and says which one may be meant instead.
+/// Rejects a folder without `config.json`, with a hint at the folder that may be meant instead.
 pub(crate) fn check_model_folder(folder: &Path) -> Result<()> {
     const CONFIG: &str = "config.json";
     let export = folder.join("export");
     let problem = if folder.join(CONFIG).is_file() {
         return Ok(());
     } else if !folder.is_dir() {
-        "is no folder: give that of a model, or first train the stage that writes it".to_string()
+        "is not a folder: give the folder of a model, or first train the stage that exports it".to_string()
     } else if export.join(CONFIG).is_file() {
         format!("is the folder of a training run: its model is in {}", export.display())
     } else if folder.join("checkpoints").is_dir() {
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_which_folder_may_be_meant() {
+    fn errors_suggest_the_right_folder() {
         let folder = tempfile::tempdir().unwrap();
         let message = |path: &Path| check_model_folder(path).unwrap_err().to_string();
         assert!(message(&folder.path().join("none")).contains("first train"));

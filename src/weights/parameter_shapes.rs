@@ -1,4 +1,4 @@
-//! The parameters that a model asks for, found out by building it without memory.
+//! The names and shapes of a model's parameters, recorded by building the model without allocating memory.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,16 +7,16 @@ use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 
-/// Records the name and shape of everything that is built over its [`Self::var_builder`].
+/// Recorder of the names and shapes of all parameters that are requested from its [`Self::var_builder`].
 ///
-/// The tensors handed out are a single zero, broadcast: a 7B model takes no memory.
+/// The tensors are a single zero, broadcast, so a 7B model takes no memory.
 #[derive(Debug, Clone, Default)]
 pub struct ParameterShapes {
     shapes: Arc<Mutex<BTreeMap<String, Vec<usize>>>>,
 }
 
 impl ParameterShapes {
-    /// A builder whose every request is recorded here. A name may be asked for again with the same shape.
+    /// A builder whose requests are all recorded here. A name may be requested again with the same shape.
     pub fn var_builder(&self) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(self.clone()), DType::F32, Device::Cpu)
     }
@@ -36,13 +36,13 @@ impl SimpleBackend for ParameterShapes {
         let wanted = shape.dims().to_vec();
         let known = self.lock().entry(name.to_string()).or_insert_with(|| wanted.clone()).clone();
         if known != wanted {
-            candle_core::bail!("parameter `{name}` is asked for as {wanted:?}, but was {known:?} before");
+            candle_core::bail!("parameter `{name}` is requested as {wanted:?}, but was requested as {known:?} before");
         }
         Tensor::zeros((), dtype, device)?.broadcast_as(shape)
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
-        candle_core::bail!("parameter `{name}` is asked for without a shape, so its shape cannot be recorded")
+        candle_core::bail!("parameter `{name}` is requested without a shape, so its shape cannot be recorded")
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
@@ -55,10 +55,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_without_memory() {
+    fn shapes_are_recorded_without_allocation() {
         let recorded = ParameterShapes::default();
         let vb = recorded.var_builder();
-        // 4 PiB, if it were real.
+        // The tensor would take 4 PiB if it were allocated.
         let huge = vb.pp("model").get((1 << 25, 1 << 25), "weight").unwrap();
         assert_eq!(huge.dims(), [1 << 25, 1 << 25]);
         candle_nn::linear(3, 5, vb.pp("head")).unwrap();
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tied_name_must_keep_its_shape() {
+    fn a_repeated_name_must_have_the_same_shape() {
         let recorded = ParameterShapes::default();
         let vb = recorded.var_builder();
         vb.get((2, 3), "w").unwrap();

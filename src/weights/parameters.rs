@@ -22,21 +22,22 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// No parameters yet; building a model over [`Self::var_builder`] creates them.
+    /// An empty store; building a model over [`Self::var_builder`] creates the parameters.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A builder that hands out the variables of this store and creates those that are missing.
+    /// A builder that returns the variables of this store and creates missing ones.
     ///
-    /// A new value is drawn as the layer's [`Init`] hint says, from a stream of (`seed`, name): it depends neither on
-    /// the order of creation nor on the device. The tensor handed out is the variable's own, so gradients arrive at it.
+    /// Initial values follow the layer's [`Init`] hint, from the random stream of (`seed`, name), independent of the
+    /// order of creation and the device. The returned tensor is that of the variable, so the variable receives
+    /// gradients.
     pub fn var_builder(&self, seed: u64, dtype: DType, device: &Device) -> VarBuilder<'static> {
         self.var_builder_where(seed, dtype, device, |_| true)
     }
 
-    /// As [`Self::var_builder`], but parameters whose name `trainable` refuses are handed out detached: they get no
-    /// gradient, and no work is spent on any.
+    /// As [`Self::var_builder`], but parameters for whose name `trainable` is false are returned detached: no gradients
+    /// are computed for them.
     pub fn var_builder_where(
         &self,
         seed: u64,
@@ -48,25 +49,26 @@ impl Parameters {
         VarBuilder::from_backend(Box::new(source), dtype, device.clone())
     }
 
-    /// The variable of this name.
+    /// The variable with this name.
     pub fn get(&self, name: &str) -> Option<Var> {
         self.read().get(name).cloned()
     }
 
-    /// The variable of this name, which must exist.
+    /// The variable with this name, or an error.
     pub(in crate::weights) fn require(&self, name: &str) -> Result<Var> {
         self.get(name).ok_or_else(|| Error::weights(format!("the model has no parameter `{name}`")))
     }
 
-    /// Adds or replaces a variable and returns the one that bore the name. Models built before keep the old one.
+    /// Adds or replaces a variable and returns the previous one with this name. Models built before keep the previous
+    /// variable.
     pub fn insert(&self, name: impl Into<String>, var: Var) -> Option<Var> {
         self.write().insert(name.into(), var)
     }
 
-    /// Overwrites the values of an existing variable, converted to its type and device.
+    /// Overwrites the values of an existing variable, converted to its dtype and device.
     ///
     /// # Errors
-    /// [`Error::Weights`] if there is no such parameter or the shapes differ.
+    /// [`Error::Weights`] if there is no parameter with this name or the shapes differ.
     pub fn set(&self, name: &str, values: &Tensor) -> Result<()> {
         let var = self.require(name)?;
         if var.dims() != values.dims() {
@@ -85,12 +87,12 @@ impl Parameters {
         self.read().keys().cloned().collect()
     }
 
-    /// All names and variables as they are now, sorted by name.
+    /// A snapshot of all names and variables, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (String, Var)> {
         self.read().clone().into_iter()
     }
 
-    /// The current values, detached from any graph; they change when the variables do.
+    /// The current values, detached from any graph; they share memory with the variables and change with them.
     pub fn tensors(&self) -> BTreeMap<String, Tensor> {
         self.read().iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect()
     }
@@ -105,17 +107,17 @@ impl Parameters {
         self.read().len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no parameters.
     pub fn is_empty(&self) -> bool {
         self.read().is_empty()
     }
 
-    /// Number of values in all parameters together.
+    /// Number of elements in all parameters together.
     pub fn num_elements(&self) -> usize {
         self.read().values().map(|var| var.elem_count()).sum()
     }
 
-    /// Overwrites every parameter with the tensor of the same name in `files`, in the parameter's own type.
+    /// Overwrites every parameter with the tensor of the same name in `files`, converted to the parameter's dtype.
     ///
     /// # Errors
     /// One [`Error::Weights`] listing every missing, unexpected and misshapen tensor, before anything is changed.
@@ -154,7 +156,8 @@ impl SimpleBackend for Source {
         let var = match self.parameters.get(name) {
             Some(var) => var,
             None => {
-                // Drawn without the lock, because it takes long and uses the thread pool; whoever comes first is kept.
+                // Initialised without the lock, since it is slow and uses the thread pool; the first value inserted is
+                // kept.
                 check_memory(name, &shape, device)?;
                 let var = Var::from_tensor(&initial_tensor(init, &shape, self.seed, name, dtype, device)?)?;
                 self.parameters.write().entry(name.to_string()).or_insert(var).clone()
@@ -179,9 +182,9 @@ impl SimpleBackend for Source {
     }
 }
 
-/// Refuses a parameter that there is no memory for, before any is taken: a failed allocation would end the process.
+/// Rejects a parameter that does not fit in memory before allocation: a failed allocation would end the process.
 fn check_memory(name: &str, shape: &Shape, device: &Device) -> candle_core::Result<()> {
-    // Drawn as f32, and converted beside that.
+    // Initial values are f32, and the converted copy exists at the same time.
     let bytes = shape.dims().iter().try_fold(2 * size_of::<f32>(), |bytes, &d| bytes.checked_mul(d));
     let fits = bytes.is_some_and(|bytes| !device.is_cpu() || memory::can_allocate(bytes));
     if fits {
@@ -194,7 +197,8 @@ fn check_memory(name: &str, shape: &Shape, device: &Device) -> candle_core::Resu
     Err(candle_core::Error::wrap(error))
 }
 
-/// Whether an existing variable is what is asked for: a converted one would not be the variable.
+/// Checks that an existing variable has the requested shape, dtype and device: a converted copy would not be the
+/// variable.
 fn check_request(
     name: &str,
     var: &Var,
@@ -203,11 +207,11 @@ fn check_request(
     device: &Device,
 ) -> candle_core::Result<()> {
     if let Some(shape) = shape.filter(|shape| *shape != var.shape()) {
-        candle_core::bail!("parameter `{name}` is {:?}, but is asked for as {:?}", var.dims(), shape.dims());
+        candle_core::bail!("parameter `{name}` is {:?}, but is requested as {:?}", var.dims(), shape.dims());
     }
     if var.dtype() != dtype || !var.device().same_device(device) {
         candle_core::bail!(
-            "parameter `{name}` is {} on {:?}, but is asked for as {} on {:?}: build with the type and device of the parameters",
+            "parameter `{name}` is {} on {:?}, but is requested as {} on {:?}: build with the same dtype and device",
             var.dtype().as_str(),
             var.device().location(),
             dtype.as_str(),
@@ -234,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn order_of_creation_does_not_matter() {
+    fn initial_values_do_not_depend_on_creation_order() {
         let ((one, a), (other, b)) = (store(), store());
         candle_nn::linear(4, 3, a.pp("x")).unwrap();
         candle_nn::linear(4, 3, a.pp("y")).unwrap();
@@ -249,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_arrive_at_the_variables() {
+    fn variables_receive_gradients() {
         let (parameters, vb) = store();
         let layer = candle_nn::linear(2, 1, vb.pp("l")).unwrap();
         let x = Tensor::new(&[[3f32, 5.0]], &Device::Cpu).unwrap();
@@ -259,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_asked_for_twice_is_one_variable() {
+    fn a_name_requested_twice_is_one_variable() {
         let (parameters, vb) = store();
         let (a, b) = (vb.get((2, 2), "w").unwrap(), vb.get((2, 2), "w").unwrap());
         assert_eq!(a.id(), b.id());
@@ -270,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_without_memory_are_refused_by_name() {
+    fn parameters_that_do_not_fit_in_memory_are_rejected_by_name() {
         let (parameters, vb) = store();
         for shape in [vec![1 << 40, 1 << 40], vec![1 << 22, 1 << 24], vec![usize::MAX, 0x10, 3]] {
             let message = vb.get(shape.as_slice(), "huge").unwrap_err().to_string();
@@ -280,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn setting_converts_and_checks() {
+    fn set_converts_the_dtype_and_checks_the_shape() {
         let (parameters, vb) = store();
         let handed_out = vb.get(2, "w").unwrap();
         parameters.set("w", &Tensor::new(&[1.5f64, 2.5], &Device::Cpu).unwrap()).unwrap();

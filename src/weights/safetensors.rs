@@ -1,4 +1,4 @@
-//! Reading safetensors: one file, or shards with an index, memory-mapped and never trusted.
+//! Reading of safetensors: one file, or shards with an index, memory-mapped and fully validated.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
@@ -16,16 +16,16 @@ use super::finite::check_floats;
 use super::source::{TensorSource, check_source, source_var_builder};
 use crate::{Error, Result, files};
 
-/// The name of a checkpoint's weights when they are one file.
+/// File name of weights in a single file.
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
-/// The name of the list of shards otherwise.
+/// File name of the index of sharded weights.
 pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
-/// An index names some thousand tensors; this many bytes are not one.
+/// Largest index in bytes; a real one names some thousand tensors.
 const MAX_INDEX_BYTES: u64 = 100 << 20;
 
 /// The tensors of a `.safetensors` file, or of all shards of a checkpoint folder.
 ///
-/// Opening reads and checks the headers only. The files must not be changed by anybody while they are mapped.
+/// Opening reads and checks the headers only. The files must not be modified while they are memory-mapped.
 #[derive(Debug)]
 pub struct SafetensorsFiles {
     path: PathBuf,
@@ -37,7 +37,7 @@ pub struct SafetensorsFiles {
 struct Shard {
     path: PathBuf,
     bytes: Bytes,
-    /// Where the tensors' bytes start.
+    /// Offset of the tensor data in the file.
     data: usize,
 }
 
@@ -45,7 +45,7 @@ struct Shard {
 #[derive(Debug)]
 enum Bytes {
     Mapped(Mmap),
-    /// Part of the program.
+    /// Bytes embedded in the program.
     Embedded(&'static [u8]),
 }
 
@@ -76,8 +76,8 @@ impl SafetensorsFiles {
     /// in this order, as HF does).
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be read, [`Error::Format`] if one is not what it claims to be: truncated, with a
-    /// header that contradicts the data, or an index that names a shard or tensor that is not there.
+    /// [`Error::Io`] if a file cannot be read, [`Error::Format`] if a file is truncated, a header contradicts the data,
+    /// or an index names a missing shard or tensor.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if !path.is_dir() {
@@ -97,7 +97,7 @@ impl SafetensorsFiles {
         }
     }
 
-    /// Reads tensors that are part of the program, as of `include_bytes!`; messages call them `name`.
+    /// Reads tensors that are embedded in the program with `include_bytes!`; `name` identifies them in messages.
     ///
     /// # Errors
     /// [`Error::Format`] if the bytes are not safetensors.
@@ -148,7 +148,7 @@ impl SafetensorsFiles {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The shape of a tensor, if there is one of this name.
+    /// Shape of a tensor; `None` if there is no tensor with this name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|entry| entry.info.shape.as_slice())
     }
@@ -158,17 +158,17 @@ impl SafetensorsFiles {
         self.tensors.iter().map(|(name, entry)| (name.clone(), entry.info.shape.clone())).collect()
     }
 
-    /// Copies a tensor to `device`, converted from whatever float type it is stored in.
+    /// Copies a tensor to `device`, converted from its stored float dtype to `dtype`.
     ///
     /// # Errors
-    /// [`Error::Weights`] if there is no such tensor, it holds no floats (and not `dtype` itself), or a float is NaN or
-    /// infinite.
+    /// [`Error::Weights`] if there is no tensor with this name, its stored dtype is neither a float dtype nor `dtype`,
+    /// or it contains NaN or infinity.
     pub fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let (shard, entry) = self.entry(name)?;
         let stored = DType::try_from(entry.info.dtype).ok();
         let Some(stored) = stored.filter(|s| *s == dtype || is_float(*s) && is_float(dtype)) else {
             return Err(Error::weights(format!(
-                "{}: tensor `{name}` holds {}, which cannot become {}: expected f64, f32, f16 or bf16",
+                "{}: tensor `{name}` has dtype {}, which cannot be converted to {}: expected f64, f32, f16 or bf16",
                 shard.path.display(),
                 entry.info.dtype,
                 dtype.as_str()
@@ -188,7 +188,7 @@ impl SafetensorsFiles {
     /// Copies all tensors to `device`, in the types they are stored in.
     ///
     /// # Errors
-    /// [`Error::Candle`] for a type that candle lacks.
+    /// [`Error::Candle`] for a dtype that candle does not support.
     pub fn load_all(&self, device: &Device) -> Result<BTreeMap<String, Tensor>> {
         let load = |(name, entry): (&String, &Entry)| {
             let dtype = DType::try_from(entry.info.dtype)?;
@@ -197,7 +197,7 @@ impl SafetensorsFiles {
         self.tensors.iter().map(load).collect()
     }
 
-    /// Checks that the tensors are exactly those of `expected`, see [`check_source`].
+    /// Checks that the tensors match `expected` exactly, see [`check_source`].
     ///
     /// # Errors
     /// One [`Error::Weights`] that lists every missing, unexpected and misshapen tensor.
@@ -205,9 +205,9 @@ impl SafetensorsFiles {
         check_source(self, expected)
     }
 
-    /// A builder that hands out these tensors as constants, without gradients.
+    /// A builder that returns these tensors as constants, without gradients.
     ///
-    /// [`Self::check`] first gives one message for all problems; the builder fails on the first one.
+    /// The builder fails on the first problem; call [`Self::check`] before for one message that lists all.
     pub fn var_builder(self: Arc<Self>, dtype: DType, device: &Device) -> VarBuilder<'static> {
         source_var_builder(self, BTreeSet::new(), dtype, device)
     }
@@ -246,7 +246,7 @@ fn is_float(dtype: DType) -> bool {
 impl Shard {
     fn open(path: &Path) -> Result<(Self, BTreeMap<String, TensorInfo>)> {
         let file = files::open(path)?;
-        // SAFETY: the map is read-only; that nobody truncates the file meanwhile is a documented condition.
+        // SAFETY: the map is read-only; callers must not truncate the file while it is mapped, as documented.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
         Self::new(path, Bytes::Mapped(map))
     }
@@ -271,7 +271,7 @@ impl Shard {
     }
 }
 
-/// The header's own check lets `[0, 2^63, 2^63]` pass, whose strides overflow.
+/// Rejects shapes whose number of elements overflows: safetensors accepts `[0, 2^63, 2^63]`, whose strides overflow.
 fn check_shape(path: &Path, name: &str, shape: &[usize]) -> Result<()> {
     let strides = shape.iter().filter(|d| **d != 0).try_fold(1usize, |product, d| product.checked_mul(*d));
     match strides {
@@ -287,7 +287,7 @@ fn read_index(path: &Path) -> Result<Index> {
     })
 }
 
-/// Where a shard lies, which must be the folder of its index: a name from a download must not reach other files.
+/// Path of a shard, which must be in the folder of its index: a downloaded index must not refer to other files.
 fn shard_path(folder: &Path, index: &Path, name: &str) -> Result<PathBuf> {
     let mut components = Path::new(name).components();
     let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));

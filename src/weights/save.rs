@@ -1,4 +1,4 @@
-//! Writing checkpoints in HF's layout: one safetensors file, or shards with an index.
+//! Saving of checkpoints in HF's layout: one safetensors file, or shards with an index.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -11,22 +11,22 @@ use super::atomic::{StagedFile, write_atomically};
 use super::safetensors::{INDEX_FILE, SINGLE_FILE};
 use crate::{Error, Result};
 
-/// Values converted and written at a time, so that saving needs no second copy of a tensor.
+/// Elements converted and written at a time, so that saving needs no second copy of a tensor.
 const CHUNK: usize = 1 << 20;
 
-/// How [`save_safetensors`] writes.
+/// Options of [`save_safetensors`].
 #[derive(Debug, Clone)]
 pub struct SaveOptions {
-    /// Number type on disk; each tensor's own if `None`.
+    /// Dtype on disk; the dtype of each tensor if `None`.
     pub dtype: Option<DType>,
-    /// Bytes of tensors in one file before another is begun; a single larger tensor still is one file.
+    /// Largest number of tensor bytes in one file; a single larger tensor still is one file.
     pub max_shard_bytes: u64,
-    /// Text stored in the header of every file, beside `format: pt`.
+    /// Metadata stored in the header of every file, beside `format: pt`.
     pub metadata: BTreeMap<String, String>,
 }
 
 impl Default for SaveOptions {
-    /// The tensors' own types, and shards of 5 GB as HF has them.
+    /// The dtypes of the tensors, and shards of 5 GB as in HF.
     fn default() -> Self {
         Self { dtype: None, max_shard_bytes: 5_000_000_000, metadata: BTreeMap::new() }
     }
@@ -35,8 +35,9 @@ impl Default for SaveOptions {
 /// Saves tensors as `model.safetensors`, or above `max_shard_bytes` as `model-00001-of-0000N.safetensors` with
 /// `model.safetensors.index.json`, into `folder`, which is created.
 ///
-/// All files are complete on disk before the first takes its name. Files of an earlier save are removed at the end; if
-/// the process dies in between, the folder opens as the old save, as the new one, or not at all, never as a mixture.
+/// All files are complete on disk before the first is renamed to its final name. Files of an earlier save are removed
+/// at the end; if the process dies in between, the folder opens as the old save, as the new one, or not at all, never
+/// as a mixture.
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be written, [`Error::Candle`] if a tensor cannot be read from its device.
@@ -56,7 +57,7 @@ pub fn save_safetensors(
     remove_stale(folder, shards.len())
 }
 
-/// Saves tensors as the one file `path`, whatever its name and size, atomically.
+/// Saves tensors as a single file `path` of any size, atomically.
 ///
 /// # Errors
 /// As [`save_safetensors`].
@@ -115,16 +116,16 @@ fn write_shards(folder: &Path, shards: &[Shard<'_>], options: &SaveOptions) -> R
     let content = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
     let (new_index, ()) =
         StagedFile::write(&index, |writer| writeln!(writer, "{content:#}").map_err(|e| Error::io(&index, e)))?;
-    // Without an index, shards of two saves can never be taken for one.
+    // Without an index, shards of two saves can never be read as one checkpoint.
     remove_file(&index)?;
     staged.into_iter().try_for_each(StagedFile::publish)?;
     new_index.publish()
 }
 
-/// The file format: length of the header, header (JSON, padded to 8 bytes), values in the header's order.
+/// Writes the safetensors format: length of the header, header (JSON, padded to 8 bytes), data in the header's order.
 fn write_file(writer: &mut impl Write, path: &Path, tensors: &[(&str, &Tensor)], options: &SaveOptions) -> Result<()> {
     let mut tensors = tensors.to_vec();
-    // The widest types first, so that every tensor is aligned to its type; the sort keeps names in order.
+    // Widest dtypes first, so that every tensor is aligned; the sort is stable and keeps names in order.
     tensors.sort_by_key(|(_, tensor)| std::cmp::Reverse(stored_dtype(tensor, options).size_in_bytes()));
     let mut header = header(&tensors, options)?;
     header.resize(header.len().next_multiple_of(8), b' ');
@@ -154,7 +155,7 @@ fn header(tensors: &[(&str, &Tensor)], options: &SaveOptions) -> Result<Vec<u8>>
         header.insert(name.to_string(), entry);
         start = end;
     }
-    serde_json::to_vec(&header).map_err(|e| Error::weights(format!("cannot write the tensors' names: {e}")))
+    serde_json::to_vec(&header).map_err(|e| Error::weights(format!("the header cannot be serialised: {e}")))
 }
 
 fn little_endian(flat: &Tensor) -> Result<Vec<u8>> {
@@ -180,7 +181,7 @@ fn shard_name(index: usize, count: usize) -> String {
     format!("model-{:05}-of-{count:05}.safetensors", index + 1)
 }
 
-/// Removes what an earlier save with another number of files left.
+/// Removes files of an earlier save with another number of shards.
 fn remove_stale(folder: &Path, shards: usize) -> Result<()> {
     let keep: Vec<String> = match shards {
         0 | 1 => vec![SINGLE_FILE.to_string()],
@@ -194,7 +195,7 @@ fn remove_stale(folder: &Path, shards: usize) -> Result<()> {
     Ok(())
 }
 
-/// The files in `folder` that a save may have made.
+/// Weight files in `folder` of this or an earlier save.
 fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let io = |e| Error::io(folder, e);
     let mut files = Vec::new();

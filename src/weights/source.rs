@@ -1,4 +1,4 @@
-//! Where weights come from, whatever the format.
+//! Sources of weights, independent of the file format.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::nn::ops::QuantizedWeight;
 use crate::options::Quantization;
 use crate::{Error, Result};
 
-/// Tensors by HF name, wherever they are stored.
+/// A source of tensors, by HF name.
 pub trait TensorSource: Send + Sync {
     /// The file or folder, for messages.
     fn path(&self) -> &Path;
@@ -23,21 +23,23 @@ pub trait TensorSource: Send + Sync {
     /// The names of all tensors, sorted.
     fn tensor_names(&self) -> Vec<String>;
 
-    /// The shape of a tensor, as it is stored; `None` if there is none of this name.
+    /// Stored shape of a tensor; `None` if there is no tensor with this name.
     fn tensor_shape(&self, name: &str) -> Option<&[usize]>;
 
     /// Copies a tensor to `device`, converted to `dtype`.
     ///
     /// # Errors
-    /// [`Error::Weights`](crate::Error::Weights) if there is none of this name, or it cannot be converted.
+    /// [`Error::Weights`](crate::Error::Weights) if there is no tensor with this name, or its dtype cannot be
+    /// converted.
     fn load_tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor>;
 
-    /// How a matrix is stored, if in blocks that a layer can use as they are.
+    /// Quantisation of a matrix, if layers can use its stored blocks without conversion.
     fn quantization(&self, _name: &str) -> Option<Quantization> {
         None
     }
 
-    /// Copies a matrix with rows of `in_size` as it is stored; `None` if [`Self::quantization`] is.
+    /// Copies a matrix with rows of `in_size` values in its stored quantisation; `None` if [`Self::quantization`] is
+    /// `None`.
     ///
     /// # Errors
     /// As [`Self::load_tensor`].
@@ -60,10 +62,10 @@ pub trait TensorSource: Send + Sync {
     }
 }
 
-/// Opens the weights of a model folder: safetensors, or the `model.gguf` of a quantised one.
+/// Opens the weights of a model folder: safetensors, or the `model.gguf` of a quantised model.
 ///
 /// # Errors
-/// As [`SafetensorsFiles::open`] and [`GgufFile::open`], and [`Error::Format`] if the folder holds both.
+/// As [`SafetensorsFiles::open`] and [`GgufFile::open`], and [`Error::Format`] if the folder contains both formats.
 pub fn open_weights(folder: impl AsRef<Path>) -> Result<Arc<dyn TensorSource>> {
     let folder = folder.as_ref();
     let gguf = folder.join(MODEL_FILE);
@@ -77,7 +79,8 @@ pub fn open_weights(folder: impl AsRef<Path>) -> Result<Arc<dyn TensorSource>> {
     }
 }
 
-/// Checks that a source has exactly the tensors of `expected`, see [`check_tensors`]; rows of quantised ones may be padded.
+/// Checks that a source has exactly the tensors of `expected`, see [`check_tensors`]; rows of quantised matrices may be
+/// padded.
 ///
 /// # Errors
 /// As [`check_tensors`].
@@ -90,7 +93,7 @@ pub fn check_source(source: &dyn TensorSource, expected: &BTreeMap<String, Vec<u
     check_tensors(&source.path().display().to_string(), expected, &found.collect())
 }
 
-/// Whether a quantised matrix of this shape is that of another, padded.
+/// Whether a stored quantised matrix of shape `shape` is a matrix of shape `wanted` with padded rows.
 fn is_padded(source: &dyn TensorSource, name: &str, shape: &[usize], wanted: &[usize]) -> bool {
     match (source.quantization(name), shape, wanted) {
         (Some(kind), [rows, padded], [outputs, in_size]) => rows == outputs && kind.may_pad(*in_size, *padded),
@@ -98,8 +101,8 @@ fn is_padded(source: &dyn TensorSource, name: &str, shape: &[usize], wanted: &[u
     }
 }
 
-/// A builder that hands out the tensors of `source` as constants, without gradients; those named in `later` as zeros that
-/// take no memory, for who replaces them.
+/// A builder that returns the tensors of `source` as constants, without gradients. Tensors named in `later` are zeros
+/// that take no memory; the caller replaces them.
 pub fn source_var_builder(
     source: Arc<dyn TensorSource>,
     later: BTreeSet<String>,

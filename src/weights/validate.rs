@@ -1,4 +1,4 @@
-//! Comparing the tensors that a model needs with those that a source has, all at once.
+//! Validation of a source: names and shapes of its tensors against those of the model, all problems in one error.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,8 @@ use crate::{Error, Result};
 /// Tensors that the source of the error lists for each kind of problem before the rest is only counted.
 const LISTED: usize = 20;
 
-/// Checks that `found` has exactly the names and shapes of `expected`; `source` says where `found` comes from.
+/// Checks that `found` has exactly the names and shapes of `expected`; `source` names the origin of `found` in
+/// messages.
 ///
 /// # Errors
 /// One [`Error::Weights`] that counts missing, unexpected and misshapen tensors and names the first of each kind; its source
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn long_lists_are_cut() {
+    fn long_lists_are_truncated() {
         let expected: BTreeMap<_, _> = (0..50).map(|i| (format!("t{i:02}"), vec![1])).collect();
         let error = check_tensors("x", &expected, &BTreeMap::new()).unwrap_err();
         assert!(error.to_string().contains("50 missing: t00 [1] and 49 more"), "{error}");

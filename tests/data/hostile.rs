@@ -1,4 +1,4 @@
-//! Data sets that reach for other files, never end, or are damaged in any way.
+//! Data sets that refer to other files, never end, or are damaged.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use haplovl::processor::ImageDecoder;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-/// A data folder `set` with `a.png`, beside it `secret.png`, and a record file of this content in the data folder.
+/// A data folder `set` with `a.png` and a record file of this content, and `secret.png` outside of it.
 fn folder(content: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir_all(folder.path().join("set/inner")).unwrap();
@@ -27,7 +27,7 @@ fn get(folder: &TempDir, image: &str) -> Result<(), BadSample> {
 }
 
 #[test]
-fn records_name_no_file_outside_of_the_image_folder() {
+fn records_cannot_reach_files_outside_of_the_image_folder() {
     let folder = folder("{}");
     let secret = folder.path().join("secret.png");
     let back = format!("{}/../secret.png", folder.path().join("set").display());
@@ -48,7 +48,7 @@ fn records_name_no_file_outside_of_the_image_folder() {
 }
 
 #[test]
-fn names_inside_the_image_folder_are_read_however_they_are_written() {
+fn names_inside_the_image_folder_are_read_in_any_form() {
     let folder = folder("{}");
     let whole = folder.path().join("set/a.png");
     for name in ["a.png", "./a.png", "inner/b.png", "inner/../a.png", "inner//b.png", whole.to_str().unwrap()] {
@@ -56,14 +56,14 @@ fn names_inside_the_image_folder_are_read_however_they_are_written() {
     }
     #[cfg(unix)]
     {
-        // A link that the user laid into the folder is the user's will.
+        // A symbolic link in the folder was made by the user and is followed.
         std::os::unix::fs::symlink(folder.path().join("secret.png"), folder.path().join("set/link.png")).unwrap();
         get(&folder, "link.png").unwrap();
     }
 }
 
 #[test]
-fn reasons_are_short_lines_whatever_the_record_holds() {
+fn reasons_are_short_lines_for_any_record() {
     let folder = folder("{}");
     for name in ["x".repeat(100_000), "\u{1b}[31mred".into(), "../".to_string() + &"y".repeat(100_000)] {
         let reason = get(&folder, &name).unwrap_err().to_string();
@@ -77,11 +77,11 @@ fn reasons_are_short_lines_whatever_the_record_holds() {
 }
 
 #[test]
-fn captions_are_bounded_and_lose_their_byte_order_mark() {
+fn captions_are_bounded_and_stripped_of_their_byte_order_mark() {
     let folder = folder("{}");
     let set = folder.path().join("set");
     fs::write(set.join("a.txt"), "\u{feff}a cat\n").unwrap();
-    // What macOS leaves beside every file.
+    // A hidden file that macOS creates for every file.
     fs::write(set.join("._a.png"), "resource fork").unwrap();
     let images = ImageFolder::open(&set).unwrap();
     assert_eq!(images.len(), 1);
@@ -92,7 +92,7 @@ fn captions_are_bounded_and_lose_their_byte_order_mark() {
 
 #[cfg(unix)]
 #[test]
-fn pipes_and_devices_are_bad_samples_and_never_waited_for() {
+fn pipes_and_devices_are_bad_samples_and_never_block() {
     let folder = folder("{}");
     let set = folder.path().join("set");
     let device = |name: &str| std::os::unix::fs::symlink("/dev/zero", set.join(name)).unwrap();
@@ -110,7 +110,7 @@ fn pipes_and_devices_are_bad_samples_and_never_waited_for() {
     assert!(RecordIndex::open(set.join("pipe.png")).is_err());
 }
 
-/// Every record of a file of this content, or that it cannot be opened.
+/// Reads every record of a file of this content, if it can be opened.
 fn read_all(content: &[u8]) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data.json");
@@ -136,9 +136,9 @@ proptest! {
         read_all(content.as_bytes());
     }
 
-    /// Records that serde writes come back, as an array and as lines.
+    /// Records written by serde are read back, as an array and as lines.
     #[test]
-    fn written_records_come_back(texts in prop::collection::vec(any::<String>(), 1..8)) {
+    fn written_records_round_trip(texts in prop::collection::vec(any::<String>(), 1..8)) {
         let records: Vec<_> = texts.iter().map(|text| serde_json::json!({ "text": text }).to_string()).collect();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data.json");

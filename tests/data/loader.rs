@@ -1,4 +1,4 @@
-//! The loader: order, threads, resuming, grouping, skipping.
+//! The data loader: order, threads, resuming, grouping, bad samples.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use haplovl::data::{
     SampleResult,
 };
 
-/// Samples that are their own number; some are bad.
+/// Data set whose samples are their indices; some are bad.
 struct Numbers {
     len: usize,
     bad: Vec<usize>,
@@ -49,7 +49,7 @@ fn config(grouping: Grouping) -> LoaderConfig {
 fn load_from(state: LoaderState, config: LoaderConfig) -> Vec<Group<Number>> {
     let numbers = Numbers { len: 50, bad: vec![3, 17, 18] };
     let prepare = |number: usize| {
-        // Uneven work, so that threads overtake each other.
+        // Uneven work, so that threads finish out of order.
         std::thread::sleep(std::time::Duration::from_micros(number as u64 % 5 * 100));
         Ok(Number(number))
     };
@@ -61,7 +61,7 @@ fn load(config: LoaderConfig) -> Vec<Group<Number>> {
 }
 
 #[test]
-fn every_good_sample_comes_once_an_epoch_in_ever_new_order() {
+fn every_epoch_yields_each_valid_sample_once_in_a_new_order() {
     for grouping in GROUPINGS {
         let groups = load(config(grouping));
         let mut epochs: Vec<Vec<usize>> = vec![vec![]; 3];
@@ -82,7 +82,7 @@ fn every_good_sample_comes_once_an_epoch_in_ever_new_order() {
 }
 
 #[test]
-fn threads_do_not_change_what_comes() {
+fn the_number_of_threads_does_not_change_the_batches() {
     for grouping in GROUPINGS {
         let with = |workers, prefetch| load(LoaderConfig { workers, prefetch, ..config(grouping) });
         assert_eq!(with(1, 0), with(4, 33), "{grouping:?}");
@@ -90,7 +90,7 @@ fn threads_do_not_change_what_comes() {
 }
 
 #[test]
-fn another_seed_is_another_order_and_no_shuffling_is_none() {
+fn the_seed_determines_the_order_and_shuffling_can_be_disabled() {
     let grouping = GROUPINGS[0];
     assert_ne!(load(config(grouping)), load(LoaderConfig { seed: 6, ..config(grouping) }));
     let plain = load(LoaderConfig { shuffle: false, ..config(grouping) });
@@ -100,7 +100,7 @@ fn another_seed_is_another_order_and_no_shuffling_is_none() {
 }
 
 #[test]
-fn resuming_after_any_group_goes_on_with_the_next() {
+fn resuming_after_any_group_continues_with_the_next() {
     for grouping in GROUPINGS {
         let all = load(config(grouping));
         for (i, group) in all.iter().enumerate() {
@@ -111,7 +111,7 @@ fn resuming_after_any_group_goes_on_with_the_next() {
 }
 
 #[test]
-fn by_length_pads_little_and_packing_fills_rows() {
+fn by_length_reduces_padding_and_packing_fills_rows() {
     let padding = |grouping| {
         let groups = load(config(grouping));
         let waste = |group: &Group<Number>| {
@@ -159,7 +159,7 @@ fn too_many_bad_samples_stop_the_run() {
 }
 
 #[test]
-fn samples_longer_than_a_row_are_bad() {
+fn samples_longer_than_a_row_are_skipped() {
     let config = LoaderConfig {
         epochs: Some(1),
         max_bad_share: 0.9,
@@ -174,7 +174,7 @@ fn samples_longer_than_a_row_are_bad() {
 }
 
 #[test]
-fn nothing_but_bad_samples_ends_soon() {
+fn only_bad_samples_end_the_run_early() {
     let numbers = Numbers { len: 3, bad: vec![0, 1, 2] };
     let config = LoaderConfig { max_bad_share: 0.99, ..LoaderConfig::default() };
     let mut loader = Loader::new(numbers, config, LoaderState::default(), |n| Ok(Number(n))).unwrap();
@@ -182,7 +182,7 @@ fn nothing_but_bad_samples_ends_soon() {
 }
 
 #[test]
-fn a_panic_in_a_worker_costs_that_sample_only() {
+fn a_panic_in_a_worker_skips_only_that_sample() {
     let prepare = |n| if n == 2 { panic!("on purpose") } else { Ok(Number(n)) };
     let load = |max_bad_share| {
         let numbers = Numbers { len: 8, bad: vec![] };
@@ -195,7 +195,7 @@ fn a_panic_in_a_worker_costs_that_sample_only() {
 }
 
 #[test]
-fn a_loader_can_be_left_at_any_time() {
+fn a_loader_can_be_dropped_at_any_time() {
     let numbers = Numbers { len: 1_000_000, bad: vec![] };
     let slow = |n| {
         std::thread::sleep(std::time::Duration::from_millis(5));
@@ -210,13 +210,13 @@ fn a_loader_can_be_left_at_any_time() {
 }
 
 #[test]
-fn unusable_settings_and_states_are_refused() {
+fn invalid_settings_and_states_are_rejected() {
     let error = |len, config, state| {
         let loader = Loader::new(Numbers { len, bad: vec![] }, config, state, |n| Ok(Number(n)));
         loader.map(|_| ()).expect_err("must be refused").to_string()
     };
     let fresh = LoaderState::default();
-    assert!(error(0, LoaderConfig::default(), fresh).contains("holds no sample"));
+    assert!(error(0, LoaderConfig::default(), fresh).contains("contains no sample"));
     assert!(error(5, LoaderConfig { workers: 0, ..LoaderConfig::default() }, fresh).contains("loader.workers"));
     let share = |max_bad_share| LoaderConfig { max_bad_share, ..LoaderConfig::default() };
     assert!(error(5, share(1.0), fresh).contains("loader.max_bad_share"));
@@ -225,9 +225,9 @@ fn unusable_settings_and_states_are_refused() {
     assert!(error(5, rows, fresh).contains("loader.grouping.rows"));
     let state = LoaderState { samples: 9, position: 4, ..fresh };
     let message = error(5, LoaderConfig::default(), state);
-    assert!(message.contains("sample 4 of 9, but the data set now holds 5"), "{message}");
+    assert!(message.contains("sample 4 of 9, but the data set now has 5"), "{message}");
     assert!(
-        error(5, LoaderConfig::default(), LoaderState { samples: 5, position: 5, ..fresh }).contains("cannot go on")
+        error(5, LoaderConfig::default(), LoaderState { samples: 5, position: 5, ..fresh }).contains("cannot resume")
     );
 }
 

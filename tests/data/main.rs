@@ -1,5 +1,5 @@
-//! Data sets through the public API.
-// Helpers outside of `#[test]` functions fail a test by panicking, too.
+//! Data sets, through the public API.
+// Helpers outside of `#[test]` functions also fail a test by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod hostile;

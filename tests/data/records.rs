@@ -1,4 +1,4 @@
-//! LLaVA records, caption pairs and folders, good and broken.
+//! LLaVA records, caption pairs and image folders, valid and invalid.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use haplovl::data::{
 use haplovl::processor::{ImageDecoder, Role};
 use tempfile::TempDir;
 
-/// A folder with `a.png` and `b.png`, and a record file of this content.
+/// A folder with `a.png`, `b.png` and a record file of this content.
 fn file(name: &str, content: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     for image in ["a.png", "b.png"] {
@@ -35,7 +35,7 @@ fn image_names(conversation: &Record) -> Vec<String> {
 }
 
 #[test]
-fn llava_records_of_every_form() {
+fn llava_records_of_every_format_are_read() {
     let one = get(r#"{"id": "7", "image": "a.png", "conversations": [
         {"from": "system", "value": "Be brief."}, {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]}"#
         .replace('\n', " ").as_str()).unwrap();
@@ -56,7 +56,7 @@ fn llava_records_of_every_form() {
 }
 
 #[test]
-fn caption_pairs_and_plain_text() {
+fn caption_pairs_and_plain_text_are_read() {
     for field in ["caption", "text"] {
         let pair = get(&format!(r#"{{"image": "b.png", "{field}": "a dog"}}"#)).unwrap();
         assert_eq!(pair.turns, [Turn::user("<image>"), Turn::assistant("a dog")]);
@@ -66,7 +66,7 @@ fn caption_pairs_and_plain_text() {
 }
 
 #[test]
-fn bad_records_say_what_is_wrong() {
+fn errors_of_bad_records_name_the_problem() {
     let message = |record: &str| get(record).expect_err(record).to_string();
     assert!(matches!(get("{\"id\": 1,"), Err(BadSample::BrokenRecord(_))));
     assert!(matches!(get("not json"), Err(BadSample::BrokenRecord(_))));
@@ -81,12 +81,12 @@ fn bad_records_say_what_is_wrong() {
     assert!(matches!(get(r#"{"conversations": [{"from": "gpt", "value": "  "}]}"#), Err(BadSample::NoTurns)));
     let two = r#"{"image": "a.png", "conversations": [{"from": "human", "value": "<image><image>"}, {"from": "gpt", "value": "x"}]}"#;
     assert_eq!(message(two), "2 `<image>` markers for 1 images: expected one each");
-    // Nothing but the assistant could carry the marker.
+    // There is no user turn for the marker.
     let mute = r#"{"image": "a.png", "conversations": [{"from": "gpt", "value": "x"}]}"#;
     assert!(matches!(get(mute), Err(BadSample::ImageMarkers { markers: 0, images: 1 })));
 }
 
-/// Texts of all records, or why not.
+/// Texts of all records, or the error.
 fn texts(name: &str, content: impl AsRef<[u8]>) -> Result<Vec<String>, String> {
     let (_folder, path) = file(name, content);
     let records = open(&path, None).map_err(|e| e.to_string())?;
@@ -98,7 +98,7 @@ fn texts(name: &str, content: impl AsRef<[u8]>) -> Result<Vec<String>, String> {
 }
 
 #[test]
-fn arrays_and_lines_are_told_apart_and_cut_at_the_right_places() {
+fn arrays_and_lines_are_detected_and_split_correctly() {
     let all = Ok(vec!["a".to_string(), "]},{[ \" \\".into(), "c".into()]);
     let records = [r#"{"text":"a"}"#, r#"{"text":"]},{[ \" \\","x":[[{}]]}"#, r#"{"text":"c"}"#];
     assert_eq!(texts("array.json", format!("[{}]", records.join(","))), all);
@@ -108,7 +108,7 @@ fn arrays_and_lines_are_told_apart_and_cut_at_the_right_places() {
 }
 
 #[test]
-fn one_broken_record_leaves_the_others_alone() {
+fn a_broken_record_does_not_affect_others() {
     let lines = texts("lines.jsonl", "{\"text\":\"a\"}\n{\"text\":\n{\"text\":\"c\"}\n").unwrap();
     assert!(lines[0] == "a" && lines[1].starts_with("bad: broken record") && lines[2] == "c", "{lines:?}");
     let array = texts("array.json", r#"[{"text":"a"}, {"text" "b"}, oops, 5, {"text":"c"}]"#).unwrap();
@@ -117,30 +117,30 @@ fn one_broken_record_leaves_the_others_alone() {
 }
 
 #[test]
-fn files_that_are_no_data_set_are_refused() {
+fn files_that_are_not_a_data_set_are_rejected() {
     for empty in ["", " \n \n", "[]", "[ \n]"] {
-        assert!(texts("empty.json", empty).unwrap_err().contains("holds no record"), "{empty:?}");
+        assert!(texts("empty.json", empty).unwrap_err().contains("contains no record"), "{empty:?}");
     }
     for cut in [r#"[{"text":"a"},{"te"#, r#"[{"text":"a"}"#, r#"[{"text":"a"},"#, r#"["#] {
         let message = texts("cut.json", cut).unwrap_err();
-        assert!(message.contains("without its closing bracket") && message.contains("cut off"), "{message}");
+        assert!(message.contains("without its closing bracket") && message.contains("truncated"), "{message}");
     }
-    assert!(texts("more.json", r#"[{"text":"a"}] {"text":"b"}"#).unwrap_err().contains("goes on at byte 15"));
+    assert!(texts("more.json", r#"[{"text":"a"}] {"text":"b"}"#).unwrap_err().contains("continues at byte 15"));
     assert!(matches!(RecordIndex::open("/no/such.json"), Err(Error::Io { .. })));
 }
 
 #[test]
-fn an_absurdly_long_record_is_not_read() {
+fn an_overlong_record_is_rejected() {
     let long = format!("{{\"text\":\"{}\"}}\n{{\"text\":\"b\"}}", "x".repeat(17 << 20));
     let (_folder, path) = file("long.jsonl", long);
     let records = RecordFile::open(&path, "").unwrap();
     assert!(matches!(records.get(0), Err(BadSample::HugeRecord { .. })));
     assert_eq!(records.get(1).unwrap().turns, [Turn::assistant("b")]);
-    assert!(records.get(2).unwrap_err().to_string().contains("number 2 of a data set of 2"));
+    assert!(records.get(2).unwrap_err().to_string().contains("index 2 is out of range"));
 }
 
 #[test]
-fn many_records_are_found_again() {
+fn all_records_of_a_large_file_are_found() {
     let lines: String = (0..50_000).map(|i| format!("{{\"id\":{i},\"text\":\"{}\"}}\n", "é".repeat(i % 50))).collect();
     let (_folder, path) = file("many.jsonl", lines);
     let records = RecordFile::open(&path, "").unwrap();
@@ -152,7 +152,7 @@ fn many_records_are_found_again() {
 }
 
 #[test]
-fn a_folder_of_pictures_and_texts() {
+fn a_folder_of_images_and_texts_is_read() {
     let (folder, _) = file("a.txt", " a cat \n");
     let pictures = ImageFolder::open(folder.path()).unwrap();
     assert_eq!(pictures.len(), 2);
@@ -162,11 +162,11 @@ fn a_folder_of_pictures_and_texts() {
     assert!(open(folder.path(), None).unwrap().describe(1).ends_with("b.png"));
 
     let empty = tempfile::tempdir().unwrap();
-    assert!(ImageFolder::open(empty.path()).unwrap_err().to_string().contains("holds no image"));
+    assert!(ImageFolder::open(empty.path()).unwrap_err().to_string().contains("contains no image"));
 }
 
 #[test]
-fn parts_stand_one_behind_the_other() {
+fn parts_are_concatenated_in_order() {
     let (_one, first) = file("one.jsonl", "{\"text\":\"a\"}\n{\"text\":\"b\"}");
     let (_two, second) = file("two.jsonl", "{\"text\":\"c\"}");
     let all = Concat::new(vec![open(&first, None).unwrap(), open(&second, Some(Path::new("."))).unwrap()]);
@@ -177,7 +177,7 @@ fn parts_stand_one_behind_the_other() {
 }
 
 #[test]
-fn pictures_are_read_into_the_turns_that_mark_them() {
+fn images_are_inserted_at_their_markers() {
     let record = r#"{"image": ["a.png", "b.png"], "conversations": [{"from": "human", "value": "<image> What?"}, {"from": "gpt", "value": "Black."}, {"from": "human", "value": "And <image>?"}, {"from": "gpt", "value": "Too."}]}"#;
     let (folder, path) = file("two.jsonl", record);
     let record = open(&path, None).unwrap().get(0).unwrap();

@@ -20,7 +20,7 @@ fn saved(tensors: &Tensors, options: &SaveOptions) -> tempfile::TempDir {
     folder
 }
 
-/// Shards of at most `bytes`.
+/// Options with shards of at most `bytes`.
 fn sharded(bytes: u64) -> SaveOptions {
     SaveOptions { max_shard_bytes: bytes, ..SaveOptions::default() }
 }
@@ -36,7 +36,7 @@ fn open_error(path: &Path) -> String {
     SafetensorsFiles::open(path).unwrap_err().to_string()
 }
 
-/// What opening a file with this header and this many bytes of data says.
+/// The error of a file with this header and this many bytes of data.
 fn header_error(header: &str, data: usize) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hostile.safetensors");
@@ -79,7 +79,7 @@ fn save_and_load_give_identical_bits() {
 }
 
 #[test]
-fn an_independent_reader_agrees() {
+fn an_independent_reader_returns_the_same_tensors() {
     let tensors = tensors(&[("w", &[1.0, 2.0, 3.0]), ("v", &[4.0])]);
     let metadata = BTreeMap::from([("step".to_string(), "12".to_string())]);
     let folder = saved(&tensors, &SaveOptions { dtype: Some(DType::BF16), metadata, ..SaveOptions::default() });
@@ -93,7 +93,7 @@ fn an_independent_reader_agrees() {
 }
 
 #[test]
-fn the_index_is_that_of_hf() {
+fn the_index_has_the_format_of_hf() {
     let tensors = tensors(&[("a", &[1.0; 4]), ("b", &[2.0; 4]), ("c", &[3.0; 9])]);
     let folder = saved(&tensors, &sharded(32));
     let expected =
@@ -123,7 +123,7 @@ fn a_later_save_replaces_an_earlier_one() {
 }
 
 #[test]
-fn the_store_loads_strictly() {
+fn loading_into_a_store_is_strict() {
     let parameters = Parameters::new();
     let vb = parameters.var_builder(0, DType::F32, &Device::Cpu);
     candle_nn::linear(3, 2, vb.pp("l")).unwrap();
@@ -149,7 +149,7 @@ fn the_store_loads_strictly() {
 }
 
 #[test]
-fn the_builder_hands_out_constants() {
+fn the_builder_returns_constants() {
     let recorded = ParameterShapes::default();
     candle_nn::linear(3, 2, recorded.var_builder()).unwrap();
     let folder = saved(
@@ -170,7 +170,7 @@ fn the_builder_hands_out_constants() {
 }
 
 #[test]
-fn integers_are_not_weights() {
+fn integer_tensors_are_rejected_as_weights() {
     let folder = saved(
         &Tensors::from([("ids".to_string(), Tensor::new(&[1u32, 2], &Device::Cpu).unwrap())]),
         &SaveOptions::default(),
@@ -178,11 +178,11 @@ fn integers_are_not_weights() {
     let files = SafetensorsFiles::open(folder.path()).unwrap();
     assert_eq!(files.load("ids", DType::U32, &Device::Cpu).unwrap().to_vec1::<u32>().unwrap(), [1, 2]);
     let message = files.load("ids", DType::F32, &Device::Cpu).unwrap_err().to_string();
-    assert!(message.contains("`ids` holds U32"), "{message}");
+    assert!(message.contains("`ids` has dtype U32"), "{message}");
 }
 
 #[test]
-fn a_truncated_file_is_refused_at_every_length() {
+fn a_truncated_file_is_rejected_at_every_length() {
     let folder = saved(&tensors(&[("a", &[1.0; 8]), ("b", &[2.0])]), &SaveOptions::default());
     let path = folder.path().join("model.safetensors");
     let whole = std::fs::read(&path).unwrap();
@@ -194,7 +194,7 @@ fn a_truncated_file_is_refused_at_every_length() {
 }
 
 #[test]
-fn lying_headers_are_refused() {
+fn inconsistent_headers_are_rejected() {
     let tensor = |shape: &str, start: u64, end: u64| {
         format!(r#"{{"dtype":"F32","shape":{shape},"data_offsets":[{start},{end}]}}"#)
     };
@@ -223,7 +223,7 @@ fn lying_headers_are_refused() {
 }
 
 #[test]
-fn an_absurd_header_size_is_refused() {
+fn an_impossible_header_size_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
     for size in [100u64, 1 << 30, 1 << 40, u64::MAX - 4, u64::MAX] {
@@ -233,7 +233,7 @@ fn an_absurd_header_size_is_refused() {
 }
 
 #[test]
-fn a_hostile_index_is_refused() {
+fn a_hostile_index_is_rejected() {
     let folder = saved(&tensors(&[("a", &[1.0; 4]), ("b", &[2.0; 4])]), &sharded(16));
     let index = folder.path().join("model.safetensors.index.json");
     let cases = [
@@ -256,7 +256,7 @@ fn a_hostile_index_is_refused() {
 }
 
 #[test]
-fn a_folder_without_weights_says_what_was_looked_for() {
+fn a_folder_without_weights_names_the_expected_files() {
     let folder = tempfile::tempdir().unwrap();
     let message = open_error(folder.path());
     assert!(message.contains("model.safetensors.index.json") && message.contains("pytorch_model.bin"), "{message}");

@@ -1,4 +1,4 @@
-//! GGUF: the parity fixtures written as llama.cpp would, and hostile headers.
+//! GGUF: the parity fixtures in llama.cpp's format, and hostile headers.
 
 use std::path::Path;
 
@@ -33,7 +33,7 @@ fn gguf_name(hf: &str) -> String {
     name
 }
 
-/// HF's row order to GGUF's, row by row: row `2 i + s` of a head is HF's row `s * half + i`.
+/// Permutes rows from HF's to GGUF's order: row `2 i + s` of a head is HF's row `s * half + i`.
 fn interleave(tensor: &Tensor, heads: usize) -> Tensor {
     let rows = tensor.dims()[0];
     let half = rows / heads / 2;
@@ -46,7 +46,7 @@ fn interleave(tensor: &Tensor, heads: usize) -> Tensor {
     tensor.index_select(&Tensor::new(order, &Device::Cpu).unwrap(), 0).unwrap()
 }
 
-/// Writes a fixture as GGUF; `extra` is added to its metadata and tensors.
+/// Writes a fixture as GGUF with additional metadata and tensors.
 fn write(path: &Path, name: &str, dtype: GgmlDType, metadata: &[(&str, Value)], tensors: &[(&str, Tensor)]) {
     let source = LlmSource::open(fixture("llm").join(name)).unwrap();
     let decoder = &source.config().decoder;
@@ -72,7 +72,7 @@ fn write(path: &Path, name: &str, dtype: GgmlDType, metadata: &[(&str, Value)], 
         if name == "llama" && (hf.contains("q_proj") || hf.contains("k_proj")) {
             tensor = interleave(&tensor, decoder.num_attention_heads);
         }
-        // Rows of the fixtures are 48 and 112 long: only the latter and vectors of 32 fit a block.
+        // Tensors whose rows are not a multiple of the block size stay f32.
         let dtype =
             if tensor.dims().last().unwrap().is_multiple_of(dtype.block_size()) { dtype } else { GgmlDType::F32 };
         stored.push((gguf_name(&hf), QTensor::quantize(&tensor, dtype).unwrap()));
@@ -101,7 +101,7 @@ fn open_error(path: &Path) -> String {
 }
 
 #[test]
-fn equals_the_hf_folder() {
+fn gguf_equals_the_hf_folder() {
     for name in ["llama", "qwen2"] {
         let (_folder, path) = written(name, &[], &[]);
         let (gguf, hf) = (LlmSource::open(&path).unwrap(), LlmSource::open(fixture("llm").join(name)).unwrap());
@@ -118,7 +118,7 @@ fn equals_the_hf_folder() {
 }
 
 #[test]
-fn quantised_tensors_become_floats() {
+fn quantised_tensors_are_dequantised() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     for (dtype, tolerance) in [(GgmlDType::F16, 1e-3), (GgmlDType::BF16, 1e-2)] {
@@ -156,9 +156,10 @@ fn metadata_can_be_read() {
 }
 
 #[test]
-fn the_scaling_of_llama_3_1_is_recognised() {
-    // Heads 8 wide, theta 500000: wavelengths 2 pi times 1, 26.6, 707.1, 18803. The first two are shorter than
-    // 8192 / 4 and keep their frequency, the last is longer than 8192 and is divided by 8, the third lies in between.
+fn llama_3_1_rope_scaling_is_detected() {
+    // Heads 8 wide, theta 500000: wavelengths 2 pi times 1, 26.6, 707.1, 18803. The first two are shorter than 8192 / 4
+    // and keep their frequency, the frequency of the last (longer than 8192) is divided by 8, and the third is
+    // interpolated.
     let smooth = (8192.0 / (2.0 * std::f64::consts::PI * 500_000f64.sqrt()) - 1.0) / 3.0;
     let third = 1.0 / ((1.0 - smooth) / 8.0 + smooth);
     let open = |third: f64| {
@@ -181,7 +182,7 @@ fn the_scaling_of_llama_3_1_is_recognised() {
 }
 
 #[test]
-fn what_cannot_be_used_is_named() {
+fn unsupported_values_are_named() {
     let cases = [
         (("general.architecture", Value::String("gemma".into())), "expected `llama` or `qwen2`"),
         (("llama.attention.key_length", Value::U32(16)), "head_dim"),
@@ -199,7 +200,7 @@ fn what_cannot_be_used_is_named() {
     }
 }
 
-/// A header with these counts, followed by `rest`.
+/// A GGUF header with these counts, followed by `rest`.
 fn header(tensors: u64, values: u64, rest: &[u8]) -> Vec<u8> {
     [b"GGUF", &3u32.to_le_bytes()[..], &tensors.to_le_bytes(), &values.to_le_bytes(), rest].concat()
 }
@@ -208,7 +209,7 @@ fn text(text: &str) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
 }
 
-/// One tensor's description.
+/// A tensor description.
 fn description(shape: &[u64], kind: u32, offset: u64) -> Vec<u8> {
     let mut bytes = text("t");
     bytes.extend((shape.len() as u32).to_le_bytes());
@@ -219,7 +220,7 @@ fn description(shape: &[u64], kind: u32, offset: u64) -> Vec<u8> {
 }
 
 #[test]
-fn lying_headers_are_refused() {
+fn inconsistent_headers_are_rejected() {
     let array = |kind: u32, length: u64| {
         [text("k"), 9u32.to_le_bytes().to_vec(), kind.to_le_bytes().to_vec(), length.to_le_bytes().to_vec()].concat()
     };
@@ -242,7 +243,7 @@ fn lying_headers_are_refused() {
         ("odd offset", header(1, 0, &description(&[1], 0, 1)), "does not lie in the file"),
         ("no elements", header(1, 0, &description(&[0], 0, 0)), "does not lie in the file"),
         ("part of a block", header(1, 0, &description(&[2, 16], 8, 0)), "does not lie in the file"),
-        ("unknown numbers", header(1, 0, &description(&[1], 99, 0)), "unsupported kind 99"),
+        ("unknown dtype", header(1, 0, &description(&[1], 99, 0)), "unsupported GGML type 99"),
     ];
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hostile.gguf");
@@ -261,7 +262,7 @@ fn truncated_and_corrupted_files_never_panic() {
         std::fs::write(&path, &whole[..length]).unwrap();
         assert!(open_error(&path).contains("download it again"), "{length}");
     }
-    // Only the header: the data stays as it is.
+    // Only the header is mutated, not the data.
     for position in (0..3000).step_by(3) {
         let mut bytes = whole.clone();
         bytes[position] ^= 0xff;

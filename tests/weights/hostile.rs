@@ -1,4 +1,4 @@
-//! Weights that are NaN, overlap, or lie in damaged files.
+//! NaN weights, overlapping tensors, and damaged files.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use haplovl::weights::{GgufFile, SafetensorsFiles, SaveOptions, TensorSource, save_safetensors_file};
 use proptest::prelude::*;
 
-/// A GGUF file of three tensors, of 64, 32 and 96 floats.
+/// A GGUF file of three tensors with 64, 32 and 96 floats.
 fn gguf(path: &Path) -> Vec<u8> {
     let tensors: Vec<_> = [("a", 64), ("b", 32), ("c", 96)]
         .map(|(name, count)| {
@@ -21,7 +21,7 @@ fn gguf(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-/// Where the description of a tensor holds its offset: after name, number of dimensions, one dimension and type.
+/// Position of the offset in a tensor description: after name, number of dimensions, one dimension and type.
 fn offset_of(bytes: &[u8], name: u8) -> usize {
     let text = [1, 0, 0, 0, 0, 0, 0, 0, name];
     bytes.windows(9).position(|window| window == text).unwrap() + 9 + 4 + 8 + 4
@@ -35,12 +35,12 @@ fn open_error(path: &Path, bytes: &[u8]) -> String {
 }
 
 #[test]
-fn gguf_tensors_lie_one_after_the_other() {
+fn gguf_tensors_must_be_contiguous() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
     let bytes = gguf(&path);
     GgufFile::open(&path).unwrap();
-    // On top of another, partly over another, moved away, all at the start.
+    // Overlapping completely, overlapping partly, with a gap, and all at the start.
     for (name, offset) in [(b'b', 0u64), (b'b', 224), (b'c', 352), (b'c', 0), (b'a', 256), (b'b', 288)] {
         let mut moved = bytes.clone();
         let at = offset_of(&bytes, name);
@@ -63,7 +63,7 @@ fn gguf_names_are_short_printable_and_unique() {
         renamed[name(b'b')] = value;
         assert!(open_error(&path, &renamed).contains(expected));
     }
-    // A length that takes the rest of the file for a name.
+    // A name length that covers the rest of the file.
     let mut long = bytes.clone();
     let length = name(b'a') - 8;
     long[length..length + 8].copy_from_slice(&300u64.to_le_bytes());
@@ -107,7 +107,7 @@ fn nan_in_gguf_is_named() {
 
 #[cfg(unix)]
 #[test]
-fn devices_are_no_weights() {
+fn devices_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["zero.gguf", "zero.safetensors"] {
         let link = folder.path().join(name);
@@ -120,7 +120,7 @@ fn devices_are_no_weights() {
     }
 }
 
-/// Changes, takes out and puts in bytes near the start, where the header is.
+/// Changes, removes and inserts bytes near the start, where the header is.
 fn edited(mut bytes: Vec<u8>, edits: &[(prop::sample::Index, u8, u8)]) -> Vec<u8> {
     for (at, value, kind) in edits {
         let at = at.index(bytes.len().clamp(1, 400));

@@ -1,4 +1,4 @@
-//! Values of the parity fixtures' CLIP and language models land where they should.
+//! Initialisation from the CLIP and language models of the parity fixtures.
 
 use std::path::PathBuf;
 
@@ -21,7 +21,7 @@ fn clip() -> ClipSource {
     ClipSource::open(fixture("clip_vit/tiny")).unwrap()
 }
 
-/// A configuration that takes over both sources as they are.
+/// A configuration with the sizes and structure of both sources.
 fn config(llm: &LlmSource, clip: &ClipSource) -> HaploVlConfig {
     let mut config = HaploVlConfig::tiny();
     config.text_embedding = TextEmbedding::Projected;
@@ -32,7 +32,7 @@ fn config(llm: &LlmSource, clip: &ClipSource) -> HaploVlConfig {
     config
 }
 
-/// The released model's form: direct table, gated MLPs, biases everywhere.
+/// The structure of the released model: no embedding projection, gated MLPs, biases in all layers.
 fn pro(llm: &LlmSource, clip: &ClipSource) -> HaploVlConfig {
     let mut config = config(llm, clip);
     config.text_embedding = TextEmbedding::Direct;
@@ -150,7 +150,7 @@ fn every_layer_of_the_llm_is_copied_after_the_pre_decoder() {
 }
 
 #[test]
-fn a_tied_table_becomes_the_head_and_new_tokens_its_mean() {
+fn a_tied_table_becomes_the_head_and_new_tokens_are_its_mean() {
     let (llm, clip) = (llm("qwen2"), clip());
     let config = config(&llm, &clip);
     let parameters = parameters(&config);
@@ -178,7 +178,7 @@ fn missing_biases_are_zero_in_the_released_form() {
 }
 
 #[test]
-fn text_passes_through_the_principal_components() {
+fn text_embeddings_survive_the_principal_components() {
     let (llm, clip) = (llm("llama"), clip());
     let table = llm.embedding(llm.config().vocab_size, DType::F32, &Device::Cpu).unwrap();
     let down = principal_components(&table, 32).unwrap();
@@ -193,14 +193,14 @@ fn text_passes_through_the_principal_components() {
     let store = parameters(&direct);
     init_from_llm(&llm, &direct, &store, TextInit::PrincipalComponents).unwrap();
     close(&ours(&store, "model.embed_tokens.weight").i(..160).unwrap(), &narrow, 1e-6);
-    // Normalised as by the pre-decoder, an embedding comes out of the connector with the length it had.
+    // After the pre-decoder's normalisation, the connector restores the length of an embedding.
     let scale = narrow.sqr().unwrap().mean_all().unwrap().sqrt().unwrap();
     let back = narrow.broadcast_div(&scale).unwrap().matmul(&ours(&store, "model.pre_connector.weight").t().unwrap());
     close(&back.unwrap(), &narrow.matmul(&down).unwrap(), 1e-5);
 }
 
 #[test]
-fn clip_in_its_own_form() {
+fn clip_is_copied_into_a_plain_mlp() {
     let (llm, clip) = (llm("llama"), clip());
     let config = config(&llm, &clip);
     let parameters = parameters(&config);
@@ -228,7 +228,7 @@ fn clip_in_its_own_form() {
 }
 
 #[test]
-fn clip_in_the_gated_form_computes_the_same() {
+fn clip_in_a_gated_mlp_computes_the_same() {
     let (llm, clip) = (llm("llama"), clip());
     let config = pro(&llm, &clip);
     let parameters = parameters(&config);
@@ -259,7 +259,7 @@ fn another_tile_size_resamples_the_positions() {
     let positions = ours(&parameters, "model.pre_pos_embed").reshape((6, 6, 32)).unwrap();
     let grid = theirs(clip.files().as_ref(), "vision_model.embeddings.position_embedding.weight");
     let grid = grid.i(1..).unwrap().reshape((4, 4, 32)).unwrap();
-    // Bicubic keeps what lies near: the corners resemble their own corners more than the others.
+    // Bicubic interpolation is local: each corner is most similar to the same corner of the source.
     for (y, x) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
         let distance = |v: usize, u: usize| {
             let difference = (positions.i((5 * y, 5 * x)).unwrap() - grid.i((3 * v, 3 * u)).unwrap()).unwrap();
@@ -273,7 +273,7 @@ fn another_tile_size_resamples_the_positions() {
 }
 
 #[test]
-fn both_together_leave_only_what_neither_has() {
+fn clip_and_llm_together_leave_only_unmatched_parameters_fresh() {
     let (llm, clip) = (llm("qwen2"), clip());
     let config = config(&llm, &clip);
     let parameters = parameters(&config);
@@ -284,7 +284,7 @@ fn both_together_leave_only_what_neither_has() {
 }
 
 #[test]
-fn what_does_not_fit_is_listed_at_once() {
+fn all_incompatibilities_are_listed_at_once() {
     let (llm, clip) = (llm("qwen2"), clip());
     let mut config = config(&llm, &clip);
     config.vocab_size = 100;
@@ -306,7 +306,7 @@ fn what_does_not_fit_is_listed_at_once() {
 }
 
 #[test]
-fn a_broken_source_is_named() {
+fn errors_of_broken_sources_name_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let open = || LlmSource::open(folder.path()).map(|_| ()).unwrap_err().to_string();
     assert!(open().contains("config.json"));

@@ -1,4 +1,4 @@
-//! Named tensors through the public API: files, stores, inheritance.
+//! Weights through the public API: files, parameter stores, initialisation from pretrained models.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 

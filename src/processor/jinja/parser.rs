@@ -177,7 +177,7 @@ impl Parser {
                             return Ok((body, Some(*end)));
                         }
                         match parser.block()? {
-                            Block::Stmt(kind) => kind,
+                            Block::Stmt(kind) => *kind,
                             Block::Inline(inner) => {
                                 body.extend(inner);
                                 continue;
@@ -211,7 +211,7 @@ impl Parser {
 
     fn block(&mut self) -> Result<Block> {
         let name = self.name()?;
-        Ok(Block::Stmt(match &*name {
+        Ok(Block::Stmt(Box::new(match &*name {
             "if" => self.if_block()?,
             "for" => self.for_block()?,
             "set" => self.set_block()?,
@@ -224,7 +224,7 @@ impl Parser {
             // HF marks what the assistant says: a block that prints its body.
             "generation" => return self.whole_body("endgeneration").map(Block::Inline),
             other => return self.fail(format!("`{{% {other} %}}` is not supported in chat templates")),
-        }))
+        })))
     }
 
     fn word(&mut self, kind: StmtKind) -> Result<StmtKind> {
@@ -355,7 +355,7 @@ impl Parser {
 }
 
 enum Block {
-    Stmt(StmtKind),
+    Stmt(Box<StmtKind>),
     /// Statements that belong to the block around.
     Inline(Vec<Stmt>),
 }

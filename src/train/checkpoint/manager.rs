@@ -19,7 +19,7 @@ const TEMPORARY: &str = ".tmp-";
 /// Prefix of a checkpoint folder while another of the same step takes its place.
 const REPLACED: &str = ".old-";
 
-/// Contents of a checkpoint, for [`CheckpointManager::save`].
+/// Contents of a checkpoint to save with [`CheckpointManager::save`].
 #[derive(Debug)]
 pub struct Contents<'a, T> {
     /// Number of steps done.
@@ -28,14 +28,14 @@ pub struct Contents<'a, T> {
     pub parameters: &'a BTreeMap<String, Tensor>,
     /// State of the optimizer, from [`crate::optim::AdamW::state`]; its `step` must equal [`Self::step`].
     pub optimizer: &'a BTreeMap<String, Tensor>,
-    /// Everything else that a resumed run needs: loader position, seeds, configuration. Floats in it may come back
-    /// with another last bit: store the bits of those that matter.
+    /// Further state that a resumed run needs: loader position, seeds, configuration. JSON may change the last bit of
+    /// floats: store the bit patterns of floats that must be exact.
     pub state: &'a T,
-    /// A validation loss, by which the best checkpoint is kept; lower is better.
+    /// Validation loss that selects the best checkpoint; lower is better.
     pub score: Option<f64>,
 }
 
-/// The folder with a run's checkpoints, of which it keeps the last few and the best.
+/// Manager of the folder of a run's checkpoints, which keeps the newest ones and the best one.
 #[derive(Debug)]
 pub struct CheckpointManager {
     folder: PathBuf,
@@ -43,28 +43,28 @@ pub struct CheckpointManager {
     keep_last: usize,
 }
 
-/// The newest checkpoint that can be resumed from, and why newer ones cannot.
+/// The newest valid checkpoint, and the errors of newer ones.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Latest {
-    /// The newest whole checkpoint of this run, if there is one.
+    /// The newest valid checkpoint of this run, if there is one.
     pub checkpoint: Option<Checkpoint>,
-    /// One error for each newer checkpoint that was passed over, newest first.
+    /// One error for each newer checkpoint that was rejected, newest first.
     pub refused: Vec<Error>,
 }
 
 impl CheckpointManager {
     /// Opens `folder`, creating it, and removes the leftovers of a killed process.
     ///
-    /// `run` says what the checkpoints belong to, for example stage and model configuration: those that say otherwise
-    /// are refused. `keep_last` is how many of the newest are kept, at least one.
+    /// `run` identifies the run, for example by stage and model configuration: checkpoints of another run are rejected.
+    /// `keep_last` is the number of newest checkpoints to keep, at least one.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn open(folder: impl AsRef<Path>, run: impl Into<String>, keep_last: usize) -> Result<Self> {
         let this = Self { keep_last: keep_last.max(1), ..Self::view(folder, run) };
         fs::create_dir_all(&this.folder).map_err(|e| Error::io(&this.folder, e))?;
-        // Files and folders of other names are somebody else's.
+        // Files and folders with other names are left alone.
         for name in this.entries()? {
             if let Some(original) = name.strip_prefix(REPLACED).filter(|name| step_of(name).is_some()) {
                 this.finish_replacing(original)?;
@@ -75,13 +75,13 @@ impl CheckpointManager {
         Ok(this)
     }
 
-    /// The checkpoints in `folder` to be read, also while a run is writing there: nothing is created or tidied up.
+    /// A read-only view of the checkpoints in `folder`, safe while a run writes there: nothing is created or removed.
     pub fn view(folder: impl AsRef<Path>, run: impl Into<String>) -> Self {
         Self { folder: folder.as_ref().to_path_buf(), run: run.into(), keep_last: 1 }
     }
 
-    /// Writes a checkpoint and returns its folder. Then removes checkpoints that are neither among the newest nor the best, and
-    /// checkpoints of later steps, which the run has left behind by resuming from an earlier step.
+    /// Writes a checkpoint and returns its folder. Then removes checkpoints that are neither among the newest nor the
+    /// best, and checkpoints of later steps, which the run has left behind by resuming from an earlier step.
     ///
     /// # Errors
     /// [`Error::Io`], and [`Error::Checkpoint`] if `state` cannot be written as JSON.
@@ -92,7 +92,7 @@ impl CheckpointManager {
         fs::create_dir(&temporary).map_err(|e| Error::io(&temporary, e))?;
         let written = self.write(&temporary, contents).and_then(|()| self.publish(&temporary, contents.step));
         if written.is_err() {
-            // A full disk is the likely cause; the half-written folder must not keep it full.
+            // A full disk is the likely cause, so the partial folder is removed.
             fs::remove_dir_all(&temporary).ok();
         }
         written?;
@@ -105,7 +105,8 @@ impl CheckpointManager {
         self.folder.join(folder_name(step))
     }
 
-    /// Steps of all checkpoint folders, ascending, valid or not. Plain files of such names are no checkpoints.
+    /// Steps of all checkpoint folders, ascending, valid or not. Regular files with the name of a checkpoint are
+    /// ignored.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -116,21 +117,22 @@ impl CheckpointManager {
         Ok(steps)
     }
 
-    /// Opens the checkpoint of a certain step.
+    /// Opens the checkpoint of a step.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] if it is not there, not whole or not of this run; the message offers the newest that is.
+    /// [`Error::Checkpoint`] if the checkpoint is missing, damaged or of another run; the message names the newest
+    /// valid one.
     pub fn load(&self, step: u64) -> Result<Checkpoint> {
         Checkpoint::open(&self.path(step), &self.run).map_err(|error| match (error, self.latest_valid()) {
             (Error::Checkpoint { path, message, source }, Ok(Latest { checkpoint: Some(other), .. })) => {
-                let message = format!("{message}; the newest whole one is {}", other.path().display());
+                let message = format!("{message}; the newest valid checkpoint is {}", other.path().display());
                 Error::Checkpoint { path, message, source }
             }
             (error, _) => error,
         })
     }
 
-    /// The newest checkpoint that is valid and of this run.
+    /// The newest valid checkpoint of this run.
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be read.
@@ -138,7 +140,7 @@ impl CheckpointManager {
         self.latest_valid_where(|_| Ok(()))
     }
 
-    /// The newest checkpoint that is valid, of this run, and accepted by `check`, for example because its state can be read.
+    /// The newest valid checkpoint of this run that `check` accepts, for example because its state can be deserialised.
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be read.
@@ -154,7 +156,7 @@ impl CheckpointManager {
         Ok(Latest { checkpoint: None, refused })
     }
 
-    /// Step of the checkpoint with the lowest score, the later one of equals.
+    /// Step of the checkpoint with the lowest score; the later step if scores are equal.
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be read.
@@ -173,7 +175,7 @@ impl CheckpointManager {
             files.insert(name.to_string(), Fingerprint::of(&path)?);
         }
         let json =
-            |e: serde_json::Error| refuse(folder, format!("its state cannot be written as JSON: {e}")).caused_by(e);
+            |e: serde_json::Error| refuse(folder, format!("its state cannot be serialised as JSON: {e}")).caused_by(e);
         let manifest = Manifest {
             format: FORMAT.into(),
             version: VERSION,
@@ -184,10 +186,11 @@ impl CheckpointManager {
             files,
             state: serde_json::to_value(contents.state).map_err(json)?,
         };
-        write_bytes_atomically(folder.join(STATE), &manifest.to_bytes().map_err(json)?)
+        write_bytes_atomically(folder.join(STATE), &manifest.into_bytes().map_err(json)?)
     }
 
-    /// Gives a complete folder its name. One that bears it already steps aside first, see [`Self::finish_replacing`].
+    /// Renames a complete temporary folder to its final name. An existing checkpoint of the step is first renamed to a
+    /// [`REPLACED`] folder, see [`Self::finish_replacing`].
     fn publish(&self, temporary: &Path, step: u64) -> Result<()> {
         let path = self.path(step);
         let replaced = self.folder.join(format!("{REPLACED}{}", folder_name(step)));
@@ -199,7 +202,8 @@ impl CheckpointManager {
         remove(&replaced)
     }
 
-    /// Brings back a checkpoint whose successor never got the name, or removes it if the successor did.
+    /// Finishes an interrupted replacement: restores the previous checkpoint if its successor was not renamed yet, and
+    /// removes it otherwise.
     fn finish_replacing(&self, name: &str) -> Result<()> {
         let (replaced, path) = (self.folder.join(format!("{REPLACED}{name}")), self.folder.join(name));
         if files::exists(&path)? { remove(&replaced) } else { rename(&replaced, &path) }
@@ -213,7 +217,7 @@ impl CheckpointManager {
         current.into_iter().filter(|step| Some(*step) != best).try_for_each(|step| self.discard(step))
     }
 
-    /// Removes a checkpoint, whose name goes first: a half-removed checkpoint must not pass for a damaged one.
+    /// Removes a checkpoint after renaming it, so that a partly removed checkpoint is not reported as damaged.
     fn discard(&self, step: u64) -> Result<()> {
         let temporary = self.folder.join(format!("{TEMPORARY}{}", folder_name(step)));
         rename(&self.path(step), &temporary)?;

@@ -19,7 +19,7 @@ pub(super) const STATE: &str = "state.json";
 const MAX_STATE_BYTES: u64 = 64 << 20;
 /// Text before the digits of the checksum.
 const CHECKSUM: &str = "\"checksum\": \"";
-/// Digits that the checksum is computed with in its own place.
+/// Digits that stand in for the checksum while it is computed.
 const NO_CHECKSUM: &str = "00000000";
 
 /// `state.json`.
@@ -38,7 +38,7 @@ pub(super) struct Manifest {
     pub state: Value,
 }
 
-/// Size and checksum of a file.
+/// Size and CRC-32 of a file.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Fingerprint {
@@ -48,7 +48,7 @@ pub(super) struct Fingerprint {
 
 impl Manifest {
     /// The bytes of `state.json`, with their checksum.
-    pub fn to_bytes(mut self) -> serde_json::Result<Vec<u8>> {
+    pub fn into_bytes(mut self) -> serde_json::Result<Vec<u8>> {
         self.checksum = Some(NO_CHECKSUM.into());
         let text = serde_json::to_string_pretty(&self)?;
         let checksum = format!("{CHECKSUM}{:08x}", crc32fast::hash(text.as_bytes()));
@@ -56,12 +56,12 @@ impl Manifest {
     }
 }
 
-/// Reads the manifest in the folder `path`, whatever run it is of.
+/// Reads the manifest in the folder `path`, of any run.
 pub(super) fn read_manifest(path: &Path) -> Result<Manifest> {
     let content = files::read(path.join(STATE), MAX_STATE_BYTES)
         .map_err(|e| refuse(path, format!("{STATE}: {}", reason(&e))).caused_by(e))?;
     let value: Value = serde_json::from_slice(&content).map_err(|e| {
-        refuse(path, format!("{STATE} is no complete JSON ({e}): it was cut short or overwritten")).caused_by(e)
+        refuse(path, format!("{STATE} is not complete JSON ({e}): the file was truncated or overwritten")).caused_by(e)
     })?;
     let of = |field: &str| value.get(field).cloned().unwrap_or_default();
     if of("format") != FORMAT || !(of("version") == VERSION || of("version") == 1) {
@@ -88,7 +88,8 @@ fn check(path: &Path, manifest: &Manifest, content: &[u8]) -> Result<()> {
     Err(refuse(path, format!("{STATE} is damaged: its CRC-32 is {found}, expected {expected}")))
 }
 
-/// The message of an error about a file in a checkpoint without the file's path, which the checkpoint's own error gives.
+/// The message of an error about a file in a checkpoint without the file's path, which the checkpoint's own error
+/// gives.
 pub(super) fn reason(error: &Error) -> String {
     match error {
         Error::Io { source, .. } => source.to_string(),
@@ -101,7 +102,7 @@ impl Fingerprint {
     /// Reads the whole file.
     ///
     /// # Errors
-    /// [`Error::Io`], also if it is no regular file.
+    /// [`Error::Io`], also if it is not a regular file.
     pub fn of(path: &Path) -> Result<Self> {
         let mut file = files::open(path)?;
         let (mut hasher, mut buffer, mut bytes) = (crc32fast::Hasher::new(), vec![0; 1 << 20], 0);
@@ -119,7 +120,7 @@ impl Fingerprint {
         if self.bytes == expected.bytes {
             return format!("is damaged: its CRC-32 is {:08x}, expected {:08x}", self.crc32, expected.crc32);
         }
-        format!("is {} bytes long, expected {}: it was cut short or overwritten", self.bytes, expected.bytes)
+        format!("is {} bytes long, expected {}: the file was truncated or overwritten", self.bytes, expected.bytes)
     }
 }
 

@@ -1,9 +1,9 @@
-//! Training checkpoints: folders that are whole, or refused.
+//! Training checkpoints: folders that are verified before use.
 //!
 //! `step-00000050/` holds `parameters.safetensors`, `optimizer.safetensors` and `state.json`, which states the size and
-//! checksum of the other two. A checkpoint is written under another name, flushed to the disk, and renamed at last, so
-//! that a process may be killed at any moment: what bears the name of a step is complete. Whatever damages it later is
-//! noticed when it is opened.
+//! checksum of the other two. A checkpoint is written to a temporary folder, synced to disk, and then renamed, so that
+//! the process may be killed at any moment: a folder with the name of a step is complete. Later damage is detected when
+//! the checkpoint is opened.
 
 mod manager;
 mod manifest;

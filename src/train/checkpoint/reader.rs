@@ -25,10 +25,10 @@ impl Checkpoint {
     pub(super) fn open(path: &Path, run: &str) -> Result<Self> {
         let manifest = read_manifest(path)?;
         if manifest.run != run {
-            return Err(refuse(path, format!("is of another run, `{}`, expected `{run}`", manifest.run)));
+            return Err(refuse(path, format!("belongs to another run, `{}`, expected `{run}`", manifest.run)));
         }
         if path.file_name() != Some(folder_name(manifest.step).as_ref()) {
-            return Err(refuse(path, format!("holds step {}: it was renamed or copied", manifest.step)));
+            return Err(refuse(path, format!("has step {}: the folder was renamed or copied", manifest.step)));
         }
         for name in [PARAMETERS, OPTIMIZER] {
             let found = Fingerprint::of(&path.join(name))
@@ -36,7 +36,7 @@ impl Checkpoint {
             match manifest.files.get(name) {
                 Some(expected) if *expected == found => {}
                 Some(expected) => return Err(refuse(path, format!("{name} {}", found.difference(expected)))),
-                None => return Err(refuse(path, format!("{STATE} says nothing of {name}"))),
+                None => return Err(refuse(path, format!("{STATE} does not list {name}"))),
             }
         }
         let this = Self { path: path.to_path_buf(), manifest };
@@ -44,13 +44,15 @@ impl Checkpoint {
         Ok(this)
     }
 
-    /// Compares the optimizer's own step counter with the manifest: it decides how much of the run is left.
+    /// Compares the optimizer's step counter with the manifest: the counter determines how much of the run is left.
     fn check_optimizer(&self) -> Result<()> {
         let damaged = |found: String| {
             let expected = self.step();
             refuse(
                 &self.path,
-                format!("{OPTIMIZER} counts {found} steps, expected {expected}: it is of another checkpoint"),
+                format!(
+                    "{OPTIMIZER} counts {found} steps, expected {expected}: the file belongs to another checkpoint"
+                ),
             )
         };
         let step = SafetensorsFiles::open(self.path.join(OPTIMIZER))?.load(AdamW::STEP, DType::I64, &Device::Cpu);
@@ -58,25 +60,25 @@ impl Checkpoint {
         if u64::try_from(step) == Ok(self.step()) { Ok(()) } else { Err(damaged(step.to_string())) }
     }
 
-    /// Its folder.
+    /// Folder of the checkpoint.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Number of steps done when it was written.
+    /// Number of steps done when the checkpoint was written.
     pub fn step(&self) -> u64 {
         self.manifest.step
     }
 
-    /// The validation loss it was saved with.
+    /// Validation loss at the time of saving.
     pub fn score(&self) -> Option<f64> {
         self.manifest.score
     }
 
-    /// What was given as [`Contents::state`](super::Contents::state).
+    /// The saved [`Contents::state`](super::Contents::state).
     ///
     /// # Errors
-    /// [`crate::Error::Checkpoint`] if it is of another shape.
+    /// [`crate::Error::Checkpoint`] if the state cannot be deserialised as `T`.
     pub fn state<T: DeserializeOwned>(&self) -> Result<T> {
         T::deserialize(&self.manifest.state)
             .map_err(|e| refuse(&self.path, format!("{STATE}: field `state`: {e}")).caused_by(e))

@@ -14,18 +14,18 @@ use crate::nn::{Linear, LogitScale};
 use crate::weights::{ClipConfig, LlmConfig};
 use crate::{Error, Result};
 
-/// Offset that excludes a candidate from the softmax: it is subtracted from the logits of further right answers.
+/// Offset subtracted from the logits of further positives, which excludes them from the softmax.
 const EXCLUDED: f32 = 1e4;
 
-/// A vision and a text tower with projections into one space.
+/// A vision tower and a text tower with projections into a common space.
 ///
-/// Unlike CLIP's, a picture has no vector of its own. A text looks for its patches, by a softmax over all of a picture's,
-/// and is as similar to the picture as it is to those. What a student learns from this teacher is its patches, and
-/// CLIP's class token tells them nothing of what is where.
+/// Unlike in CLIP, an image has no embedding of its own. A text attends to the patches of an image by a softmax, and
+/// its similarity to the image is its similarity to those patches. The student is distilled from patch features, which
+/// CLIP's loss on the class token does not localise.
 ///
-/// A batch holds one picture a row, which stands beside the texts and not inside them, and one or several texts, each a
-/// sample of its row. A text is a wrong answer for every picture of the same micro-batch that has no text like it, and
-/// for none of another.
+/// A row of a batch holds one image, separate from the texts, and one or several texts, each a sample of the row. A
+/// text is a negative for every image of the same micro-batch that has no equal text; images of other micro-batches are
+/// not compared.
 #[derive(Debug)]
 pub struct Contrastive {
     vision: ClipVision,
@@ -42,7 +42,7 @@ impl Contrastive {
     /// If the store holds a tensor of another shape.
     pub fn new(vision: &ClipConfig, text: &LlmConfig, projection_dim: usize, vb: VarBuilder) -> Result<Self> {
         let projection = |width, name: &str| Linear::new(width, projection_dim, false, vb.pp(name));
-        // A tower has no use for a language head; tied, it has none.
+        // The text tower needs no language head; with tied embeddings it has none.
         let text = &LlmConfig { tie_word_embeddings: true, ..text.clone() };
         Ok(Self {
             visual_projection: projection(vision.decoder.hidden_size, "visual_projection")?,
@@ -53,14 +53,14 @@ impl Contrastive {
         })
     }
 
-    /// Unit vectors of different texts, those of their last tokens, (texts, projection_dim).
+    /// Normalised embeddings of the distinct texts, from their last tokens, (texts, projection_dim).
     fn texts(&self, batch: &MultimodalBatch, texts: &Texts) -> Result<Tensor> {
         let hidden = self.text.hidden_states(&self.text.embed(&batch.input_ids)?, &batch.layout)?.flatten_to(1)?;
         let ends = Tensor::new(texts.ends.as_slice(), hidden.device())?;
         unit(&self.text_projection.forward(&hidden.index_select(&ends, 0)?)?)
     }
 
-    /// How similar each text (texts, dim) is to each picture (pictures, patches, dim): (texts, pictures).
+    /// Similarity of each text (texts, dim) to each image (images, patches, dim): (texts, images).
     fn similarities(texts: &Tensor, pictures: &Tensor, scale: &Tensor) -> Result<Tensor> {
         let (tiles, patches, dim) = pictures.dims3()?;
         let to_patches = texts.matmul(&pictures.reshape((tiles * patches, dim))?.t()?)?;
@@ -70,11 +70,11 @@ impl Contrastive {
     }
 }
 
-/// Texts of a batch, those of the same words taken as one.
+/// Distinct texts of a batch; equal texts are merged.
 struct Texts {
-    /// Where each ends, positions counted over all rows.
+    /// End position of each text, counted over all rows.
     ends: Vec<u32>,
-    /// Each text with each of the pictures it is said of.
+    /// Positive pairs of a text and an image.
     pairs: Vec<[usize; 2]>,
 }
 
@@ -98,8 +98,8 @@ impl Texts {
         Ok(Self { ends, pairs })
     }
 
-    /// Cross-entropy of finding the partner of each pair, by the logits (texts, pictures), among all that are none of
-    /// the other partners; `side` 0 finds the text of a picture, 1 the picture of a text.
+    /// Cross-entropy of each positive pair against all negatives, from the logits (texts, images), with other positives
+    /// excluded; `side` 0 retrieves the text of an image, 1 the image of a text.
     fn finding(&self, logits: &Tensor, side: usize) -> Result<Tensor> {
         let logits = if side == 0 { logits.t()?.contiguous()? } else { logits.clone() };
         let candidates = logits.dim(1)?;
@@ -120,7 +120,7 @@ impl Texts {
     }
 }
 
-/// Rows scaled to length 1.
+/// Rows normalised to unit length.
 fn unit(x: &Tensor) -> Result<Tensor> {
     Ok(x.broadcast_div(&(x.sqr()?.sum_keepdim(D::Minus1)? + 1e-12)?.sqrt()?)?)
 }
@@ -139,7 +139,7 @@ impl Objective for Contrastive {
         let (tiles, rows) = (pictures.dim(0)?, batch.batch_size());
         if tiles != rows {
             return Err(Error::batch(format!(
-                "holds {tiles} tiles for {rows} rows of texts: contrast needs one tile a row"
+                "has {tiles} tiles for {rows} rows of texts: the contrastive loss needs one tile per row"
             )));
         }
         let texts = Texts::new(batch)?;
@@ -162,7 +162,7 @@ mod tests {
     use crate::batch::{Sample, SequenceLayout};
     use crate::nn::ops::testing::max_diff;
 
-    /// Two pictures: one said to be `1 2` and `3`, the other `3` alone.
+    /// Two images: the first with the texts `1 2` and `3`, the second with `3` only.
     fn batch() -> MultimodalBatch {
         let sample = |range| Sample { range, visual_blocks: vec![], visuals: vec![] };
         MultimodalBatch {
@@ -174,18 +174,18 @@ mod tests {
     }
 
     #[test]
-    fn texts_of_the_same_words_are_one_text_of_several_pictures() {
+    fn equal_texts_are_merged_over_images() {
         let texts = Texts::new(&batch()).unwrap();
         assert_eq!((texts.ends, texts.pairs), (vec![1, 2], vec![[0, 0], [1, 0], [1, 1]]));
     }
 
     #[test]
-    fn what_is_said_of_a_picture_too_is_no_wrong_answer() {
+    fn further_positives_are_not_negatives() {
         let texts = Texts::new(&batch()).unwrap();
         let logits = Var::from_tensor(&Tensor::new(&[[0.5f32, 2.0], [7.0, -3.0]], &Device::Cpu).unwrap()).unwrap();
         let found = |side| texts.finding(&logits, side).unwrap();
-        // Pictures: only text 0 has a wrong one. Texts: text 0 alone is right for picture 0 beside text 1, and is wrong
-        // for picture 1.
+        // Image retrieval: only text 0 has a negative (image 1). Text retrieval: text 0 is a positive of image 0, like
+        // text 1, and a negative of image 1.
         let wrong = |gap: f32| (1.0 + (-gap).exp()).ln() / 3.0;
         assert!((found(1).to_scalar::<f32>().unwrap() - wrong(0.5 - 2.0)).abs() < 1e-5);
         assert!((found(0).to_scalar::<f32>().unwrap() - wrong(-3.0 - 2.0)).abs() < 1e-5);
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_looks_at_the_patch_that_it_is_like() {
+    fn a_text_attends_to_its_most_similar_patch() {
         let texts = Tensor::new(&[[1f32, 0.0], [0.0, 1.0]], &Device::Cpu).unwrap();
         let pictures = Tensor::new(&[[[1f32, 0.0], [0.0, -1.0]], [[0.0, 1.0], [0.0, 1.0]]], &Device::Cpu).unwrap();
         let sharp = Tensor::new(&[100f32], &Device::Cpu).unwrap();

@@ -1,4 +1,5 @@
-//! Objective of stage 1: the pre-decoder learns the image features of a CLIP and the text embeddings of a language model.
+//! Objective of stage 1: the pre-decoder learns the image features of a CLIP and the text embeddings of a language
+//! model.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! Objectives: the losses that training steps minimise, one file each.
 //!
-//! `distillation` is stage 1, `next_token` is stage 2 and the connector training before it, `contrastive` and `language` train
-//! small teachers. The trainer knows no model, and a model knows no trainer.
+//! `distillation` is stage 1, `next_token` is stage 2 and the connector training before it, `contrastive` and
+//! `language` train small teachers. The trainer knows no model, and a model knows no trainer.
 
 mod contrastive;
 mod distillation;
@@ -21,8 +21,8 @@ use candle_core::Tensor;
 use crate::Result;
 use crate::batch::MultimodalBatch;
 
-/// Counts of a batch or of all micro-batches of a step. Losses are divided by the counts of a whole step, so that a step does
-/// not depend on how its samples are spread over micro-batches.
+/// Counts of a batch or of all micro-batches of a step. Losses are divided by the counts of a whole step, so that a
+/// step does not depend on how its samples are spread over micro-batches.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Sequences.
@@ -80,8 +80,8 @@ pub trait Objective: Send + Sync {
     /// If the batch does not fit the model.
     fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> Result<Loss>;
 
-    /// Whether a parameter may lack a gradient in a step of these counts: the patch projection if no sample held an image, for
-    /// example. Any other parameter without a gradient is an error.
+    /// Whether a parameter may lack a gradient in a step of these counts: the patch projection if no sample held an
+    /// image, for example. Any other parameter without a gradient is an error.
     fn may_lack_gradient(&self, parameter: &str, step: &Counts) -> bool;
 }
 
@@ -116,7 +116,7 @@ fn common_counts(batch: &MultimodalBatch) -> Result<Counts> {
     })
 }
 
-/// Whether only images contribute to the gradient of a parameter.
+/// Whether a parameter gets gradients from images only.
 fn only_for_pictures(parameter: &str) -> bool {
     ["model.patch_embed.", "model.pre_pos_embed", "model.image_newline", "distillation.vision."]
         .iter()

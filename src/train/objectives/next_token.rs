@@ -19,7 +19,7 @@ impl NextToken {
         Self { model }
     }
 
-    /// The model in training.
+    /// The model that is trained.
     pub fn model(&self) -> &HaploVl {
         &self.model
     }
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tail_begins_with_the_first_label_of_any_row() {
+    fn the_labelled_tail_starts_at_the_first_label_of_any_row() {
         const NONE: u32 = IGNORE_INDEX;
         assert_eq!(labelled_tail(&[NONE, NONE, 7, NONE, NONE, NONE, NONE, 8], 4), 2);
         assert_eq!(labelled_tail(&[NONE, NONE, NONE, NONE, NONE, 7, NONE, NONE], 4), 3, "a row without labels");

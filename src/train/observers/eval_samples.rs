@@ -10,7 +10,7 @@ use crate::train::{EvalSample, Evaluation, Measures, RunStart, TrainObserver};
 use crate::weights::write_bytes_atomically;
 use crate::{Error, Result, files};
 
-/// Beginning of the heading of a step.
+/// Start of the heading of a step.
 const HEADING: &str = "## Step ";
 /// Folder of the images, beside the file.
 const IMAGES: &str = "samples";
@@ -20,8 +20,9 @@ const MAX_NEW_TOKENS: usize = 48;
 /// Most bytes of a `samples.md` that a resumed run continues.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// Lets the model answer the validation questions of [`RunStart::eval_samples`] at every evaluation, writes the answers to
-/// `samples.md` in the run's folder, with the images in `samples/`, and gives them as a notice. An error is a notice.
+/// Observer that lets the model answer the validation questions of [`RunStart::eval_samples`] at every evaluation,
+/// writes the answers to `samples.md` in the run's folder, with the images in `samples/`, and reports them as a notice.
+/// An error of this observer becomes a notice.
 #[derive(Debug, Default)]
 pub struct EvalSamples {
     log: Option<EvalSampleLog>,
@@ -77,8 +78,8 @@ struct EvalSampleLog {
 }
 
 impl EvalSampleLog {
-    /// Saves the images, and begins a file in the folder of a run, or continues one after step `resumed`; sections of later
-    /// steps are dropped.
+    /// Saves the images, and begins a file in the folder of a run, or continues one after step `resumed`; sections of
+    /// later steps are dropped.
     fn open(folder: &Path, resumed: Option<u64>, samples: &[EvalSample]) -> Result<Self> {
         let image_folder = folder.join(IMAGES);
         if !samples.is_empty() {
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_file_drops_later_steps_and_images_are_beside_it() {
+    fn a_resumed_file_drops_later_steps_and_images_are_saved() {
         let (folder, shown) = (tempfile::tempdir().unwrap(), shown());
         let path = folder.path().join("samples.md");
         let answers = ["a star".to_string()];

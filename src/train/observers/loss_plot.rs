@@ -7,7 +7,8 @@ use crate::train::metrics::{LOSS, Record, VALIDATION_LOSS};
 use crate::train::plot::{Plot, Series};
 use crate::train::{RunStart, StepReport, TrainObserver};
 
-/// Draws the training and validation loss to `loss.svg` in the run's folder at every checkpoint. An error is a notice.
+/// Observer that draws the training and validation loss to `loss.svg` in the run's folder at every checkpoint. An error
+/// becomes a notice.
 ///
 /// The plot of a resumed run shows earlier steps as far as `metrics.jsonl` holds them.
 #[derive(Debug, Default)]

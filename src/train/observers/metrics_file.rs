@@ -4,8 +4,8 @@ use crate::Result;
 use crate::train::metrics::{MetricsLog, Record};
 use crate::train::{RunStart, StepReport, TrainObserver};
 
-/// Writes the metrics of every step to `metrics.jsonl` in the run's folder. An error ends the run: metrics that are missing
-/// cannot be made up for later.
+/// Observer that writes the metrics of every step to `metrics.jsonl` in the run's folder. An error ends the run:
+/// missing metrics cannot be recovered later.
 #[derive(Debug, Default)]
 pub struct MetricsFile {
     log: Option<MetricsLog>,

@@ -14,9 +14,9 @@ use crate::{Error, Result};
 
 const TEMPLATE: &str = "{prefix} {wide_bar} {pos}/{len} [{elapsed} < {eta}]\n{msg}";
 
-/// Shows a progress bar where stderr is a terminal, and elsewhere (a log file, a job scheduler) a line every
-/// [`logging_steps`](crate::train::RunConfig::logging_steps) steps, with notices in between. Output that cannot be written is
-/// dropped: a closed terminal must not cost a run.
+/// Observer that shows a progress bar where stderr is a terminal, and elsewhere (a log file, a job scheduler) a line
+/// every [`logging_steps`](crate::train::RunConfig::logging_steps) steps, with notices in between. Output that cannot
+/// be written is dropped: a closed terminal must not cost a run.
 #[derive(Debug, Default)]
 pub struct Progress {
     view: Option<View>,
@@ -71,7 +71,7 @@ impl TrainObserver for Progress {
         let view = if std::io::stderr().is_terminal() {
             let style = ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = ProgressBar::new(total).with_style(style).with_prefix(stage).with_position(done);
-            // Steps before a resume took no time of this process.
+            // Steps before the resume must not count for the ETA.
             bar.reset_eta();
             View::Bar(bar)
         } else {
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_summary_holds_every_known_number() {
+    fn the_summary_shows_every_known_metric() {
         let record = Record::new(7)
             .with(LOSS, 1.25)
             .with("loss/vision", 0.5)

@@ -5,7 +5,8 @@ use crate::train::metrics::Record;
 use crate::train::tensorboard::TensorBoardWriter;
 use crate::train::{RunStart, StepReport, TrainObserver};
 
-/// Writes the metrics of every step to event files in `tensorboard/` in the run's folder. An error is a notice.
+/// Observer that writes the metrics of every step to event files in `tensorboard/` in the run's folder. An error
+/// becomes a notice.
 #[derive(Debug, Default)]
 pub struct TensorBoard {
     writer: Option<TensorBoardWriter>,

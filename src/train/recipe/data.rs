@@ -95,7 +95,7 @@ impl DataConfig {
         }
     }
 
-    /// Whether there is anything to evaluate on.
+    /// Whether there are validation samples.
     pub(super) fn is_evaluated(&self) -> bool {
         self.validation.is_some() && self.max_eval_samples > 0
     }
@@ -115,8 +115,8 @@ impl DataConfig {
         self.validation.iter().try_for_each(|source| source.validate("data.validation"))
     }
 
-    /// Serialised fields that decide which samples a run sees, in which order: the names and the order of the first version of
-    /// recipes, whatever the fields are called since, so that checkpoints of that version resume.
+    /// Serialised fields that decide which samples a run sees, in which order: the names and the order of the first
+    /// version of recipes, independent of later renames, so that checkpoints of that version can be resumed.
     pub(super) fn identity(&self) -> Result<String> {
         #[derive(Serialize)]
         struct Identity<'a> {

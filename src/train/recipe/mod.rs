@@ -1,7 +1,7 @@
 //! Recipes: one TOML file describes a whole training run.
 //!
-//! Fields are called as in Hugging Face's trainer and configurations where those have them. The names of the first version
-//! of recipes, such as `update.rows`, are still read, in files and in overrides.
+//! Fields are called as in Hugging Face's trainer and configurations where those have them. The names of the first
+//! version of recipes, such as `update.rows`, are still read, in files and in overrides.
 
 mod data;
 mod names;
@@ -29,15 +29,15 @@ use crate::{Error, Result};
 
 /// Training run; unknown fields are errors.
 ///
-/// Relative paths (`output`, `config`, `tokenizer`, data, teachers, `init_from`) are relative to [`root`](Self::root), and
-/// without a `root` to the current folder of the process.
+/// Relative paths (`output`, `config`, `tokenizer`, data, teachers, `init_from`) are relative to [`root`](Self::root),
+/// and without a `root` to the current folder of the process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Recipe {
-    /// Folder that relative paths of the recipe are relative to. In a recipe file `root` is itself relative to the folder of
-    /// that file: `root = "."` means the recipe's own folder. [`Recipe::read`] makes it absolute. If absent, paths are
-    /// relative to the current folder.
+    /// Folder that relative paths of the recipe are relative to. In a recipe file `root` is itself relative to the
+    /// folder of that file: `root = "."` means the recipe's own folder. [`Recipe::read`] makes it absolute. If absent,
+    /// paths are relative to the current folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<PathBuf>,
     /// Folder of the run: checkpoints, metrics, plots, and the trained model under `export/`.
@@ -92,11 +92,12 @@ impl Recipe {
         }
     }
 
-    /// Reads a recipe file and applies `overrides` of the form `update.steps=100`; values are TOML, or else plain strings.
+    /// Reads a recipe file and applies `overrides` of the form `update.steps=100`; values are TOML, or else plain
+    /// strings.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read; [`Error::Format`] naming the file and field, or [`Error::Config`] naming the
-    /// override, for a field that is missing, unknown, of another type or out of range.
+    /// [`Error::Io`] if the file cannot be read; [`Error::Format`] naming the file and field, or [`Error::Config`]
+    /// naming the override, for a field that is missing, unknown, of another type or out of range.
     pub fn read(path: impl AsRef<Path>, overrides: &[String]) -> Result<Self> {
         let path = path.as_ref();
         let mut recipe = overrides::read(path, overrides)?;
@@ -130,7 +131,7 @@ impl Recipe {
         self.optimizer.validate()
     }
 
-    /// Refuses settings that the stage has no implementation for.
+    /// Rejects settings that the stage does not support.
     fn check_stage_support(&self) -> Result<()> {
         let UpdateConfig { gradient_checkpointing, compute_dtype, .. } = self.update;
         let name = self.stage.name();
@@ -167,8 +168,8 @@ impl Recipe {
         }
     }
 
-    /// Identity of the run in its checkpoints: with other samples or other batches, a checkpoint's position in the data would
-    /// mean nothing. Paths are as written in the recipe, whatever `root` is.
+    /// Identity of the run in its checkpoints: with other samples or other batches, a checkpoint's position in the data
+    /// would mean nothing. Paths are as written in the recipe, independent of `root`.
     ///
     /// # Errors
     /// [`Error::Training`] if the recipe cannot be serialised.

@@ -1,6 +1,6 @@
 //! Former names of recipe fields, which recipes and overrides may still use.
 
-/// Former path, present path. A table comes before the fields in it.
+/// Former and current path of each renamed field. A table comes before the fields in it.
 const RENAMED: [(&str, &str); 15] = [
     ("stage.inherit", "stage.init_from"),
     ("data.validation_samples", "data.max_eval_samples"),
@@ -19,7 +19,7 @@ const RENAMED: [(&str, &str); 15] = [
     ("run.export", "run.export_dtype"),
 ];
 
-/// The present name of a field path.
+/// Current name of a field path.
 pub(super) fn canonical(path: &str) -> String {
     let renamed = RENAMED.iter().find_map(|(former, present)| {
         let rest = path.strip_prefix(former).filter(|rest| rest.is_empty() || rest.starts_with('.'))?;
@@ -28,10 +28,10 @@ pub(super) fn canonical(path: &str) -> String {
     renamed.unwrap_or_else(|| path.to_string())
 }
 
-/// Gives every field of a recipe its present name.
+/// Renames every field of a recipe to its current name.
 ///
 /// # Errors
-/// A message with both names, if both are set.
+/// A message with both names, if both the former and the current name are set.
 pub(super) fn canonicalise(recipe: &mut toml::Table) -> Result<(), String> {
     for (former, present) in RENAMED {
         let (table, old) = former.split_once('.').unwrap_or_default();
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn former_names_are_renamed_and_never_stand_beside_the_present_ones() {
+    fn former_names_are_renamed_and_conflict_with_current_names() {
         assert_eq!(canonical("stage.inherit.clip"), "stage.init_from.clip");
         assert_eq!(canonical("update.rows"), "update.batch_size");
         assert_eq!(canonical("update.rows_of"), "update.rows_of");

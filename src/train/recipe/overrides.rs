@@ -35,12 +35,12 @@ pub(super) fn read(path: &Path, overrides: &[String]) -> Result<Recipe> {
     })
 }
 
-/// The valid recipe of a table with present names.
+/// Parses and validates a recipe table with current field names.
 fn parse(table: &toml::Table) -> Result<Recipe> {
     let recipe: Recipe = serde_path_to_error::deserialize(toml::Value::Table(table.clone())).map_err(|e| {
         let field = e.path().to_string();
         let message = match value_at(table, &field) {
-            // The parser's own words for this are about Rust's types.
+            // The parser's message would be about Rust types.
             Some(found) if e.inner().message().contains("unit variant") => {
                 format!("is {found}, expected one of its names as a string")
             }
@@ -58,7 +58,7 @@ fn value_at<'a>(table: &'a toml::Table, path: &str) -> Option<&'a toml::Value> {
     keys.fold(first, |value, key| value?.as_table()?.get(key))
 }
 
-/// The error for an override that cannot be used; the setting names itself, so that no file is blamed.
+/// The error for an invalid override, which names the setting instead of the file.
 fn refused(setting: &str, why: &str) -> Error {
     let key = setting.split('=').next().unwrap_or_default();
     Error::config(key, format!("set by the override `{setting}`: {why}"))
@@ -83,7 +83,7 @@ fn set(recipe: &mut toml::Table, setting: &str) -> std::result::Result<(), Strin
 
 fn toml_value(text: &str) -> toml::Value {
     let parsed = format!("value = {text}").parse::<toml::Table>();
-    // More than one key would come from a line break in the text.
+    // A line break in the text could add more keys.
     let one = parsed.ok().filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
     one.unwrap_or_else(|| toml::Value::String(text.into()))
 }

@@ -62,8 +62,9 @@ pub enum Stage {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ConnectorStart {
-    /// Linear map from hidden states of text to the text teacher's embeddings, by least squares over some training samples.
-    /// Stage 2 starts at a lower loss with this map; small models were better without it some thousand steps later.
+    /// Linear map from hidden states of text to the text teacher's embeddings, by least squares over some training
+    /// samples. Stage 2 starts at a lower loss with this map; small models were better without it some thousand steps
+    /// later.
     #[default]
     Text,
     /// No weights: the next stage initialises the connector as its `init_from.text` says.
@@ -112,8 +113,8 @@ impl Stage {
     }
 }
 
-/// Pretrained weights that a model starts from. Sources are applied in the order `llm`, `clip`, `stage`, and a later source
-/// overwrites an earlier one; parameters that no source holds are initialised at random.
+/// Pretrained weights that a model starts from. Sources are applied in the order `llm`, `clip`, `stage`, and a later
+/// source overwrites an earlier one; parameters that no source holds are initialised at random.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
@@ -139,7 +140,7 @@ impl InitFrom {
     }
 }
 
-/// Refuses an empty path, which would mean the current folder.
+/// Rejects an empty path, which would mean the current folder.
 pub(super) fn not_empty(field: &str, path: &str) -> Result<()> {
     if path.trim().is_empty() { Err(Error::config(field, "is empty, expected a path")) } else { Ok(()) }
 }

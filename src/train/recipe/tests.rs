@@ -117,7 +117,7 @@ const FILES: &str = r#"
         schedule = { hold_ratio = 0.5 }
     "#;
 
-/// The identities are those that checkpoints of the first version of recipes hold.
+/// The expected identities are those in checkpoints of the first version of recipes.
 #[test]
 fn identities_of_the_first_version_stay() {
     let found = |text: &str, settings: &[&str]| read(text, settings).unwrap().identity().unwrap();

@@ -24,8 +24,8 @@ pub enum FloatType {
     /// 16-bit float, for exports only: gradients overflow in f16.
     #[serde(alias = "float16")]
     F16,
-    /// bfloat16, for exports and for computing over f32 parameters. On a CPU only matmuls are computed in bf16, which takes
-    /// AVX512-BF16.
+    /// bfloat16, for exports and for computing over f32 parameters. On a CPU only matmuls are computed in bf16, which
+    /// takes AVX512-BF16.
     #[serde(alias = "bfloat16")]
     Bf16,
 }
@@ -61,8 +61,8 @@ pub struct UpdateConfig {
     /// Micro-batches whose gradients are summed for one step.
     #[serde(default = "one", alias = "accumulation")]
     pub gradient_accumulation_steps: usize,
-    /// Micro-batches that are computed at the same time, each on one thread: fastest for small models on a CPU, where the
-    /// environment should then hold `CANDLE_NUM_THREADS=1` (see [`Run::train`](crate::train::Run::train)).
+    /// Micro-batches that are computed at the same time, each on one thread: fastest for small models on a CPU, where
+    /// the environment should then hold `CANDLE_NUM_THREADS=1` (see [`Run::train`](crate::train::Run::train)).
     #[serde(default = "one", alias = "parallel")]
     pub parallel_micro_batches: usize,
     /// Peak learning rate.
@@ -128,7 +128,7 @@ impl UpdateConfig {
 
     pub(super) fn check_device(&self, device: &Device) -> Result<()> {
         if device.is_cpu() && self.compute_dtype != FloatType::F32 && !Precision::has_fast_bf16() {
-            let message = "is bf16, for which this CPU has no instructions: set it to f32, or use a GPU";
+            let message = "is bf16, for which this CPU has no instructions (AVX512-BF16): set it to f32, or use a GPU";
             return Err(Error::config("update.compute_dtype", message));
         }
         Ok(())

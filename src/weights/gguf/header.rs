@@ -8,13 +8,13 @@ use candle_core::quantized::GgmlDType;
 const MAGIC: &[u8] = b"GGUF";
 const ALIGNMENT_KEY: &str = "general.alignment";
 const DEFAULT_ALIGNMENT: usize = 32;
-/// As in llama.cpp.
+/// Largest number of dimensions of a tensor, as in llama.cpp.
 const MAX_DIMENSIONS: u32 = 4;
-/// Bytes of a tensor's name at most. llama.cpp has 64; names of Hugging Face are longer.
+/// Longest tensor name in bytes. llama.cpp allows 64; Hugging Face names are longer.
 const MAX_NAME: u64 = 256;
-/// Bytes of a metadata key at most, as GGUF's specification has it.
+/// Longest metadata key in bytes, from the GGUF specification.
 const MAX_KEY: u64 = u16::MAX as u64;
-/// The kinds of metadata value that GGUF numbers 8 and 9.
+/// GGUF codes of the metadata value types string (8) and array (9).
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
 
@@ -30,20 +30,20 @@ pub enum GgufValue {
     Signed(i64),
     /// Any float; an f32 becomes the f64 with the same shortest decimal form, so that 1e-6 stays 1e-6.
     Float(f64),
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
-    /// A text.
+    /// A string.
     Text(String),
-    /// An array, of which only the length is kept.
+    /// Length of an array; its elements are not kept.
     Array(u64),
 }
 
 #[derive(Debug)]
 pub(super) struct TensorInfo {
     pub(super) dtype: GgmlDType,
-    /// Outermost dimension first.
+    /// Shape, outermost dimension first.
     pub(super) shape: Vec<usize>,
-    /// In the file.
+    /// Byte range in the file.
     pub(super) bytes: Range<usize>,
 }
 
@@ -57,7 +57,7 @@ impl Header {
     pub(super) fn parse(file: &[u8]) -> Parsed<Self> {
         let mut reader = Reader { file, position: 0 };
         if reader.bytes(4).ok() != Some(MAGIC) {
-            return Err("is not GGUF: it does not begin with these four letters".into());
+            return Err("is not GGUF: the file does not begin with the magic bytes `GGUF`".into());
         }
         let version = reader.u32()?;
         if ![2, 3].contains(&version) {
@@ -70,7 +70,7 @@ impl Header {
             let kind = reader.u32()?;
             metadata.insert(key, reader.value(kind)?);
         }
-        // Offsets count from the end of the header, which is known only after the last description.
+        // Offsets are relative to the end of the header, which is known only after the last tensor description.
         let mut descriptions = Vec::new();
         for _ in 0..num_tensors {
             descriptions.push(Description::read(&mut reader)?);
@@ -89,8 +89,8 @@ impl Header {
     }
 }
 
-/// Refuses tensors that overlap or leave more room between them than alignment asks for: an offset is wrong, and the
-/// numbers found there are those of another tensor.
+/// Rejects tensors that overlap or have gaps larger than the alignment requires: a wrong offset would read another
+/// tensor's data.
 fn check_places(tensors: &BTreeMap<String, TensorInfo>, data: usize, alignment: usize, file: usize) -> Parsed<()> {
     let mut in_order: Vec<_> = tensors.iter().map(|(name, info)| (info.bytes.clone(), name)).collect();
     in_order.sort_unstable_by_key(|(bytes, _)| bytes.start);
@@ -98,19 +98,19 @@ fn check_places(tensors: &BTreeMap<String, TensorInfo>, data: usize, alignment: 
     for (bytes, name) in in_order {
         if bytes.start != free {
             return Err(format!(
-                "tensor `{name}` begins at byte {}, expected {free}, where the one before it ends: download the file again",
+                "tensor `{name}` begins at byte {}, expected {free}, the end of the previous tensor: download the file again",
                 bytes.start
             ));
         }
         free = bytes.end.next_multiple_of(alignment);
     }
     if file > free {
-        return Err(format!("goes on for {} bytes after its last tensor: download it again", file - free));
+        return Err(format!("has {} bytes after its last tensor: download it again", file - free));
     }
     Ok(())
 }
 
-/// At least 8, so that every block of numbers may be read in place.
+/// Alignment of tensor data: at least 8, so that every quantisation block can be read in place.
 fn alignment(metadata: &BTreeMap<String, GgufValue>) -> Parsed<usize> {
     match metadata.get(ALIGNMENT_KEY) {
         None => Ok(DEFAULT_ALIGNMENT),
@@ -133,7 +133,7 @@ impl Description {
         if dimensions > MAX_DIMENSIONS {
             return Err(format!("tensor `{name}` has {dimensions} dimensions, expected at most {MAX_DIMENSIONS}"));
         }
-        // GGUF writes the innermost dimension first.
+        // GGUF stores the innermost dimension first.
         let mut shape = (0..dimensions).map(|_| reader.u64()).collect::<Parsed<Vec<_>>>()?;
         shape.reverse();
         Ok(Self { name, shape, kind: reader.u32()?, offset: reader.u64()? })
@@ -141,8 +141,7 @@ impl Description {
 
     fn locate(self, data: usize, alignment: usize, file: usize) -> Parsed<(String, TensorInfo)> {
         let Self { name, shape, kind, offset } = self;
-        let dtype =
-            dtype(kind).ok_or_else(|| format!("tensor `{name}` holds numbers of the unsupported kind {kind}"))?;
+        let dtype = dtype(kind).ok_or_else(|| format!("tensor `{name}` has the unsupported GGML type {kind}"))?;
         let range = byte_range(&shape, dtype, offset, data, alignment).filter(|bytes| bytes.end <= file);
         let Some(bytes) = range else {
             return Err(format!(
@@ -154,7 +153,7 @@ impl Description {
     }
 }
 
-/// Where a tensor lies in the file, if its description makes sense at all.
+/// Byte range of a tensor in the file; `None` if shape, offset or alignment are invalid.
 fn byte_range(shape: &[u64], dtype: GgmlDType, offset: u64, data: usize, alignment: usize) -> Option<Range<usize>> {
     let block = dtype.block_size();
     let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(usize::try_from(*d).ok()?))?;
@@ -167,7 +166,7 @@ fn byte_range(shape: &[u64], dtype: GgmlDType, offset: u64, data: usize, alignme
     Some(start..start.checked_add((elements / block).checked_mul(dtype.type_size())?)?)
 }
 
-/// The kinds of number that can be turned into floats.
+/// GGML types that can be dequantised or converted to floats.
 fn dtype(kind: u32) -> Option<GgmlDType> {
     Some(match kind {
         0 => GgmlDType::F32,
@@ -222,7 +221,7 @@ impl<'a> Reader<'a> {
         Ok(String::from_utf8_lossy(self.bytes(length)?).into_owned())
     }
 
-    /// A text of few bytes that can be shown; `what` is what messages call it.
+    /// Short printable string; `what` names it in messages.
     fn name(&mut self, what: &str, most: u64) -> Parsed<String> {
         let (at, length) = (self.position, self.u64()?);
         let bytes = self.bytes(length)?;
@@ -230,7 +229,7 @@ impl<'a> Reader<'a> {
             return Err(format!("{what} at byte {at} is {length} bytes long, expected at most {most}"));
         }
         let name = str::from_utf8(bytes).ok().filter(|name| !name.chars().any(char::is_control));
-        name.map(String::from).ok_or_else(|| format!("{what} at byte {at} is no printable UTF-8"))
+        name.map(String::from).ok_or_else(|| format!("{what} at byte {at} is not printable UTF-8"))
     }
 
     fn value(&mut self, kind: u32) -> Parsed<GgufValue> {
@@ -252,7 +251,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Steps over an array, for example all tokens, and returns its length.
+    /// Skips an array, for example the vocabulary, and returns its length.
     fn skip_array(&mut self) -> Parsed<u64> {
         let (kind, length) = (self.u32()?, self.u64()?);
         let size = match kind {

@@ -8,16 +8,17 @@ use crate::weights::TensorSource;
 use crate::weights::init_from::LlmConfig;
 use crate::{Error, Result};
 
-/// Rotary divisors by frequency, which GGUF has instead of the parameters of Llama 3.1's scaling.
+/// Tensor of RoPE frequency divisors, which GGUF stores instead of the parameters of Llama 3.1's RoPE scaling.
 pub(super) const ROPE_DIVISORS: &str = "rope_freqs.weight";
-/// What every published model with that scaling has for `low_freq_factor`, `high_freq_factor` and the context.
+/// `low_freq_factor`, `high_freq_factor` and original context length, the same in every published model with Llama
+/// 3.1's RoPE scaling.
 const LLAMA3: (f64, f64, usize) = (1.0, 4.0, 8192);
 
 impl GgufFile {
-    /// The configuration as HF would have it.
+    /// The configuration of the language model, in HF's terms.
     ///
     /// # Errors
-    /// [`Error::Format`] naming the key that is missing or means something that HaploVL cannot do.
+    /// [`Error::Format`] naming the metadata key that is missing or has an unsupported value.
     pub fn llm_config(&self) -> Result<LlmConfig> {
         let vocab_size = self.shape("model.embed_tokens.weight").and_then(|shape| shape.first().copied());
         let mut llm = LlmConfig {
@@ -87,7 +88,8 @@ impl GgufFile {
         }
     }
 
-    /// The parameters that give the file's divisors: the largest is the factor, the rest is checked.
+    /// RoPE scaling that yields the file's frequency divisors: the largest divisor is `factor`, and the others are
+    /// checked.
     fn llama3_scaling(&self, decoder: &DecoderConfig) -> Result<RopeScaling> {
         let divisors = self.load_tensor(ROPE_DIVISORS, DType::F64, &Device::Cpu)?;
         let divisors = divisors.flatten_all()?.to_vec1::<f64>()?;
@@ -106,7 +108,7 @@ impl GgufFile {
         Ok(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings })
     }
 
-    /// A value of the architecture's own keys.
+    /// Metadata value of the key `{architecture}.{key}`.
     fn value(&self, key: &str) -> Result<Option<&GgufValue>> {
         Ok(self.metadata.get(&format!("{}.{key}", self.architecture()?)))
     }
@@ -118,7 +120,7 @@ impl GgufFile {
             Some(GgufValue::Signed(n)) => usize::try_from(*n).ok(),
             Some(_) => None,
         };
-        integer.map(Some).ok_or_else(|| self.error(format!("`{key}` is not one whole number")))
+        integer.map(Some).ok_or_else(|| self.error(format!("`{key}` is not an integer")))
     }
 
     fn float(&self, key: &str) -> Result<Option<f64>> {
@@ -134,8 +136,8 @@ impl GgufFile {
     }
 }
 
-/// By how much Llama 3.1 divides the frequency of a wavelength: not at all if short, by `factor` if long, and smoothly
-/// in between.
+/// Divisor that Llama 3.1 applies to the frequency of a wavelength: 1 for short wavelengths, `factor` for long ones,
+/// and interpolated in between.
 fn llama3_divisor(wavelength: f64, factor: f64) -> f64 {
     let (low, high, context) = LLAMA3;
     let turns = context as f64 / wavelength;

@@ -1,4 +1,4 @@
-//! GGUF files: language models as llama.cpp writes them, under HF's names, and our own quantised models.
+//! GGUF files: language models as written by llama.cpp, read under HF tensor names, and quantised HaploVL models.
 
 mod header;
 mod llm;
@@ -23,18 +23,18 @@ use crate::nn::ops::QuantizedWeight;
 use crate::options::Quantization;
 use crate::{Error, Result, files};
 
-/// The name of a quantised model's weights in its folder.
+/// File name of the weights in the folder of a quantised model.
 pub(super) const MODEL_FILE: &str = "model.gguf";
 
 /// A `.gguf` file: a language model of architecture `llama` or `qwen2`, or a quantised HaploVL.
 ///
-/// Opening reads and checks the header only. The file must not be changed by anybody while it is mapped.
+/// Opening reads and checks the header only. The file must not be modified while it is memory-mapped.
 #[derive(Debug)]
 pub struct GgufFile {
     path: PathBuf,
     map: Mmap,
     metadata: BTreeMap<String, GgufValue>,
-    /// By HF name.
+    /// Tensor descriptions by HF name.
     tensors: BTreeMap<String, TensorInfo>,
 }
 
@@ -42,12 +42,12 @@ impl GgufFile {
     /// Opens a file.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is truncated, contradicts itself, or holds numbers of
-    /// a kind that is not supported.
+    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is truncated or inconsistent, or has a tensor
+    /// of an unsupported GGML type.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = files::open(path)?;
-        // SAFETY: the map is read-only; that nobody truncates the file meanwhile is a documented condition.
+        // SAFETY: the map is read-only; callers must not truncate the file while it is mapped, as documented.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
         let header = Header::parse(&map).map_err(|message| Error::format(path, message))?;
         let mut tensors = BTreeMap::new();
@@ -65,12 +65,12 @@ impl GgufFile {
         &self.path
     }
 
-    /// The metadata, by GGUF key. Of arrays only the length is kept.
+    /// The metadata by GGUF key. Arrays are represented by their length.
     pub fn metadata(&self) -> &BTreeMap<String, GgufValue> {
         &self.metadata
     }
 
-    /// The shape of a tensor, outermost dimension first as in HF, if there is one of this HF name.
+    /// Shape of the tensor with this HF name, outermost dimension first as in HF; `None` if there is none.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|info| info.shape.as_slice())
     }
@@ -92,7 +92,7 @@ impl GgufFile {
         Ok(qtensor_from_ggml(info.dtype, bytes, info.shape.clone(), &Device::Cpu)?)
     }
 
-    /// Undoes what the conversion to GGUF does to the rows of a tensor.
+    /// Reverts the permutation of query and key rows that the conversion to GGUF applies.
     fn unpermute(&self, name: &str, tensor: Tensor) -> Result<Tensor> {
         let heads = match name {
             _ if !self.is_permuted() => return Ok(tensor),
@@ -110,7 +110,7 @@ impl TensorSource for GgufFile {
     }
 
     fn tensor_names(&self) -> Vec<String> {
-        // The rotary divisors are part of the configuration.
+        // The RoPE frequency divisors are part of the configuration, not a tensor of the model.
         self.tensors.keys().filter(|name| *name != llm::ROPE_DIVISORS).cloned().collect()
     }
 

@@ -1,10 +1,10 @@
-//! GGUF's names and row order, in terms of HF's.
+//! Conversion of GGUF tensor names and row order to those of HF.
 
 use candle_core::Tensor;
 
 use crate::{Error, Result};
 
-/// Part of a block's tensor name in GGUF and in HF.
+/// Name of a tensor within a layer, in GGUF and in HF.
 const LAYER_NAMES: [(&str, &str); 9] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
@@ -17,7 +17,7 @@ const LAYER_NAMES: [(&str, &str); 9] = [
     ("ffn_down", "mlp.down_proj"),
 ];
 
-/// HF's name of a GGUF tensor; a name that has no counterpart stays as it is.
+/// HF name of a GGUF tensor; a name without a counterpart is returned unchanged.
 pub(super) fn to_hf(name: &str) -> String {
     match name {
         "token_embd.weight" => "model.embed_tokens.weight".into(),
@@ -27,7 +27,7 @@ pub(super) fn to_hf(name: &str) -> String {
     }
 }
 
-/// `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
+/// HF name of a layer's tensor: `blk.3.attn_q.weight` becomes `model.layers.3.self_attn.q_proj.weight`.
 fn layer_to_hf(name: &str) -> Option<String> {
     let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
     let (part, kind) = rest.split_once('.')?;
@@ -35,8 +35,8 @@ fn layer_to_hf(name: &str) -> Option<String> {
     Some(format!("model.layers.{}.{hf}.{kind}", layer.parse::<u32>().ok()?))
 }
 
-/// For the `llama` architecture GGUF rotates neighbouring rows of each head together, HF rows half a head apart. This
-/// brings the rows (or the bias) of a query or key projection from the first order to the second.
+/// Permutes the rows (or the bias) of a query or key projection from GGUF's to HF's RoPE layout. For the `llama`
+/// architecture GGUF rotates adjacent rows of a head together, HF rotates rows that are half a head apart.
 pub(super) fn split_rotary_pairs(tensor: &Tensor, heads: usize) -> Result<Tensor> {
     let rows = tensor.dims().first().copied().unwrap_or(0);
     if heads == 0 || !rows.is_multiple_of(heads.saturating_mul(2)) {
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_translated() {
+    fn gguf_names_become_hf_names() {
         assert_eq!(to_hf("token_embd.weight"), "model.embed_tokens.weight");
         assert_eq!(to_hf("blk.12.attn_output.weight"), "model.layers.12.self_attn.o_proj.weight");
         assert_eq!(to_hf("blk.0.attn_q.bias"), "model.layers.0.self_attn.q_proj.bias");
@@ -64,8 +64,8 @@ mod tests {
     }
 
     #[test]
-    fn pairs_become_halves() {
-        // Two heads of four rows; a pair of neighbours (0, 1) becomes (0, 2).
+    fn rotary_pairs_are_split_by_half_heads() {
+        // Two heads of four rows; the adjacent pair (0, 1) becomes (0, 2).
         let rows = Tensor::new(&[0u32, 2, 1, 3, 4, 6, 5, 7], &Device::Cpu).unwrap();
         let split = split_rotary_pairs(&rows, 2).unwrap();
         assert_eq!(split.to_vec1::<u32>().unwrap(), [0, 1, 2, 3, 4, 5, 6, 7]);

@@ -1,4 +1,4 @@
-//! Requests to the hub: which files a repository holds, what each of them is, and their bytes.
+//! Requests to the hub: list of files, metadata of a file, and its bytes.
 
 use std::fmt;
 use std::fs::File;
@@ -15,21 +15,21 @@ use ureq::{Agent, Body};
 use super::environment;
 use crate::{Error, Result};
 
-/// Longest wait for a connection.
+/// Connection timeout.
 const CONNECT: Duration = Duration::from_secs(30);
-/// Longest silence of the hub in the middle of an answer.
+/// Read timeout within a response.
 const SILENCE: Duration = Duration::from_secs(60);
-/// Waits before a failed request is sent again.
+/// Delays before retries of a failed request.
 const RETRIES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
-/// Redirects within the hub that are followed to learn what a file is.
+/// Largest number of redirects within the hub that are followed for a file's metadata.
 const REDIRECTS: usize = 5;
-/// Most bytes of a list of files.
+/// Largest list of files in bytes.
 const MAX_LISTING: u64 = 16 << 20;
 
 /// The result of a request.
 pub(super) type Answer<T> = std::result::Result<T, Failure>;
 
-/// Connections to one hub.
+/// An HTTP client of one hub.
 #[derive(Debug)]
 pub(super) struct Client {
     agent: Agent,
@@ -40,7 +40,7 @@ pub(super) struct Client {
 /// A commit of a repository.
 #[derive(Debug, Deserialize)]
 pub(super) struct Listing {
-    /// Id of the commit.
+    /// Commit id.
     pub(super) sha: String,
     siblings: Vec<Sibling>,
 }
@@ -62,9 +62,9 @@ impl Listing {
 pub(super) struct RemoteFile {
     /// Path in the repository.
     pub(super) name: String,
-    /// Name of the content: files of the same content have the same.
+    /// ETag, which identifies the content: equal files have equal ETags.
     pub(super) etag: String,
-    /// Bytes.
+    /// Size in bytes.
     pub(super) size: u64,
     url: String,
 }
@@ -72,23 +72,23 @@ pub(super) struct RemoteFile {
 /// A failed request.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The hub did not answer, or not completely.
+    /// No response, or an incomplete one.
     Network(ureq::Error),
-    /// The hub answered that it will not.
+    /// An HTTP error status.
     Refused {
         /// HTTP status.
         status: u16,
-        /// The hub's own word for the reason; empty if it gave none.
+        /// The hub's error code (`x-error-code`); empty if it sent none.
         code: String,
     },
-    /// The hub's answer lacks something, or holds something else.
+    /// A response without a required header, or with unexpected content.
     Malformed(String),
-    /// What came could not be written.
+    /// A failed write to the cache.
     Disk(std::io::Error),
 }
 
 impl Client {
-    /// A client of the hub that the environment names, with the user's token.
+    /// A client of the hub that `HF_ENDPOINT` specifies, with the user's token.
     pub(super) fn from_env() -> Result<Self> {
         Self::new(&environment::endpoint(), environment::token()?)
     }
@@ -101,7 +101,7 @@ impl Client {
         Ok(Self { agent: agent(), endpoint: endpoint.trim_end_matches('/').to_string(), token })
     }
 
-    /// The commit that `revision` stands for, and its files.
+    /// The commit that `revision` refers to, and its files.
     pub(super) fn list(&self, id: &str, revision: &str) -> Answer<Listing> {
         let url = format!("{}/api/models/{id}/revision/{}", self.endpoint, escape(revision));
         let text = retried(|| {
@@ -109,12 +109,12 @@ impl Client {
             Ok(response.into_body().into_with_config().limit(MAX_LISTING).read_to_string()?)
         })?;
         let listing: Listing = serde_json::from_str(&text)
-            .map_err(|e| Failure::Malformed(format!("{url} answered something else than a list of files ({e})")))?;
+            .map_err(|e| Failure::Malformed(format!("{url} did not return a list of files ({e})")))?;
         checked_name(&listing.sha, "commit")?;
         Ok(listing)
     }
 
-    /// What the file `name` of a commit is.
+    /// ETag and size of the file `name` of a commit.
     pub(super) fn describe(&self, id: &str, commit: &str, name: &str) -> Answer<RemoteFile> {
         let url = format!("{}/{id}/resolve/{commit}/{name}", self.endpoint);
         let headers = retried(|| self.head(&url))?;
@@ -128,7 +128,8 @@ impl Client {
         Ok(RemoteFile { name: name.to_string(), etag, size, url })
     }
 
-    /// Appends to `partial` what it lacks of `file`, as long as the hub sends any. Each new length is reported.
+    /// Appends the missing bytes of `file` to `partial`, resuming interrupted responses as long as each brings
+    /// progress. `seen` receives each new length.
     pub(super) fn fetch(&self, file: &RemoteFile, partial: &mut File, seen: impl Fn(u64)) -> Answer<()> {
         let mut retries = RETRIES.iter();
         loop {
@@ -163,7 +164,7 @@ impl Client {
         }
     }
 
-    /// A successful answer, from byte `start` on if the hub can.
+    /// A successful response, from byte `start` on if the hub supports ranges.
     fn get(&self, url: &str, start: Option<u64>) -> Answer<Response<Body>> {
         let mut request = self.agent.get(url);
         if let Some(token) = &self.token {
@@ -175,7 +176,7 @@ impl Client {
         accepted(request.call()?)
     }
 
-    /// What the hub itself says of a file, wherever its bytes are.
+    /// Response headers of the hub itself for a file, without following redirects to its storage.
     fn head(&self, url: &str) -> Answer<HeaderMap> {
         let mut url = url.to_string();
         for _ in 0..REDIRECTS {
@@ -189,7 +190,7 @@ impl Client {
                 None => return Ok(headers),
             }
         }
-        Err(Failure::Malformed(format!("{url} leads to itself")))
+        Err(Failure::Malformed(format!("{url} redirects too often")))
     }
 }
 
@@ -202,7 +203,7 @@ fn agent() -> Agent {
         .tls_config(tls.build())
         .user_agent(concat!("haplovl/", env!("CARGO_PKG_VERSION")))
         .accept_encoding("identity")
-        // The token is for the hub, not for the storage that it may lead to.
+        // The token is only for the hub, not for the storage host that it redirects to.
         .redirect_auth_headers(RedirectAuthHeaders::SameHost)
         .timeout_resolve(Some(CONNECT))
         .timeout_connect(Some(CONNECT))
@@ -212,7 +213,7 @@ fn agent() -> Agent {
         .new_agent()
 }
 
-/// The answer, if it is no refusal.
+/// The response, or an error for a status that is not a success.
 fn accepted(response: Response<Body>) -> Answer<Response<Body>> {
     let status = response.status();
     if status.is_success() || status.is_redirection() {
@@ -222,19 +223,19 @@ fn accepted(response: Response<Body>) -> Answer<Response<Body>> {
     Err(Failure::Refused { status: status.as_u16(), code })
 }
 
-/// The first of these headers that is there.
+/// Value of the first of these headers that is present.
 fn header<'a>(headers: &'a HeaderMap, names: &[&str]) -> Option<&'a str> {
     names.iter().find_map(|name| headers.get(*name)?.to_str().ok())
 }
 
-/// Where a redirect leads, if that is on the host of `url`: a repository that was renamed, for example.
+/// Target of a redirect if it is on the host of `url`, for example that of a renamed repository.
 fn within(url: &str, location: &str) -> Option<String> {
     let uri: Uri = url.parse().ok()?;
     let on_host = location.starts_with('/') && !location.starts_with("//");
     on_host.then(|| Some(format!("{}://{}{location}", uri.scheme_str()?, uri.authority()?)))?
 }
 
-/// Whether an answer holds a file from byte `start` on, and not from its first one.
+/// Whether a response is the requested range from byte `start` on, rather than the whole file.
 fn continues(response: &Response<Body>, start: u64) -> bool {
     let range = header(response.headers(), &["content-range"]);
     response.status() == 206 && range.is_some_and(|range| range.starts_with(&format!("bytes {start}-")))
@@ -258,21 +259,21 @@ fn length(file: &File) -> std::io::Result<u64> {
     file.metadata().map(|found| found.len())
 }
 
-/// A name from the hub that becomes the name of a file in the cache.
+/// Checks a name from the hub that becomes the name of a file in the cache.
 fn checked_name(name: &str, what: &str) -> Answer<()> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
     if (1..=128).contains(&name.len()) && name.chars().all(allowed) {
         return Ok(());
     }
-    Err(Failure::Malformed(format!("the hub gave `{}` as {what}", name.chars().take(80).collect::<String>())))
+    Err(Failure::Malformed(format!("the hub sent the invalid {what} `{}`", name.chars().take(80).collect::<String>())))
 }
 
-/// A revision as one part of a URL; what it may hold otherwise needs no escape.
+/// Escapes a revision as one segment of a URL; its other allowed characters need no escape.
 fn escape(revision: &str) -> String {
     revision.replace('/', "%2F")
 }
 
-/// The result of `request`, which is sent again if it failed for a reason that may pass.
+/// The result of `request`, which is retried after transient failures.
 fn retried<T>(request: impl Fn() -> Answer<T>) -> Answer<T> {
     for wait in RETRIES {
         match request() {
@@ -284,7 +285,7 @@ fn retried<T>(request: impl Fn() -> Answer<T>) -> Answer<T> {
 }
 
 impl Failure {
-    /// Whether the same request may succeed a little later.
+    /// Whether the failure is transient, so that a retry may succeed.
     fn may_pass(&self) -> bool {
         match self {
             Self::Network(ureq::Error::Timeout(_)) => true,
@@ -301,7 +302,7 @@ impl Failure {
         }
     }
 
-    /// What the user can do.
+    /// Advice for the user.
     fn advice(&self) -> &'static str {
         match self {
             Self::Network(_) => "; check the network, or set HF_HUB_OFFLINE=1 if the model was downloaded before",
@@ -316,7 +317,7 @@ impl Failure {
         }
     }
 
-    /// The error for the user, on downloading `what`.
+    /// The error of a download of `what`.
     pub(super) fn into_error(self, what: &str) -> Error {
         let message = format!("{what}: {self}{}", self.advice());
         match self {

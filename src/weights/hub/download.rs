@@ -1,4 +1,4 @@
-//! Downloads of checkpoints into the hub's shared cache.
+//! Downloads of checkpoints into the shared Hugging Face cache.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use super::client::{Answer, Client, Failure, Listing, RemoteFile};
 use super::{environment, split_id};
 use crate::{Error, Result};
 
-/// The files of a repository that a model is made of. Weights in other formats and copies stay where they are.
+/// Files of a repository that a model needs. Weights in other formats and duplicates are not downloaded.
 const CHECKPOINT_FILES: [&str; 18] = [
     "config.json",
     "generation_config.json",
@@ -31,17 +31,17 @@ const CHECKPOINT_FILES: [&str; 18] = [
     "video_processor/preprocessor_config.json",
 ];
 
-/// How the hub is reached.
+/// Connection settings of the hub.
 #[derive(Debug, Clone, Default)]
 pub struct Hub {
-    /// The cache folder; if `None`, what `HF_HUB_CACHE` or `HF_HOME` say.
+    /// The cache folder; if `None`, the folder that `HF_HUB_CACHE` or `HF_HOME` specify.
     pub cache: Option<PathBuf>,
     /// Whether to use the cache only.
     pub offline: bool,
 }
 
 impl Hub {
-    /// What the environment asks for.
+    /// Settings from environment variables.
     pub fn from_env() -> Self {
         Self { cache: None, offline: environment::offline() }
     }
@@ -68,7 +68,7 @@ impl Hub {
     }
 }
 
-/// The folder of a checkpoint that was downloaded before.
+/// Folder of a checkpoint in the cache; an error if it was not downloaded before.
 fn cached(cache: &RepoCache, id: &str, revision: &str) -> Result<PathBuf> {
     cache.downloaded(revision)?.ok_or_else(|| {
         Error::hub(format!(
@@ -78,7 +78,7 @@ fn cached(cache: &RepoCache, id: &str, revision: &str) -> Result<PathBuf> {
     })
 }
 
-/// One download.
+/// A download of one revision of a repository.
 struct Download<'a> {
     client: &'a Client,
     cache: &'a RepoCache,
@@ -87,7 +87,7 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// The folder of the commit's files, once all are there.
+    /// Downloads all missing files and returns the folder of the commit.
     fn run(&self) -> Result<PathBuf> {
         let listing = self.client.list(self.id, self.revision).map_err(|e| self.failed(e))?;
         let folder = self.cache.snapshot(&listing.sha);
@@ -97,16 +97,16 @@ impl Download<'_> {
             self.fetch(&listing.sha, file, &bar)?;
         }
         bar.finish_and_clear();
-        // Last, so that a revision in the cache is a complete one.
+        // Written last, so that every revision in the cache is complete.
         self.cache.note(self.revision, &listing.sha)?;
         Ok(folder)
     }
 
-    /// The files of a checkpoint that are not in `folder` yet.
+    /// Files of the checkpoint that are not in `folder` yet.
     fn missing(&self, listing: &Listing, folder: &Path) -> Result<Vec<RemoteFile>> {
         let wanted: Vec<_> = listing.files().filter(|name| is_checkpoint_file(name)).collect();
         if wanted.is_empty() {
-            let message = "holds no file of a model: check the id";
+            let message = "contains no model files: check the id";
             return Err(Error::hub(format!("`{}` at revision `{}` {message}", self.id, self.revision)));
         }
         let missing = wanted.into_iter().filter(|name| !folder.join(name).exists());
@@ -144,7 +144,7 @@ fn is_checkpoint_file(name: &str) -> bool {
     })
 }
 
-/// A git revision as the hub allows it, which becomes a path in the cache.
+/// Whether `revision` is a valid git revision, which becomes a path in the cache.
 fn is_revision(revision: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
     (1..=250).contains(&revision.len())
@@ -152,7 +152,7 @@ fn is_revision(revision: &str) -> bool {
         && revision.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.ends_with('.'))
 }
 
-/// A bar for the bytes of all files. It draws on stderr, and nothing if that is no terminal.
+/// A progress bar for the bytes of all files, drawn on stderr if that is a terminal.
 fn bar(bytes: u64) -> ProgressBar {
     let template = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn offline_says_what_is_not_cached() {
+    fn offline_names_missing_checkpoints() {
         let (_cache, hub) = offline_cache();
         for (id, revision) in [("some-org/other", None), ("some-org/a-model", Some("v2"))] {
             let message = hub.download(id, revision).unwrap_err().to_string();
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn only_files_of_a_checkpoint_are_wanted() {
+    fn only_checkpoint_files_are_downloaded() {
         for name in ["config.json", "model-00001-of-00002.safetensors", "video_processor/preprocessor_config.json"] {
             assert!(is_checkpoint_file(name), "{name}");
         }
@@ -220,16 +220,16 @@ mod tests {
         }
     }
 
-    /// A hub on this machine that holds one repository, `some-org/a-model`.
+    /// A local HTTP server that acts as a hub with one repository, `some-org/a-model`.
     #[derive(Default)]
     struct Server {
-        /// Bodies by path.
+        /// Response bodies by path.
         bodies: HashMap<String, Vec<u8>>,
-        /// After how many bytes each answer of a path ends; then the path is whole again.
+        /// Number of bytes after which the next response for a path is cut off; later responses are complete.
         cuts: Mutex<HashMap<String, usize>>,
-        /// Bearer of the token that it wants.
+        /// `Authorization` header that requests must have.
         bearer: Option<String>,
-        /// First line and `Range` of each request.
+        /// Request line and `Range` header of each request.
         seen: Mutex<Vec<String>>,
     }
 
@@ -243,7 +243,7 @@ mod tests {
             Self { bodies, ..Default::default() }
         }
 
-        /// Serves until the test ends; the URL and the requests.
+        /// Serves until the test ends; returns the URL and the server.
         fn start(self) -> (String, Arc<Self>) {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let url = format!("http://{}", listener.local_addr().unwrap());
@@ -251,7 +251,7 @@ mod tests {
             let answering = server.clone();
             std::thread::spawn(move || {
                 for stream in listener.incoming() {
-                    // A client that goes away is no fault.
+                    // A client may disconnect.
                     let _ = answering.answer(stream.unwrap());
                 }
             });
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_is_fetched_once_and_then_known_offline() {
+    fn a_checkpoint_is_downloaded_once_and_then_found_offline() {
         let files: [(&str, &[u8]); 4] = [
             ("config.json", b"{}"),
             ("README.md", b"never asked for"),
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_download_that_was_cut_off_goes_on_where_it_ended() {
+    fn an_interrupted_download_resumes_where_it_ended() {
         let body: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
         let server = Server::new(&[("model.safetensors", &body)]);
         let path = format!("/some-org/a-model/resolve/{COMMIT}/model.safetensors");
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_say_what_to_do() {
+    fn http_errors_say_what_to_do() {
         let root = tempfile::tempdir().unwrap();
         let server = Server { bearer: Some("Bearer hf_right".into()), ..Server::new(&[("config.json", b"{}")]) };
         let (url, _server) = server.start();
@@ -352,11 +352,11 @@ mod tests {
         assert!(message.contains("404") && message.contains("check the id"), "{message}");
         let (url, _server) = Server::new(&[("README.md", b"")]).start();
         let message = fetch(&url, None, root.path()).unwrap_err().to_string();
-        assert!(message.contains("no file of a model"), "{message}");
+        assert!(message.contains("no model files"), "{message}");
     }
 
     #[test]
-    fn what_is_no_hub_is_said_to_be_none() {
+    fn responses_that_are_not_from_a_hub_are_errors() {
         let root = tempfile::tempdir().unwrap();
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let message = fetch(&format!("http://{free}"), None, root.path()).unwrap_err().to_string();

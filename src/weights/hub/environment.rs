@@ -1,14 +1,14 @@
-//! The variables and files by which a user tells every program how to reach the hub.
+//! Environment variables and files that configure all Hugging Face hub clients.
 
 use std::path::PathBuf;
 
 use crate::{Error, Result, files};
 
 const ENDPOINT: &str = "https://huggingface.co";
-/// Most bytes of a file that holds a token.
+/// Largest token file in bytes.
 const MAX_TOKEN: u64 = 4096;
 
-/// The variable's value, if it is set to any.
+/// Value of an environment variable; `None` if it is unset or empty.
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -27,7 +27,7 @@ pub(super) fn endpoint() -> String {
     variable("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into())
 }
 
-/// The folder that all programs share for what they downloaded.
+/// Cache folder that all hub clients share.
 pub(super) fn cache() -> Result<PathBuf> {
     match variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE")) {
         Some(folder) => Ok(folder.into()),
@@ -43,7 +43,7 @@ fn home() -> Result<PathBuf> {
         .ok_or_else(|| Error::hub("there is no home folder for the cache: set HF_HOME to a folder"))
 }
 
-/// The user's token: `HF_TOKEN`, or what a login stored.
+/// The user's token: `HF_TOKEN`, or the token file written by a login.
 pub(super) fn token() -> Result<Option<String>> {
     if variable("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some() {
         return Ok(None);
@@ -59,11 +59,13 @@ pub(super) fn token() -> Result<Option<String>> {
     checked_token(&files::read_text(&path, MAX_TOKEN)?, &path.display().to_string())
 }
 
-/// A token that can be part of a request; `None` if it is blank.
+/// Token that is valid in a request header; `None` if it is blank.
 fn checked_token(token: &str, origin: &str) -> Result<Option<String>> {
     let token = token.trim();
     if !token.chars().all(|c| c.is_ascii_graphic()) {
-        return Err(Error::hub(format!("the token in {origin} holds spaces or other characters that no token has")));
+        return Err(Error::hub(format!(
+            "the token in {origin} contains spaces or other invalid characters: copy it again"
+        )));
     }
     Ok(Some(token.to_string()).filter(|token| !token.is_empty()))
 }
@@ -73,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_switch_is_read_as_the_hub_reads_it() {
+    fn hf_hub_offline_accepts_the_values_of_other_clients() {
         assert!(is_true("1") && is_true("True") && is_true("ON") && !is_true("0") && !is_true(""));
     }
 

@@ -1,18 +1,18 @@
-//! Compatibility of a decoder with the weights of another.
+//! Compatibility of a decoder with the weights of another model.
 
 use std::fmt::Debug;
 
 use crate::config::{DecoderConfig, MlpKind};
 use crate::{Error, Result};
 
-/// Fields that forbid an initialisation.
+/// Collector of the fields that make an initialisation impossible.
 pub(super) struct Compatibility {
     decoder: &'static str,
     problems: Vec<String>,
 }
 
 impl Compatibility {
-    /// Compares sizes and forms; `decoder` names ours in messages, for example `post_decoder`.
+    /// Compares sizes and structure; `decoder` is the field of our decoder in messages, for example `post_decoder`.
     pub(super) fn of(decoder: &'static str, ours: &DecoderConfig, theirs: &DecoderConfig) -> Self {
         let mut checks = Self { decoder, problems: Vec::new() };
         checks.equal("hidden_size", ours.hidden_size, theirs.hidden_size);
@@ -28,33 +28,33 @@ impl Compatibility {
         checks.has("mlp_bias", ours.mlp_bias, theirs.mlp_bias);
         match (ours.mlp, theirs.mlp) {
             (MlpKind::Plain, MlpKind::Gated) => checks.equal("mlp", ours.mlp, theirs.mlp),
-            // The gate is held open by a bias of one.
+            // A bias of one keeps the gate constant.
             (MlpKind::Gated, MlpKind::Plain) => checks.has("mlp_bias", ours.mlp_bias, true),
             _ => {}
         }
         checks
     }
 
-    /// Notes a problem unless the two are equal. `field` is one of the decoder's.
+    /// Records a problem unless the two values of the decoder's `field` are equal.
     pub(super) fn equal<T: PartialEq + Debug>(&mut self, field: &str, ours: T, theirs: T) {
         if ours != theirs {
             self.problems.push(format!("{}.{field} is {ours:?}, not {theirs:?}", self.decoder));
         }
     }
 
-    /// Notes a problem if the source has something that would be lost.
+    /// Records a problem if the source has a parameter that the model lacks.
     fn has(&mut self, field: &str, ours: bool, theirs: bool) {
         if theirs && !ours {
             self.problems.push(format!("{}.{field} is false, not true", self.decoder));
         }
     }
 
-    /// Notes a problem in other words.
+    /// Records a problem with a message of its own.
     pub(super) fn problem(&mut self, problem: String) {
         self.problems.push(problem);
     }
 
-    /// One error for all problems.
+    /// Returns one error for all problems, if there are any.
     pub(super) fn finish(self, source: &str) -> Result<()> {
         if self.problems.is_empty() {
             return Ok(());

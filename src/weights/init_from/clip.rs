@@ -16,21 +16,21 @@ use crate::config::{Activation, DecoderConfig, HaploVlConfig, MlpKind, NormKind,
 use crate::weights::{Parameters, SafetensorsFiles};
 use crate::{Error, Result};
 
-/// As for the tiles of our own models.
+/// Largest image side in pixels, the limit of HaploVL's own tiles.
 const MAX_IMAGE_SIZE: usize = 1 << 14;
 
-/// A CLIP vision transformer.
+/// Configuration of a CLIP vision transformer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClipConfig {
-    /// Its layers, as a decoder without rotary positions.
+    /// Configuration of its layers, as a decoder without RoPE.
     pub decoder: DecoderConfig,
-    /// Side of the images it was trained on, in pixels.
+    /// Side of its input images, in pixels.
     pub image_size: usize,
     /// Side of a patch, in pixels.
     pub patch_size: usize,
 }
 
-/// The fields of HF that matter here, with HF's defaults, which a file may leave out.
+/// The fields of HF's configuration that are used, with HF's defaults for absent fields.
 #[derive(Deserialize)]
 #[serde(default)]
 struct HfConfig {
@@ -62,10 +62,11 @@ impl Default for HfConfig {
 }
 
 impl ClipConfig {
-    /// Reads HF's form: of the vision model alone (`clip_vision_model`), or of a whole CLIP with its `vision_config`.
+    /// Reads HF's configuration of a vision model alone (`clip_vision_model`), or of a whole CLIP with a
+    /// `vision_config`.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the field that is of another type or cannot work.
+    /// [`Error::Config`] naming the field that is of the wrong type, out of range or unsupported.
     pub fn from_hf(config: &Value) -> Result<Self> {
         let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
         if !["clip", "clip_vision_model"].contains(&model_type) {
@@ -118,7 +119,7 @@ impl HfConfig {
     }
 }
 
-/// A CLIP vision transformer to initialise from, or to distil from.
+/// A CLIP vision transformer as a source of weights or a teacher.
 #[derive(Debug, Clone)]
 pub struct ClipSource {
     config: ClipConfig,
@@ -129,19 +130,19 @@ impl ClipSource {
     /// Opens an HF folder: `config.json` and safetensors whose names begin with `vision_model.`.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Format`] or [`Error::Config`] saying what is missing, broken or not supported.
+    /// [`Error::Io`], [`Error::Format`] or [`Error::Config`] naming the part that is missing, damaged or not supported.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let config = ClipConfig::from_hf(&read_config(folder)?)?;
         Ok(Self { config, files: Arc::new(SafetensorsFiles::open(folder)?) })
     }
 
-    /// Its configuration.
+    /// The configuration of the model.
     pub fn config(&self) -> &ClipConfig {
         &self.config
     }
 
-    /// Its tensors, by HF name.
+    /// The tensors of the model, by HF name.
     pub fn files(&self) -> &Arc<SafetensorsFiles> {
         &self.files
     }
@@ -150,11 +151,12 @@ impl ClipSource {
 /// Copies a CLIP vision transformer into the patch projection, positions, first norm and pre-decoder of the model that
 /// `parameters` belong to.
 ///
-/// A gated pre-decoder becomes CLIP's plain MLP exactly: `down(act(gate(x)) * up(x))` with `up = 1` everywhere. The
-/// position of the class token is dropped, and the grid interpolated bicubically if the tiles differ in size.
+/// A gated pre-decoder reproduces CLIP's plain MLP exactly: `down(act(gate(x)) * up(x))` with `up(x) = 1`. The position
+/// embedding of the class token is dropped, and the grid of patch positions is interpolated bicubically if the tile
+/// sizes differ.
 ///
 /// # Errors
-/// [`Error::Weights`] listing every field of `config` that does not fit the CLIP, or naming a missing tensor.
+/// [`Error::Weights`] listing every field of `config` that is incompatible with the CLIP, or naming a missing tensor.
 pub fn init_from_clip(source: &ClipSource, config: &HaploVlConfig, parameters: &Parameters) -> Result<InitReport> {
     check(source, config)?;
     let mut transfer = Transfer::new(source.files.as_ref(), parameters);
@@ -202,7 +204,7 @@ fn copy_layer(transfer: &mut Transfer<'_>, mlp: MlpKind, layer: usize) -> Result
     Ok(())
 }
 
-/// CLIP's table `[1 + n * n, width]`, class token first, as our `[1, m * m, width]`.
+/// CLIP's position table `[1 + n * n, width]`, class token first, converted to HaploVL's `[1, m * m, width]`.
 fn grid_positions(source: &ClipSource, config: &HaploVlConfig, table: &Tensor) -> Result<Tensor> {
     let (theirs, ours) = (source.config.patches_per_side(), config.vision.patches_per_side());
     let width = source.config.decoder.hidden_size;

@@ -1,4 +1,4 @@
-//! `config.json` of a model that weights come from.
+//! `config.json` of a model that weights are copied from.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::weights::check_model_folder;
 use crate::{Error, Result, files};
 
-/// Reads the `config.json` of a model's folder, of bounded size.
+/// Reads the `config.json` of a model folder, up to a size limit.
 pub(super) fn read_config(folder: &Path) -> Result<Value> {
     check_model_folder(folder)?;
     let path = &folder.join("config.json");

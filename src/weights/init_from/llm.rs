@@ -17,21 +17,22 @@ use crate::{Error, Result};
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
-/// Initialisation of the projections from the LLM's embeddings down to the pre-decoder's width, and back up.
+/// Initialisation of the projections from the LLM's embedding width down to the pre-decoder's width, and back up.
 ///
-/// The published sources are silent on it; the first is this crate's choice.
+/// The paper and the released code do not describe it; the default is this crate's choice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TextInit {
-    /// From the [`principal_components`] of the LLM's table, so that text passes almost unharmed from the first step.
+    /// The [`principal_components`] of the LLM's embedding table, so that text embeddings are almost preserved from the
+    /// first step.
     #[default]
     PrincipalComponents,
-    /// As any other fresh parameter.
+    /// Random values, as for any other new parameter.
     Random,
 }
 
-/// A language model to initialise from.
+/// A language model as a source of weights.
 #[derive(Clone)]
 pub struct LlmSource {
     path: PathBuf,
@@ -43,7 +44,7 @@ impl LlmSource {
     /// Opens an HF folder (`config.json` and safetensors) or a `.gguf` file.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Format`] or [`Error::Config`] saying what is missing, broken or not supported.
+    /// [`Error::Io`], [`Error::Format`] or [`Error::Config`] naming the part that is missing, damaged or not supported.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if path.is_dir() {
@@ -54,20 +55,20 @@ impl LlmSource {
         Ok(Self { path: path.into(), config: file.llm_config()?, tensors: Arc::new(file) })
     }
 
-    /// Its configuration.
+    /// The configuration of the model.
     pub fn config(&self) -> &LlmConfig {
         &self.config
     }
 
-    /// Its tensors, by HF name.
+    /// The tensors of the model, by HF name.
     pub fn tensors(&self) -> &dyn TensorSource {
         self.tensors.as_ref()
     }
 
-    /// The embedding table, `[vocab_size, hidden_size]`, lengthened to `rows` by the mean of its rows.
+    /// The embedding table `[vocab_size, hidden_size]`, extended to `rows` rows with the mean of its rows.
     ///
     /// # Errors
-    /// [`Error::Weights`] if it is missing or of another shape, or longer than `rows`.
+    /// [`Error::Weights`] if the table is missing, has an unexpected shape or more than `rows` rows.
     pub fn embedding(&self, rows: usize, dtype: DType, device: &Device) -> Result<Tensor> {
         let table = self.table(EMBEDDING, self.tensors.load_tensor(EMBEDDING, dtype, device)?)?;
         if rows < table.dim(0)? {
@@ -97,11 +98,11 @@ impl LlmSource {
 /// Copies a language model into the post-decoder, final norm, head and text embedding of the model that `parameters`
 /// belong to.
 ///
-/// Entries of the vocabulary that the LLM lacks take the mean of those it has, so that they are neither likely nor
-/// unlikely. Biases that it lacks become zero. The connector is set only with [`TextInit::PrincipalComponents`].
+/// Vocabulary entries that the LLM lacks are set to the mean of its entries, so that they are neither likely nor
+/// unlikely. Biases that the LLM lacks become zero. The connector is set only with [`TextInit::PrincipalComponents`].
 ///
 /// # Errors
-/// [`Error::Weights`] listing every field of `config` that does not fit the LLM, or naming a missing tensor.
+/// [`Error::Weights`] listing every field of `config` that is incompatible with the LLM, or naming a missing tensor.
 pub fn init_from_llm(
     source: &LlmSource,
     config: &HaploVlConfig,
@@ -125,7 +126,7 @@ fn check(source: &LlmSource, config: &HaploVlConfig) -> Result<()> {
     checks.equal("rope_theta", ours.rope_theta, theirs.decoder.rope_theta);
     checks.equal("rope_scaling", ours.rope_scaling, theirs.decoder.rope_scaling);
     if ours.rope == Rope::None {
-        checks.problem("post_decoder.rope is none, not rotary".into());
+        checks.problem("post_decoder.rope is none, but the LLM uses RoPE".into());
     }
     if config.vocab_size < theirs.vocab_size {
         checks.problem(format!("vocab_size is {}, not {} or more", config.vocab_size, theirs.vocab_size));
@@ -170,14 +171,15 @@ fn copy_text(transfer: &mut Transfer<'_>, source: &LlmSource, config: &HaploVlCo
     Ok(())
 }
 
-/// Sets the text embedding; returns the map to the pre-decoder's width and the narrow table, if they were used.
+/// Sets the text embedding; returns the projection to the pre-decoder's width and the projected table, if they were
+/// used.
 fn copy_embedding(
     transfer: &mut Transfer<'_>,
     table: &Tensor,
     config: &HaploVlConfig,
     text: TextInit,
 ) -> Result<Option<(Tensor, Tensor)>> {
-    // A tied table is the head too, so it has the LLM's width even if it is direct.
+    // A tied embedding table is also the head, so it has the LLM's width even without a projection.
     if config.text_embedding == TextEmbedding::Projected || config.tie_word_embeddings {
         transfer.put(EMBEDDING, &with_rows(table, config.vocab_size)?)?;
     }
@@ -193,10 +195,10 @@ fn copy_embedding(
     Ok(Some((down, narrow)))
 }
 
-/// Copies the embedding table of a language model alone, for a stage 1 that has no post-decoder.
+/// Copies only the embedding table of a language model, for stage 1, which has no post-decoder.
 ///
 /// # Errors
-/// [`Error::Weights`] if the vocabulary does not fit or the table is missing.
+/// [`Error::Weights`] if the vocabulary is too large or the table is missing.
 pub fn init_text_embedding(
     source: &LlmSource,
     config: &HaploVlConfig,
@@ -216,14 +218,14 @@ pub fn init_text_embedding(
     Ok(transfer.finish())
 }
 
-/// The scale of the narrow embeddings. The pre-decoder begins by normalising them to one, so the connector, their way
-/// back up, has to multiply by it for the LLM to meet vectors of the length it knows.
+/// Root mean square of the projected embeddings. The pre-decoder first normalises its input to 1, so the connector,
+/// which projects back up, multiplies by this scale: the LLM then receives vectors of the length it was trained on.
 fn root_mean_square(narrow: &Tensor) -> Result<f64> {
     let rows = narrow.sqr()?.mean(1)?.to_dtype(DType::F64)?;
     Ok(rows.mean(0)?.sqrt()?.to_scalar::<f64>()?)
 }
 
-/// Appends rows that are the mean of all rows, up to `rows` of them.
+/// Appends copies of the mean row until the table has `rows` rows.
 fn with_rows(table: &Tensor, rows: usize) -> Result<Tensor> {
     let (known, width) = table.dims2()?;
     if rows <= known {

@@ -1,4 +1,4 @@
-//! The configuration of a language model, from HF's `config.json`.
+//! Configuration of a language model, read from HF's `config.json`.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -6,18 +6,18 @@ use serde_json::{Map, Value};
 use crate::config::{Activation, DecoderConfig, MlpKind, NormKind, Rope, RopeScaling, from_value};
 use crate::{Error, Result};
 
-/// A language model of the Llama family, as far as a HaploVL can be initialised from it.
+/// Configuration of a Llama-family language model, with the fields that initialisation of a HaploVL needs.
 ///
-/// Sliding attention windows are not part of it: HaploVL attends to everything before.
+/// Sliding attention windows are ignored: HaploVL attends to all previous positions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlmConfig {
-    /// Its layers.
+    /// Configuration of the decoder layers.
     pub decoder: DecoderConfig,
     /// Rows of the embedding table.
     pub vocab_size: usize,
-    /// The longest sequence it was trained on.
+    /// The longest sequence in tokens that the model was trained on.
     pub max_position_embeddings: usize,
-    /// Whether the language head is the embedding table.
+    /// Whether the language head shares the weights of the embedding table.
     pub tie_word_embeddings: bool,
 }
 
@@ -29,7 +29,7 @@ enum Family {
     Mistral,
 }
 
-/// The fields of HF that matter here; those with an `Option` have a default in HF.
+/// The fields of HF's configuration that are used; fields with an `Option` have a default in HF.
 #[derive(Deserialize)]
 struct HfConfig {
     model_type: Family,
@@ -43,7 +43,7 @@ struct HfConfig {
     rms_norm_eps: Option<f64>,
     rope_theta: Option<f64>,
     rope_scaling: Option<Map<String, Value>>,
-    /// Newer files keep `rope_theta` and the scaling in here.
+    /// `rope_theta` and the RoPE scaling in newer files.
     rope_parameters: Option<Map<String, Value>>,
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
@@ -53,10 +53,10 @@ struct HfConfig {
 }
 
 impl LlmConfig {
-    /// Reads HF's form; `model_type` is `qwen2` (also for Qwen2.5), `llama` (also for Vicuna) or `mistral`.
+    /// Reads HF's configuration; `model_type` is `qwen2` (also for Qwen2.5), `llama` (also for Vicuna) or `mistral`.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the field that is missing, of another type, or means something that HaploVL cannot do.
+    /// [`Error::Config`] naming the field that is missing, of the wrong type, or unsupported.
     pub fn from_hf(config: &Value) -> Result<Self> {
         let hf: HfConfig = from_value("config.json", "a qwen2, llama or mistral model", config)?;
         let llm = Self {
@@ -73,7 +73,8 @@ impl LlmConfig {
         Ok(llm)
     }
 
-    /// Checks the decoder, and that the heads together are as wide as the stream, which other models may not hold to.
+    /// Checks the decoder, and that the heads together are as wide as the hidden state, which is not the case in every
+    /// model.
     pub(crate) fn validate(&self, head_dim: Option<usize>) -> Result<()> {
         self.decoder.validate("llm")?;
         let width = self.decoder.head_dim();
@@ -116,7 +117,7 @@ impl HfConfig {
     }
 }
 
-/// HF writes the kind as `rope_type`, and as `type` in older files.
+/// RoPE scaling of HF's fields, where the kind is `rope_type`, or `type` in older files.
 fn rope_scaling(fields: &Map<String, Value>) -> Result<RopeScaling> {
     let mut fields = fields.clone();
     let kind = fields.remove("type");
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_fields_take_the_defaults_of_hf() {
+    fn missing_fields_have_hf_defaults() {
         let llm = LlmConfig::from_hf(&llama_with(json!({}))).unwrap();
         assert_eq!((llm.max_position_embeddings, llm.tie_word_embeddings), (2048, false));
         let decoder = llm.decoder;
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_named() {
+    fn unsupported_values_are_named() {
         let cases = [
             (json!({"head_dim": 32}), "llm.head_dim"),
             (json!({"model_type": "gemma"}), "gemma"),

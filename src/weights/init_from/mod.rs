@@ -1,8 +1,8 @@
 //! Initialisation of a HaploVL from a pre-trained CLIP and a pre-trained language model.
 //!
-//! A source is opened ([`LlmSource`], [`ClipSource`]), and its values are copied into the existing parameters of a model
-//! ([`init_from_llm`], [`init_from_clip`]). Weights that cannot be converted without loss are an error, and the [`InitReport`]
-//! accounts for every parameter and every tensor of the source.
+//! A source is opened ([`LlmSource`], [`ClipSource`]), and its tensors are copied into the existing parameters of a
+//! model ([`init_from_llm`], [`init_from_clip`]). Weights that cannot be converted without loss are an error, and the
+//! [`InitReport`] accounts for every parameter and every tensor of the source.
 
 mod check;
 mod clip;

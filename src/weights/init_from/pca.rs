@@ -1,4 +1,4 @@
-//! The directions that carry most of an embedding table.
+//! Principal component analysis of an embedding table.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Init;
@@ -7,16 +7,17 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::weights::init::initial_tensor;
 
-/// Rows of the table that are multiplied at a time.
+/// Rows of the table in one matmul.
 const ROWS: usize = 8192;
-/// Rounds of orthogonal iteration. The span is all that matters, and it settles much sooner than single directions.
+/// Rounds of orthogonal iteration. Only the spanned subspace matters, which converges much faster than the single
+/// directions.
 const ROUNDS: usize = 12;
 
 /// The top `count` principal directions of the rows of `table` (`[n, width]`, f32), as orthonormal rows
 /// `[count, width]`, on the CPU.
 ///
-/// They are taken about zero, not about the mean: what is projected on them and back, without any bias, loses least.
-/// If `count` reaches `width` nothing need be lost: the result is the identity, followed by zero rows.
+/// The table is not centred: these directions minimise the error of a projection and back-projection without a bias. If
+/// `count` is at least `width`, the projection is lossless: the result is the identity, followed by zero rows.
 ///
 /// # Errors
 /// [`Error::Candle`](crate::Error::Candle) if `table` is not a matrix of floats.
@@ -47,7 +48,7 @@ fn second_moment(table: &Tensor) -> Result<Tensor> {
     Ok(moment)
 }
 
-/// Gram and Schmidt, in the order that is numerically stable. Rows that depend on earlier ones become zero.
+/// Orthonormalises rows by the modified, numerically stable Gram-Schmidt process. Linearly dependent rows become zero.
 fn orthonormal_rows(matrix: &Tensor) -> Result<Tensor> {
     let (count, width) = matrix.dims2()?;
     let mut values = matrix.flatten_all()?.to_vec1::<f64>()?;
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_low_rank_passes_unharmed() {
+    fn a_low_rank_table_is_reconstructed() {
         let table = random(300, 6, "a").matmul(&random(6, 20, "b")).unwrap();
         let down = principal_components(&table, 6).unwrap();
         assert_eq!(down.dims(), [6, 20]);
@@ -100,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_strongest_directions_are_kept() {
+    fn the_directions_of_largest_variance_are_kept() {
         let strengths: Vec<f32> = (0..16).map(|i| if i % 4 == 1 { 10.0 } else { 0.1 }).collect();
         let table = random(500, 16, "t").broadcast_mul(&Tensor::new(strengths, &Device::Cpu).unwrap()).unwrap();
         let down = principal_components(&table, 4).unwrap();
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn enough_room_loses_nothing() {
+    fn projection_to_full_width_is_lossless() {
         let table = random(10, 3, "t");
         let down = principal_components(&table, 5).unwrap();
         let back = table.matmul(&down.t().unwrap()).unwrap().matmul(&down).unwrap();
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn more_directions_than_the_table_has_are_zero() {
+    fn directions_beyond_the_rank_are_zero() {
         let table = random(2, 8, "t");
         let down = principal_components(&table, 4).unwrap();
         let values = down.flatten_all().unwrap().to_vec1::<f32>().unwrap();

@@ -3,21 +3,21 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-/// Names printed of each kind before the rest is only counted.
+/// Names listed of each kind; the rest is only counted.
 const LISTED: usize = 20;
 
-/// Every parameter of the model and every tensor of the source by what became of it; names are sorted.
+/// Outcome of an initialisation for every parameter of the model and every tensor of the source; names are sorted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InitReport {
-    /// Parameters that took values from the source.
+    /// Parameters copied or computed from the source.
     pub copied: Vec<String>,
-    /// Parameters that the source lacks, set to what makes them do nothing: zero biases, and the always open gate that
-    /// makes a gated MLP of a plain one.
+    /// Parameters without a counterpart in the source, set so that they have no effect: zero biases, and the constant
+    /// `up_proj` that turns a gated MLP into a plain one.
     pub zero_filled: Vec<String>,
-    /// Parameters that keep the values they had.
+    /// Parameters that keep their previous values.
     pub fresh: Vec<String>,
-    /// Tensors of the source that nothing took.
+    /// Tensors of the source that were not used.
     pub unused: Vec<String>,
 }
 
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn merging_leaves_fresh_what_neither_touched() {
+    fn merged_reports_list_as_fresh_only_parameters_untouched_by_both() {
         let first = InitReport { copied: names(&["a"]), fresh: names(&["b", "c"]), ..Default::default() };
         let later = InitReport {
             copied: names(&["b"]),
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn long_lists_are_cut() {
+    fn long_lists_are_truncated() {
         let fresh = (0..30).map(|i| format!("p{i:02}")).collect();
         let text = InitReport { fresh, ..Default::default() }.to_string();
         assert!(text.contains("30 parameters fresh") && text.contains("p19") && text.contains("and 10 more"), "{text}");

@@ -4,21 +4,21 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::Result;
 
-/// Resamples `[n, n, width]` to `[side, side, width]` bicubically, as PyTorch's `interpolate` does with
-/// `align_corners = false` and without anti-aliasing. The same size comes back to the bit.
+/// Resamples `[n, n, width]` to `[side, side, width]` bicubically, as PyTorch's `interpolate` does with `align_corners
+/// = false` and without anti-aliasing. A grid of the requested size is returned unchanged, bit for bit.
 pub(super) fn resample_grid(grid: &Tensor, side: usize) -> Result<Tensor> {
     let (rows, columns, width) = grid.dims3()?;
     if (rows, columns) == (side, side) {
         return Ok(grid.clone());
     }
-    // Both directions are the same small matrix: first over rows, then over columns.
+    // Both directions use the same small weight matrix: first over rows, then over columns.
     let down = weights(rows, side)?.matmul(&grid.reshape((rows, columns * width))?)?;
     let across = weights(columns, side)?;
     let down = down.reshape((side, columns, width))?;
     Ok(across.broadcast_matmul(&down)?)
 }
 
-/// Row `i` holds how much of each of `from` points makes point `i` of `to`.
+/// Interpolation weights `[to, from]`: row `i` holds the weights of the source points for target point `i`.
 fn weights(from: usize, to: usize) -> Result<Tensor> {
     let mut weights = vec![0f64; from * to];
     for (i, row) in weights.chunks_mut(from.max(1)).enumerate() {
@@ -26,7 +26,7 @@ fn weights(from: usize, to: usize) -> Result<Tensor> {
         let left = centre.floor();
         for offset in -1..=2 {
             let at = left + f64::from(offset);
-            // Beyond the border the border is repeated.
+            // Border points are repeated beyond the border.
             let index = at.clamp(0.0, from as f64 - 1.0) as usize;
             if let Some(weight) = row.get_mut(index) {
                 *weight += cubic(centre - at);
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_size_is_untouched() {
+    fn a_grid_of_the_same_size_is_unchanged() {
         let values: Vec<f32> = (0..9).map(|v| v as f32 * 0.37).collect();
         let same = resample_grid(&grid(&values, 3), 3).unwrap();
         assert_eq!(same.flatten_all().unwrap().to_vec1::<f32>().unwrap(), values);
@@ -74,8 +74,8 @@ mod tests {
 
     #[test]
     fn rows_and_columns_are_not_swapped() {
-        // Worked out by hand: 4 points from 2 lie at -1/4, 1/4, 3/4, 5/4; the kernel at 5/4 is -0.10546875, and at
-        // 3/4 and 7/4 together 0.2265625.
+        // Computed by hand: 4 points from 2 lie at -1/4, 1/4, 3/4, 5/4; the kernel at 5/4 is -0.10546875, and at 3/4
+        // and 7/4 together 0.2265625.
         let resized = resample_grid(&grid(&[0.0, 1.0, 10.0, 11.0], 2), 4).unwrap();
         let values = resized.squeeze(2).unwrap().to_vec2::<f32>().unwrap();
         let unit = [-0.10546875, 0.2265625, 1.0 - 0.2265625, 1.0 + 0.10546875];

@@ -1,4 +1,4 @@
-//! Copies of tensors from a source into parameters, with a report.
+//! Transfer of tensors from a source into parameters, with a report.
 
 use std::collections::BTreeSet;
 
@@ -21,14 +21,14 @@ impl<'a> Transfer<'a> {
         Self { source, parameters, used: BTreeSet::new(), copied: BTreeSet::new(), constant: BTreeSet::new() }
     }
 
-    /// Takes a tensor of the source to compute with: f32 on the CPU.
+    /// Loads a tensor of the source for computation, as f32 on the CPU.
     pub(super) fn take(&mut self, from: &str) -> Result<Tensor> {
         let tensor = self.source.load_tensor(from, DType::F32, &Device::Cpu)?;
         self.used.insert(from.to_string());
         Ok(tensor)
     }
 
-    /// Sets a parameter to values made from the source.
+    /// Sets a parameter to values computed from the source.
     pub(super) fn put(&mut self, to: &str, values: &Tensor) -> Result<()> {
         self.parameters.set(to, values)?;
         self.copied.insert(to.to_string());
@@ -53,7 +53,7 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// Sets every value of a parameter.
+    /// Sets all elements of a parameter to `value`.
     pub(super) fn fill(&mut self, to: &str, value: f64) -> Result<()> {
         let var = self.parameters.require(to)?;
         self.parameters.set(to, &Tensor::full(value, var.shape(), &Device::Cpu)?)?;
