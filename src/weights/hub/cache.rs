@@ -1,6 +1,6 @@
 //! The folder of one repository in the cache that programs share: contents by name of content, and per commit links to them.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -78,7 +78,7 @@ impl RepoCache {
         create_parent(&path)?;
         let opened = OpenOptions::new().create(true).append(true).open(&path);
         let lock = opened.map_err(|e| Error::io(&path, e))?;
-        match lock.lock() {
+        match wait_for(&lock, etag) {
             // Some network file systems have no locks.
             Err(e) if e.kind() != ErrorKind::Unsupported => Err(Error::io(&path, e)),
             _ => Ok(Blob { path: self.blob(etag), _lock: lock }),
@@ -117,6 +117,18 @@ impl Blob {
 
     fn partial_path(&self) -> PathBuf {
         self.path.with_added_extension("incomplete")
+    }
+}
+
+/// Locks a file, and reports to `tracing` if another process has to end its download of the content `etag` first.
+fn wait_for(lock: &File, etag: &str) -> std::io::Result<()> {
+    match lock.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            tracing::info!(etag, "waiting for another process that downloads the same content");
+            lock.lock()
+        }
+        Err(TryLockError::Error(e)) => Err(e),
+        Ok(()) => Ok(()),
     }
 }
 

@@ -130,17 +130,13 @@ impl Client {
 
     /// Appends to `partial` what it lacks of `file`, as long as the hub sends any. Each new length is reported.
     pub(super) fn fetch(&self, file: &RemoteFile, partial: &mut File, seen: impl Fn(u64)) -> Answer<()> {
-        let mut retries = RETRIES.iter();
+        let mut waits = Waits::new(length(partial)?);
         loop {
-            let before = length(partial)?;
             let failure = match self.fetch_once(file, partial, &seen) {
                 Err(failure) if failure.may_pass() => failure,
                 other => return other,
             };
-            if length(partial)? > before {
-                retries = RETRIES.iter();
-            }
-            std::thread::sleep(*retries.next().ok_or(failure)?);
+            std::thread::sleep(waits.after(length(partial)?).ok_or(failure)?);
         }
     }
 
@@ -230,8 +226,13 @@ fn header<'a>(headers: &'a HeaderMap, names: &[&str]) -> Option<&'a str> {
 /// Where a redirect leads, if that is on the host of `url`: a repository that was renamed, for example.
 fn within(url: &str, location: &str) -> Option<String> {
     let uri: Uri = url.parse().ok()?;
-    let on_host = location.starts_with('/') && !location.starts_with("//");
-    on_host.then(|| Some(format!("{}://{}{location}", uri.scheme_str()?, uri.authority()?)))?
+    let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
+    if location.starts_with('/') && !location.starts_with("//") {
+        return Some(format!("{scheme}://{authority}{location}"));
+    }
+    let target: Uri = location.parse().ok()?;
+    let on_host = target.scheme_str() == Some(scheme) && target.authority() == Some(authority);
+    on_host.then(|| location.to_string())
 }
 
 /// Whether an answer holds a file from byte `start` on, and not from its first one.
@@ -270,6 +271,27 @@ fn checked_name(name: &str, what: &str) -> Answer<()> {
 /// A revision as one part of a URL; what it may hold otherwise needs no escape.
 fn escape(revision: &str) -> String {
     revision.replace('/', "%2F")
+}
+
+/// Waits between the attempts at one file. They start again only when the file is longer than it ever was, so that a server
+/// that sends it from the start each time and always cuts it off is given up.
+struct Waits {
+    longest: u64,
+    left: std::array::IntoIter<Duration, { RETRIES.len() }>,
+}
+
+impl Waits {
+    fn new(length: u64) -> Self {
+        Self { longest: length, left: RETRIES.into_iter() }
+    }
+
+    /// The wait after an attempt that left `length` bytes, `None` when no attempt is left.
+    fn after(&mut self, length: u64) -> Option<Duration> {
+        if length > self.longest {
+            *self = Self::new(length);
+        }
+        self.left.next()
+    }
 }
 
 /// The result of `request`, which is sent again if it failed for a reason that may pass.
@@ -351,5 +373,35 @@ impl From<ureq::Error> for Failure {
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Self::Disk(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_redirects_on_the_same_host_are_followed() {
+        let url = "https://hub.test:8443/org/old/resolve/main/config.json";
+        for (location, followed) in [
+            ("/org/new/config.json", Some("https://hub.test:8443/org/new/config.json")),
+            ("https://hub.test:8443/org/new", Some("https://hub.test:8443/org/new")),
+            ("https://hub.test/org/new", None),
+            ("http://hub.test:8443/org/new", None),
+            ("https://storage.test:8443/blob", None),
+            ("https://hub.test:8443@storage.test/blob", None),
+            ("//storage.test/blob", None),
+            ("config.json", None),
+        ] {
+            assert_eq!(within(url, location).as_deref(), followed, "{location}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_never_gets_longer_is_given_up() {
+        let mut waits = Waits::new(10);
+        // Each attempt that gets further gives all waits back.
+        assert_eq!([20, 30, 40].map(|length| waits.after(length)), [Some(RETRIES[0]); 3]);
+        assert_eq!([5, 39, 40].map(|length| waits.after(length)), [Some(RETRIES[1]), Some(RETRIES[2]), None]);
     }
 }
