@@ -1,12 +1,12 @@
 //! Downloads of checkpoints into the hub's shared cache.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
-
-use indicatif::{ProgressBar, ProgressStyle};
+use std::sync::Arc;
 
 use super::cache::RepoCache;
 use super::client::{Answer, Client, Failure, Listing, RemoteFile};
-use super::{environment, split_id};
+use super::{environment, resolve_with, split_id};
 use crate::{Error, Result};
 
 /// The files of a repository that a model is made of. Weights in other formats and copies stay where they are.
@@ -31,19 +31,54 @@ const CHECKPOINT_FILES: [&str; 18] = [
     "video_processor/preprocessor_config.json",
 ];
 
+/// Progress of a download.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DownloadProgress<'a> {
+    /// Path in the repository of the file that is being fetched.
+    pub file: &'a str,
+    /// Bytes so far of all files to fetch, with what an earlier download left. Falls when a server sends a file from its start
+    /// again.
+    pub bytes: u64,
+    /// Bytes of all files to fetch.
+    pub total: u64,
+}
+
+type Callback = dyn Fn(&DownloadProgress<'_>) + Send + Sync;
+
 /// How the hub is reached.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Hub {
     /// The cache folder; if `None`, what `HF_HUB_CACHE` or `HF_HOME` say.
     pub cache: Option<PathBuf>,
     /// Whether to use the cache only.
     pub offline: bool,
+    progress: Option<Arc<Callback>>,
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").field("cache", &self.cache).field("offline", &self.offline).finish_non_exhaustive()
+    }
 }
 
 impl Hub {
     /// What the environment asks for.
     pub fn from_env() -> Self {
-        Self { cache: None, offline: environment::offline() }
+        Self { offline: environment::offline(), ..Self::default() }
+    }
+
+    /// Calls `progress` whenever bytes have arrived, and after each file.
+    pub fn with_progress(self, progress: impl Fn(&DownloadProgress<'_>) + Send + Sync + 'static) -> Self {
+        Self { progress: Some(Arc::new(progress)), ..self }
+    }
+
+    /// The folder of a model given as a path or as a hub id, see [`resolve_model`](super::resolve_model).
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if it is neither, and as [`Self::download`].
+    pub fn resolve(&self, path_or_id: &str, revision: Option<&str>) -> Result<PathBuf> {
+        resolve_with(path_or_id, revision, |id, revision| self.download(id, revision))
     }
 
     /// Downloads the checkpoint `id` at `revision` and returns its folder, see [`download`](super::download).
@@ -64,7 +99,7 @@ impl Hub {
             return cached(&cache, id, revision);
         }
         let client = Client::from_env()?;
-        Download { client: &client, cache: &cache, id, revision }.run()
+        Download { client: &client, cache: &cache, id, revision, progress: self.progress.as_deref() }.run()
     }
 }
 
@@ -84,19 +119,22 @@ struct Download<'a> {
     cache: &'a RepoCache,
     id: &'a str,
     revision: &'a str,
+    progress: Option<&'a Callback>,
 }
 
 impl Download<'_> {
     /// The folder of the commit's files, once all are there.
     fn run(&self) -> Result<PathBuf> {
+        let _span = tracing::info_span!("download", id = self.id, revision = self.revision).entered();
         let listing = self.client.list(self.id, self.revision).map_err(|e| self.failed(e))?;
         let folder = self.cache.snapshot(&listing.sha);
         let files = self.missing(&listing, &folder)?;
-        let bar = bar(files.iter().map(|file| file.size).sum());
+        let total = files.iter().fold(0u64, |total, file| total.saturating_add(file.size));
+        let mut before = 0u64;
         for file in &files {
-            self.fetch(&listing.sha, file, &bar)?;
+            self.fetch(&listing.sha, file, |bytes| self.report(&file.name, before.saturating_add(bytes), total))?;
+            before = before.saturating_add(file.size);
         }
-        bar.finish_and_clear();
         // Last, so that a revision in the cache is a complete one.
         self.cache.note(self.revision, &listing.sha)?;
         Ok(folder)
@@ -114,17 +152,24 @@ impl Download<'_> {
         described.collect::<Answer<_>>().map_err(|e| self.failed(e))
     }
 
-    fn fetch(&self, commit: &str, file: &RemoteFile, bar: &ProgressBar) -> Result<()> {
+    /// Makes sure that a file is in the cache. Each new length of it is reported to `seen`.
+    fn fetch(&self, commit: &str, file: &RemoteFile, seen: impl Fn(u64)) -> Result<()> {
         let blob = self.cache.lock(&file.etag)?;
-        let before = bar.position();
         if !blob.is_complete()? {
+            tracing::info!(file = file.name, bytes = file.size, "downloading file");
             let mut partial = blob.partial()?;
-            let seen = |bytes| bar.set_position(before + bytes);
-            self.client.fetch(file, &mut partial, seen).map_err(|e| self.failed(e))?;
+            self.client.fetch(file, &mut partial, &seen).map_err(|e| self.failed(e))?;
             blob.publish(&partial)?;
+            tracing::info!(file = file.name, bytes = file.size, "file downloaded");
         }
-        bar.set_position(before + file.size);
+        seen(file.size);
         self.cache.link(commit, &file.name, &blob)
+    }
+
+    fn report(&self, file: &str, bytes: u64, total: u64) {
+        if let Some(progress) = self.progress {
+            progress(&DownloadProgress { file, bytes, total });
+        }
     }
 
     fn failed(&self, failure: Failure) -> Error {
@@ -152,13 +197,6 @@ fn is_revision(revision: &str) -> bool {
         && revision.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.ends_with('.'))
 }
 
-/// A bar for the bytes of all files. It draws on stderr, and nothing if that is no terminal.
-fn bar(bytes: u64) -> ProgressBar {
-    let template = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(bytes).with_style(style)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
@@ -177,7 +215,7 @@ mod tests {
         std::fs::write(model.join("refs/main"), COMMIT).unwrap();
         std::fs::create_dir_all(model.join("snapshots").join(COMMIT)).unwrap();
         std::fs::write(model.join("snapshots").join(COMMIT).join("config.json"), "{}").unwrap();
-        let hub = Hub { cache: Some(cache.path().to_path_buf()), offline: true };
+        let hub = Hub { cache: Some(cache.path().to_path_buf()), offline: true, ..Hub::default() };
         (cache, hub)
     }
 
@@ -295,7 +333,29 @@ mod tests {
     fn fetch(url: &str, token: Option<&str>, cache: &Path) -> Result<PathBuf> {
         let client = Client::new(url, token.map(String::from))?;
         let cache = RepoCache::new(cache, "some-org/a-model");
-        Download { client: &client, cache: &cache, id: "some-org/a-model", revision: "refs/pr/1" }.run()
+        run(&client, &cache, None)
+    }
+
+    fn run(client: &Client, cache: &RepoCache, progress: Option<&Callback>) -> Result<PathBuf> {
+        Download { client, cache, id: "some-org/a-model", revision: "refs/pr/1", progress }.run()
+    }
+
+    #[test]
+    fn progress_counts_the_bytes_of_all_files() {
+        let (url, _server) = Server::new(&[("config.json", b"{}"), ("model.safetensors", b"weights")]).start();
+        let root = tempfile::tempdir().unwrap();
+        let (client, cache) = (Client::new(&url, None).unwrap(), RepoCache::new(root.path(), "some-org/a-model"));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&seen);
+        let hub = Hub::default().with_progress(move |progress| {
+            kept.lock().unwrap().push((progress.file.to_owned(), progress.bytes, progress.total));
+        });
+        run(&client, &cache, hub.progress.as_deref()).unwrap();
+        let mut reports = std::mem::take(&mut *seen.lock().unwrap());
+        reports.dedup();
+        assert_eq!(reports, [("config.json".to_owned(), 2, 9), ("model.safetensors".to_owned(), 9, 9)]);
+        run(&client, &cache, hub.progress.as_deref()).unwrap();
+        assert!(seen.lock().unwrap().is_empty(), "nothing is left to fetch");
     }
 
     #[test]
@@ -316,7 +376,7 @@ mod tests {
         server.seen.lock().unwrap().clear();
         assert_eq!(fetch(&url, None, root.path()).unwrap(), folder);
         assert_eq!(server.seen.lock().unwrap().len(), 1, "only the list: {:?}", server.seen.lock().unwrap());
-        let hub = Hub { cache: Some(root.path().to_path_buf()), offline: true };
+        let hub = Hub { cache: Some(root.path().to_path_buf()), offline: true, ..Hub::default() };
         assert_eq!(hub.download("some-org/a-model", Some("refs/pr/1")).unwrap(), folder);
     }
 

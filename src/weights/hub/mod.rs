@@ -12,7 +12,7 @@ mod download;
 mod environment;
 
 #[cfg(feature = "hub")]
-pub use download::Hub;
+pub use download::{DownloadProgress, Hub};
 
 use crate::{Error, Result};
 
@@ -32,7 +32,8 @@ pub fn resolve_model(path_or_id: &str, revision: Option<&str>) -> Result<PathBuf
 ///
 /// Environment variables are those of all hub clients: `HF_HOME` and `HF_HUB_CACHE` (where the cache is), `HF_TOKEN` (for
 /// models with restricted access), `HF_ENDPOINT` (a mirror), `HF_HUB_OFFLINE` (1: use the cache only), `HTTPS_PROXY`, and
-/// `SSL_CERT_FILE` (certificates to trust in place of the system's). Progress is shown if stderr is a terminal.
+/// `SSL_CERT_FILE` (certificates to trust in place of the system's). Nothing is printed: `tracing` gets an event
+/// at the start and end of each file, and `Hub::with_progress` takes a function that shows how far it is.
 ///
 /// # Errors
 /// [`Error::Hub`] saying what failed and what to do; always, if this crate was built without the feature `hub`.
