@@ -4,6 +4,8 @@
 
 #[path = "common/cli.rs"]
 mod cli;
+#[path = "common/download.rs"]
+mod download;
 #[path = "common/images.rs"]
 mod images;
 #[path = "common/model.rs"]

@@ -5,6 +5,8 @@
 #[path = "common/cli.rs"]
 mod cli;
 mod common;
+#[path = "common/download.rs"]
+mod download;
 #[path = "common/images.rs"]
 mod images;
 #[path = "common/model.rs"]

@@ -4,6 +4,8 @@
 
 #[path = "common/cli.rs"]
 mod cli;
+#[path = "common/download.rs"]
+mod download;
 #[path = "common/memory.rs"]
 mod memory;
 
@@ -54,7 +56,7 @@ fn main() -> ExitCode {
             "{} exists already: name a new folder with `--output`",
             output.display()
         );
-        let folder = model.folder()?;
+        let folder = download::folder(&model)?;
         if compare > 0 {
             check_images(&folder, side)?;
         }

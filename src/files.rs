@@ -9,9 +9,12 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Largest JSON or TOML file in bytes; published ones have at most 1.2 MB, and parsed JSON takes up to 30 times the
-/// memory.
+/// Most bytes of a recipe or another small text file.
 pub(crate) const MAX_TEXT_BYTES: u64 = 4 << 20;
+
+/// Most bytes of a JSON file of a model folder. Published ones have 1.2 MB at most, but a `tokenizer_config.json` grows with
+/// the added tokens; parsed JSON takes up to 30 times its bytes.
+pub(crate) const MAX_MODEL_JSON_BYTES: u64 = 16 << 20;
 
 /// Opens a regular file for reading.
 ///

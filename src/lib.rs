@@ -56,8 +56,8 @@
 //!
 //! # Logging
 //!
-//! The library never prints. It reports loading, preprocessing, prefill, decoding and training through [`tracing`]; install
-//! any subscriber to see them.
+//! The library never prints. It reports downloads, loading, preprocessing, prefill, decoding and training through
+//! [`tracing`]; install any subscriber to see them.
 //!
 //! # Features
 //!

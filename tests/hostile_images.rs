@@ -143,6 +143,19 @@ mod jpeg {
     }
 
     #[test]
+    fn a_progressive_scan_cannot_claim_memory_through_frames() {
+        // One component of 65535 x 65535 pixels, a table with one code, and a scan of all but the first coefficient: to
+        // look into it takes 8 bytes for each of 67 million blocks.
+        let frame = b"\xFF\xC2\x00\x0B\x08\xFF\xFF\xFF\xFF\x01\x01\x11\x00";
+        let table = [b"\xFF\xC4\x00\x14\x10\x01", &[0; 15][..], b"\x00"].concat();
+        let scan = b"\xFF\xDA\x00\x08\x01\x01\x00\x01\x3F\x00";
+        let bytes = [b"\xFF\xD8", &frame[..], &table, scan, b"\x55\xFF\xD9"].concat();
+        let frames = ImageDecoder::default().frames(&bytes, "clip");
+        let message = frames.and_then(|frames| frames.collect::<Result<Vec<_>, _>>()).unwrap_err().to_string();
+        assert!(message.contains("65535 pixels wide and 65535 high, 4294836225 in all, more than"), "{message}");
+    }
+
+    #[test]
     fn unusual_but_complete_files_are_read() {
         let bytes = encode(gradient(40, 30), ImageFormat::Jpeg);
         let whole = decode(&bytes).unwrap();

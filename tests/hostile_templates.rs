@@ -150,6 +150,25 @@ fn deeply_nested_syntax_is_rejected() {
 }
 
 #[test]
+fn keys_without_a_total_order_are_sorted_or_refused() {
+    let ask = Conversation::ask([], "hi");
+    for filter in ["sort", "sort(reverse=true)", "min", "max", "dictsort(by='value')"] {
+        let items = |item: &dyn Fn(usize) -> String| (0..40).map(item).collect::<Vec<_>>().join(", ");
+        let list = |item: &dyn Fn(usize) -> String| match filter.starts_with("dict") {
+            true => format!("{{{{ {{{}}}|{filter} }}}}", items(&|n: usize| format!("'k{n}': {}", item(n)))),
+            false => format!("{{{{ [{}]|{filter} }}}}", items(item)),
+        };
+        let nan = |n: usize| if n % 3 == 1 { "'nan'|float".to_owned() } else { format!("{}", n * 17 % 40) };
+        assert!(render(&list(&nan), &ask).is_ok(), "{filter}");
+        let mixed = |n: usize| ["1", "'a'", "none", "2.5", "[3]"][n * 7 % 5].to_owned();
+        assert_error(list(&mixed), "cannot compare");
+    }
+    let stable = "{% for i in [['b', 1], ['a', 2], ['B', 3], ['a', 4]]|sort(attribute=0, reverse=true) %}\
+        {{ i[1] }}{% endfor %}";
+    assert!(render(stable, &ask).unwrap().contains("1324"));
+}
+
+#[test]
 fn exploding_texts_are_rejected() {
     for source in [
         "{{ (['a' * 1000000] * 100000)|join }}",

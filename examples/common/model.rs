@@ -8,7 +8,7 @@ use haplovl::model::HaploVl;
 use haplovl::options::{DeviceChoice, DtypeChoice, KvCacheDtype, Quantization};
 use haplovl::pipeline::{LoadOptions, LoadedModel, ModelSource};
 
-use crate::cli;
+use crate::{cli, download};
 
 /// Options for the model, its device and its dtypes.
 #[derive(Debug, Args)]
@@ -38,7 +38,12 @@ impl ModelOptions {
         let options = LoadOptions::default().with_device(device).with_dtype(dtype);
         let options = options.with_quantization(quantize).with_kv_cache_dtype(cache);
         cli::note(format_args!("loading {} ...", self.model));
-        let loaded = LoadedModel::load(&self.model, options)?;
+        // Opened before a download of gigabytes: a device that is missing now will be missing after it.
+        device.open()?;
+        let loaded = match &self.model {
+            source @ ModelSource::Named { .. } => LoadedModel::from_folder(download::folder(source)?, options)?,
+            source => LoadedModel::load(source, options)?,
+        };
         let config = loaded.model().config();
         let parameters: usize = HaploVl::parameter_shapes(config)?.values().map(|s| s.iter().product::<usize>()).sum();
         cli::note(format_args!(

@@ -10,7 +10,7 @@ use crate::{Error, Result, files};
 
 /// Reads a JSON file.
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = files::read(path, files::MAX_TEXT_BYTES)?;
+    let bytes = files::read(path, files::MAX_MODEL_JSON_BYTES)?;
     serde_json::from_slice(&bytes).map_err(|e| Error::format(path, format!("cannot be parsed: {e}")).caused_by(e))
 }
 

@@ -160,6 +160,20 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_written_as_python_writes_them() {
+        for (source, expected) in [
+            ("{{ '{:,}|{:,}|{:,}'.format(999, 1000, -123456) }}", "999|1,000|-123,456"),
+            ("{{ '{:>12,.2f}|{:,d}'.format(1234567.5, 1234567) }}", "1,234,567.50|1,234,567"),
+            ("{{ '{:<7,}|{:,}'.format(1234, 1234.5678) }}", "1,234  |1,234.5678"),
+        ] {
+            assert_eq!(render(source).unwrap(), expected, "{source}");
+        }
+        for source in ["{{ '{:,}'.format('abc') }}", "{{ '{:08,}'.format(1234) }}"] {
+            assert!(render(source).unwrap_err().to_string().contains("commas"), "{source}");
+        }
+    }
+
+    #[test]
     fn failures_say_why() {
         let message = |source| render(source).unwrap_err().to_string();
         assert!(message("{{ raise_exception('roles must alternate') }}").contains("roles must alternate"));

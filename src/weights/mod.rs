@@ -18,7 +18,7 @@ pub(crate) use atomic::sync_folder;
 pub use atomic::{write_atomically, write_bytes_atomically};
 pub use gguf::{GgufFile, GgufValue, save_gguf};
 #[cfg(feature = "hub")]
-pub use hub::Hub;
+pub use hub::{DownloadProgress, Hub};
 pub use hub::{download, resolve_model};
 pub use init_from::{
     ClipConfig, ClipSource, InitReport, LlmConfig, LlmSource, TextInit, init_from_clip, init_from_llm,

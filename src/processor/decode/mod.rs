@@ -106,15 +106,21 @@ impl ImageDecoder {
     /// The errors of [`Self::decode`], immediately or from the iterator.
     pub fn frames<'a>(&self, bytes: &'a [u8], name: &'a str) -> Result<Frames<'a>> {
         let format = self.format(bytes, name)?;
-        check(format, bytes).map_err(|message| damaged(name, &message))?;
         let limits = self.limits(format, bytes);
+        // Only once the size is known to be within the limits, since the check takes memory by the size.
+        let whole = || check(format, bytes).map_err(|message| damaged(name, &message));
         let frames = match format {
-            ImageFormat::Gif => self.animation(GifDecoder::new(Cursor::new(bytes)), limits, name)?.into_frames(),
+            ImageFormat::Gif => {
+                let decoder = self.animation(GifDecoder::new(Cursor::new(bytes)), limits, name)?;
+                whole()?;
+                decoder.into_frames()
+            }
             ImageFormat::WebP => {
                 let decoder = self.animation(WebPDecoder::new(Cursor::new(bytes)), limits, name)?;
                 if !decoder.has_animation() {
                     return Ok(Box::new(std::iter::once(self.decode(bytes, name))));
                 }
+                whole()?;
                 decoder.into_frames()
             }
             ImageFormat::Png => {
@@ -124,6 +130,7 @@ impl ImageDecoder {
                 if !decoder.is_apng().map_err(|e| image_error(name, e))? {
                     return Ok(Box::new(std::iter::once(self.decode(bytes, name))));
                 }
+                whole()?;
                 decoder.apng().map_err(|e| image_error(name, e))?.into_frames()
             }
             _ => return Ok(Box::new(std::iter::once(self.decode(bytes, name)))),

@@ -7,7 +7,7 @@ use super::arguments::{Arguments, int, text};
 use super::ast::BinaryOp;
 use super::budget::Budget;
 use super::methods::{strip, written};
-use super::operators::{binary, equal, item, order};
+use super::operators::{any_equal, binary, item, order};
 use super::text::to_text;
 use super::value::Value;
 use super::{Failure, Result, predicates};
@@ -366,11 +366,10 @@ fn ordered(budget: &Budget, value: &Value, args: Arguments) -> Result<Value> {
         let key = path.as_ref().map_or(Ok(value.clone()), |path| attribute(budget, &value, path))?;
         keyed.push((folded(budget, key, sensitive.as_ref())?, value));
     }
-    match &*name {
-        "unique" => return unique(budget, keyed),
-        _ => sort(budget, &mut keyed, reverse)?,
+    if &*name == "unique" {
+        return unique(budget, keyed);
     }
-    let mut values = keyed.into_iter().map(|(_, value)| value);
+    let mut values = sort(budget, keyed, reverse)?.into_iter().map(|(_, value)| value);
     match &*name {
         "min" => Ok(values.next().unwrap_or(Value::Undefined)),
         "max" => Ok(values.next_back().unwrap_or(Value::Undefined)),
@@ -385,27 +384,37 @@ fn folded(budget: &Budget, key: Value, sensitive: Option<&Value>) -> Result<Valu
     }
 }
 
-fn sort(budget: &Budget, keyed: &mut [(Value, Value)], reverse: bool) -> Result<()> {
-    let mut failed = None;
-    keyed.sort_by(|(a, _), (b, _)| {
-        if failed.is_some() {
-            return Ordering::Equal;
-        }
-        let found = order(budget, a, b).unwrap_or_else(|failure| {
-            failed = Some(failure);
-            None
-        });
-        let found = found.unwrap_or(Ordering::Equal);
-        if reverse { found.reverse() } else { found }
-    });
-    failed.map_or(Ok(()), Err)
+/// A value after the key that it is ordered by.
+type Keyed = (Value, Value);
+
+/// Sorts by key with a merge sort, stable in both directions. A sort of the standard library may panic at keys without a
+/// total order (NaN, or integers beside floats), and cannot end at the first pair that has no order.
+fn sort(budget: &Budget, mut left: Vec<Keyed>, reverse: bool) -> Result<Vec<Keyed>> {
+    if left.len() < 2 {
+        return Ok(left);
+    }
+    let right = left.split_off(left.len() / 2);
+    merge(budget, sort(budget, left, reverse)?, sort(budget, right, reverse)?, reverse)
 }
 
-fn unique(budget: &Budget, keyed: Vec<(Value, Value)>) -> Result<Value> {
-    let mut kept: Vec<(Value, Value)> = Vec::new();
+/// Merges two sorted lists; among keys without an order, those of the first list stay in front.
+fn merge(budget: &Budget, left: Vec<Keyed>, right: Vec<Keyed>, reverse: bool) -> Result<Vec<Keyed>> {
+    budget.steps(left.len() + right.len())?;
+    let goes_first = if reverse { Ordering::Greater } else { Ordering::Less };
+    let mut merged = Vec::with_capacity(left.len() + right.len());
+    let (mut left, mut right) = (left.into_iter().peekable(), right.into_iter().peekable());
+    while let (Some((a, _)), Some((b, _))) = (left.peek(), right.peek()) {
+        let takes_right = order(budget, b, a)? == Some(goes_first);
+        merged.extend(if takes_right { right.next() } else { left.next() });
+    }
+    merged.extend(left.chain(right));
+    Ok(merged)
+}
+
+fn unique(budget: &Budget, keyed: Vec<Keyed>) -> Result<Value> {
+    let mut kept: Vec<Keyed> = Vec::new();
     for (key, value) in keyed {
-        let known = kept.iter().try_fold(false, |known, (other, _)| Ok(known || equal(budget, other, &key)?))?;
-        if !known {
+        if !any_equal(budget, kept.iter().map(|(other, _)| other), &key)? {
             kept.push((key, value));
         }
     }
@@ -420,6 +429,6 @@ fn dictsort(budget: &Budget, value: &Value, args: Arguments) -> Result<Value> {
         let key = item(budget, &pair, &Value::Int(i64::from(by_value)))?;
         keyed.push((folded(budget, key, sensitive.as_ref())?, pair));
     }
-    sort(budget, &mut keyed, reverse.is_some_and(|reverse| reverse.is_true()))?;
-    Value::list(budget, keyed.into_iter().map(|(_, pair)| pair).collect())
+    let sorted = sort(budget, keyed, reverse.is_some_and(|reverse| reverse.is_true()))?;
+    Value::list(budget, sorted.into_iter().map(|(_, pair)| pair).collect())
 }

@@ -77,6 +77,11 @@ fn write(writer: &mut Writer, budget: &Budget, value: &Value, spec: &str) -> Res
         ('s', None, value) => to_text(budget, value)?,
         _ => return Err(Failure::new(format!("`format` cannot write {} so", value.kind()))),
     };
+    let text = match (spec.commas, value.float()) {
+        (false, _) => text,
+        (true, Some(_)) => with_commas(&text).into(),
+        (true, None) => return Err(Failure::new(format!("`format` cannot write {} with commas", value.kind()))),
+    };
     budget.read(text.len())?;
     let padding = spec.width.saturating_sub(text.chars().count());
     let before = match spec.align.unwrap_or(if value.float().is_some() { '>' } else { '<' }) {
@@ -89,10 +94,27 @@ fn write(writer: &mut Writer, budget: &Budget, value: &Value, spec: &str) -> Res
     writer.repeat(spec.fill, padding - before)
 }
 
+/// A number with a comma before each three digits that stand ahead of its point.
+fn with_commas(number: &str) -> String {
+    let end = number.find('.').unwrap_or(number.len());
+    let mut text = String::with_capacity(number.len() + end / 3);
+    let mut before = ' ';
+    for (at, c) in number.char_indices() {
+        if at < end && (end - at).is_multiple_of(3) && before.is_ascii_digit() {
+            text.push(',');
+        }
+        text.push(c);
+        before = c;
+    }
+    text
+}
+
 struct Spec {
     fill: char,
     align: Option<char>,
     width: usize,
+    /// Whether thousands are separated.
+    commas: bool,
     precision: Option<usize>,
     kind: char,
 }
@@ -109,6 +131,10 @@ impl Spec {
             _ => (' ', None, spec),
         };
         let (width, rest) = number(rest);
+        let (commas, rest) = rest.strip_prefix(',').map_or((false, rest), |rest| (true, rest));
+        if commas && fill == '0' && align.is_none() {
+            return Err(Failure::new("`format` cannot fill up a number with zeros and commas"));
+        }
         let (precision, rest) = match rest.strip_prefix('.') {
             Some(rest) => number(rest),
             None => (None, rest),
@@ -116,10 +142,10 @@ impl Spec {
         let kind = rest.chars().next().unwrap_or('s');
         if rest.chars().count() > 1 || !matches!(kind, 's' | 'd' | 'f') {
             return Err(Failure::new(
-                "`format` supports fill, alignment, width, precision and the types s, d and f only",
+                "`format` supports fill, alignment, width, comma, precision and the types s, d and f only",
             ));
         }
-        Ok(Self { fill, align, width: width.unwrap_or(0), precision, kind })
+        Ok(Self { fill, align, width: width.unwrap_or(0), commas, precision, kind })
     }
 }
 

@@ -132,15 +132,17 @@ fn has_affix(budget: &Budget, receiver: &str, args: Arguments) -> Result<bool> {
     let at_end = &*args.name == "endswith";
     let [affix] = args.bind(["affix"])?;
     let affix = affix.unwrap_or(Value::Undefined);
-    let has = |affix: &Value| {
+    let has = |affix: &Value| -> Result<bool> {
         let affix = text(affix)?;
         budget.read(affix.len())?;
         Ok(if at_end { receiver.ends_with(affix) } else { receiver.starts_with(affix) })
     };
-    match affix.items() {
-        Some(affixes) => affixes.iter().try_fold(false, |found, affix| Ok(found || has(affix)?)),
-        None => has(&affix),
+    for affix in affix.items().unwrap_or(std::slice::from_ref(&affix)) {
+        if has(affix)? {
+            return Ok(true);
+        }
     }
+    Ok(false)
 }
 
 fn remove_affix(budget: &Budget, receiver: &str, args: Arguments) -> Result<Value> {

@@ -145,15 +145,31 @@ pub(super) fn equal(budget: &Budget, left: &Value, right: &Value) -> Result<bool
     }
 }
 
-fn all_equal<T>(
-    same_length: bool,
-    mut parts: impl Iterator<Item = T>,
-    equal: impl Fn(T) -> Result<bool>,
-) -> Result<bool> {
+/// Whether all parts are equal, looking no further than the first that is not.
+fn all_equal<T>(same_length: bool, parts: impl Iterator<Item = T>, equal: impl Fn(T) -> Result<bool>) -> Result<bool> {
     if !same_length {
         return Ok(false);
     }
-    parts.try_fold(true, |so_far, part| Ok(so_far && equal(part)?))
+    for part in parts {
+        if !equal(part)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether any of the values equals `wanted`, looking no further than the first that does.
+pub(super) fn any_equal<'v>(
+    budget: &Budget,
+    values: impl IntoIterator<Item = &'v Value>,
+    wanted: &Value,
+) -> Result<bool> {
+    for value in values {
+        if equal(budget, value, wanted)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The order of two values, none for NaN.
@@ -188,10 +204,7 @@ pub(super) fn contains(budget: &Budget, whole: &Value, part: &Value) -> Result<b
             budget.read(whole.len())?;
             Ok(whole.contains(&**part))
         }
-        (Value::List(_), part) => {
-            let mut items = whole.items().unwrap_or_default().iter();
-            items.try_fold(false, |found, item| Ok(found || equal(budget, item, part)?))
-        }
+        (Value::List(_), part) => any_equal(budget, whole.items().unwrap_or_default(), part),
         (Value::Dict(_), key) => Ok(!matches!(whole.get(budget, key)?, Value::Undefined)),
         (Value::Undefined, _) => Ok(false),
         (whole, part) => Err(Failure::new(format!("cannot look for {} in {}", part.kind(), whole.kind()))),

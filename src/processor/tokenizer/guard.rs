@@ -24,6 +24,10 @@ pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokeni
 /// own thread, so panics of other threads are reported as before.
 fn silence_guarded_panics() {
     static SET: Once = Once::new();
+    // A thread that is panicking may not change the hook; a later call sets it.
+    if std::thread::panicking() {
+        return;
+    }
     SET.call_once(|| {
         let report = take_hook();
         set_hook(Box::new(move |info| {

@@ -26,6 +26,10 @@ pub(super) struct Token {
 }
 
 /// Tokenizer that reads control tokens in the template's text only, never in the text of messages.
+///
+/// The tokenizers library panics on some broken files; here such a panic becomes an [`Error::Tokenizer`]. For that the first
+/// call in a process wraps the panic hook, once: it stays silent about panics inside of the tokenizers library, and passes
+/// all others on to the hook that was set before.
 #[derive(Debug, Clone)]
 pub struct TextTokenizer {
     tokenizer: Tokenizer,

@@ -1,6 +1,6 @@
-//! The folder of one repository in the shared cache: blobs named by ETag, and a snapshot folder of links per commit.
+//! The folder of one repository in the cache that programs share: contents by name of content, and per commit links to them.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use hf_hub::{Repo, RepoType};
 use crate::weights::atomic::write_bytes_atomically;
 use crate::{Error, Result, files};
 
-/// Largest ref file (a commit id) in bytes.
+/// Most bytes of a file that names a commit.
 const MAX_REF: u64 = 256;
 
 /// A repository in the cache.
@@ -20,7 +20,7 @@ pub(super) struct RepoCache {
     hub: hf_hub::CacheRepo,
 }
 
-/// A blob, locked so that one process at a time writes it.
+/// Content that one process at a time may write.
 #[derive(Debug)]
 pub(super) struct Blob {
     path: PathBuf,
@@ -35,7 +35,7 @@ impl RepoCache {
         Self { root: root.to_path_buf(), name, hub: hf_hub::Cache::new(root.to_path_buf()).repo(repository) }
     }
 
-    /// Snapshot folder of a commit.
+    /// The folder of a commit's files.
     pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
         self.hub.pointer_path(commit)
     }
@@ -48,10 +48,10 @@ impl RepoCache {
         self.root.join(&self.name).join("blobs").join(etag)
     }
 
-    /// Snapshot folder of a revision, if it was downloaded.
+    /// The folder of a revision's files, if they were downloaded.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Format`] if the ref file cannot be read.
+    /// [`Error::Io`] or [`Error::Format`] if the name of its commit cannot be read.
     pub(super) fn downloaded(&self, revision: &str) -> Result<Option<PathBuf>> {
         let reference = self.reference(revision);
         let commit = match files::exists(&reference)? {
@@ -62,7 +62,7 @@ impl RepoCache {
         Ok(is_name.then(|| self.snapshot(&commit)).filter(|folder| folder.is_dir()))
     }
 
-    /// Writes the ref file that maps a revision to a commit.
+    /// Notes which commit a revision stands for.
     pub(super) fn note(&self, revision: &str, commit: &str) -> Result<()> {
         if revision == commit {
             return Ok(());
@@ -72,20 +72,20 @@ impl RepoCache {
         write_bytes_atomically(&path, commit.as_bytes())
     }
 
-    /// Locks the blob `etag`, waiting while another process writes it.
+    /// The content called `etag`, as soon as no other process writes it.
     pub(super) fn lock(&self, etag: &str) -> Result<Blob> {
         let path = self.root.join(".locks").join(&self.name).join(format!("{etag}.lock"));
         create_parent(&path)?;
         let opened = OpenOptions::new().create(true).append(true).open(&path);
         let lock = opened.map_err(|e| Error::io(&path, e))?;
-        match lock.lock() {
-            // Some network file systems do not support locks.
+        match wait_for(&lock, etag) {
+            // Some network file systems have no locks.
             Err(e) if e.kind() != ErrorKind::Unsupported => Err(Error::io(&path, e)),
             _ => Ok(Blob { path: self.blob(etag), _lock: lock }),
         }
     }
 
-    /// Links the file `name` of a commit to a blob.
+    /// Makes a content the file `name` of a commit.
     pub(super) fn link(&self, commit: &str, name: &str, blob: &Blob) -> Result<()> {
         let pointer = self.snapshot(commit).join(name);
         create_parent(&pointer)?;
@@ -97,19 +97,19 @@ impl RepoCache {
 }
 
 impl Blob {
-    /// Whether the blob is complete.
+    /// Whether all of it is there.
     pub(super) fn is_complete(&self) -> Result<bool> {
         files::exists(&self.path)
     }
 
-    /// The partial file of the blob, with the bytes of an earlier interrupted download.
+    /// The file that becomes the content, with what an earlier download left in it.
     pub(super) fn partial(&self) -> Result<File> {
         let path = self.partial_path();
         create_parent(&path)?;
         OpenOptions::new().create(true).write(true).truncate(false).open(&path).map_err(|e| Error::io(&path, e))
     }
 
-    /// Renames the partial file to the blob.
+    /// Gives the partial file the name of the content.
     pub(super) fn publish(&self, partial: &File) -> Result<()> {
         let published = partial.sync_all().and_then(|()| std::fs::rename(self.partial_path(), &self.path));
         published.map_err(|e| Error::io(&self.path, e))
@@ -120,8 +120,19 @@ impl Blob {
     }
 }
 
-/// Creates a relative symbolic link, valid even if the cache is moved; the depth of `name` determines the number of
-/// `..`.
+/// Locks a file, and reports to `tracing` if another process has to end its download of the content `etag` first.
+fn wait_for(lock: &File, etag: &str) -> std::io::Result<()> {
+    match lock.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            tracing::info!(etag, "waiting for another process that downloads the same content");
+            lock.lock()
+        }
+        Err(TryLockError::Error(e)) => Err(e),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// A link that holds wherever the cache is moved to; `name` says how deep it lies.
 #[cfg(unix)]
 fn link(blob: &Path, pointer: &Path, name: &str) -> std::io::Result<()> {
     let up = "../".repeat(2 + name.matches('/').count());
@@ -129,7 +140,7 @@ fn link(blob: &Path, pointer: &Path, name: &str) -> std::io::Result<()> {
     std::os::unix::fs::symlink(Path::new(&up).join("blobs").join(content), pointer)
 }
 
-/// Hard link: other systems restrict symbolic links to some users.
+/// Only some users of other systems may make symbolic links.
 #[cfg(not(unix))]
 fn link(blob: &Path, pointer: &Path, _name: &str) -> std::io::Result<()> {
     std::fs::hard_link(blob, pointer)

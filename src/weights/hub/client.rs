@@ -1,4 +1,4 @@
-//! Requests to the hub: list of files, metadata of a file, and its bytes.
+//! Requests to the hub: which files a repository holds, what each of them is, and their bytes.
 
 use std::fmt;
 use std::fs::File;
@@ -15,21 +15,21 @@ use ureq::{Agent, Body};
 use super::environment;
 use crate::{Error, Result};
 
-/// Connection timeout.
+/// Longest wait for a connection.
 const CONNECT: Duration = Duration::from_secs(30);
-/// Read timeout within a response.
+/// Longest silence of the hub in the middle of an answer.
 const SILENCE: Duration = Duration::from_secs(60);
-/// Delays before retries of a failed request.
+/// Waits before a failed request is sent again.
 const RETRIES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
-/// Largest number of redirects within the hub that are followed for a file's metadata.
+/// Redirects within the hub that are followed to learn what a file is.
 const REDIRECTS: usize = 5;
-/// Largest list of files in bytes.
+/// Most bytes of a list of files.
 const MAX_LISTING: u64 = 16 << 20;
 
 /// The result of a request.
 pub(super) type Answer<T> = std::result::Result<T, Failure>;
 
-/// An HTTP client of one hub.
+/// Connections to one hub.
 #[derive(Debug)]
 pub(super) struct Client {
     agent: Agent,
@@ -40,7 +40,7 @@ pub(super) struct Client {
 /// A commit of a repository.
 #[derive(Debug, Deserialize)]
 pub(super) struct Listing {
-    /// Commit id.
+    /// Id of the commit.
     pub(super) sha: String,
     siblings: Vec<Sibling>,
 }
@@ -62,9 +62,9 @@ impl Listing {
 pub(super) struct RemoteFile {
     /// Path in the repository.
     pub(super) name: String,
-    /// ETag, which identifies the content: equal files have equal ETags.
+    /// Name of the content: files of the same content have the same.
     pub(super) etag: String,
-    /// Size in bytes.
+    /// Bytes.
     pub(super) size: u64,
     url: String,
 }
@@ -72,23 +72,23 @@ pub(super) struct RemoteFile {
 /// A failed request.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// No response, or an incomplete one.
+    /// The hub did not answer, or not completely.
     Network(ureq::Error),
-    /// An HTTP error status.
+    /// The hub answered that it will not.
     Refused {
         /// HTTP status.
         status: u16,
-        /// The hub's error code (`x-error-code`); empty if it sent none.
+        /// The hub's own word for the reason; empty if it gave none.
         code: String,
     },
-    /// A response without a required header, or with unexpected content.
+    /// The hub's answer lacks something, or holds something else.
     Malformed(String),
-    /// A failed write to the cache.
+    /// What came could not be written.
     Disk(std::io::Error),
 }
 
 impl Client {
-    /// A client of the hub that `HF_ENDPOINT` specifies, with the user's token.
+    /// A client of the hub that the environment names, with the user's token.
     pub(super) fn from_env() -> Result<Self> {
         Self::new(&environment::endpoint(), environment::token()?)
     }
@@ -101,7 +101,7 @@ impl Client {
         Ok(Self { agent: agent(), endpoint: endpoint.trim_end_matches('/').to_string(), token })
     }
 
-    /// The commit that `revision` refers to, and its files.
+    /// The commit that `revision` stands for, and its files.
     pub(super) fn list(&self, id: &str, revision: &str) -> Answer<Listing> {
         let url = format!("{}/api/models/{id}/revision/{}", self.endpoint, escape(revision));
         let text = retried(|| {
@@ -109,12 +109,12 @@ impl Client {
             Ok(response.into_body().into_with_config().limit(MAX_LISTING).read_to_string()?)
         })?;
         let listing: Listing = serde_json::from_str(&text)
-            .map_err(|e| Failure::Malformed(format!("{url} did not return a list of files ({e})")))?;
+            .map_err(|e| Failure::Malformed(format!("{url} answered something else than a list of files ({e})")))?;
         checked_name(&listing.sha, "commit")?;
         Ok(listing)
     }
 
-    /// ETag and size of the file `name` of a commit.
+    /// What the file `name` of a commit is.
     pub(super) fn describe(&self, id: &str, commit: &str, name: &str) -> Answer<RemoteFile> {
         let url = format!("{}/{id}/resolve/{commit}/{name}", self.endpoint);
         let headers = retried(|| self.head(&url))?;
@@ -128,20 +128,15 @@ impl Client {
         Ok(RemoteFile { name: name.to_string(), etag, size, url })
     }
 
-    /// Appends the missing bytes of `file` to `partial`, resuming interrupted responses as long as each brings
-    /// progress. `seen` receives each new length.
+    /// Appends to `partial` what it lacks of `file`, as long as the hub sends any. Each new length is reported.
     pub(super) fn fetch(&self, file: &RemoteFile, partial: &mut File, seen: impl Fn(u64)) -> Answer<()> {
-        let mut retries = RETRIES.iter();
+        let mut waits = Waits::new(length(partial)?);
         loop {
-            let before = length(partial)?;
             let failure = match self.fetch_once(file, partial, &seen) {
                 Err(failure) if failure.may_pass() => failure,
                 other => return other,
             };
-            if length(partial)? > before {
-                retries = RETRIES.iter();
-            }
-            std::thread::sleep(*retries.next().ok_or(failure)?);
+            std::thread::sleep(waits.after(length(partial)?).ok_or(failure)?);
         }
     }
 
@@ -164,7 +159,7 @@ impl Client {
         }
     }
 
-    /// A successful response, from byte `start` on if the hub supports ranges.
+    /// A successful answer, from byte `start` on if the hub can.
     fn get(&self, url: &str, start: Option<u64>) -> Answer<Response<Body>> {
         let mut request = self.agent.get(url);
         if let Some(token) = &self.token {
@@ -176,7 +171,7 @@ impl Client {
         accepted(request.call()?)
     }
 
-    /// Response headers of the hub itself for a file, without following redirects to its storage.
+    /// What the hub itself says of a file, wherever its bytes are.
     fn head(&self, url: &str) -> Answer<HeaderMap> {
         let mut url = url.to_string();
         for _ in 0..REDIRECTS {
@@ -190,7 +185,7 @@ impl Client {
                 None => return Ok(headers),
             }
         }
-        Err(Failure::Malformed(format!("{url} redirects too often")))
+        Err(Failure::Malformed(format!("{url} leads to itself")))
     }
 }
 
@@ -203,7 +198,7 @@ fn agent() -> Agent {
         .tls_config(tls.build())
         .user_agent(concat!("haplovl/", env!("CARGO_PKG_VERSION")))
         .accept_encoding("identity")
-        // The token is only for the hub, not for the storage host that it redirects to.
+        // The token is for the hub, not for the storage that it may lead to.
         .redirect_auth_headers(RedirectAuthHeaders::SameHost)
         .timeout_resolve(Some(CONNECT))
         .timeout_connect(Some(CONNECT))
@@ -213,7 +208,7 @@ fn agent() -> Agent {
         .new_agent()
 }
 
-/// The response, or an error for a status that is not a success.
+/// The answer, if it is no refusal.
 fn accepted(response: Response<Body>) -> Answer<Response<Body>> {
     let status = response.status();
     if status.is_success() || status.is_redirection() {
@@ -223,19 +218,24 @@ fn accepted(response: Response<Body>) -> Answer<Response<Body>> {
     Err(Failure::Refused { status: status.as_u16(), code })
 }
 
-/// Value of the first of these headers that is present.
+/// The first of these headers that is there.
 fn header<'a>(headers: &'a HeaderMap, names: &[&str]) -> Option<&'a str> {
     names.iter().find_map(|name| headers.get(*name)?.to_str().ok())
 }
 
-/// Target of a redirect if it is on the host of `url`, for example that of a renamed repository.
+/// Where a redirect leads, if that is on the host of `url`: a repository that was renamed, for example.
 fn within(url: &str, location: &str) -> Option<String> {
     let uri: Uri = url.parse().ok()?;
-    let on_host = location.starts_with('/') && !location.starts_with("//");
-    on_host.then(|| Some(format!("{}://{}{location}", uri.scheme_str()?, uri.authority()?)))?
+    let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
+    if location.starts_with('/') && !location.starts_with("//") {
+        return Some(format!("{scheme}://{authority}{location}"));
+    }
+    let target: Uri = location.parse().ok()?;
+    let on_host = target.scheme_str() == Some(scheme) && target.authority() == Some(authority);
+    on_host.then(|| location.to_string())
 }
 
-/// Whether a response is the requested range from byte `start` on, rather than the whole file.
+/// Whether an answer holds a file from byte `start` on, and not from its first one.
 fn continues(response: &Response<Body>, start: u64) -> bool {
     let range = header(response.headers(), &["content-range"]);
     response.status() == 206 && range.is_some_and(|range| range.starts_with(&format!("bytes {start}-")))
@@ -259,21 +259,42 @@ fn length(file: &File) -> std::io::Result<u64> {
     file.metadata().map(|found| found.len())
 }
 
-/// Checks a name from the hub that becomes the name of a file in the cache.
+/// A name from the hub that becomes the name of a file in the cache.
 fn checked_name(name: &str, what: &str) -> Answer<()> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
     if (1..=128).contains(&name.len()) && name.chars().all(allowed) {
         return Ok(());
     }
-    Err(Failure::Malformed(format!("the hub sent the invalid {what} `{}`", name.chars().take(80).collect::<String>())))
+    Err(Failure::Malformed(format!("the hub gave `{}` as {what}", name.chars().take(80).collect::<String>())))
 }
 
-/// Escapes a revision as one segment of a URL; its other allowed characters need no escape.
+/// A revision as one part of a URL; what it may hold otherwise needs no escape.
 fn escape(revision: &str) -> String {
     revision.replace('/', "%2F")
 }
 
-/// The result of `request`, which is retried after transient failures.
+/// Waits between the attempts at one file. They start again only when the file is longer than it ever was, so that a server
+/// that sends it from the start each time and always cuts it off is given up.
+struct Waits {
+    longest: u64,
+    left: std::array::IntoIter<Duration, { RETRIES.len() }>,
+}
+
+impl Waits {
+    fn new(length: u64) -> Self {
+        Self { longest: length, left: RETRIES.into_iter() }
+    }
+
+    /// The wait after an attempt that left `length` bytes, `None` when no attempt is left.
+    fn after(&mut self, length: u64) -> Option<Duration> {
+        if length > self.longest {
+            *self = Self::new(length);
+        }
+        self.left.next()
+    }
+}
+
+/// The result of `request`, which is sent again if it failed for a reason that may pass.
 fn retried<T>(request: impl Fn() -> Answer<T>) -> Answer<T> {
     for wait in RETRIES {
         match request() {
@@ -285,7 +306,7 @@ fn retried<T>(request: impl Fn() -> Answer<T>) -> Answer<T> {
 }
 
 impl Failure {
-    /// Whether the failure is transient, so that a retry may succeed.
+    /// Whether the same request may succeed a little later.
     fn may_pass(&self) -> bool {
         match self {
             Self::Network(ureq::Error::Timeout(_)) => true,
@@ -302,7 +323,7 @@ impl Failure {
         }
     }
 
-    /// Advice for the user.
+    /// What the user can do.
     fn advice(&self) -> &'static str {
         match self {
             Self::Network(_) => "; check the network, or set HF_HUB_OFFLINE=1 if the model was downloaded before",
@@ -317,7 +338,7 @@ impl Failure {
         }
     }
 
-    /// The error of a download of `what`.
+    /// The error for the user, on downloading `what`.
     pub(super) fn into_error(self, what: &str) -> Error {
         let message = format!("{what}: {self}{}", self.advice());
         match self {
@@ -352,5 +373,35 @@ impl From<ureq::Error> for Failure {
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Self::Disk(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_redirects_on_the_same_host_are_followed() {
+        let url = "https://hub.test:8443/org/old/resolve/main/config.json";
+        for (location, followed) in [
+            ("/org/new/config.json", Some("https://hub.test:8443/org/new/config.json")),
+            ("https://hub.test:8443/org/new", Some("https://hub.test:8443/org/new")),
+            ("https://hub.test/org/new", None),
+            ("http://hub.test:8443/org/new", None),
+            ("https://storage.test:8443/blob", None),
+            ("https://hub.test:8443@storage.test/blob", None),
+            ("//storage.test/blob", None),
+            ("config.json", None),
+        ] {
+            assert_eq!(within(url, location).as_deref(), followed, "{location}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_never_gets_longer_is_given_up() {
+        let mut waits = Waits::new(10);
+        // Each attempt that gets further gives all waits back.
+        assert_eq!([20, 30, 40].map(|length| waits.after(length)), [Some(RETRIES[0]); 3]);
+        assert_eq!([5, 39, 40].map(|length| waits.after(length)), [Some(RETRIES[1]), Some(RETRIES[2]), None]);
     }
 }

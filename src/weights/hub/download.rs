@@ -1,15 +1,15 @@
-//! Downloads of checkpoints into the shared Hugging Face cache.
+//! Downloads of checkpoints into the hub's shared cache.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
-
-use indicatif::{ProgressBar, ProgressStyle};
+use std::sync::Arc;
 
 use super::cache::RepoCache;
 use super::client::{Answer, Client, Failure, Listing, RemoteFile};
-use super::{environment, split_id};
+use super::{environment, resolve_with, split_id};
 use crate::{Error, Result};
 
-/// Files of a repository that a model needs. Weights in other formats and duplicates are not downloaded.
+/// The files of a repository that a model is made of. Weights in other formats and copies stay where they are.
 const CHECKPOINT_FILES: [&str; 18] = [
     "config.json",
     "generation_config.json",
@@ -31,19 +31,54 @@ const CHECKPOINT_FILES: [&str; 18] = [
     "video_processor/preprocessor_config.json",
 ];
 
-/// Connection settings of the hub.
-#[derive(Debug, Clone, Default)]
+/// Progress of a download.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DownloadProgress<'a> {
+    /// Path in the repository of the file that is being fetched.
+    pub file: &'a str,
+    /// Bytes so far of all files to fetch, with what an earlier download left. Falls when a server sends a file from its start
+    /// again.
+    pub bytes: u64,
+    /// Bytes of all files to fetch.
+    pub total: u64,
+}
+
+type Callback = dyn Fn(&DownloadProgress<'_>) + Send + Sync;
+
+/// How the hub is reached.
+#[derive(Clone, Default)]
 pub struct Hub {
-    /// The cache folder; if `None`, the folder that `HF_HUB_CACHE` or `HF_HOME` specify.
+    /// The cache folder; if `None`, what `HF_HUB_CACHE` or `HF_HOME` say.
     pub cache: Option<PathBuf>,
     /// Whether to use the cache only.
     pub offline: bool,
+    progress: Option<Arc<Callback>>,
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").field("cache", &self.cache).field("offline", &self.offline).finish_non_exhaustive()
+    }
 }
 
 impl Hub {
-    /// Settings from environment variables.
+    /// What the environment asks for.
     pub fn from_env() -> Self {
-        Self { cache: None, offline: environment::offline() }
+        Self { offline: environment::offline(), ..Self::default() }
+    }
+
+    /// Calls `progress` whenever bytes have arrived, and after each file.
+    pub fn with_progress(self, progress: impl Fn(&DownloadProgress<'_>) + Send + Sync + 'static) -> Self {
+        Self { progress: Some(Arc::new(progress)), ..self }
+    }
+
+    /// The folder of a model given as a path or as a hub id, see [`resolve_model`](super::resolve_model).
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if it is neither, and as [`Self::download`].
+    pub fn resolve(&self, path_or_id: &str, revision: Option<&str>) -> Result<PathBuf> {
+        resolve_with(path_or_id, revision, |id, revision| self.download(id, revision))
     }
 
     /// Downloads the checkpoint `id` at `revision` and returns its folder, see [`download`](super::download).
@@ -64,11 +99,11 @@ impl Hub {
             return cached(&cache, id, revision);
         }
         let client = Client::from_env()?;
-        Download { client: &client, cache: &cache, id, revision }.run()
+        Download { client: &client, cache: &cache, id, revision, progress: self.progress.as_deref() }.run()
     }
 }
 
-/// Folder of a checkpoint in the cache; an error if it was not downloaded before.
+/// The folder of a checkpoint that was downloaded before.
 fn cached(cache: &RepoCache, id: &str, revision: &str) -> Result<PathBuf> {
     cache.downloaded(revision)?.ok_or_else(|| {
         Error::hub(format!(
@@ -78,35 +113,38 @@ fn cached(cache: &RepoCache, id: &str, revision: &str) -> Result<PathBuf> {
     })
 }
 
-/// A download of one revision of a repository.
+/// One download.
 struct Download<'a> {
     client: &'a Client,
     cache: &'a RepoCache,
     id: &'a str,
     revision: &'a str,
+    progress: Option<&'a Callback>,
 }
 
 impl Download<'_> {
-    /// Downloads all missing files and returns the folder of the commit.
+    /// The folder of the commit's files, once all are there.
     fn run(&self) -> Result<PathBuf> {
+        let _span = tracing::info_span!("download", id = self.id, revision = self.revision).entered();
         let listing = self.client.list(self.id, self.revision).map_err(|e| self.failed(e))?;
         let folder = self.cache.snapshot(&listing.sha);
         let files = self.missing(&listing, &folder)?;
-        let bar = bar(files.iter().map(|file| file.size).sum());
+        let total = files.iter().fold(0u64, |total, file| total.saturating_add(file.size));
+        let mut before = 0u64;
         for file in &files {
-            self.fetch(&listing.sha, file, &bar)?;
+            self.fetch(&listing.sha, file, |bytes| self.report(&file.name, before.saturating_add(bytes), total))?;
+            before = before.saturating_add(file.size);
         }
-        bar.finish_and_clear();
-        // Written last, so that every revision in the cache is complete.
+        // Last, so that a revision in the cache is a complete one.
         self.cache.note(self.revision, &listing.sha)?;
         Ok(folder)
     }
 
-    /// Files of the checkpoint that are not in `folder` yet.
+    /// The files of a checkpoint that are not in `folder` yet.
     fn missing(&self, listing: &Listing, folder: &Path) -> Result<Vec<RemoteFile>> {
         let wanted: Vec<_> = listing.files().filter(|name| is_checkpoint_file(name)).collect();
         if wanted.is_empty() {
-            let message = "contains no model files: check the id";
+            let message = "holds no file of a model: check the id";
             return Err(Error::hub(format!("`{}` at revision `{}` {message}", self.id, self.revision)));
         }
         let missing = wanted.into_iter().filter(|name| !folder.join(name).exists());
@@ -114,17 +152,24 @@ impl Download<'_> {
         described.collect::<Answer<_>>().map_err(|e| self.failed(e))
     }
 
-    fn fetch(&self, commit: &str, file: &RemoteFile, bar: &ProgressBar) -> Result<()> {
+    /// Makes sure that a file is in the cache. Each new length of it is reported to `seen`.
+    fn fetch(&self, commit: &str, file: &RemoteFile, seen: impl Fn(u64)) -> Result<()> {
         let blob = self.cache.lock(&file.etag)?;
-        let before = bar.position();
         if !blob.is_complete()? {
+            tracing::info!(file = file.name, bytes = file.size, "downloading file");
             let mut partial = blob.partial()?;
-            let seen = |bytes| bar.set_position(before + bytes);
-            self.client.fetch(file, &mut partial, seen).map_err(|e| self.failed(e))?;
+            self.client.fetch(file, &mut partial, &seen).map_err(|e| self.failed(e))?;
             blob.publish(&partial)?;
+            tracing::info!(file = file.name, bytes = file.size, "file downloaded");
         }
-        bar.set_position(before + file.size);
+        seen(file.size);
         self.cache.link(commit, &file.name, &blob)
+    }
+
+    fn report(&self, file: &str, bytes: u64, total: u64) {
+        if let Some(progress) = self.progress {
+            progress(&DownloadProgress { file, bytes, total });
+        }
     }
 
     fn failed(&self, failure: Failure) -> Error {
@@ -144,19 +189,12 @@ fn is_checkpoint_file(name: &str) -> bool {
     })
 }
 
-/// Whether `revision` is a valid git revision, which becomes a path in the cache.
+/// A git revision as the hub allows it, which becomes a path in the cache.
 fn is_revision(revision: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
     (1..=250).contains(&revision.len())
         && revision.chars().all(allowed)
         && revision.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.ends_with('.'))
-}
-
-/// A progress bar for the bytes of all files, drawn on stderr if that is a terminal.
-fn bar(bytes: u64) -> ProgressBar {
-    let template = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(bytes).with_style(style)
 }
 
 #[cfg(test)]
@@ -177,7 +215,7 @@ mod tests {
         std::fs::write(model.join("refs/main"), COMMIT).unwrap();
         std::fs::create_dir_all(model.join("snapshots").join(COMMIT)).unwrap();
         std::fs::write(model.join("snapshots").join(COMMIT).join("config.json"), "{}").unwrap();
-        let hub = Hub { cache: Some(cache.path().to_path_buf()), offline: true };
+        let hub = Hub { cache: Some(cache.path().to_path_buf()), offline: true, ..Hub::default() };
         (cache, hub)
     }
 
@@ -191,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn offline_names_missing_checkpoints() {
+    fn offline_says_what_is_not_cached() {
         let (_cache, hub) = offline_cache();
         for (id, revision) in [("some-org/other", None), ("some-org/a-model", Some("v2"))] {
             let message = hub.download(id, revision).unwrap_err().to_string();
@@ -211,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn only_checkpoint_files_are_downloaded() {
+    fn only_files_of_a_checkpoint_are_wanted() {
         for name in ["config.json", "model-00001-of-00002.safetensors", "video_processor/preprocessor_config.json"] {
             assert!(is_checkpoint_file(name), "{name}");
         }
@@ -220,16 +258,16 @@ mod tests {
         }
     }
 
-    /// A local HTTP server that acts as a hub with one repository, `some-org/a-model`.
+    /// A hub on this machine that holds one repository, `some-org/a-model`.
     #[derive(Default)]
     struct Server {
-        /// Response bodies by path.
+        /// Bodies by path.
         bodies: HashMap<String, Vec<u8>>,
-        /// Number of bytes after which the next response for a path is cut off; later responses are complete.
+        /// After how many bytes each answer of a path ends; then the path is whole again.
         cuts: Mutex<HashMap<String, usize>>,
-        /// `Authorization` header that requests must have.
+        /// Bearer of the token that it wants.
         bearer: Option<String>,
-        /// Request line and `Range` header of each request.
+        /// First line and `Range` of each request.
         seen: Mutex<Vec<String>>,
     }
 
@@ -243,7 +281,7 @@ mod tests {
             Self { bodies, ..Default::default() }
         }
 
-        /// Serves until the test ends; returns the URL and the server.
+        /// Serves until the test ends; the URL and the requests.
         fn start(self) -> (String, Arc<Self>) {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let url = format!("http://{}", listener.local_addr().unwrap());
@@ -251,7 +289,7 @@ mod tests {
             let answering = server.clone();
             std::thread::spawn(move || {
                 for stream in listener.incoming() {
-                    // A client may disconnect.
+                    // A client that goes away is no fault.
                     let _ = answering.answer(stream.unwrap());
                 }
             });
@@ -295,11 +333,33 @@ mod tests {
     fn fetch(url: &str, token: Option<&str>, cache: &Path) -> Result<PathBuf> {
         let client = Client::new(url, token.map(String::from))?;
         let cache = RepoCache::new(cache, "some-org/a-model");
-        Download { client: &client, cache: &cache, id: "some-org/a-model", revision: "refs/pr/1" }.run()
+        run(&client, &cache, None)
+    }
+
+    fn run(client: &Client, cache: &RepoCache, progress: Option<&Callback>) -> Result<PathBuf> {
+        Download { client, cache, id: "some-org/a-model", revision: "refs/pr/1", progress }.run()
     }
 
     #[test]
-    fn a_checkpoint_is_downloaded_once_and_then_found_offline() {
+    fn progress_counts_the_bytes_of_all_files() {
+        let (url, _server) = Server::new(&[("config.json", b"{}"), ("model.safetensors", b"weights")]).start();
+        let root = tempfile::tempdir().unwrap();
+        let (client, cache) = (Client::new(&url, None).unwrap(), RepoCache::new(root.path(), "some-org/a-model"));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&seen);
+        let hub = Hub::default().with_progress(move |progress| {
+            kept.lock().unwrap().push((progress.file.to_owned(), progress.bytes, progress.total));
+        });
+        run(&client, &cache, hub.progress.as_deref()).unwrap();
+        let mut reports = std::mem::take(&mut *seen.lock().unwrap());
+        reports.dedup();
+        assert_eq!(reports, [("config.json".to_owned(), 2, 9), ("model.safetensors".to_owned(), 9, 9)]);
+        run(&client, &cache, hub.progress.as_deref()).unwrap();
+        assert!(seen.lock().unwrap().is_empty(), "nothing is left to fetch");
+    }
+
+    #[test]
+    fn a_checkpoint_is_fetched_once_and_then_known_offline() {
         let files: [(&str, &[u8]); 4] = [
             ("config.json", b"{}"),
             ("README.md", b"never asked for"),
@@ -316,12 +376,12 @@ mod tests {
         server.seen.lock().unwrap().clear();
         assert_eq!(fetch(&url, None, root.path()).unwrap(), folder);
         assert_eq!(server.seen.lock().unwrap().len(), 1, "only the list: {:?}", server.seen.lock().unwrap());
-        let hub = Hub { cache: Some(root.path().to_path_buf()), offline: true };
+        let hub = Hub { cache: Some(root.path().to_path_buf()), offline: true, ..Hub::default() };
         assert_eq!(hub.download("some-org/a-model", Some("refs/pr/1")).unwrap(), folder);
     }
 
     #[test]
-    fn an_interrupted_download_resumes_where_it_ended() {
+    fn a_download_that_was_cut_off_goes_on_where_it_ended() {
         let body: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
         let server = Server::new(&[("model.safetensors", &body)]);
         let path = format!("/some-org/a-model/resolve/{COMMIT}/model.safetensors");
@@ -340,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn http_errors_say_what_to_do() {
+    fn refusals_say_what_to_do() {
         let root = tempfile::tempdir().unwrap();
         let server = Server { bearer: Some("Bearer hf_right".into()), ..Server::new(&[("config.json", b"{}")]) };
         let (url, _server) = server.start();
@@ -352,11 +412,11 @@ mod tests {
         assert!(message.contains("404") && message.contains("check the id"), "{message}");
         let (url, _server) = Server::new(&[("README.md", b"")]).start();
         let message = fetch(&url, None, root.path()).unwrap_err().to_string();
-        assert!(message.contains("no model files"), "{message}");
+        assert!(message.contains("no file of a model"), "{message}");
     }
 
     #[test]
-    fn responses_that_are_not_from_a_hub_are_errors() {
+    fn what_is_no_hub_is_said_to_be_none() {
         let root = tempfile::tempdir().unwrap();
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let message = fetch(&format!("http://{free}"), None, root.path()).unwrap_err().to_string();

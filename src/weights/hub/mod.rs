@@ -1,4 +1,4 @@
-//! Resolution of a model path or hub id to the folder of the model.
+//! From what a user calls a model to the folder that holds it.
 
 use std::path::{Path, PathBuf};
 
@@ -12,28 +12,28 @@ mod download;
 mod environment;
 
 #[cfg(feature = "hub")]
-pub use download::Hub;
+pub use download::{DownloadProgress, Hub};
 
 use crate::{Error, Result};
 
-/// Folder of a model that is given as a path or a hub id, `organisation/name`.
+/// The folder of a model given as a path or as a hub id, `organisation/name`.
 ///
-/// An existing folder takes precedence; otherwise an id is looked up on the hub, at `revision` (a branch, tag or
-/// commit; `main` if `None`). Environment variables configure the hub, see [`download`].
+/// An existing folder wins; anything shaped like an id is looked up on the hub, at `revision` (a branch, tag or commit;
+/// `main` if `None`). The environment says how, see [`download`].
 ///
 /// # Errors
-/// [`Error::Weights`] for neither a folder nor an id, [`Error::Hub`] if the download fails.
+/// [`Error::Weights`] if it is neither, [`Error::Hub`] if the hub cannot deliver it.
 pub fn resolve_model(path_or_id: &str, revision: Option<&str>) -> Result<PathBuf> {
     resolve_with(path_or_id, revision, download)
 }
 
-/// Downloads the files of a checkpoint (configuration, weights, tokenizer, chat template, preprocessing) and returns
-/// its folder in the cache. Cached files are not fetched again, and an interrupted download resumes where it ended.
+/// Downloads what a checkpoint needs (configuration, weights, tokenizer, chat template, preprocessing) and returns its
+/// folder in the cache. Files that are cached are not fetched again, and a download that was cut off goes on where it ended.
 ///
-/// The environment variables are those of all hub clients: `HF_HOME` and `HF_HUB_CACHE` (where the cache is),
-/// `HF_TOKEN` (for models with restricted access), `HF_ENDPOINT` (a mirror), `HF_HUB_OFFLINE` (1: use the cache only),
-/// `HTTPS_PROXY`, and `SSL_CERT_FILE` (certificates to trust in place of the system's). Progress is shown if stderr is
-/// a terminal.
+/// Environment variables are those of all hub clients: `HF_HOME` and `HF_HUB_CACHE` (where the cache is), `HF_TOKEN` (for
+/// models with restricted access), `HF_ENDPOINT` (a mirror), `HF_HUB_OFFLINE` (1: use the cache only), `HTTPS_PROXY`, and
+/// `SSL_CERT_FILE` (certificates to trust in place of the system's). Nothing is printed: `tracing` gets an event
+/// at the start and end of each file, and `Hub::with_progress` takes a function that shows how far it is.
 ///
 /// # Errors
 /// [`Error::Hub`] saying what failed and what to do; always, if this crate was built without the feature `hub`.
@@ -42,7 +42,7 @@ pub fn download(id: &str, revision: Option<&str>) -> Result<PathBuf> {
     return Hub::from_env().download(id, revision);
     #[cfg(not(feature = "hub"))]
     return Err(Error::hub(format!(
-        "cannot fetch `{id}`{}: this build has no hub support: enable the crate's feature `hub`, or give a local folder",
+        "cannot fetch `{id}`{}: support is not compiled in, build with `--features hub` or give a local folder",
         revision.map(|r| format!(" at revision `{r}`")).unwrap_or_default()
     )));
 }
@@ -62,7 +62,7 @@ fn resolve_with(
     if split_id(path_or_id).is_none() {
         return Err(Error::weights(format!(
             "`{path_or_id}` is neither an existing folder nor a hub id of the form organisation/name{}",
-            if path.ends_with("export") { ": train the stage that exports it first" } else { "" }
+            if path.ends_with("export") { ": train the stage that writes it first" } else { "" }
         )));
     }
     download(path_or_id, revision).map_err(|e| match e {
@@ -71,12 +71,12 @@ fn resolve_with(
     })
 }
 
-/// Organisation and name of a hub id; `None` if `id` is not one.
+/// Organisation and name of a hub id, if it is one.
 fn split_id(id: &str) -> Option<(&str, &str)> {
     id.split_once('/').filter(|(organisation, name)| is_id_part(organisation) && is_id_part(name))
 }
 
-/// Whether a part of an id follows the hub's rules for names, which also exclude path traversal.
+/// The hub's rule for names. It also keeps an id from meaning another place in the file system.
 fn is_id_part(part: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     (1..=96).contains(&part.len())
@@ -92,18 +92,18 @@ mod tests {
     use super::*;
 
     fn never(_: &str, _: Option<&str>) -> Result<PathBuf> {
-        panic!("must not contact the hub")
+        panic!("must not ask the hub")
     }
 
     #[test]
-    fn an_existing_folder_takes_precedence() {
+    fn an_existing_folder_wins() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_str().unwrap();
         assert_eq!(resolve_with(path, None, never).unwrap(), folder.path());
     }
 
     #[test]
-    fn invalid_ids_never_reach_the_hub() {
+    fn what_is_no_id_never_reaches_the_hub() {
         for bad in ["", "name", "a/b/c", "../x", "./x", "/etc", "a/", "/b", "a/..", "a b/c", "a/b--c", "a/b\\c", "é/x"]
         {
             let message = resolve_with(bad, None, |_, _| Ok("asked".into()))
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_looked_up_with_their_revision() {
+    fn an_id_goes_to_the_hub_with_its_revision() {
         let asked = resolve_with("some-org/a_model.v1", Some("v2"), |id, revision| {
             Ok(Path::new("/cache").join(id).join(revision.unwrap()))
         });
@@ -128,7 +128,7 @@ mod tests {
 
     #[cfg(not(feature = "hub"))]
     #[test]
-    fn without_the_hub_feature_the_error_names_it() {
-        assert!(download("a/b", None).unwrap_err().to_string().contains("feature `hub`"));
+    fn without_the_feature_says_how_to_build() {
+        assert!(download("a/b", None).unwrap_err().to_string().contains("--features hub"));
     }
 }

@@ -11,6 +11,6 @@ use crate::{Error, Result, files};
 pub(super) fn read_config(folder: &Path) -> Result<Value> {
     check_model_folder(folder)?;
     let path = &folder.join("config.json");
-    let text = files::read(path, files::MAX_TEXT_BYTES)?;
+    let text = files::read(path, files::MAX_MODEL_JSON_BYTES)?;
     serde_json::from_slice(&text).map_err(|e| Error::format(path, format!("is not JSON: {e}")).caused_by(e))
 }
