@@ -73,7 +73,7 @@ fn assert_refuses<O: Objective>(mut trainer: Trainer<O>, good: &MultimodalBatch)
     };
     let state = state_bits(&state);
     let error = trainer.step(&[good.clone(), with_nan(good.clone())]).unwrap_err().to_string();
-    assert!(error.contains("step 2") && error.contains("NaN") && error.contains("refused"), "{error}");
+    assert!(error.contains("step 2") && error.contains("NaN") && error.contains("rejected"), "{error}");
     assert!(parameter_bits(&trainer) == before, "parameters were touched");
     assert!(state_bits(&trainer.optimizer().state().unwrap()) == state, "the optimizer was touched");
     assert_eq!(trainer.step(std::slice::from_ref(good)).unwrap().step, 2);
@@ -81,7 +81,7 @@ fn assert_refuses<O: Objective>(mut trainer: Trainer<O>, good: &MultimodalBatch)
 }
 
 #[test]
-fn a_picture_of_nan_is_refused_and_nothing_is_touched() {
+fn an_image_of_nan_is_rejected_and_changes_nothing() {
     let config = HaploVlConfig::tiny();
     let good = everything(&config);
     assert_refuses(next_token(&config, Released), &good);
