@@ -14,7 +14,8 @@ pub struct Sample {
     /// Bidirectional attention blocks (positions in the row), which also attend to everything before: an image, a
     /// frame.
     pub visual_blocks: Vec<Range<usize>>,
-    /// Positions (in the row) of each image or video, in the order of [`MultimodalBatch::visuals`].
+    /// Positions (in the row) of each image or video, in the order of
+    /// [`MultimodalBatch::visuals`](super::MultimodalBatch::visuals).
     pub visuals: Vec<Range<usize>>,
 }
 
@@ -36,7 +37,7 @@ impl SequenceLayout {
 
     /// Checks that samples follow each other inside their rows, and images and blocks inside their samples.
     ///
-    /// Layouts of [`MultimodalBatch::new`] always pass; models check other layouts.
+    /// Layouts of [`MultimodalBatch::new`](super::MultimodalBatch::new) always pass; models check other layouts.
     ///
     /// # Errors
     /// [`Error::Batch`] naming the row and the range.

@@ -9,7 +9,7 @@ pub struct Sequence {
     /// Token ids; each image is a run of placeholder ids, one per token of the image.
     pub input_ids: Vec<u32>,
     /// For each position the id that the model should produce *at the next-token shift applied by the loss*, that
-    /// is: the id of this very position, or [`IGNORE_INDEX`].
+    /// is: the id of this very position, or [`IGNORE_INDEX`](super::IGNORE_INDEX).
     pub labels: Option<Vec<u32>>,
     /// Images and videos in order of appearance.
     pub visuals: Vec<Visual>,
