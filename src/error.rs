@@ -117,6 +117,32 @@ macro_rules! message_constructors {
     };
 }
 
+/// Pattern of the variants that hold a [`Message`] alone, bound to `$message`.
+macro_rules! with_message {
+    ($message:ident) => {
+        Self::Weights($message)
+            | Self::Tokenizer($message)
+            | Self::ChatTemplate($message)
+            | Self::Prompt($message)
+            | Self::Batch($message)
+            | Self::Generation($message)
+            | Self::Device($message)
+            | Self::Data($message)
+            | Self::Training($message)
+            | Self::Hub($message)
+    };
+}
+
+/// Pattern of the variants with a field `source` that may be empty.
+macro_rules! with_fields {
+    ($source:ident) => {
+        Self::Config { $source, .. }
+            | Self::Format { $source, .. }
+            | Self::Image { $source, .. }
+            | Self::Checkpoint { $source, .. }
+    };
+}
+
 impl Error {
     message_constructors! {
         weights => Weights,
@@ -161,20 +187,8 @@ impl Error {
     #[must_use]
     pub fn caused_by(mut self, cause: impl Into<Source>) -> Self {
         match &mut self {
-            Self::Config { source, .. }
-            | Self::Format { source, .. }
-            | Self::Image { source, .. }
-            | Self::Checkpoint { source, .. } => *source = Some(cause.into()),
-            Self::Weights(message)
-            | Self::Tokenizer(message)
-            | Self::ChatTemplate(message)
-            | Self::Prompt(message)
-            | Self::Batch(message)
-            | Self::Generation(message)
-            | Self::Device(message)
-            | Self::Data(message)
-            | Self::Training(message)
-            | Self::Hub(message) => message.source = Some(cause.into()),
+            with_fields!(source) => *source = Some(cause.into()),
+            with_message!(message) => message.source = Some(cause.into()),
             Self::Io { .. } | Self::Candle(_) => {}
         }
         self
@@ -225,20 +239,8 @@ impl std::error::Error for Error {
         match self {
             Self::Io { source, .. } => Some(source),
             Self::Candle(error) => Some(error),
-            Self::Config { source, .. }
-            | Self::Format { source, .. }
-            | Self::Image { source, .. }
-            | Self::Checkpoint { source, .. } => source.as_deref().map(as_error),
-            Self::Weights(message)
-            | Self::Tokenizer(message)
-            | Self::ChatTemplate(message)
-            | Self::Prompt(message)
-            | Self::Batch(message)
-            | Self::Generation(message)
-            | Self::Device(message)
-            | Self::Data(message)
-            | Self::Training(message)
-            | Self::Hub(message) => message.source.as_deref().map(as_error),
+            with_fields!(source) => source.as_deref().map(as_error),
+            with_message!(message) => message.source.as_deref().map(as_error),
         }
     }
 }

@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
+
 use crate::{Error, Result};
 
 /// Most bytes of a recipe or another small text file.
@@ -55,6 +57,18 @@ pub(crate) fn read_text(path: impl AsRef<Path>, limit: u64) -> Result<String> {
     String::from_utf8(read(path, limit)?).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Error::format(path, format!("is not UTF-8 from byte {at} on: save it as UTF-8")).caused_by(e)
+    })
+}
+
+/// Value of a JSON file of a model folder.
+///
+/// # Errors
+/// The errors of [`read`] with [`MAX_MODEL_JSON_BYTES`], and [`Error::Format`] if the content is not what is expected.
+pub(crate) fn read_json<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
+    let path = path.as_ref();
+    serde_json::from_slice(&read(path, MAX_MODEL_JSON_BYTES)?).map_err(|e| {
+        let problem = if e.is_data() { "has an unexpected value" } else { "is not JSON" };
+        Error::format(path, format!("{problem} ({e}): correct it, or copy or download it again")).caused_by(e)
     })
 }
 

@@ -74,7 +74,6 @@ pub mod batch;
 pub mod config;
 pub mod data;
 mod error;
-
 pub mod eval;
 mod files;
 pub mod generation;

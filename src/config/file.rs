@@ -8,12 +8,6 @@ use serde_json::Value;
 use super::HaploVlConfig;
 use crate::{Error, Result, files};
 
-/// Reads a JSON file.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = files::read(path, files::MAX_MODEL_JSON_BYTES)?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::format(path, format!("cannot be parsed: {e}")).caused_by(e))
-}
-
 /// Deserialises a value and names a wrong field by its path. `whole` names the value itself, for errors without a path,
 /// and `expected` says what the value should be.
 pub(crate) fn from_value<T: DeserializeOwned>(whole: &str, expected: &str, value: &Value) -> Result<T> {
@@ -31,7 +25,7 @@ impl HaploVlConfig {
     /// [`Self::from_json`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        Self::from_json(read_json::<Value>(path)?).map_err(|e| e.in_file(path))
+        Self::from_json(files::read_json(path)?).map_err(|e| e.in_file(path))
     }
 }
 

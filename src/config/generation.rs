@@ -4,9 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::file::read_json;
 use super::validate::at_most;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Generation settings: sampling and stop conditions.
 ///
@@ -105,7 +104,7 @@ impl GenerationConfig {
     /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is not valid, and [`Error::Config`] as in
     /// [`Self::validate`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
-        let config: Self = read_json(path.as_ref())?;
+        let config: Self = files::read_json(path.as_ref())?;
         config.validate().map_err(|e| e.in_file(path))?;
         Ok(config)
     }

@@ -20,10 +20,7 @@ pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
     if !files::exists(path)? {
         return Ok(None);
     }
-    let value = serde_json::from_slice(&files::read(path, files::MAX_MODEL_JSON_BYTES)?);
-    value
-        .map(Some)
-        .map_err(|e| Error::format(path, format!("is not valid JSON ({e}): copy or download it again")).caused_by(e))
+    files::read_json(path).map(Some)
 }
 
 pub(super) fn read_settings(folder: &Path, model: &HaploVlConfig) -> Result<ProcessorSettings> {

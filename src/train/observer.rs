@@ -10,7 +10,8 @@ use crate::{Error, Result};
 /// Receiver of the events of a training run; every method does nothing by default.
 ///
 /// Add observers with [`Run::with_observer`](super::Run::with_observer); [`observers`](super::observers) holds those of
-/// this crate. They are called in the order in which they were added, on the training thread.
+/// this crate. They are called in the order in which they were added, on the thread that trains; [`Self::on_end`] on the
+/// thread that called [`Run::train`](super::Run::train). Notices about checkpoints can come before [`Self::on_start`].
 pub trait TrainObserver: Send {
     /// Whether an error of this observer ends the run (the default). Otherwise the error becomes a notice.
     fn is_required(&self) -> bool {
