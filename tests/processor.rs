@@ -82,7 +82,8 @@ mod decoding {
     #[test]
     fn errors_of_bad_files_say_what_to_do() {
         assert!(decode_error(b"").contains("photo.png: is empty (0 bytes): copy or download it again"));
-        assert!(decode_error(b"<html>not found</html>").contains("is not a PNG, JPEG, WebP, GIF, BMP or TIFF"));
+        assert!(decode_error(b"<html>not found</html>").contains("is a web page instead of an image"));
+        assert!(decode_error(b"words").contains("is not a PNG, JPEG, WebP, GIF, BMP or TIFF"));
         assert!(decode_error(b"qoif\0\0\0\x01\0\0\0\x01\x03\0").contains("is Qoi, which is not supported: convert it"));
         let missing = ImageDecoder::default().open("no/such.png").unwrap_err().to_string();
         assert!(missing.contains("no/such.png"), "{missing}");
