@@ -25,7 +25,7 @@ pub use chat_template::ChatTemplate;
 pub use conversation::{Content, Conversation, Message, Role};
 pub use decode::{Frames, ImageDecoder};
 pub use image::ImageProcessor;
-pub use processor::{Processor, ProcessorSettings};
+pub use processor::{EndOfTurn, Processor, ProcessorSettings};
 pub use resize::resize;
 pub use tokenizer::TextTokenizer;
 pub use video::VideoProcessor;

@@ -38,7 +38,7 @@ const BRANDS: [(&[u8], &str); 6] = [
 
 /// Problem with a file that is no readable image, and the remedy. `format` is what the `image` crate takes it for.
 pub(super) fn problem(bytes: &[u8], format: Option<ImageFormat>) -> String {
-    let known = kind(bytes).map(String::from).or_else(|| format.map(|format| format!("a file in {format:?} format")));
+    let known = kind(bytes).map(String::from).or_else(|| format.map(|format| format!("{format:?}")));
     match known {
         Some(kind) if kind.contains("Git LFS") => format!("is {kind}: fetch it with `git lfs pull`"),
         Some(kind) if kind.contains("video") => format!("is {kind}, not an image: extract frames as PNG or JPEG"),
