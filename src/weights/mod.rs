@@ -1,12 +1,15 @@
 //! Weights: safetensors and GGUF files, parameter stores, initialisation from pretrained models, the Hugging Face hub.
 
 mod atomic;
+#[cfg(feature = "builtin")]
+pub(crate) mod builtin;
 mod finite;
 mod gguf;
 mod hub;
 mod init;
 mod init_from;
 mod model_folder;
+mod model_source;
 mod parameter_shapes;
 mod parameters;
 mod safetensors;
@@ -17,14 +20,17 @@ mod validate;
 pub(crate) use atomic::sync_folder;
 pub use atomic::{write_atomically, write_bytes_atomically};
 pub use gguf::{GgufFile, GgufValue, save_gguf};
+pub use hub::download;
 #[cfg(feature = "hub")]
 pub use hub::{DownloadProgress, Hub};
-pub use hub::{download, resolve_model};
 pub use init_from::{
     ClipConfig, ClipSource, InitReport, LlmConfig, LlmSource, TextInit, init_from_clip, init_from_llm,
     init_text_embedding, principal_components,
 };
 pub(crate) use model_folder::check_model_folder;
+#[cfg(not(feature = "builtin"))]
+pub(crate) use model_source::no_builtin;
+pub use model_source::{ModelSource, ResolvedModel};
 pub use parameter_shapes::ParameterShapes;
 pub use parameters::Parameters;
 pub use safetensors::SafetensorsFiles;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::cache::RepoCache;
 use super::client::{Answer, Client, Failure, Listing, RemoteFile};
-use super::{environment, resolve_with, split_id};
+use super::{environment, split_id};
 use crate::{Error, Result};
 
 /// The files of a repository that a model is made of. Weights in other formats and copies stay where they are.
@@ -71,14 +71,6 @@ impl Hub {
     /// Calls `progress` whenever bytes have arrived, and after each file.
     pub fn with_progress(self, progress: impl Fn(&DownloadProgress<'_>) + Send + Sync + 'static) -> Self {
         Self { progress: Some(Arc::new(progress)), ..self }
-    }
-
-    /// The folder of a model given as a path or as a hub id, see [`resolve_model`](super::resolve_model).
-    ///
-    /// # Errors
-    /// [`Error::Weights`] if it is neither, and as [`Self::download`].
-    pub fn resolve(&self, path_or_id: &str, revision: Option<&str>) -> Result<PathBuf> {
-        resolve_with(path_or_id, revision, |id, revision| self.download(id, revision))
     }
 
     /// Downloads the checkpoint `id` at `revision` and returns its folder, see [`download`](super::download).
