@@ -1,7 +1,6 @@
 //! Building of a stage: model, teachers, parameters and objective.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -22,8 +21,8 @@ use crate::nn::Activations;
 use crate::optim::trainable;
 use crate::processor::Processor;
 use crate::weights::{
-    ClipSource, InitReport, LlmSource, ParameterShapes, Parameters, SafetensorsFiles, SaveOptions, check_model_folder,
-    init_from_clip, init_from_llm, init_text_embedding,
+    ClipSource, InitReport, LlmSource, ParameterShapes, Parameters, SaveOptions, check_model_folder, init_from_clip,
+    init_from_llm, init_text_embedding, open_weights,
 };
 use crate::{Error, Result};
 
@@ -194,8 +193,7 @@ fn from_source<T>(recipe: &Recipe, field: &str, source: &str, load: impl FnOnce(
 
 fn open_teacher(path: &Path, layer: isize, device: &Device) -> Result<ClipTeacher> {
     let source = ClipSource::open(path)?;
-    let vb = Arc::clone(source.files()).var_builder(DType::F32, device);
-    ClipTeacher::new(ClipVision::new(source.config(), vb)?, layer)
+    ClipTeacher::new(ClipVision::new(source.config(), source.var_builder(DType::F32, device))?, layer)
 }
 
 /// Embedding table of the text teacher, (vocab_size, LLM width).
@@ -229,20 +227,20 @@ fn load_pretrained(
     Ok(reports.into_iter().reduce(InitReport::merge))
 }
 
-/// Copies every parameter of an earlier stage's export.
+/// Copies every parameter of an earlier stage's export, or of a whole model.
 fn load_stage(folder: &Path, parameters: &Parameters) -> Result<InitReport> {
     check_model_folder(folder)?;
-    let files = SafetensorsFiles::open(folder)?;
+    let files = open_weights(folder)?;
     let mut report = InitReport::default();
     for (name, var) in parameters.iter() {
-        if files.shape(&name).is_none() {
+        if !files.has_tensor(&name) {
             report.fresh.push(name);
             continue;
         }
-        parameters.set(&name, &files.load(&name, var.dtype(), var.device())?)?;
+        parameters.set(&name, &files.load_tensor(&name, var.dtype(), var.device())?)?;
         report.copied.push(name);
     }
-    report.unused = files.names().filter(|name| parameters.get(name).is_none()).map(String::from).collect();
+    report.unused = files.tensor_names().into_iter().filter(|name| parameters.get(name).is_none()).collect();
     Ok(report)
 }
 

@@ -1,4 +1,4 @@
-//! Weights: safetensors and GGUF files, parameter stores, initialisation from pretrained models, the Hugging Face hub.
+//! Weights: safetensors, PyTorch and GGUF files, parameter stores, initialisation from pretrained models, the Hugging Face hub.
 
 mod atomic;
 #[cfg(feature = "builtin")]
@@ -8,12 +8,18 @@ mod gguf;
 mod hub;
 mod init;
 mod init_from;
+mod known_buffers;
 mod model_folder;
 mod model_source;
 mod parameter_shapes;
 mod parameters;
+mod pickle;
+mod raw_tensor;
+mod renamed;
 mod safetensors;
 mod save;
+mod shard_index;
+mod siglip;
 mod source;
 mod validate;
 
@@ -24,7 +30,7 @@ pub use hub::download;
 #[cfg(feature = "hub")]
 pub use hub::{DownloadProgress, Hub};
 pub use init_from::{
-    ClipConfig, ClipSource, InitReport, LlmConfig, LlmSource, TextInit, init_from_clip, init_from_llm,
+    ClipConfig, ClipSource, InitReport, LlmConfig, LlmSource, TextInit, VisionFamily, init_from_clip, init_from_llm,
     init_text_embedding, principal_components,
 };
 pub(crate) use model_folder::check_model_folder;
@@ -33,7 +39,9 @@ pub(crate) use model_source::no_builtin;
 pub use model_source::{ModelSource, ResolvedModel};
 pub use parameter_shapes::ParameterShapes;
 pub use parameters::Parameters;
+pub use pickle::PickleFiles;
 pub use safetensors::SafetensorsFiles;
 pub use save::{SaveOptions, save_safetensors, save_safetensors_file};
+pub(crate) use siglip::PixelNorm;
 pub use source::{TensorSource, check_source, open_weights, source_var_builder};
 pub use validate::check_tensors;
