@@ -36,23 +36,32 @@ pub(super) struct StoredTensor {
     pub(super) layout: Layout,
     /// Byte range of its storage in the file.
     storage: Range<usize>,
+    /// CRC-32 of the storage, where the format has one.
+    checksum: Option<u32>,
     is_big_endian: bool,
 }
 
 impl StoredTensor {
-    /// The elements in row-major order, little-endian; `file` is the whole file. `None` if they are not all in the file.
-    pub(super) fn bytes<'a>(&self, file: &'a [u8]) -> Option<Cow<'a, [u8]>> {
-        let storage = file.get(self.storage.clone())?;
-        let mut bytes = match self.layout.is_contiguous() {
-            true => Cow::Borrowed(self.layout.slice(storage)?),
-            false => Cow::Owned(self.layout.gather(storage)?),
+    /// The elements in row-major order, little-endian; `file` is the whole file.
+    pub(super) fn bytes<'a>(&self, file: &'a [u8]) -> Parsed<Cow<'a, [u8]>> {
+        let storage = file.get(self.storage.clone()).unwrap_or_default();
+        if self.checksum.is_some_and(|expected| crc32fast::hash(storage) != expected) {
+            return Err("does not have its checksum: the file is damaged, download it again".into());
+        }
+        let bytes = match self.layout.is_contiguous() {
+            true => self.layout.slice(storage).map(Cow::Borrowed),
+            false => self.layout.gather(storage).map(Cow::Owned),
         };
+        let mut bytes = bytes.ok_or("ends beyond the file: download it again")?;
         if self.is_big_endian && self.layout.element.size > 1 {
             bytes.to_mut().chunks_exact_mut(self.layout.element.size).for_each(<[u8]>::reverse);
         }
-        Some(bytes)
+        Ok(bytes)
     }
 }
+
+/// A storage in a file: its byte range, and its checksum if it has one.
+type Located = (Range<usize>, Option<u32>);
 
 /// Reads the program of a file. No tensor is read.
 pub(super) fn read(file: &[u8]) -> Parsed<Contents> {
@@ -67,10 +76,14 @@ pub(super) fn read(file: &[u8]) -> Parsed<Contents> {
 fn read_zip(file: &[u8]) -> Parsed<Contents> {
     let entries = Entries::read(file)?;
     let (folder, program) = entries.program()?;
-    let program = file.get(program).filter(|program| program.len() <= MAX_PROGRAM);
+    let (range, checksum) = program;
+    let program = file.get(range).filter(|program| program.len() <= MAX_PROGRAM);
     let program = program.ok_or_else(|| format!("has a {PROGRAM} of more than {MAX_PROGRAM} bytes"))?;
+    if checksum.is_some_and(|expected| crc32fast::hash(program) != expected) {
+        return Err(format!("has a {PROGRAM} without its checksum: it is damaged, download it again"));
+    }
     let order = entries.0.get(format!("{folder}byteorder").as_bytes()).and_then(|entry| entry.stored.clone());
-    let is_big_endian = order.is_some_and(|range| file.get(range) == Some(b"big"));
+    let is_big_endian = order.is_some_and(|(range, _)| file.get(range) == Some(b"big"));
     let unpickled = machine::run(program, 0)?;
     let found = state_dict::find(&unpickled.values, unpickled.root)?;
     contents(found, is_big_endian, |storage| entries.stored(&format!("{folder}data/{}", storage.key)))
@@ -80,8 +93,8 @@ fn read_zip(file: &[u8]) -> Parsed<Contents> {
 struct Entries(BTreeMap<Vec<u8>, Entry>);
 
 struct Entry {
-    /// Byte range in the file; `None` if it is compressed or encrypted.
-    stored: Option<Range<usize>>,
+    /// Place in the file; `None` if it is compressed or encrypted.
+    stored: Option<Located>,
 }
 
 impl Entries {
@@ -96,14 +109,16 @@ impl Entries {
             let entry = archive.by_index_raw(index).map_err(damaged)?;
             let is_plain = entry.compression() == CompressionMethod::Stored && !entry.encrypted();
             let range = entry.data_start().and_then(|start| byte_range(start, entry.size()));
-            let stored = range.filter(|range| is_plain && range.end <= file.len());
+            // PyTorch can leave out checksums, and then writes 0.
+            let checksum = Some(entry.crc32()).filter(|checksum| *checksum != 0);
+            let stored = range.filter(|range| is_plain && range.end <= file.len()).map(|range| (range, checksum));
             entries.insert(entry.name_raw().to_vec(), Entry { stored });
         }
         Ok(Self(entries))
     }
 
-    /// Folder of the program with its slash, and the byte range of the program.
-    fn program(&self) -> Parsed<(String, Range<usize>)> {
+    /// Folder of the program with its slash, and the place of the program.
+    fn program(&self) -> Parsed<(String, Located)> {
         let names = self.0.keys().filter_map(|name| std::str::from_utf8(name).ok());
         let mut folders = names
             .filter_map(|name| name.strip_suffix(PROGRAM))
@@ -118,9 +133,9 @@ impl Entries {
         Ok((folder.to_string(), self.stored(&format!("{folder}{PROGRAM}"))?))
     }
 
-    fn stored(&self, name: &str) -> Parsed<Range<usize>> {
+    fn stored(&self, name: &str) -> Parsed<Located> {
         match self.0.get(name.as_bytes()) {
-            Some(Entry { stored: Some(range) }) => Ok(range.clone()),
+            Some(Entry { stored: Some(located) }) => Ok(located.clone()),
             Some(_) => Err(format!(
                 "has the compressed or truncated entry `{name}`, but torch.save stores entries as they are: save the \
                  tensors again"
@@ -159,7 +174,8 @@ fn read_legacy(file: &[u8]) -> Parsed<Contents> {
     let found = state_dict::find(&object.values, object.root)?;
     contents(found, false, |storage| {
         let missing = || format!("has no storage `{:.40}`: it is damaged, download it again", storage.key);
-        storages.get(storage.key).cloned().ok_or_else(missing)
+        let range = storages.get(storage.key).cloned().ok_or_else(missing)?;
+        Ok((range, None))
     })
 }
 
@@ -190,11 +206,11 @@ fn locate<'a>(
 fn contents(
     found: StateDict<'_>,
     is_big_endian: bool,
-    locate: impl Fn(&StorageRef<'_>) -> Parsed<Range<usize>>,
+    locate: impl Fn(&StorageRef<'_>) -> Parsed<Located>,
 ) -> Parsed<Contents> {
     let mut tensors = BTreeMap::new();
     for (name, view) in found.tensors {
-        let storage = locate(&view.storage)?;
+        let (storage, checksum) = locate(&view.storage)?;
         let expected = view.storage.root_length.checked_mul(view.storage.element.size);
         if expected != Some(storage.len()) {
             return Err(format!(
@@ -204,7 +220,7 @@ fn contents(
                 view.storage.element.name
             ));
         }
-        tensors.insert(name, StoredTensor { layout: view.layout, storage, is_big_endian });
+        tensors.insert(name, StoredTensor { layout: view.layout, storage, checksum, is_big_endian });
     }
     Ok(Contents { tensors, others: found.others.into_iter().map(String::from).collect() })
 }

@@ -85,8 +85,8 @@ impl PickleFiles {
         let missing = || Error::weights(format!("{}: there is no tensor `{name}`", self.path.display()));
         let (shard, tensor) = self.tensors.get(name).ok_or_else(missing)?;
         let shard = self.shards.get(*shard).ok_or_else(missing)?;
-        let bytes = tensor.bytes(&shard.map);
-        let bytes = bytes.ok_or_else(|| Error::format(&shard.path, format!("tensor `{name}` ends beyond the file")))?;
+        let failed = |message| Error::format(&shard.path, format!("tensor `{name}` {message}"));
+        let bytes = tensor.bytes(&shard.map).map_err(failed)?;
         Ok((shard, tensor, bytes))
     }
 }
