@@ -13,7 +13,6 @@ use crate::config::HaploVlConfig;
 use crate::data::shapes::tokenizer;
 use crate::data::{Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Records, guarded, open};
 use crate::processor::{ChatTemplate, Processor, ProcessorSettings, TextTokenizer};
-use crate::weights::resolve_model;
 use crate::{Error, Result};
 
 /// Number of samples whose images initialise the patch projection of a model that is trained from scratch.
@@ -177,7 +176,7 @@ fn open_processor(recipe: &Recipe, config: &HaploVlConfig) -> Result<Processor> 
     if recipe.tokenizer == "shapes" {
         return Processor::new(config, ProcessorSettings::new(config), tokenizer()?, None);
     }
-    let folder = resolve_model(&recipe.resolve_source(&recipe.tokenizer), None)?;
-    let template = ChatTemplate::from_folder(&folder)?;
-    Processor::new(config, ProcessorSettings::new(config), TextTokenizer::from_folder(&folder)?, template)
+    let model = recipe.open_model_source("tokenizer", &recipe.tokenizer)?;
+    let template = ChatTemplate::from_folder(model.path())?;
+    Processor::new(config, ProcessorSettings::new(config), TextTokenizer::from_folder(model.path())?, template)
 }

@@ -19,6 +19,11 @@ pub struct InitReport {
     pub fresh: Vec<String>,
     /// Tensors of the source that were not used.
     pub unused: Vec<String>,
+    /// Tensors of the source that hold nothing of their own: buffers such as RoPE frequencies and position ids, and a head
+    /// that is tied to the embedding table.
+    pub ignored: Vec<String>,
+    /// Names of a larger model's tensors, and the names under which they were read.
+    pub renamed: Vec<String>,
 }
 
 impl InitReport {
@@ -32,6 +37,8 @@ impl InitReport {
         Self {
             fresh: fresh.into_iter().filter(is_fresh).collect(),
             unused: union(self.unused, later.unused).into_iter().collect(),
+            ignored: union(self.ignored, later.ignored).into_iter().collect(),
+            renamed: union(self.renamed, later.renamed).into_iter().collect(),
             copied: copied.into_iter().collect(),
             zero_filled: zero_filled.into_iter().collect(),
         }
@@ -41,6 +48,12 @@ impl InitReport {
 impl fmt::Display for InitReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} parameters copied", self.copied.len())?;
+        for renaming in &self.renamed {
+            write!(f, "\ntensors {renaming}")?;
+        }
+        if !self.ignored.is_empty() {
+            write!(f, "\n{} buffers and tied heads of the source ignored", self.ignored.len())?;
+        }
         let kinds = [
             ("parameters zero-filled", &self.zero_filled),
             ("parameters fresh", &self.fresh),
