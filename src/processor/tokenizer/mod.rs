@@ -2,6 +2,9 @@
 
 mod guard;
 mod limits;
+mod sentencepiece;
+mod slow;
+mod special;
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -57,25 +60,39 @@ impl TextTokenizer {
         Ok(Self { tokenizer, plain: OnceLock::new(), special, config, max_text_bytes, longest_token })
     }
 
-    /// Reads `tokenizer.json` and, if it exists, `tokenizer_config.json`.
+    /// Reads the tokenizer of a folder: `tokenizer.json`, or else a SentencePiece model (`tokenizer.model`),
+    /// `vocab.json` with `merges.txt`, or `vocab.txt`; and, if they exist, `tokenizer_config.json`,
+    /// `special_tokens_map.json` and `added_tokens.json`.
+    ///
+    /// Without `tokenizer.json` the ids are those of HF's slow tokenizer of the class in `tokenizer_config.json`.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if `tokenizer.json` is missing or invalid, [`Error::Io`] or [`Error::Format`] for an
-    /// invalid `tokenizer_config.json`.
+    /// [`Error::Tokenizer`] if there is no tokenizer or it is invalid, [`Error::Io`] or [`Error::Format`] for another
+    /// invalid file.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
-        let path = folder.as_ref().join("tokenizer.json");
-        let advice = "copy the `tokenizer.json` of the language model into the folder";
-        let fail = |e: &dyn std::fmt::Display| Error::tokenizer(format!("{}: {e}; {advice}", path.display()));
-        let text = files::read_text(&path, limits::MAX_FILE_BYTES)
-            .map_err(|e| Error::tokenizer(format!("{e}; {advice}")).caused_by(e))?;
-        let components: Components = serde_json::from_str(&text).map_err(|e| fail(&e).caused_by(e))?;
-        components.max_text_bytes().map_err(|problem| fail(&problem))?;
-        // Not `from_bytes`, which is generic: this crate would compile the parser of every kind of tokenizer again.
-        let tokenizer = guarded(|| text.parse::<Tokenizer>()).map_err(|e| fail(&e).caused_by(e))?;
-        let config = match read_json(&folder.as_ref().join("tokenizer_config.json"))? {
+        let (folder, path) = (folder.as_ref(), folder.as_ref().join("tokenizer.json"));
+        let mut config = match read_json(&folder.join("tokenizer_config.json"))? {
             Some(Value::Object(config)) => config,
             _ => Map::new(),
         };
+        let slow = if files::exists(&path)? { None } else { slow::read(folder, &mut config)? };
+        let Some(slow) = slow else {
+            let advice = "copy the tokenizer.json (or tokenizer.model) of the language model into the folder";
+            let text = files::read_text(&path, limits::MAX_FILE_BYTES)
+                .map_err(|e| Error::tokenizer(format!("{e}; {advice}")).caused_by(e))?;
+            return Self::parse(&text, config, &path, advice);
+        };
+        Self::parse(&slow.to_string(), config, folder, "copy the tokenizer's files again, or bring tokenizer.json")
+    }
+
+    /// Parses the content of a `tokenizer.json`, with the content of `tokenizer_config.json`.
+    fn parse(text: &str, config: Map<String, Value>, path: &Path, advice: &str) -> Result<Self> {
+        let fail = |e: &dyn std::fmt::Display| Error::tokenizer(format!("{}: {e}; {advice}", path.display()));
+        let components: Components = serde_json::from_str(text).map_err(|e| fail(&e).caused_by(e))?;
+        components.max_text_bytes().map_err(|problem| fail(&problem))?;
+        // Not `from_bytes`, which is generic: this crate would compile the parser of every kind of tokenizer again.
+        let tokenizer = guarded(|| text.parse::<Tokenizer>()).map_err(|e| fail(&e).caused_by(e))?;
+        components.check_ids(&tokenizer).map_err(|problem| fail(&problem))?;
         Self::new(tokenizer, config)
     }
 
