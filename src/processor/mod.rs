@@ -27,5 +27,6 @@ pub use decode::{Frames, ImageDecoder};
 pub use image::ImageProcessor;
 pub use processor::{Processor, ProcessorSettings};
 pub use resize::resize;
+pub(crate) use tokenizer::CoverageCheck;
 pub use tokenizer::TextTokenizer;
 pub use video::VideoProcessor;

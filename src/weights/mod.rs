@@ -21,8 +21,8 @@ pub use gguf::{GgufFile, GgufValue, save_gguf};
 pub use hub::{DownloadProgress, Hub};
 pub use hub::{download, resolve_model};
 pub use init_from::{
-    ClipConfig, ClipSource, InitReport, LlmConfig, LlmSource, TextInit, init_from_clip, init_from_llm,
-    init_text_embedding, principal_components,
+    ClipConfig, ClipSource, InitReport, LlmConfig, LlmSource, RowCounts, RowMap, RowSource, TextInit, init_from_clip,
+    init_from_llm, init_text_embedding, principal_components,
 };
 pub(crate) use model_folder::check_model_folder;
 pub use parameter_shapes::ParameterShapes;

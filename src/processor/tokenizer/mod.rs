@@ -1,5 +1,7 @@
 //! Tokenizer: text to token ids and back.
 
+mod coverage;
+mod grow;
 mod guard;
 mod limits;
 mod sentencepiece;
@@ -12,8 +14,9 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value};
-use tokenizers::Tokenizer;
+use tokenizers::{ModelWrapper, Tokenizer};
 
+pub(crate) use self::coverage::CoverageCheck;
 use self::guard::guarded;
 use self::limits::{Components, longest_token};
 use super::folder::read_json;
@@ -119,22 +122,30 @@ impl TextTokenizer {
         self.tokenizer.token_to_id(token)
     }
 
-    /// The distinct words of a text that the tokenizer has no token for and replaces by `unk_token` of
-    /// `tokenizer_config.json`. Most tokenizers split such words into known pieces and never use `unk_token`.
+    /// The distinct words of a text that the tokenizer has no token for and replaces by its unknown token. Most tokenizers
+    /// split such words into known pieces and have no unknown token.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if the tokenizer fails on the text.
     pub fn unknown_words<'t>(&self, text: &'t str) -> Result<Vec<&'t str>> {
-        let Some(unknown) = self.named_token("unk_token").and_then(|token| self.id(token)) else { return Ok(vec![]) };
-        self.check_bytes(text)?;
-        let tokens = encode(self.plain(), text, 0..text.len())?;
         let mut words = Vec::new();
-        for word in tokens.into_iter().filter(|token| token.id == unknown).filter_map(|token| text.get(token.range)) {
+        for word in CoverageCheck::new(self).of(text)?.unknown {
             if !words.contains(&word) {
                 words.push(word);
             }
         }
         Ok(words)
+    }
+
+    /// The id of the token for unknown text, of the model or of `unk_token` in `tokenizer_config.json`.
+    pub(super) fn unknown_id(&self) -> Option<u32> {
+        let named = || self.named_token("unk_token").and_then(|token| self.id(token));
+        match self.tokenizer.get_model() {
+            ModelWrapper::BPE(model) => model.unk_token.as_deref().map_or_else(named, |token| self.id(token)),
+            ModelWrapper::WordLevel(model) => self.id(&model.unk_token),
+            ModelWrapper::WordPiece(model) => self.id(&model.unk_token),
+            ModelWrapper::Unigram(_) => named(),
+        }
     }
 
     /// Whether an id is a control token.

@@ -12,6 +12,7 @@ mod llm_config;
 mod pca;
 mod report;
 mod resample;
+mod rows;
 mod transfer;
 
 pub use clip::{ClipConfig, ClipSource, init_from_clip};
@@ -19,3 +20,4 @@ pub use llm::{LlmSource, TextInit, init_from_llm, init_text_embedding};
 pub use llm_config::LlmConfig;
 pub use pca::principal_components;
 pub use report::InitReport;
+pub use rows::{RowCounts, RowMap, RowSource};

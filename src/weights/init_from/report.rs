@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use super::RowCounts;
+
 /// Names listed of each kind; the rest is only counted.
 const LISTED: usize = 20;
 
@@ -19,6 +21,8 @@ pub struct InitReport {
     pub fresh: Vec<String>,
     /// Tensors of the source that were not used.
     pub unused: Vec<String>,
+    /// Rows of the vocabulary, for each source with an embedding table, in the order of the sources.
+    pub rows: Vec<RowCounts>,
 }
 
 impl InitReport {
@@ -34,6 +38,7 @@ impl InitReport {
             unused: union(self.unused, later.unused).into_iter().collect(),
             copied: copied.into_iter().collect(),
             zero_filled: zero_filled.into_iter().collect(),
+            rows: self.rows.into_iter().chain(later.rows).collect(),
         }
     }
 }
@@ -41,6 +46,9 @@ impl InitReport {
 impl fmt::Display for InitReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} parameters copied", self.copied.len())?;
+        for rows in &self.rows {
+            write!(f, "\nvocabulary: {rows}")?;
+        }
         let kinds = [
             ("parameters zero-filled", &self.zero_filled),
             ("parameters fresh", &self.fresh),

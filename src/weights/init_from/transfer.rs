@@ -68,6 +68,7 @@ impl<'a> Transfer<'a> {
             unused: self.source.tensor_names().into_iter().filter(|name| !self.used.contains(name)).collect(),
             copied: self.copied.into_iter().collect(),
             zero_filled: self.constant.into_iter().collect(),
+            rows: Vec::new(),
         }
     }
 }
