@@ -19,18 +19,21 @@ impl TextTokenizer {
     /// [`Error::Tokenizer`] naming a word that is empty or too long, or if the ids of the tokenizer have holes, so that
     /// no id can be given.
     pub fn with_tokens(self, special: &[String], words: &[String]) -> Result<(Self, Vec<String>)> {
-        let mut growth = Growth::new(&self)?;
-        for token in special {
-            growth.add_special(token)?;
-        }
+        let mut lacking = Vec::new();
         for word in words {
             if word.trim() != word || word.is_empty() {
                 return Err(Error::tokenizer(format!("the word {word:?} to add is empty or has spaces at its ends")));
             }
             if !self.is_one_token(word)? {
-                growth.add_word(word)?;
+                lacking.push(word);
             }
         }
+        if special.is_empty() && lacking.is_empty() {
+            return Ok((self, Vec::new()));
+        }
+        let mut growth = Growth::new(&self)?;
+        special.iter().try_for_each(|token| growth.add_special(token))?;
+        lacking.into_iter().try_for_each(|word| growth.add_word(word))?;
         let Growth { file, added, changed, .. } = growth;
         if !changed {
             return Ok((self, added));

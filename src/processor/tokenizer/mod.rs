@@ -88,6 +88,19 @@ impl TextTokenizer {
         Self::parse(&slow.to_string(), config, folder, "copy the tokenizer's files again, or bring tokenizer.json")
     }
 
+    /// The tokenizer of a folder that may have none; `None` if it has no file of a vocabulary.
+    ///
+    /// # Errors
+    /// As [`Self::from_folder`], if there is one.
+    pub(crate) fn find(folder: &Path) -> Result<Option<Self>> {
+        for name in [&["tokenizer.json"], slow::FILES].concat() {
+            if files::exists(folder.join(name))? {
+                return Self::from_folder(folder).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
     /// Parses the content of a `tokenizer.json`, with the content of `tokenizer_config.json`.
     fn parse(text: &str, config: Map<String, Value>, path: &Path, advice: &str) -> Result<Self> {
         let fail = |e: &dyn std::fmt::Display| Error::tokenizer(format!("{}: {e}; {advice}", path.display()));
@@ -146,6 +159,16 @@ impl TextTokenizer {
             ModelWrapper::WordPiece(model) => self.id(&model.unk_token),
             ModelWrapper::Unigram(_) => named(),
         }
+    }
+
+    /// Whether an id is the token for unknown text.
+    pub(crate) fn is_unknown(&self, id: u32) -> bool {
+        self.unknown_id() == Some(id)
+    }
+
+    /// Number of ids, those without a token included: the largest id and 1.
+    pub fn size(&self) -> usize {
+        self.tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
     }
 
     /// Whether an id is a control token.

@@ -16,6 +16,8 @@ const SENTENCEPIECE: [&str; 2] = ["tokenizer.model", "spiece.model"];
 const VOCAB_JSON: &str = "vocab.json";
 const MERGES: &str = "merges.txt";
 const VOCAB_TXT: &str = "vocab.txt";
+/// Files by which such a folder is known.
+pub(super) const FILES: &[&str] = &[SENTENCEPIECE[0], SENTENCEPIECE[1], VOCAB_JSON, VOCAB_TXT];
 /// Number of `<extra_id_..>` tokens that T5 has by default.
 const EXTRA_IDS: u64 = 100;
 
