@@ -50,7 +50,7 @@ fn texts(record: &Record, wanted: impl Fn(Role) -> bool) -> Vec<String> {
 
 /// Share of the words to learn that the vocabulary lacks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(in crate::train) struct CoverageReport {
+pub(super) struct CoverageReport {
     samples: usize,
     words: usize,
     /// Words with an unknown part.
@@ -96,7 +96,7 @@ impl fmt::Display for CoverageReport {
 ///
 /// # Errors
 /// [`Error::Data`] if the share of unknown words exceeds `data.max_unknown_share`.
-pub(in crate::train) fn check_coverage(
+pub(super) fn check_coverage(
     recipe: &Recipe,
     tokenizer: &TextTokenizer,
     sample: &Sample<'_>,

@@ -8,8 +8,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use self::coverage::Sample;
-pub(super) use self::coverage::{CoverageReport, check_coverage};
+use self::coverage::{CoverageReport, Sample, check_coverage};
 pub(super) use self::rows::row_map;
 pub(super) use self::words::write_chosen;
 use super::recipe::Recipe;
@@ -32,7 +31,7 @@ pub(super) struct Vocabulary {
     pub added: Vec<String>,
     /// Words that were chosen among those of the training texts.
     pub chosen: Vec<String>,
-    pub coverage: Option<CoverageReport>,
+    coverage: Option<CoverageReport>,
 }
 
 impl Vocabulary {
