@@ -13,6 +13,7 @@ use super::conversation::{Content, Conversation, Message, Role};
 use super::decode::ImageDecoder;
 use super::folder;
 use super::image::ImageProcessor;
+use super::needed_tokens::{control_tokens, probe};
 use super::prompt::Prompt;
 use super::tokenizer::{TextTokenizer, Token};
 use super::video::VideoProcessor;
@@ -23,9 +24,6 @@ use crate::{Error, Result};
 
 /// Lower bound on the maximum bytes of a token, also where a word unknown to the tokenizer is one token.
 const MIN_BYTES_PER_TOKEN: usize = 16;
-
-/// Maximum length of a control token's name, in characters.
-const MAX_CONTROL_TOKEN_CHARS: usize = 64;
 
 /// Preprocessing settings: the content of the three processor files.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +44,15 @@ impl ProcessorSettings {
             video: PreprocessorConfig::video(&config.vision),
             tokens: ProcessorConfig::new(&config.vision),
         }
+    }
+
+    /// The placeholders of `processor_config.json` in a folder, for a model of this configuration; without the file,
+    /// those of the released models.
+    ///
+    /// # Errors
+    /// An error naming the file if it is invalid.
+    pub(crate) fn tokens_of(folder: &Path, config: &HaploVlConfig) -> Result<ProcessorConfig> {
+        folder::read_tokens(folder, config)
     }
 }
 
@@ -248,6 +255,11 @@ impl Processor {
         &self.tokenizer
     }
 
+    /// The preprocessing settings.
+    pub fn settings(&self) -> &ProcessorSettings {
+        &self.settings
+    }
+
     /// The chat template.
     pub fn template(&self) -> &ChatTemplate {
         &self.template
@@ -448,23 +460,6 @@ fn end_last_turn(tokens: &mut Vec<Token>, prompt: &Prompt, id: u32) {
         let at = tokens.partition_point(|token| token.range.start < end);
         tokens.insert(at, Token { id, range: end..end });
     }
-}
-
-/// A short conversation to probe a template with.
-fn probe() -> Conversation {
-    [Message::user(["a".into()]), Message::assistant("b")].into_iter().collect()
-}
-
-/// Names written `<|name|>` in a prompt, with either kind of bar.
-fn control_tokens(prompt: &str) -> impl Iterator<Item = &str> {
-    let starts = prompt.match_indices("<|").chain(prompt.match_indices("<｜"));
-    starts.filter_map(|(start, bar)| {
-        let rest = &prompt[start + bar.len()..];
-        let is_part = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '▁');
-        let name = rest.char_indices().take(MAX_CONTROL_TOKEN_CHARS).find(|&(_, c)| !is_part(c)).map(|(end, _)| end)?;
-        let end = bar.chars().rev().collect::<String>().replace('<', ">");
-        (name > 0 && rest[name..].starts_with(&end)).then(|| &prompt[start..start + 2 * bar.len() + name])
-    })
 }
 
 /// An image or a video before preprocessing.

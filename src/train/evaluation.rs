@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 
+use super::collate::conversation;
 use crate::Result;
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::data::{IMAGE_MARKER, Record, SampleResult};
@@ -34,7 +35,7 @@ impl EvalSample {
         Ok(Some(Self {
             question: sample.turns[asked].text.replace(IMAGE_MARKER, "").trim().to_string(),
             expected: sample.turns[at].text.clone(),
-            prompt: prompt.conversation(processor.decoder())?,
+            prompt: conversation(processor, &prompt)?,
         }))
     }
 }

@@ -53,6 +53,9 @@ pub struct DataConfig {
     /// Share of bad samples above which the run stops, at least 0 and below 1.
     #[serde(default = "max_bad_share")]
     pub max_bad_share: f64,
+    /// Share of the words to learn that the vocabulary may lack, from 0 to 1; above it the run is refused.
+    #[serde(default = "max_unknown_share")]
+    pub max_unknown_share: f64,
 }
 
 fn max_eval_samples() -> usize {
@@ -65,6 +68,10 @@ fn num_workers() -> usize {
 
 fn max_bad_share() -> f64 {
     0.01
+}
+
+fn max_unknown_share() -> f64 {
+    0.05
 }
 
 /// Grouping of samples into rows of a batch.
@@ -92,6 +99,7 @@ impl DataConfig {
             max_length,
             num_workers: num_workers(),
             max_bad_share: max_bad_share(),
+            max_unknown_share: max_unknown_share(),
         }
     }
 
@@ -110,6 +118,10 @@ impl DataConfig {
         if !(0.0..1.0).contains(&self.max_bad_share) {
             let message = format!("is {:?}, expected at least 0 and below 1", self.max_bad_share);
             return Err(Error::config("data.max_bad_share", message));
+        }
+        if !(0.0..=1.0).contains(&self.max_unknown_share) {
+            let message = format!("is {:?}, expected 0 to 1", self.max_unknown_share);
+            return Err(Error::config("data.max_unknown_share", message));
         }
         self.train.iter().try_for_each(|source| source.validate("data.train"))?;
         self.validation.iter().try_for_each(|source| source.validate("data.validation"))
