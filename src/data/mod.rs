@@ -5,10 +5,12 @@ mod dataset;
 mod grouping;
 mod llava;
 mod loader;
+mod media;
 mod prefetch;
 mod record;
 mod record_index;
 pub mod shapes;
+mod summary;
 
 pub(crate) use bad_sample::guarded;
 pub use bad_sample::{BadSample, SampleResult};
@@ -16,8 +18,10 @@ pub use dataset::{Concat, Dataset, Records};
 pub use grouping::{Grouping, Length};
 pub use llava::{ImageFolder, RecordFile, open};
 pub use loader::{BadReport, Group, Loader, LoaderConfig, LoaderState};
-pub use record::{IMAGE_MARKER, ImageSource, Record, Turn};
+pub use media::{EmbeddedFile, ImageSource, VideoSource};
+pub use record::{IMAGE_MARKER, Record, Turn, VIDEO_MARKER};
 pub use record_index::RecordIndex;
+pub use summary::{LeftOut, SourceSummary, summarise};
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
