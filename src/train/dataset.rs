@@ -11,7 +11,7 @@ use super::recipe::{DataConfig, DataLayout, DataSource, Recipe, Stage};
 use crate::batch::{MultimodalBatch, Sequence, Visual};
 use crate::config::HaploVlConfig;
 use crate::data::shapes::tokenizer;
-use crate::data::{Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Records, guarded, open};
+use crate::data::{Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Records, guarded};
 use crate::processor::{ChatTemplate, Processor, ProcessorSettings, TextTokenizer};
 use crate::weights::resolve_model;
 use crate::{Error, Result};
@@ -167,9 +167,7 @@ fn open_source(recipe: &Recipe, source: &DataSource) -> Result<Records> {
             dataset.validate()?;
             Ok(Box::new(dataset.clone()))
         }
-        DataSource::Files { path, images } => {
-            open(recipe.resolve(path), images.as_ref().map(|images| recipe.resolve(images)).as_deref())
-        }
+        DataSource::Files(files) => files.resolved(|path| recipe.resolve(path)).open(),
     }
 }
 
