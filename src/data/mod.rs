@@ -1,10 +1,13 @@
 //! Data sets: LLaVA records, image folders, shapes world, and the data loader.
 
 mod bad_sample;
+mod bad_share;
 mod dataset;
 mod grouping;
+mod index_set;
 mod llava;
 mod loader;
+mod order;
 mod prefetch;
 mod record;
 mod record_index;
@@ -14,8 +17,11 @@ pub(crate) use bad_sample::guarded;
 pub use bad_sample::{BadSample, SampleResult};
 pub use dataset::{Concat, Dataset, Records};
 pub use grouping::{Grouping, Length};
+pub use index_set::IndexSet;
 pub use llava::{ImageFolder, RecordFile, open};
 pub use loader::{BadReport, Group, Loader, LoaderConfig, LoaderState};
+pub use order::Portion;
+pub(crate) use order::check_weight;
 pub use record::{IMAGE_MARKER, ImageSource, Record, Turn};
 pub use record_index::RecordIndex;
 
