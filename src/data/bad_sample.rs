@@ -55,6 +55,14 @@ pub enum BadSample {
         /// Number of images of the record.
         images: usize,
     },
+    /// The numbers of `<video>` markers and videos differ.
+    #[error("{markers} `<video>` markers for {videos} videos: expected one each")]
+    VideoMarkers {
+        /// Number of markers in all turns.
+        markers: usize,
+        /// Number of videos of the record.
+        videos: usize,
+    },
     /// The prepared sample is too long.
     #[error("{length} tokens long, more than the allowed {limit}")]
     TooLong {

@@ -7,11 +7,13 @@ mod grouping;
 mod index_set;
 mod llava;
 mod loader;
+mod media;
 mod order;
 mod prefetch;
 mod record;
 mod record_index;
 pub mod shapes;
+mod summary;
 
 pub(crate) use bad_sample::guarded;
 pub use bad_sample::{BadSample, SampleResult};
@@ -20,10 +22,12 @@ pub use grouping::{Grouping, Length};
 pub use index_set::IndexSet;
 pub use llava::{ImageFolder, RecordFile, open};
 pub use loader::{BadReport, Group, Loader, LoaderConfig, LoaderState};
+pub use media::{EmbeddedFile, ImageSource, VideoSource};
 pub use order::Portion;
 pub(crate) use order::check_weight;
-pub use record::{IMAGE_MARKER, ImageSource, Record, Turn};
+pub use record::{IMAGE_MARKER, Record, Turn, VIDEO_MARKER};
 pub use record_index::RecordIndex;
+pub use summary::{LeftOut, SourceSummary, summarise};
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;

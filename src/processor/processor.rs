@@ -183,6 +183,11 @@ impl Processor {
         &self.videos
     }
 
+    /// The tokens whose places images and videos take in a prompt.
+    pub(crate) fn placeholders(&self) -> &ProcessorConfig {
+        &self.settings.tokens
+    }
+
     /// The tokenizer.
     pub fn tokenizer(&self) -> &TextTokenizer {
         &self.tokenizer
