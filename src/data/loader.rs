@@ -101,7 +101,7 @@ pub struct LoaderState {
 
 impl LoaderState {
     /// Different samples seen so far, exact if every sample comes once per epoch, and else at most.
-    fn different(&self) -> u64 {
+    pub fn different(&self) -> u64 {
         self.seen.min(self.samples as u64)
     }
 }

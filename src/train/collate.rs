@@ -5,7 +5,7 @@ use candle_core::Device;
 use crate::Result;
 use crate::batch::{BatchSpec, IGNORE_INDEX, MultimodalBatch, Sequence};
 use crate::config::HaploVlConfig;
-use crate::data::{BadSample, IMAGE_MARKER, Record, SampleResult, VIDEO_MARKER};
+use crate::data::{BadSample, IMAGE_MARKER, Length, Record, SampleResult, VIDEO_MARKER};
 use crate::processor::{Message, Processor, Role};
 
 /// Form in which a stage trains on a conversation.
@@ -19,28 +19,81 @@ pub(super) enum SampleForm {
     CaptionPair,
 }
 
+/// Longest sample, and what is done with a longer one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limit {
+    /// Longest sample in tokens.
+    pub longest: usize,
+    /// Whether a longer sample loses the end of its last answer, instead of being bad.
+    pub truncates: bool,
+}
+
+impl Limit {
+    /// No limit.
+    pub const NONE: Self = Self { longest: usize::MAX, truncates: false };
+
+    /// The sequence, with the end of its last answer cut off if it is too long and that suffices.
+    ///
+    /// # Errors
+    /// [`BadSample::TooLong`].
+    fn apply(self, sequence: Sequence, processor: &Processor) -> SampleResult<Prepared> {
+        let (length, limit) = (sequence.len(), self.longest);
+        if length <= limit {
+            return Ok(Prepared { sequence, is_cut: false });
+        }
+        if self.truncates && starts_last_answer_before(&sequence, limit, processor) {
+            return Ok(Prepared { sequence: first_tokens(sequence, limit), is_cut: true });
+        }
+        Err(BadSample::TooLong { length, limit })
+    }
+}
+
+/// Whether the last answer starts before position `end`, so that nothing but its end and what follows it is lost by
+/// ending there. Images after the answer are not lost.
+fn starts_last_answer_before(sequence: &Sequence, end: usize, processor: &Processor) -> bool {
+    let labels = sequence.labels.as_deref().unwrap_or_default();
+    let Some(last) = labels.iter().rposition(|label| *label != IGNORE_INDEX) else { return false };
+    let first = labels[..last].iter().rposition(|label| *label == IGNORE_INDEX).map_or(0, |before| before + 1);
+    first < end && !sequence.input_ids[end..].iter().any(|id| processor.is_placeholder(*id))
+}
+
+/// The first `end` tokens; a token that ended the turn is lost with the rest, so that no early end is learnt.
+fn first_tokens(mut sequence: Sequence, end: usize) -> Sequence {
+    sequence.input_ids.truncate(end);
+    sequence.labels.iter_mut().for_each(|labels| labels.truncate(end));
+    sequence
+}
+
+/// Sample that is ready for batching.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub sequence: Sequence,
+    /// Whether the last answer was cut to fit the limit.
+    pub is_cut: bool,
+}
+
+impl Length for Prepared {
+    fn length(&self) -> usize {
+        self.sequence.len()
+    }
+}
+
 impl SampleForm {
     /// One sample, ready for batching; runs on worker threads.
     ///
     /// # Errors
-    /// [`BadSample::TooLong`] above `longest` tokens, and other reasons why a sample cannot be used.
-    pub(super) fn prepare(self, processor: &Processor, record: Record, longest: usize) -> SampleResult<Sequence> {
-        let sequence = self.sequence(processor, record)?;
-        match sequence.len() {
-            length if length > longest => Err(BadSample::TooLong { length, limit: longest }),
-            _ => Ok(sequence),
-        }
-    }
-
-    fn sequence(self, processor: &Processor, record: Record) -> SampleResult<Sequence> {
+    /// [`BadSample::TooLong`] above the limit, and other reasons why a sample cannot be used.
+    pub(super) fn prepare(self, processor: &Processor, record: Record, limit: Limit) -> SampleResult<Prepared> {
         match self {
-            Self::Dialogue => Ok(processor.training_sequence(&record.conversation(processor)?)?),
+            Self::Dialogue => limit.apply(processor.training_sequence(&record.conversation(processor)?)?, processor),
             Self::Words => {
                 let record = without_pictures(record);
                 let sequence = processor.training_sequence(&record.conversation(processor)?)?;
-                Ok(Sequence { labels: Some(sequence.input_ids.clone()), ..sequence })
+                let Prepared { sequence, is_cut } = limit.apply(sequence, processor)?;
+                let sequence = Sequence { labels: Some(sequence.input_ids.clone()), ..sequence };
+                Ok(Prepared { sequence, is_cut })
             }
-            Self::CaptionPair => caption_pair(processor, &record),
+            Self::CaptionPair => limit.apply(caption_pair(processor, &record)?, processor),
         }
     }
 
