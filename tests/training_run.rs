@@ -327,8 +327,8 @@ fn a_broken_image_below_the_limit_never_stops_a_run_and_is_skipped_in_validation
     let mut lines = vec![record("0.png", 2); 119];
     lines.insert(3, record("broken.png", 2));
     std::fs::write(folder.path().join("broken.png"), "no image").unwrap();
-    let mut recipe = records(folder.path(), &lines, 70);
-    recipe.update.batch_size = 8;
+    let mut recipe = records(folder.path(), &lines, 20);
+    recipe.update.batch_size = 16;
     (recipe.run.save_steps, recipe.run.eval_steps) = (1000, 1000);
     let (sender, received) = std::sync::mpsc::channel();
     let run = Run::new(recipe.clone(), Device::Cpu).unwrap();
@@ -389,8 +389,8 @@ fn weighted_sources_train_and_resume_bit_for_bit() {
     let tune = |name: &str| {
         let mut recipe = recipe(folder.path(), name, r#"{ kind = "tune" }"#, "mixed", 6);
         recipe.data.train[0].weight = 0.1;
-        let text = recipe.data.train[0].clone();
-        recipe.data.train.push(TrainSource::new(text.source, 0.06));
+        let again = recipe.data.train[0].source.clone();
+        recipe.data.train.push(TrainSource::new(again, 0.06));
         recipe
     };
     let facts = Run::new(tune("whole"), Device::Cpu).unwrap().facts().data.clone();

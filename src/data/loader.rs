@@ -243,13 +243,13 @@ impl<T: Length + Send + 'static> Loader<T> {
         let count = self.config.grouping.window().min(length.saturating_sub(position));
         self.window_end = LoaderState { position: position + count, groups: 0, ..self.state() };
         if self.window_end.position == length {
-            (self.window_end.epoch, self.window_end.position) = (epoch + 1, 0);
+            (self.window_end.epoch, self.window_end.position) = (epoch.saturating_add(1), 0);
         }
         let mut items = Vec::with_capacity(count);
         for left in (1..=count).rev() {
             self.fill_queue(left);
             let Some((number, item)) = self.prefetch.pop().transpose()? else { break };
-            self.window_end.seen += 1;
+            self.window_end.seen = self.window_end.seen.saturating_add(1);
             match item {
                 Ok(item) => items.push(Numbered { number, item }),
                 Err(reason) => self.skip(number, &reason)?,

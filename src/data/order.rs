@@ -8,6 +8,8 @@ use crate::{Error, Result};
 
 /// Largest weight of a portion; larger numbers are typing errors.
 const MAX_WEIGHT: f64 = 1000.0;
+/// Most samples of an epoch, whose indices take 8 GB.
+const MAX_EPOCH: usize = 1 << 30;
 /// Random stream of the permutation that decides which samples of a portion an epoch repeats.
 const REPEATS_STREAM: u64 = 1 << 63;
 
@@ -50,14 +52,21 @@ impl Portion {
     }
 }
 
-/// Checks the weights, and that the portions make up the whole data set.
+/// Checks the weights, that the portions make up the whole data set, and that an epoch fits in memory.
 pub(super) fn check_portions(portions: &[Portion], samples: usize) -> Result<()> {
     let found = portions.iter().map(|portion| portion.samples).fold(0, usize::saturating_add);
     if !portions.is_empty() && found != samples {
         let message = format!("have {found} samples, expected all {samples} of the data set");
         return Err(Error::config("loader.portions", message));
     }
-    portions.iter().try_for_each(|portion| check_weight("loader.portions.weight", portion.weight))
+    portions.iter().try_for_each(|portion| check_weight("loader.portions.weight", portion.weight))?;
+    let length = epoch_length(portions, samples);
+    if length > MAX_EPOCH {
+        return Err(Error::data(format!(
+            "an epoch has {length} samples, expected at most {MAX_EPOCH}: lower the weights, or split the data set"
+        )));
+    }
+    Ok(())
 }
 
 /// Checks the range of a weight.
@@ -120,7 +129,7 @@ impl Iterator for Order {
     fn next(&mut self) -> Option<usize> {
         if self.position == self.samples.len() {
             self.position = 0;
-            self.epoch += 1;
+            self.epoch = self.epoch.saturating_add(1);
             self.arrange();
         }
         if self.epochs.is_some_and(|epochs| self.epoch >= epochs) {
@@ -184,5 +193,7 @@ mod tests {
             assert!(error.contains("loader.portions.weight"), "{error}");
         }
         assert!(check_portions(&[Portion { samples: 2, weight: 1.0 }], 3).is_err());
+        let huge = [Portion { samples: 1 << 40, weight: 1000.0 }];
+        assert!(check_portions(&huge, 1 << 40).unwrap_err().to_string().contains("lower the weights"));
     }
 }

@@ -173,3 +173,80 @@ fn texts_of(sequence: &Sequence) -> Vec<Sequence> {
     };
     ends.map(cut).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Turn;
+    use crate::data::shapes::{token_ids, tokenizer};
+    use crate::processor::ProcessorSettings;
+
+    fn processor() -> Processor {
+        let ids = token_ids();
+        let (vocab_size, image_token_index, video_token_index) = (ids.vocab_size, ids.image, ids.video);
+        let config = HaploVlConfig { vocab_size, image_token_index, video_token_index, ..HaploVlConfig::tiny() };
+        Processor::new(&config, ProcessorSettings::new(&config), tokenizer().unwrap(), None).unwrap()
+    }
+
+    fn record() -> Record {
+        let image = crate::data::ImageSource::Pixels(std::sync::Arc::new(image::RgbImage::new(28, 28)));
+        let turns = vec![
+            Turn::user("what is there?"),
+            Turn::assistant("a red circle."),
+            Turn::user("what colour?"),
+            Turn::assistant("red red red red red."),
+        ];
+        Record::new("r".into(), vec![image], turns).unwrap()
+    }
+
+    fn prepare(form: SampleForm, longest: usize, truncates: bool) -> SampleResult<Prepared> {
+        form.prepare(&processor(), record(), Limit { longest, truncates })
+    }
+
+    #[test]
+    fn only_the_last_answer_is_cut_and_its_end_is_not_learnt() {
+        let whole = prepare(SampleForm::Dialogue, usize::MAX, true).unwrap();
+        let (length, end) = (whole.sequence.len(), processor().eos_ids()[0]);
+        let labels = whole.sequence.labels.unwrap();
+        let last = labels.iter().rposition(|label| *label != IGNORE_INDEX).unwrap();
+        assert_eq!((labels[last], whole.is_cut), (end, false));
+        // Six words or stops and the end of the turn.
+        let first = last - 6;
+        assert!(labels[first] != IGNORE_INDEX && labels[first - 1] == IGNORE_INDEX);
+        for longest in 0..length {
+            let cut = prepare(SampleForm::Dialogue, longest, true);
+            if longest <= first {
+                assert!(matches!(cut, Err(BadSample::TooLong { limit, .. }) if limit == longest), "{longest}");
+                continue;
+            }
+            let Prepared { sequence, is_cut } = cut.unwrap();
+            assert!(is_cut && sequence.len() == longest && sequence.visuals.len() == 1);
+            let learnt = sequence.labels.unwrap();
+            assert_eq!(learnt[..], labels[..longest]);
+            assert_eq!(learnt[first..].contains(&end), longest > last, "{longest}");
+            assert!(matches!(prepare(SampleForm::Dialogue, longest, false), Err(BadSample::TooLong { .. })));
+        }
+    }
+
+    #[test]
+    fn an_image_behind_the_answer_is_not_cut() {
+        let mut asks = record();
+        asks.turns.rotate_left(2);
+        let mut turns = asks.turns;
+        turns.push(Turn::user("<image>"));
+        turns[2].text = "what is there?".into();
+        let asks = Record { turns, ..record() };
+        let whole = SampleForm::Dialogue.prepare(&processor(), asks.clone(), Limit::NONE).unwrap().sequence;
+        let limit = Limit { longest: whole.len() - 1, truncates: true };
+        let placeholder = whole.input_ids.iter().rposition(|id| processor().is_placeholder(*id)).unwrap();
+        let cut = SampleForm::Dialogue.prepare(&processor(), asks, Limit { longest: placeholder, ..limit });
+        assert!(matches!(cut, Err(BadSample::TooLong { .. })));
+    }
+
+    #[test]
+    fn texts_are_cut_and_all_their_tokens_are_learnt() {
+        let whole = prepare(SampleForm::Words, usize::MAX, true).unwrap().sequence.len();
+        let cut = prepare(SampleForm::Words, whole - 4, true).unwrap();
+        assert!(cut.is_cut && cut.sequence.labels.as_ref() == Some(&cut.sequence.input_ids));
+    }
+}

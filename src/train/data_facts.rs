@@ -26,6 +26,12 @@ const CHUNK: usize = 32;
 /// Most samples that are named for one reason.
 const NAMED: usize = 5;
 
+/// Most characters of a name in the table.
+const NAME_CHARS: usize = 48;
+/// Heads of the table; lengths are in tokens, and the last column is the share of samples over `data.max_length`.
+const HEADS: [&str; 9] =
+    ["source", "records", "with images", "text only", "bad so far", "median", "95 %", "longest", "too long"];
+
 /// Facts about the training data before a run.
 ///
 /// Images and texts are counted in the records that can be read in a moment, lengths in tokens on up to 512 samples; both
@@ -218,6 +224,16 @@ fn shuffled(mut indices: Vec<usize>) -> Vec<usize> {
     indices
 }
 
+/// The end of a name that is too long for the table.
+fn shortened(name: &str) -> String {
+    let skipped = name.chars().count().saturating_sub(NAME_CHARS);
+    if skipped == 0 {
+        name.to_string()
+    } else {
+        name.chars().skip(skipped + 1).fold("…".into(), |all, c| all + c.encode_utf8(&mut [0; 4]))
+    }
+}
+
 /// Name of a source for people.
 fn name(source: &DataSource) -> String {
     match source {
@@ -231,10 +247,15 @@ fn name(source: &DataSource) -> String {
 
 impl fmt::Display for DataFacts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let heads = ["records", "with images", "text only", "bad so far", "median", "95 %", "longest", "too long"];
-        write!(f, "{:<32}", "source")?;
-        heads.iter().try_for_each(|head| write!(f, " {head:>11}"))?;
-        self.sources.iter().try_for_each(|source| write!(f, "\n{source}"))?;
+        let rows: Vec<_> =
+            std::iter::once(HEADS.map(String::from)).chain(self.sources.iter().map(SourceFacts::row)).collect();
+        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..HEADS.len()).map(width).collect();
+        for row in &rows {
+            write!(f, "{:<1$}", row[0], widths[0])?;
+            row.iter().zip(&widths).skip(1).try_for_each(|(cell, width)| write!(f, "  {cell:>width$}"))?;
+            writeln!(f)?;
+        }
         self.write_totals(f)?;
         self.sources.iter().try_for_each(|source| source.write_notes(f))?;
         self.write_length(f)?;
@@ -252,7 +273,7 @@ impl DataFacts {
         let about = if self.sources.iter().all(SourceFacts::is_counted) { "" } else { "about " };
         write!(
             f,
-            "\n{} records, {about}{} with images, {about}{} text only; lengths in tokens of {} samples, at most {} allowed",
+            "{} records, {about}{} with images, {about}{} text only; lengths in tokens of {} samples, at most {} allowed",
             sum(|source| source.summary.records),
             sum(|source| source.of_all(source.with_visuals())),
             sum(|source| source.of_all(source.summary.text_only)),
@@ -298,6 +319,26 @@ impl SourceFacts {
         self.summary.bad.max(self.bad)
     }
 
+    /// Cells of the table, under [`HEADS`].
+    fn row(&self) -> [String; HEADS.len()] {
+        let SourceSummary { name, records, text_only, .. } = &self.summary;
+        let about =
+            |count: usize| if self.is_counted() { count.to_string() } else { format!("~{}", self.of_all(count)) };
+        let tokens = |length: Option<usize>| length.map_or_else(|| "-".into(), |length| length.to_string());
+        let long = (self.too_long + self.cut) as f64 / self.lengths.len().max(1) as f64;
+        [
+            if self.weight == 1.0 { shortened(name) } else { format!("{} x {}", shortened(name), self.weight) },
+            records.to_string(),
+            about(self.with_visuals()),
+            about(*text_only),
+            self.bad_so_far().to_string(),
+            tokens(self.quantile(0.5)),
+            tokens(self.quantile(0.95)),
+            tokens(self.lengths.last().copied()),
+            format!("{:.1} %", 100.0 * long),
+        ]
+    }
+
     fn write_notes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let SourceSummary { name, left_out, bad_reasons, .. } = &self.summary;
         if left_out.files > 0 {
@@ -315,25 +356,6 @@ impl SourceFacts {
             self.named.iter().chain(unseen).try_for_each(|bad| write!(f, "\n  {bad}"))?;
         }
         Ok(())
-    }
-}
-
-impl fmt::Display for SourceFacts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let SourceSummary { name, records, text_only, .. } = &self.summary;
-        let weighted = if self.weight == 1.0 { name.clone() } else { format!("{name} x {}", self.weight) };
-        write!(f, "{weighted:<32} {records:>11}")?;
-        let about = |count: usize| match self.is_counted() {
-            true => count.to_string(),
-            false => format!("~{}", self.of_all(count)),
-        };
-        write!(f, " {:>11} {:>11}", about(self.with_visuals()), about(*text_only))?;
-        write!(f, " {:>11}", self.bad_so_far())?;
-        for length in [self.quantile(0.5), self.quantile(0.95), self.lengths.last().copied()] {
-            write!(f, " {:>11}", length.map_or_else(|| "-".into(), |length| length.to_string()))?;
-        }
-        let long = 100.0 * (self.too_long + self.cut) as f64 / self.lengths.len().max(1) as f64;
-        write!(f, " {:>11}", format!("{long:.1} %"))
     }
 }
 
@@ -371,7 +393,7 @@ mod tests {
         for expected in [
             "a.json x 2",
             "1000 records, about 800 with images, about 180 text only; lengths in tokens of 100 samples, at most 96",
-            "          50          95         100       4.0 %",
+            "1000         ~800       ~180           2      50    95      100     4.0 %",
             "8 samples a step; 250.0 steps an epoch; 500 steps, 2.000 epochs",
             "record 9: no",
         ] {

@@ -44,7 +44,8 @@ impl TrainingData {
     /// Opens the tokenizer and all training sources; large files are indexed, which takes a while.
     pub fn open(recipe: &Recipe, config: &HaploVlConfig) -> Result<Self> {
         let limit = Limit { longest: longest(recipe, config), truncates: recipe.data.truncate_answers };
-        let processor = open_processor(recipe, config)?.with_max_length(limit.longest.saturating_mul(TOKENISED));
+        let processor = open_processor(recipe, config).map_err(|e| recipe.in_field("tokenizer", e))?;
+        let processor = processor.with_max_length(limit.longest.saturating_mul(TOKENISED));
         let (mut sources, mut portions) = (Vec::new(), Vec::new());
         for (number, TrainSource { source, weight }) in recipe.data.train.iter().enumerate() {
             let opened =
@@ -166,7 +167,11 @@ impl ValidationData {
                     rows.push(vec![sequence]);
                     questions.extend(question);
                 }
-                Err(reason) => skipped.push(one_line(&format!("{}: {reason}", source.describe(index)))),
+                Err(reason) => {
+                    let sample = source.describe(index);
+                    tracing::warn!(%sample, %reason, "validation sample skipped");
+                    skipped.push(one_line(&format!("{sample}: {reason}")));
+                }
             }
         }
         if let (true, Some(first)) = (rows.is_empty(), skipped.first()) {

@@ -37,8 +37,11 @@ impl Recipe {
             return Ok(None);
         }
         let checkpoints = CheckpointManager::view(output.join("checkpoints"), self.identity()?);
-        let found = if checkpoints.folder().is_dir() { checkpoints.newest_state::<RunState>()? } else { None };
-        let Some((step, state)) = found else { return self.finished_without_checkpoints(export) };
+        if !checkpoints.folder().is_dir() || checkpoints.steps()?.is_empty() {
+            return self.finished_without_checkpoints(export);
+        }
+        // Checkpoints of another recipe are for `Run::train` to refuse.
+        let Some((step, state)) = checkpoints.newest_state::<RunState>()? else { return Ok(None) };
         let Some(length) = RunLength::known(&self.update, state.length) else { return Ok(None) };
         let is_extended = state.length.is_some_and(|before| length.steps > before.steps);
         let gave_up = state.gave_up(self.run.early_stopping_patience) && !is_extended;

@@ -97,6 +97,7 @@ impl Run {
         self.length = RunLength::known(&self.recipe.update, state.length).unwrap_or(self.length);
         let (steps, before) = (self.length.steps, state.length.map(|length| length.steps));
         self.trainer.set_total_steps(steps);
+        self.facts.data.steps = steps;
         state.length = Some(self.length);
         if steps < done {
             let message = "steps are done already, more than the recipe's";

@@ -46,7 +46,7 @@ pub struct Run {
     pub(super) observers: Observers,
     pub(super) length: RunLength,
     pub(super) report: DataReport,
-    facts: Facts,
+    pub(super) facts: Facts,
     stop_after: Option<u64>,
     cancel: CancelToken,
 }

@@ -47,8 +47,9 @@ pub(super) struct EpochSize {
 }
 
 impl EpochSize {
-    /// Size of an epoch of `samples` samples if all of them are good; estimated for packed rows, from `lengths` in
-    /// tokens of samples spread over the epoch.
+    /// Size of an epoch of `samples` samples if all of them are good: no batch holds samples of two epochs, so that the
+    /// last one of an epoch may be smaller. Estimated for packed rows, from `lengths` in tokens of samples spread over
+    /// the epoch.
     pub fn new(grouping: &Grouping, samples: usize, lengths: &[usize]) -> Self {
         let batches = match *grouping {
             Grouping::InOrder { rows } | Grouping::ByLength { rows, .. } => samples.div_ceil(rows) as f64,

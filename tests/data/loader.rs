@@ -180,7 +180,7 @@ fn a_bad_sample_counts_and_is_reported_once_over_all_epochs() {
 
 #[test]
 fn states_of_the_first_version_count_bad_samples_anew() {
-    let state = r#"{ "epoch": 2, "position": 4, "groups": 0, "seen": 104, "bad": 6, "samples": 50 }"#;
+    let state = r#"{ "epoch": 1, "position": 4, "groups": 0, "seen": 54, "bad": 6, "samples": 50 }"#;
     let groups = load_from(serde_json::from_str(state).unwrap(), config(GROUPINGS[0]));
     assert_eq!(groups.last().unwrap().state.bad, 3);
 }
