@@ -213,12 +213,14 @@ fn parameter_count(config: &HaploVlConfig) -> Result<usize> {
     Ok(HaploVl::parameter_shapes(config)?.values().map(|shape| shape.iter().product::<usize>()).sum())
 }
 
-/// Writes a quantised copy of a model folder to the folder `output`, which is created; see [`save_quantized`].
+/// Writes a quantised copy of a model folder to the folder `output`, which is created and must not be in use; see
+/// [`save_quantized`].
 ///
 /// # Errors
-/// The errors of [`LoadedModel::from_folder`] and [`save_quantized`], and [`Error::Weights`](crate::Error::Weights)
+/// The errors of [`check_new_folder`](crate::weights::check_new_folder), [`LoadedModel::from_folder`] and [`save_quantized`], and [`Error::Weights`](crate::Error::Weights)
 /// naming the first tensor that holds NaN or infinity.
 pub fn quantize_folder(folder: impl AsRef<Path>, output: impl AsRef<Path>, kind: Quantization) -> Result<()> {
+    files::check_new_folder(&output)?;
     let (config, processor, generation, weights) = open(folder.as_ref())?;
     save_quantized(output.as_ref(), &config, &*weights, kind, &processor, &generation)
 }
