@@ -51,6 +51,12 @@ impl RecordFile {
     pub fn open(path: impl AsRef<Path>, images: impl AsRef<Path>) -> Result<Self> {
         Ok(Self { index: RecordIndex::open(path)?, images: images.as_ref().to_path_buf() })
     }
+
+    /// Parses one record, as in a file; image names are relative to the folder `images`.
+    pub(crate) fn parse(json: &[u8], images: &Path) -> SampleResult<Record> {
+        let record: JsonRecord = serde_json::from_slice(json).map_err(|e| BadSample::BrokenRecord(e.to_string()))?;
+        record.into_record(images)
+    }
 }
 
 impl Dataset for RecordFile {
@@ -61,9 +67,7 @@ impl Dataset for RecordFile {
     }
 
     fn get(&self, index: usize) -> SampleResult<Record> {
-        let bytes = self.index.read(index)?;
-        let record: JsonRecord = serde_json::from_slice(&bytes).map_err(|e| BadSample::BrokenRecord(e.to_string()))?;
-        record.into_record(&self.images)
+        Self::parse(&self.index.read(index)?, &self.images)
     }
 
     fn describe(&self, index: usize) -> String {

@@ -16,6 +16,7 @@ pub use dataset::{Concat, Dataset, Records};
 pub use grouping::{Grouping, Length};
 pub use llava::{ImageFolder, RecordFile, open};
 pub use loader::{BadReport, Group, Loader, LoaderConfig, LoaderState};
+pub(crate) use prefetch::Prefetch;
 pub use record::{IMAGE_MARKER, ImageSource, Record, Turn};
 pub use record_index::RecordIndex;
 
