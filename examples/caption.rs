@@ -77,9 +77,8 @@ fn stream(images: Images, prompt: String, options: &common::Options) -> Result<(
 }
 
 fn several(options: &BatchOptions, prompt: &str, common: &common::Options) -> Result<()> {
-    let inputs = options.inputs()?;
+    let run = options.open(Asked { field: "prompt", text: prompt }, common.json)?;
     let model = common.load()?;
     words::note_unknown(&model, prompt)?;
-    let asked = Asked { field: "prompt", text: prompt };
-    options.run(inputs, &model, &asked, common.generation(&model)?, common.json)
+    run.answer(&model, common.generation(&model)?)
 }

@@ -84,9 +84,8 @@ fn stream(images: Images, question: &str, options: &common::Options) -> Result<(
 }
 
 fn several(options: &BatchOptions, question: &str, common: &common::Options) -> Result<()> {
-    let inputs = options.inputs()?;
+    let run = options.open(Asked { field: "question", text: question }, common.json)?;
     let model = common.load()?;
     words::note_unknown(&model, question)?;
-    let asked = Asked { field: "question", text: question };
-    options.run(inputs, &model, &asked, common.generation(&model)?, common.json)
+    run.answer(&model, common.generation(&model)?)
 }

@@ -39,8 +39,15 @@ pub struct BatchOptions {
     batch: u32,
 }
 
-/// Inputs of a run, found before the model is loaded.
-pub struct Inputs(Box<dyn Iterator<Item = Input>>);
+/// Inputs of a run and the place of its results, opened before the model is loaded.
+pub struct Run<'a> {
+    inputs: Box<dyn Iterator<Item = Input> + 'a>,
+    /// The first input without a result.
+    next: Option<Input>,
+    sink: Sink,
+    asked: Asked<'a>,
+    batch: usize,
+}
 
 /// A question for all inputs that have none, under a name for results.
 pub struct Asked<'a> {
@@ -62,32 +69,42 @@ impl BatchOptions {
         !self.names.is_empty() || self.input.is_some() || self.output.is_some()
     }
 
-    /// Finds the inputs.
-    pub fn inputs(&self) -> Result<Inputs> {
-        Ok(Inputs(match self.input.as_deref() {
+    /// Opens inputs and output, and passes over inputs that have a result.
+    pub fn open<'a>(&self, asked: Asked<'a>, json: bool) -> Result<Run<'a>> {
+        let mut inputs = self.inputs()?;
+        let mut sink = self.sink(json)?;
+        let next = sink.skip_done(&mut inputs, &asked)?;
+        Ok(Run { inputs, next, sink, asked, batch: self.batch as usize })
+    }
+
+    fn inputs<'a>(&self) -> Result<Box<dyn Iterator<Item = Input> + 'a>> {
+        Ok(match self.input.as_deref() {
             Some(file) if file == Path::new("-") => {
                 let folder = self.folder.clone().unwrap_or_default();
                 Box::new(InputFile::from_lines(std::io::stdin().lock(), folder))
             }
             Some(file) => Box::new(InputFile::open(file, self.folder.as_deref())?),
             None => Box::new(named(&self.names)?.into_iter()),
-        }))
+        })
     }
 
+    fn sink(&self, json: bool) -> Result<Sink> {
+        let file = match &self.output {
+            Some(path) if self.resume => Some(ResultFile::resume(path)?),
+            Some(path) => Some(ResultFile::create(path)?),
+            None => None,
+        };
+        Ok(Sink { file, json, written: 0, failed: 0 })
+    }
+}
+
+impl Run<'_> {
     /// Answers all inputs. Failed ones are reported and passed over, and are an error at the end.
-    pub fn run(
-        &self,
-        Inputs(mut inputs): Inputs,
-        model: &LoadedModel,
-        asked: &Asked<'_>,
-        generation: GenerationConfig,
-        json: bool,
-    ) -> Result<()> {
-        let mut sink = self.sink(json)?;
-        let next = sink.skip_done(&mut inputs, asked)?;
+    pub fn answer(self, model: &LoadedModel, generation: GenerationConfig) -> Result<()> {
+        let Self { inputs, next, mut sink, asked, batch } = self;
         let done = sink.count();
         let bar = progress_bar(inputs.size_hint().1.map(|left| left + usize::from(next.is_some())), done)?;
-        let runner = BatchRunner::new(model).with_generation(generation).with_batch_size(self.batch as usize);
+        let runner = BatchRunner::new(model).with_generation(generation).with_batch_size(batch);
         let requests = next.into_iter().chain(inputs).map(|input| {
             let about = asked.with(input.about().clone());
             ((input.name(), about), input.request(asked.text))
@@ -98,15 +115,6 @@ impl BatchOptions {
         }
         bar.finish_and_clear();
         sink.finish()
-    }
-
-    fn sink(&self, json: bool) -> Result<Sink> {
-        let file = match &self.output {
-            Some(path) if self.resume => Some(ResultFile::resume(path)?),
-            Some(path) => Some(ResultFile::create(path)?),
-            None => None,
-        };
-        Ok(Sink { file, json, written: 0, failed: 0 })
     }
 }
 

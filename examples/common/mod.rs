@@ -34,7 +34,7 @@ impl Options {
 
     /// The model's generation settings, changed by the options.
     pub fn generation(&self, model: &LoadedModel) -> Result<GenerationConfig> {
-        self.sampling.generation(model)
+        self.sampling.generation(model.generation().clone())
     }
 }
 

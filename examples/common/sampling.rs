@@ -3,7 +3,6 @@
 use anyhow::Result;
 use clap::Args;
 use haplovl::config::GenerationConfig;
-use haplovl::pipeline::LoadedModel;
 
 use crate::cli;
 
@@ -44,18 +43,17 @@ impl SamplingOptions {
         self.changed(GenerationConfig::default()).map(drop)
     }
 
-    /// The model's generation settings, changed by the options. Settings without effect are named on stderr.
-    pub fn generation(&self, model: &LoadedModel) -> Result<GenerationConfig> {
-        for setting in &model.generation().unsupported {
+    /// The model's `own` settings, changed by the options. Settings without effect are named on stderr.
+    pub fn generation(&self, own: GenerationConfig) -> Result<GenerationConfig> {
+        for setting in &own.unsupported {
             cli::note(format_args!(
                 "note: the model's generation setting {setting} is not supported and has no effect"
             ));
         }
-        self.changed(model.generation().clone())
+        self.changed(own)
     }
 
-    /// `own` settings, changed by the options.
-    pub fn changed(&self, mut own: GenerationConfig) -> Result<GenerationConfig> {
+    fn changed(&self, mut own: GenerationConfig) -> Result<GenerationConfig> {
         let samples = self.temperature.is_some_and(|temperature| temperature > 0.0)
             || self.top_p.is_some()
             || self.top_k.is_some()
