@@ -23,8 +23,8 @@ use haplovl::weights::{
 };
 
 const CPU: Device = Device::Cpu;
-const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 fn fixtures(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -315,7 +315,8 @@ fn qwen3_is_inherited_exactly() {
 
 /// Pixels normalised as for CLIP, from those normalised as for SigLIP.
 fn clip_pixels(siglip: &Tensor) -> Tensor {
-    let channels = |values: [f32; 3]| Tensor::new(&values, &CPU).unwrap().reshape((1, 3, 1, 1)).unwrap();
+    let channels =
+        |values: [f64; 3]| Tensor::new(&values.map(|value| value as f32), &CPU).unwrap().reshape((1, 3, 1, 1)).unwrap();
     let plain = ((siglip * 0.5).unwrap() + 0.5).unwrap();
     plain.broadcast_sub(&channels(CLIP_MEAN)).unwrap().broadcast_div(&channels(CLIP_STD)).unwrap()
 }

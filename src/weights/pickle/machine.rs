@@ -176,8 +176,8 @@ impl<'a> Machine<'a> {
         match Global::find(module, name).filter(|_| code != b'i') {
             Some(global) => self.push(Value::Global(global)),
             None => Err(format!(
-                "refers to the Python object `{module}.{name}`, which is no part of a tensor; nothing of the file was run: \
-                 use a file of tensors alone (a state_dict, or safetensors) from a source you trust"
+                "refers to the Python object `{module}.{name}`, which no tensor needs; nothing of the file was run: get \
+                 a state_dict or safetensors from a source you trust"
             )),
         }
     }
