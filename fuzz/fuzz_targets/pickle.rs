@@ -29,8 +29,8 @@ fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
         let name_size = (name.len() as u32).to_le_bytes();
         // Version, flags, method, time and date; the checksum; the sizes of content, name and extra field.
         let header = [&[20, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &[0; 4], &sizes, &name_size].concat();
-        bytes.extend([b"PK\x03\x04", &header[..], name.as_bytes(), content].concat());
-        directory.extend([b"PK\x01\x02\x14\0", &header[..], &[0; 10], &at.to_le_bytes(), name.as_bytes()].concat());
+        bytes.extend([&b"PK\x03\x04"[..], &header[..], name.as_bytes(), content].concat());
+        directory.extend([&b"PK\x01\x02\x14\0"[..], &header[..], &[0; 10], &at.to_le_bytes(), name.as_bytes()].concat());
     }
     let (count, start) = ([entries.len() as u16; 2].map(u16::to_le_bytes).concat(), bytes.len() as u32);
     let end = [&count[..], &(directory.len() as u32).to_le_bytes(), &start.to_le_bytes(), &[0; 2]].concat();

@@ -5,7 +5,7 @@ use candle_core::Device;
 use crate::Result;
 use crate::batch::{BatchSpec, IGNORE_INDEX, MultimodalBatch, Sequence};
 use crate::config::HaploVlConfig;
-use crate::data::{BadSample, IMAGE_MARKER, Record, SampleResult};
+use crate::data::{BadSample, IMAGE_MARKER, Record, SampleResult, VIDEO_MARKER};
 use crate::processor::{Message, Processor, Role};
 
 /// Form in which a stage trains on a conversation.
@@ -34,10 +34,10 @@ impl SampleForm {
 
     fn sequence(self, processor: &Processor, record: Record) -> SampleResult<Sequence> {
         match self {
-            Self::Dialogue => Ok(processor.training_sequence(&record.conversation(processor.decoder())?)?),
+            Self::Dialogue => Ok(processor.training_sequence(&record.conversation(processor)?)?),
             Self::Words => {
                 let record = without_pictures(record);
-                let sequence = processor.training_sequence(&record.conversation(processor.decoder())?)?;
+                let sequence = processor.training_sequence(&record.conversation(processor)?)?;
                 Ok(Sequence { labels: Some(sequence.input_ids.clone()), ..sequence })
             }
             Self::CaptionPair => caption_pair(processor, &record),
@@ -73,13 +73,15 @@ impl SampleForm {
 
 fn without_pictures(mut record: Record) -> Record {
     record.images.clear();
-    record.turns.iter_mut().for_each(|turn| turn.text = turn.text.replace(IMAGE_MARKER, "").trim().to_string());
+    record.videos.clear();
+    let asked = record.turns.iter_mut().filter(|turn| turn.role != Role::Assistant);
+    asked.for_each(|turn| turn.text = turn.text.replace(IMAGE_MARKER, "").replace(VIDEO_MARKER, "").trim().to_string());
     record
 }
 
 /// The assistant's turns as separate texts, each with an end token that is its label, and the one image beside them.
 fn caption_pair(processor: &Processor, record: &Record) -> SampleResult<Sequence> {
-    let conversation = record.conversation(processor.decoder())?;
+    let conversation = record.conversation(processor)?;
     let pictures: Vec<_> = conversation.messages.iter().flat_map(Message::images).collect();
     let [picture] = pictures.as_slice() else {
         let message = format!("{} images, expected one image with its captions", pictures.len());

@@ -8,11 +8,11 @@ use candle_core::Device;
 use super::evaluation::EvalSample;
 use super::observer::SkippedSample;
 use super::recipe::{DataConfig, DataLayout, DataSource, Recipe, Stage};
+use super::vocabulary::Vocabulary;
 use crate::batch::{MultimodalBatch, Sequence, Visual};
 use crate::config::HaploVlConfig;
-use crate::data::shapes::tokenizer;
-use crate::data::{Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Records, guarded, open};
-use crate::processor::{ChatTemplate, Processor, ProcessorSettings, TextTokenizer};
+use crate::data::{Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Records, guarded};
+use crate::processor::Processor;
 use crate::{Error, Result};
 
 /// Number of samples whose images initialise the patch projection of a model that is trained from scratch.
@@ -26,14 +26,16 @@ const WINDOW: usize = 16;
 pub(super) struct TrainingData {
     pub processor: Arc<Processor>,
     pub samples: Arc<Concat<Records>>,
+    pub vocabulary: Vocabulary,
 }
 
 impl TrainingData {
     /// Opens the tokenizer and all training sources; large files are indexed, which takes a while.
     pub fn open(recipe: &Recipe, config: &HaploVlConfig) -> Result<Self> {
-        let processor = Arc::new(open_processor(recipe, config)?);
         let sources = recipe.data.train.iter().map(|source| open_source(recipe, source)).collect::<Result<_>>()?;
-        Ok(Self { processor, samples: Arc::new(Concat::new(sources)) })
+        let samples = Concat::new(sources);
+        let vocabulary = Vocabulary::open(recipe, config, &samples)?;
+        Ok(Self { processor: Arc::clone(&vocabulary.processor), samples: Arc::new(samples), vocabulary })
     }
 
     /// A loader that starts at `state`, and the samples that it skips.
@@ -166,17 +168,6 @@ fn open_source(recipe: &Recipe, source: &DataSource) -> Result<Records> {
             dataset.validate()?;
             Ok(Box::new(dataset.clone()))
         }
-        DataSource::Files { path, images } => {
-            open(recipe.resolve(path), images.as_ref().map(|images| recipe.resolve(images)).as_deref())
-        }
+        DataSource::Files(files) => files.resolved(|path| recipe.resolve(path)).open(),
     }
-}
-
-fn open_processor(recipe: &Recipe, config: &HaploVlConfig) -> Result<Processor> {
-    if recipe.tokenizer == "shapes" {
-        return Processor::new(config, ProcessorSettings::new(config), tokenizer()?, None);
-    }
-    let model = recipe.open_model_source("tokenizer", &recipe.tokenizer)?;
-    let template = ChatTemplate::from_folder(model.path())?;
-    Processor::new(config, ProcessorSettings::new(config), TextTokenizer::from_folder(model.path())?, template)
 }

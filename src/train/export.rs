@@ -112,14 +112,16 @@ pub(super) fn save_llm(
 }
 
 /// Saves the distilled pre-decoder without its heads, for `init_from.stage` of the next stage, and initial connector
-/// weights.
+/// weights; with its tokenizer, by which the next stage finds the rows of its own vocabulary.
 pub(super) fn save_distilled(
     folder: &Path,
     config: &HaploVlConfig,
     parameters: &Parameters,
     connector: Option<Tensor>,
+    processor: &Processor,
     options: &SaveOptions,
 ) -> Result<()> {
+    processor.save(folder)?;
     let value = serde_json::to_value(config)
         .map_err(|e| Error::format(folder, format!("cannot be serialised: {e}")).caused_by(e))?;
     write_config(folder, &value)?;

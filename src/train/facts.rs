@@ -18,6 +18,8 @@ pub struct Facts {
     pub parts: BTreeMap<String, (usize, usize)>,
     /// Summary of the pretrained weights that were copied.
     pub inheritance: Option<String>,
+    /// Size of the vocabulary, tokens that were added to it, and the share of the words to learn that it lacks.
+    pub vocabulary: String,
     /// Bytes of parameters, gradients, optimizer moments and EMA, without activations.
     pub static_bytes: usize,
     /// First training sample as the model sees it, with trained text in brackets.
@@ -30,6 +32,7 @@ impl Facts {
         trained: &BTreeMap<String, Var>,
         averaged: bool,
         inheritance: Option<String>,
+        vocabulary: String,
         sample: String,
     ) -> Self {
         let mut parts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
@@ -41,7 +44,7 @@ impl Facts {
         }
         let (all, learnt) = parts.values().fold((0, 0), |(a, t), (all, learnt)| (a + all, t + learnt));
         let static_bytes = static_bytes(all as f64, learnt as f64, averaged) as usize;
-        Self { parts, inheritance, static_bytes, sample }
+        Self { parts, inheritance, vocabulary, static_bytes, sample }
     }
 }
 
@@ -64,6 +67,7 @@ impl fmt::Display for Facts {
         if let Some(inheritance) = &self.inheritance {
             writeln!(f, "{inheritance}")?;
         }
+        writeln!(f, "{}", self.vocabulary)?;
         write!(f, "first sample, trained text in brackets:\n{}", self.sample)
     }
 }

@@ -37,6 +37,7 @@ mod stage;
 pub mod tensorboard;
 mod trainer;
 mod training_loop;
+mod vocabulary;
 
 pub use evaluation::{EvalSample, Evaluation};
 pub use facts::Facts;
@@ -45,7 +46,8 @@ pub use objectives::{Contrastive, Counts, Distillation, DistillationWeights, Lan
 pub use observer::{Measures, RunStart, SkippedSample, TrainObserver};
 pub use outcome::Outcome;
 pub use recipe::{
-    ConnectorStart, DataConfig, DataLayout, DataSource, FloatType, InitFrom, Recipe, RunConfig, Stage, UpdateConfig,
+    ConnectorStart, DataConfig, DataLayout, DataSource, FloatType, InitFrom, Recipe, RunConfig, Stage, TokenizerConfig,
+    UpdateConfig,
 };
 pub use run::Run;
 pub use trainer::{GradientReducer, SingleProcess, StepReport, Trainer, UpdateRule};

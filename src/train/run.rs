@@ -14,6 +14,7 @@ use super::recipe::Recipe;
 use super::run_folder::lock;
 use super::stage::{BuiltStage, build, connector, export};
 use super::training_loop::TrainingLoop;
+use super::vocabulary::write_chosen;
 use super::{Objective, Outcome, TrainObserver, Trainer, UpdateRule, observers, on_large_stack};
 use crate::batch::MultimodalBatch;
 use crate::config::HaploVlConfig;
@@ -53,19 +54,21 @@ impl Run {
     /// naming the file or tensor for a source that is missing or does not fit.
     pub fn new(recipe: Recipe, device: Device) -> Result<Self> {
         recipe.validate()?;
-        let config = recipe.model_config()?;
-        let data = TrainingData::open(&recipe, &config)?;
+        let data = TrainingData::open(&recipe, &recipe.model_config()?)?;
+        let config = data.vocabulary.config.clone();
         let first = data.first_sample(&recipe)?;
         let needs = MemoryNeeds::new(&recipe, &config, &first);
         needs.check_data(&device)?;
         let images = || data.first_images(&recipe);
-        let BuiltStage { objective, parameters, trained, report } = build(&recipe, &config, &device, &needs, images)?;
+        let BuiltStage { objective, parameters, trained, report } =
+            build(&recipe, &config, data.processor.tokenizer(), &device, &needs, images)?;
         let vars: BTreeMap<String, Var> =
             trained.iter().filter_map(|name| Some((name.clone(), parameters.get(name)?))).collect();
         let optimizer = AdamW::new(&vars, adamw_config(&recipe, &vars))?;
         let averaged = recipe.optimizer.ema_decay.is_some();
         let sample = describe(&first, &data.processor)?;
-        let facts = Facts::new(&parameters, &vars, averaged, report.map(|report| report.to_string()), sample);
+        let inheritance = report.map(|report| report.to_string());
+        let facts = Facts::new(&parameters, &vars, averaged, inheritance, data.vocabulary.to_string(), sample);
         let trainer = Trainer::new(objective, vars, optimizer, update_rule(&recipe));
         Ok(Self {
             trainer: trainer.with_parallel(recipe.update.parallel_micro_batches)?,
@@ -140,6 +143,7 @@ impl Run {
             CheckpointManager::open(self.checkpoints(), self.recipe.identity()?, self.recipe.run.save_total_limit)?;
         let state = self.starting_state(&checkpoints, resume)?;
         self.write_recipe(&output)?;
+        write_chosen(&output, &self.data.vocabulary.chosen)?;
         let done = self.trainer.optimizer().steps();
         let Self { recipe, facts, validation, observers, .. } = self;
         let resumed = (done > 0).then_some(done);
@@ -196,7 +200,8 @@ impl Run {
     fn export_to(&mut self, folder: &Path) -> Result<()> {
         self.averaged(|run| {
             let Self { recipe, config, parameters, data, device, .. } = &*run;
-            let connector = connector(recipe, config, parameters, device, run.connector_batches())?;
+            let tokenizer = data.processor.tokenizer();
+            let connector = connector(recipe, config, tokenizer, parameters, device, run.connector_batches())?;
             export(recipe, folder, config, parameters, connector, &data.processor)
         })
     }

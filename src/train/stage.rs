@@ -11,6 +11,7 @@ use super::export::{clip_of, llm_of, save_clip, save_distilled, save_llm, save_m
 use super::init::{lay_out_positions, whiten_patches};
 use super::memory::MemoryNeeds;
 use super::recipe::{ConnectorStart, InitFrom, Recipe, Stage};
+use super::vocabulary::row_map;
 use super::{Contrastive, Distillation, Language, NextToken, Objective};
 use crate::batch::{MultimodalBatch, Visual};
 use crate::config::{HaploVlConfig, MlpKind, NormKind};
@@ -19,12 +20,15 @@ use crate::model::{
 };
 use crate::nn::Activations;
 use crate::optim::trainable;
-use crate::processor::Processor;
+use crate::processor::{Processor, TextTokenizer};
 use crate::weights::{
     ClipSource, InitReport, LlmSource, ParameterShapes, Parameters, SaveOptions, check_model_folder, init_from_clip,
     init_from_llm, init_text_embedding, open_weights,
 };
 use crate::{Error, Result};
+
+/// Parameters with one row for each token.
+const ROWS_OF_TOKENS: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
 
 /// Stage that is ready to be trained.
 pub(super) struct BuiltStage {
@@ -74,12 +78,13 @@ type Blueprint<'a> = Box<dyn Fn(VarBuilder) -> Result<Box<dyn Objective>> + 'a>;
 pub(super) fn build(
     recipe: &Recipe,
     config: &HaploVlConfig,
+    tokenizer: &TextTokenizer,
     device: &Device,
     needs: &MemoryNeeds,
     images: impl FnOnce() -> Vec<Visual>,
 ) -> Result<BuiltStage> {
     check_form(&recipe.stage, config)?;
-    let objective = blueprint(recipe, config, device)?;
+    let objective = blueprint(recipe, config, tokenizer, device)?;
     let trained = trained_parameters(recipe, device, needs, &objective)?;
     let parameters = Parameters::new();
     // Built once to create every parameter, and once more with the frozen parameters detached, which then need no
@@ -89,7 +94,8 @@ pub(super) fn build(
         lay_out_positions(config, &parameters)?;
         whiten_patches(config, &parameters, &images())?;
     }
-    let report = recipe.stage.init_from().map(|sources| load_pretrained(recipe, sources, config, &parameters));
+    let report =
+        recipe.stage.init_from().map(|sources| load_pretrained(recipe, sources, config, tokenizer, &parameters));
     let learns = trained.clone();
     let learns = move |name: &str| learns.binary_search_by(|trained| trained.as_str().cmp(name)).is_ok();
     let objective = objective(parameters.var_builder_where(recipe.seed, DType::F32, device, learns))?;
@@ -149,7 +155,12 @@ fn check_form(stage: &Stage, config: &HaploVlConfig) -> Result<()> {
 }
 
 /// Function that builds the objective of a stage; teachers are opened here, once.
-fn blueprint<'a>(recipe: &'a Recipe, config: &'a HaploVlConfig, device: &Device) -> Result<Blueprint<'a>> {
+fn blueprint<'a>(
+    recipe: &'a Recipe,
+    config: &'a HaploVlConfig,
+    tokenizer: &TextTokenizer,
+    device: &Device,
+) -> Result<Blueprint<'a>> {
     let (compute, precision) = recipe.update.compute_dtype.on(device);
     let activations =
         if recipe.update.gradient_checkpointing { Activations::Recomputed } else { Activations::Released };
@@ -162,7 +173,7 @@ fn blueprint<'a>(recipe: &'a Recipe, config: &'a HaploVlConfig, device: &Device)
             let teacher = from_source(recipe, "vision_teacher", vision_teacher, |path| {
                 open_teacher(path, *teacher_layer, device)
             })?;
-            let text = text_table(recipe, text_teacher, config, device)?;
+            let text = text_table(recipe, text_teacher, config, tokenizer, device)?;
             Box::new(move |vb| {
                 let (teacher, text) = (Box::new(teacher.clone()), text.clone());
                 let (width, words) = (config.pre_decoder.hidden_size, text.dim(1)?);
@@ -197,8 +208,14 @@ fn open_teacher(path: &Path, layer: isize, device: &Device) -> Result<ClipTeache
 }
 
 /// Embedding table of the text teacher, (vocab_size, LLM width).
-fn text_table(recipe: &Recipe, teacher: &str, config: &HaploVlConfig, device: &Device) -> Result<Tensor> {
-    let table = |path: &Path| LlmSource::open(path)?.embedding(config.vocab_size, DType::F32, device);
+fn text_table(
+    recipe: &Recipe,
+    teacher: &str,
+    config: &HaploVlConfig,
+    tokenizer: &TextTokenizer,
+    device: &Device,
+) -> Result<Tensor> {
+    let table = |path: &Path| open_llm(path, tokenizer, config)?.embedding(config.vocab_size, DType::F32, device);
     from_source(recipe, "text_teacher", teacher, table)
 }
 
@@ -207,6 +224,7 @@ fn load_pretrained(
     recipe: &Recipe,
     sources: &InitFrom,
     config: &HaploVlConfig,
+    tokenizer: &TextTokenizer,
     parameters: &Parameters,
 ) -> Result<Option<InitReport>> {
     let mut reports = Vec::new();
@@ -214,7 +232,7 @@ fn load_pretrained(
         // Stage 1 has no post-decoder, so only the text embedding is taken.
         let is_whole_model = parameters.get("model.norm.weight").is_some();
         let load = if is_whole_model { init_from_llm } else { init_text_embedding };
-        let load = |path: &Path| load(&LlmSource::open(path)?, config, parameters, sources.text);
+        let load = |path: &Path| load(&open_llm(path, tokenizer, config)?, config, parameters, sources.text);
         reports.push(from_source(recipe, "init_from.llm", llm, load)?);
     }
     if let Some(clip) = &sources.clip {
@@ -222,22 +240,48 @@ fn load_pretrained(
         reports.push(from_source(recipe, "init_from.clip", clip, load)?);
     }
     if let Some(stage) = &sources.stage {
-        reports.push(from_source(recipe, "init_from.stage", stage, |path| load_stage(path, parameters))?);
+        let load = |path: &Path| load_stage(path, tokenizer, parameters);
+        reports.push(from_source(recipe, "init_from.stage", stage, load)?);
     }
     Ok(reports.into_iter().reduce(InitReport::merge))
 }
 
-/// Copies every parameter of an earlier stage's export, or of a whole model.
-fn load_stage(folder: &Path, parameters: &Parameters) -> Result<InitReport> {
+/// Opens a language model, whose rows follow the tokens of the run if it has a tokenizer.
+fn open_llm(path: &Path, tokenizer: &TextTokenizer, config: &HaploVlConfig) -> Result<LlmSource> {
+    let llm = LlmSource::open(path)?;
+    let folder = if path.is_file() { path.parent().unwrap_or(Path::new("")) } else { path };
+    match TextTokenizer::find(folder)? {
+        Some(own) => {
+            let rows = row_map(&own, llm.config().vocab_size, tokenizer, config.vocab_size)?;
+            Ok(llm.with_rows(rows))
+        }
+        None => Ok(llm),
+    }
+}
+
+/// Copies every parameter of an earlier stage's export, or of a whole model; rows of its vocabulary follow the tokens of
+/// the run.
+fn load_stage(folder: &Path, tokenizer: &TextTokenizer, parameters: &Parameters) -> Result<InitReport> {
     check_model_folder(folder)?;
     let files = open_weights(folder)?;
+    let own = TextTokenizer::find(folder)?;
     let mut report = InitReport::default();
     for (name, var) in parameters.iter() {
-        if !files.has_tensor(&name) {
+        let Some(shape) = files.tensor_shape(&name) else {
             report.fresh.push(name);
             continue;
-        }
-        parameters.set(&name, &files.load_tensor(&name, var.dtype(), var.device())?)?;
+        };
+        let values = files.load_tensor(&name, var.dtype(), var.device())?;
+        let rows = own.as_ref().filter(|_| ROWS_OF_TOKENS.contains(&name.as_str()) && shape.len() == 2);
+        let values = match rows {
+            Some(own) => {
+                let rows = row_map(own, shape[0], tokenizer, var.dim(0)?)?;
+                report.rows = vec![rows.counts()];
+                rows.apply(&values)?
+            }
+            None => values,
+        };
+        parameters.set(&name, &values)?;
         report.copied.push(name);
     }
     report.unused = files.tensor_names().into_iter().filter(|name| parameters.get(name).is_none()).collect();
@@ -248,6 +292,7 @@ fn load_stage(folder: &Path, parameters: &Parameters) -> Result<InitReport> {
 pub(super) fn connector(
     recipe: &Recipe,
     config: &HaploVlConfig,
+    tokenizer: &TextTokenizer,
     parameters: &Parameters,
     device: &Device,
     batches: impl Iterator<Item = MultimodalBatch>,
@@ -255,7 +300,7 @@ pub(super) fn connector(
     let Stage::Distill { text_teacher, connector: ConnectorStart::Text, .. } = &recipe.stage else {
         return Ok(None);
     };
-    let table = text_table(recipe, text_teacher, config, device)?;
+    let table = text_table(recipe, text_teacher, config, tokenizer, device)?;
     // The teacher may be another model than the language model of stage 2.
     if table.dim(1)? != config.post_decoder.hidden_size {
         return Ok(None);
@@ -277,7 +322,7 @@ pub(super) fn export(
     match &recipe.stage {
         Stage::Vision { .. } => save_clip(folder, &clip_of(config), parameters, &options),
         Stage::Language => save_llm(folder, &llm_of(config), parameters, processor, &options),
-        Stage::Distill { .. } => save_distilled(folder, config, parameters, connector, &options),
+        Stage::Distill { .. } => save_distilled(folder, config, parameters, connector, processor, &options),
         Stage::Align { .. } | Stage::Tune { .. } => save_model(folder, config, parameters, processor, &options),
     }
 }

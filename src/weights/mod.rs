@@ -30,8 +30,8 @@ pub use hub::download;
 #[cfg(feature = "hub")]
 pub use hub::{DownloadProgress, Hub};
 pub use init_from::{
-    ClipConfig, ClipSource, InitReport, LlmConfig, LlmSource, TextInit, VisionFamily, init_from_clip, init_from_llm,
-    init_text_embedding, principal_components,
+    ClipConfig, ClipSource, InitReport, LlmConfig, LlmSource, RowCounts, RowMap, RowSource, TextInit, VisionFamily,
+    init_from_clip, init_from_llm, init_text_embedding, principal_components,
 };
 pub(crate) use model_folder::check_model_folder;
 #[cfg(not(feature = "builtin"))]

@@ -11,6 +11,7 @@ mod run_config;
 mod stage;
 #[cfg(test)]
 mod tests;
+mod tokenizer;
 mod update;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use data::{DataConfig, DataLayout, DataSource};
 pub use run_config::RunConfig;
 pub use stage::{ConnectorStart, InitFrom, Stage};
+pub use tokenizer::TokenizerConfig;
 pub use update::{FloatType, UpdateConfig};
 
 use crate::config::HaploVlConfig;
@@ -46,9 +48,8 @@ pub struct Recipe {
     /// this crate or of the released models, or the model whose configuration is used, as a
     /// [`ModelSource`](crate::weights::ModelSource).
     pub config: String,
-    /// The model whose tokenizer and chat template are used, as a [`ModelSource`](crate::weights::ModelSource), or
-    /// `shapes` for those of shapes world.
-    pub tokenizer: String,
+    /// Tokenizer and chat template, and the words that are added to the vocabulary.
+    pub tokenizer: TokenizerConfig,
     /// Seed of every random draw.
     #[serde(default)]
     pub seed: u64,
@@ -74,7 +75,7 @@ impl Recipe {
     pub fn new(
         output: impl Into<PathBuf>,
         config: impl Into<String>,
-        tokenizer: impl Into<String>,
+        tokenizer: impl Into<TokenizerConfig>,
         stage: Stage,
         data: DataConfig,
         update: UpdateConfig,
@@ -123,7 +124,7 @@ impl Recipe {
         for (field, path) in [("output", &*self.output.to_string_lossy()), ("config", &self.config)] {
             stage::not_empty(field, path)?;
         }
-        stage::not_empty("tokenizer", &self.tokenizer)?;
+        self.tokenizer.validate()?;
         self.update.validate()?;
         self.data.validate()?;
         self.run.validate(self.data.is_evaluated())?;
@@ -182,8 +183,9 @@ impl Recipe {
     pub(super) fn identity(&self) -> Result<String> {
         let UpdateConfig { batch_size, gradient_accumulation_steps, .. } = self.update;
         let samples = crc32fast::hash(self.data.identity()?.as_bytes());
+        let words = self.tokenizer.identity().map_or_else(String::new, |words| format!(", added words {words}"));
         Ok(format!(
-            "{} of {} with seed {}, {gradient_accumulation_steps} x {batch_size} rows a step, samples {samples:08x}",
+            "{} of {} with seed {}, {gradient_accumulation_steps} x {batch_size} rows a step, samples {samples:08x}{words}",
             self.stage.name(),
             self.config,
             self.seed

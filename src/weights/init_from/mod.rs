@@ -12,6 +12,7 @@ mod llm_config;
 mod pca;
 mod report;
 mod resample;
+mod rows;
 mod transfer;
 mod vision_config;
 
@@ -21,4 +22,5 @@ pub use llm_config::LlmConfig;
 pub(crate) use llm_config::own_head_dim;
 pub use pca::principal_components;
 pub use report::InitReport;
+pub use rows::{RowCounts, RowMap, RowSource};
 pub use vision_config::{ClipConfig, VisionFamily};

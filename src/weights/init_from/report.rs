@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use super::RowCounts;
+
 /// Names listed of each kind; the rest is only counted.
 const LISTED: usize = 20;
 
@@ -24,6 +26,8 @@ pub struct InitReport {
     pub ignored: Vec<String>,
     /// Names of a larger model's tensors, and the names under which they were read.
     pub renamed: Vec<String>,
+    /// Rows of the vocabulary, for each source with an embedding table, in the order of the sources.
+    pub rows: Vec<RowCounts>,
 }
 
 impl InitReport {
@@ -41,6 +45,7 @@ impl InitReport {
             renamed: union(self.renamed, later.renamed).into_iter().collect(),
             copied: copied.into_iter().collect(),
             zero_filled: zero_filled.into_iter().collect(),
+            rows: self.rows.into_iter().chain(later.rows).collect(),
         }
     }
 }
@@ -50,6 +55,9 @@ impl fmt::Display for InitReport {
         write!(f, "{} parameters copied", self.copied.len())?;
         for renaming in &self.renamed {
             write!(f, "\ntensors {renaming}")?;
+        }
+        for rows in &self.rows {
+            write!(f, "\nvocabulary: {rows}")?;
         }
         if !self.ignored.is_empty() {
             write!(f, "\n{} buffers and tied heads of the source ignored", self.ignored.len())?;

@@ -83,6 +83,7 @@ impl<'a> Transfer<'a> {
             renamed: self.source.renaming().map(String::from).into_iter().collect(),
             copied: self.copied.into_iter().collect(),
             zero_filled: self.constant.into_iter().collect(),
+            rows: Vec::new(),
         }
     }
 }
