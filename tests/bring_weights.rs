@@ -160,6 +160,16 @@ fn pickles_are_the_models_of_the_safetensors() {
 }
 
 #[test]
+fn one_file_of_weights_is_opened_beside_its_configuration() {
+    let folder = ClipSource::open(fixtures("bring/clip_bin")).unwrap();
+    let file = ClipSource::open(fixtures("bring/clip_bin/pytorch_model.bin")).unwrap();
+    assert_eq!(file.config(), folder.config());
+    assert_eq!(file.tensors().tensor_names(), folder.tensors().tensor_names());
+    let file = LlmSource::open(fixtures("bring/qwen3/model.safetensors")).unwrap();
+    assert!(file.config().decoder.qk_norm && file.tensors().has_tensor("model.layers.0.self_attn.k_norm.weight"));
+}
+
+#[test]
 fn evil_pickles_are_refused_by_name() {
     let evil = brought().into_iter().filter(|folder| folder.file_name().unwrap().to_string_lossy().contains("evil"));
     let mut run = 0;

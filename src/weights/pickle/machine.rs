@@ -10,7 +10,7 @@ use super::rebuild;
 use super::value::{Id, Value, Values};
 
 /// Most values of a program; a checkpoint has some twenty a tensor.
-const MAX_VALUES: usize = 1 << 21;
+const MAX_VALUES: usize = 1 << 20;
 /// Most opcodes of a program.
 const MAX_STEPS: usize = 1 << 23;
 /// Highest memo index, which is the number of memorised values in real programs.
