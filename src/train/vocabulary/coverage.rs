@@ -1,6 +1,7 @@
 //! Coverage of the words to learn by the vocabulary, over a sample of the training data.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::data::{Concat, Dataset, IMAGE_MARKER, Record, Records, guarded};
@@ -20,7 +21,7 @@ const LISTED_CHARS: usize = 16;
 
 /// Training records, and what of them is learnt.
 pub(super) struct Sample<'a> {
-    pub samples: &'a Concat<Records>,
+    pub samples: &'a Concat<Arc<Records>>,
     pub form: SampleForm,
 }
 
