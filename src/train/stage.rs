@@ -23,7 +23,7 @@ use crate::optim::trainable;
 use crate::processor::{Processor, TextTokenizer};
 use crate::weights::{
     ClipSource, InitReport, LlmSource, ParameterShapes, Parameters, SaveOptions, check_model_folder, init_from_clip,
-    init_from_llm, init_text_embedding, open_weights,
+    init_from_llm, init_text_embedding, is_known_buffer, open_weights,
 };
 use crate::{Error, Result};
 
@@ -284,7 +284,8 @@ fn load_stage(folder: &Path, tokenizer: &TextTokenizer, parameters: &Parameters)
         parameters.set(&name, &values)?;
         report.copied.push(name);
     }
-    report.unused = files.tensor_names().into_iter().filter(|name| parameters.get(name).is_none()).collect();
+    let others = files.tensor_names().into_iter().filter(|name| parameters.get(name).is_none());
+    (report.ignored, report.unused) = others.partition(|name| is_known_buffer(name));
     Ok(report)
 }
 
