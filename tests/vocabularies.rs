@@ -1,5 +1,7 @@
 //! Vocabularies as they are published: SentencePiece models and other files without `tokenizer.json`.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use haplovl::processor::TextTokenizer;

@@ -12,7 +12,7 @@ use tokenizers::{ModelWrapper, Tokenizer};
 /// Maximum size of a `tokenizer.json` in bytes; the largest published ones have 34 MB.
 pub(super) const MAX_FILE_BYTES: u64 = 64 << 20;
 /// Maximum bytes of a text after normalisation; each byte takes about 50 bytes of memory.
-const MAX_NORMALIZED_BYTES: usize = 16 << 20;
+const MAX_NORMALIZED_BYTES: usize = 8 << 20;
 /// Maximum growth of a text by normalizer and pre-tokenizer; published ones reach 300.
 const MAX_TEXT_GROWTH: usize = 512;
 /// Maximum growth of a token by the decoder; published ones reach 6.
@@ -116,7 +116,8 @@ fn growth_of(part: &str, component: Option<&Value>, most: usize) -> Refused<usiz
     flatten(part, component, &mut steps)?;
     let growth = steps.iter().try_fold(1usize, |growth, step| {
         let factor = step_growth(step).map_err(|problem| format!("`{part}`: {problem}"))?;
-        Ok::<_, String>(growth.saturating_mul(factor))
+        let prefix = prefix_growth(step).map_err(|problem| format!("`{part}`: {problem}"))?;
+        Ok::<_, String>(growth.saturating_mul(factor).saturating_add(prefix))
     })?;
     if growth > most {
         return Err(format!(
@@ -149,7 +150,6 @@ fn kind(component: &Value) -> Option<&str> {
 fn step_growth(step: &Value) -> Refused<usize> {
     match kind(step).ok_or("a step has no `type`")? {
         "Replace" => replace_growth(step),
-        "Prepend" => Ok(1 + inserted(step, "prepend")?),
         "Precompiled" => precompiled_growth(step["precompiled_charsmap"].as_str().unwrap_or_default()),
         // Unicode's worst characters, and the worst of several changes of one step.
         "NFKC" | "NFKD" => Ok(11),
@@ -163,6 +163,11 @@ fn step_growth(step: &Value) -> Refused<usize> {
         }
         _ => Ok(1),
     }
+}
+
+/// A prefix stands before every part of the text between two added tokens: at most once for two bytes of it.
+fn prefix_growth(step: &Value) -> Refused<usize> {
+    if kind(step) == Some("Prepend") { Ok(inserted(step, "prepend")?.div_ceil(2)) } else { Ok(0) }
 }
 
 /// Bytes of the text that a step inserts.
@@ -237,7 +242,7 @@ mod tests {
         };
         let llama =
             r#"{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}"#;
-        assert_eq!(growth(sequence(llama)), Ok(12));
+        assert_eq!(growth(sequence(llama)), Ok(9));
         assert_eq!(growth(serde_json::json!({ "type": "NFC" })), Ok(3));
         let spaces = r#"{"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}"#;
         assert_eq!(growth(sequence(spaces)), Ok(2));

@@ -108,8 +108,9 @@ impl TextTokenizer {
         components.max_text_bytes().map_err(|problem| fail(&problem))?;
         // Not `from_bytes`, which is generic: this crate would compile the parser of every kind of tokenizer again.
         let tokenizer = guarded(|| text.parse::<Tokenizer>()).map_err(|e| fail(&e).caused_by(e))?;
-        components.check_ids(&tokenizer).map_err(|problem| fail(&problem))?;
-        Self::new(tokenizer, config)
+        let tokenizer = Self::new(tokenizer, config)?;
+        components.check_ids(tokenizer.inner()).map_err(|problem| fail(&problem))?;
+        Ok(tokenizer)
     }
 
     /// Encodes a text with control tokens as plain text, and without added special tokens.
