@@ -223,7 +223,7 @@ fn clip_form(vocab: &Map<String, Value>, merges: &[[String; 2]], config: &Map<St
         "post_processor": null,
         "decoder": { "type": "Sequence", "decoders": [
             bytes, replace(json!({ "String": "</w>" }), " "), { "type": "Fuse" },
-            { "type": "Strip", "content": " ", "start": 0, "stop": 1 },
+            replace(json!({ "Regex": r" \z" }), ""),
         ] },
         "model": { "type": "BPE", "dropout": null, "unk_token": config.get("unk_token").and_then(content),
                    "continuing_subword_prefix": "", "end_of_word_suffix": "</w>", "fuse_unk": false,
