@@ -1,23 +1,27 @@
-//! Data sets: LLaVA records, image folders, shapes world, and the data loader.
+//! Data sets: records in files and folders of many formats, shapes world, and the data loader.
 
 mod bad_sample;
 mod dataset;
+mod fields;
 mod grouping;
-mod llava;
 mod loader;
+mod media;
 mod prefetch;
 mod record;
-mod record_index;
 pub mod shapes;
+mod source;
+mod summary;
 
 pub(crate) use bad_sample::guarded;
 pub use bad_sample::{BadSample, SampleResult};
 pub use dataset::{Concat, Dataset, Records};
+pub use fields::Columns;
 pub use grouping::{Grouping, Length};
-pub use llava::{ImageFolder, RecordFile, open};
 pub use loader::{BadReport, Group, Loader, LoaderConfig, LoaderState};
-pub use record::{IMAGE_MARKER, ImageSource, Record, Turn};
-pub use record_index::RecordIndex;
+pub use media::{EmbeddedFile, ImageSource, VideoSource};
+pub use record::{IMAGE_MARKER, Record, Turn, VIDEO_MARKER};
+pub use source::{FilesSource, ImageFolder, RecordFile, RecordIndex, SourcePaths, open};
+pub use summary::{LeftOut, SourceSummary, summarise};
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;

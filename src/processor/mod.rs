@@ -27,7 +27,7 @@ pub use conversation::{Content, Conversation, Message, Role};
 pub use decode::{Frames, ImageDecoder};
 pub use image::ImageProcessor;
 pub(crate) use needed_tokens::missing_tokens;
-pub use processor::{Processor, ProcessorSettings};
+pub use processor::{EndOfTurn, Processor, ProcessorSettings};
 pub use resize::resize;
 pub(crate) use tokenizer::CoverageCheck;
 pub use tokenizer::TextTokenizer;

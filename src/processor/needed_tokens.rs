@@ -33,7 +33,8 @@ pub(crate) fn missing_tokens(
     };
     let special = tokenizer.named_tokens().map(|(name, token)| (name, token.into()));
     // A template's errors are reported on use: it may fail on this conversation only.
-    let prompt = Prompt::render(template, &probe(), true, tokens, special).map_or_else(|_| String::new(), |p| p.text);
+    let prompt =
+        Prompt::render(template, &probe(), true, tokens, &[], special).map_or_else(|_| String::new(), |p| p.text);
     let named = tokenizer.named_tokens().filter(|(name, _)| matches!(*name, "bos_token" | "eos_token"));
     for token in control_tokens(&prompt).chain(named.map(|(_, token)| token)) {
         let is_special = tokenizer.id(token).is_some_and(|id| tokenizer.is_special(id));

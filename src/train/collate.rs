@@ -5,8 +5,8 @@ use candle_core::Device;
 use crate::Result;
 use crate::batch::{BatchSpec, IGNORE_INDEX, MultimodalBatch, Sequence};
 use crate::config::HaploVlConfig;
-use crate::data::{BadSample, IMAGE_MARKER, Record, SampleResult};
-use crate::processor::{Content, Conversation, Message, Processor, Role};
+use crate::data::{BadSample, IMAGE_MARKER, Record, SampleResult, VIDEO_MARKER};
+use crate::processor::{Message, Processor, Role};
 
 /// Form in which a stage trains on a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,10 +34,10 @@ impl SampleForm {
 
     fn sequence(self, processor: &Processor, record: Record) -> SampleResult<Sequence> {
         match self {
-            Self::Dialogue => Ok(processor.training_sequence(&conversation(processor, &record)?)?),
+            Self::Dialogue => Ok(processor.training_sequence(&record.conversation(processor)?)?),
             Self::Words => {
                 let record = without_pictures(record);
-                let sequence = processor.training_sequence(&conversation(processor, &record)?)?;
+                let sequence = processor.training_sequence(&record.conversation(processor)?)?;
                 Ok(Sequence { labels: Some(sequence.input_ids.clone()), ..sequence })
             }
             Self::CaptionPair => caption_pair(processor, &record),
@@ -71,30 +71,17 @@ impl SampleForm {
     }
 }
 
-/// Conversation of a record, with the processor's own placeholder in place of the record's markers.
-pub(super) fn conversation(processor: &Processor, record: &Record) -> SampleResult<Conversation> {
-    let mut conversation = record.conversation(processor.decoder())?;
-    let token = &processor.settings().tokens.image_token;
-    if token != IMAGE_MARKER {
-        let asked = conversation.messages.iter_mut().filter(|message| message.role == Role::User);
-        for content in asked.flat_map(|message| &mut message.content) {
-            if let Content::Text(text) = content {
-                *text = text.replace(IMAGE_MARKER, token);
-            }
-        }
-    }
-    Ok(conversation)
-}
-
 fn without_pictures(mut record: Record) -> Record {
     record.images.clear();
-    record.turns.iter_mut().for_each(|turn| turn.text = turn.text.replace(IMAGE_MARKER, "").trim().to_string());
+    record.videos.clear();
+    let asked = record.turns.iter_mut().filter(|turn| turn.role != Role::Assistant);
+    asked.for_each(|turn| turn.text = turn.text.replace(IMAGE_MARKER, "").replace(VIDEO_MARKER, "").trim().to_string());
     record
 }
 
 /// The assistant's turns as separate texts, each with an end token that is its label, and the one image beside them.
 fn caption_pair(processor: &Processor, record: &Record) -> SampleResult<Sequence> {
-    let conversation = conversation(processor, record)?;
+    let conversation = record.conversation(processor)?;
     let pictures: Vec<_> = conversation.messages.iter().flat_map(Message::images).collect();
     let [picture] = pictures.as_slice() else {
         let message = format!("{} images, expected one image with its captions", pictures.len());

@@ -11,7 +11,7 @@ use super::recipe::{DataConfig, DataLayout, DataSource, Recipe, Stage};
 use super::vocabulary::Vocabulary;
 use crate::batch::{MultimodalBatch, Sequence, Visual};
 use crate::config::HaploVlConfig;
-use crate::data::{Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Records, guarded, open};
+use crate::data::{Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Records, guarded};
 use crate::processor::Processor;
 use crate::{Error, Result};
 
@@ -168,8 +168,6 @@ fn open_source(recipe: &Recipe, source: &DataSource) -> Result<Records> {
             dataset.validate()?;
             Ok(Box::new(dataset.clone()))
         }
-        DataSource::Files { path, images } => {
-            open(recipe.resolve(path), images.as_ref().map(|images| recipe.resolve(images)).as_deref())
-        }
+        DataSource::Files(files) => files.resolved(|path| recipe.resolve(path)).open(),
     }
 }

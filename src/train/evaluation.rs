@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 
-use super::collate::conversation;
 use crate::Result;
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::data::{IMAGE_MARKER, Record, SampleResult};
@@ -35,7 +34,7 @@ impl EvalSample {
         Ok(Some(Self {
             question: sample.turns[asked].text.replace(IMAGE_MARKER, "").trim().to_string(),
             expected: sample.turns[at].text.clone(),
-            prompt: conversation(processor, &prompt)?,
+            prompt: prompt.conversation(processor)?,
         }))
     }
 }

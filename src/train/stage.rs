@@ -1,7 +1,6 @@
 //! Building of a stage: model, teachers, parameters and objective.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -23,8 +22,8 @@ use crate::nn::Activations;
 use crate::optim::trainable;
 use crate::processor::{Processor, TextTokenizer};
 use crate::weights::{
-    ClipSource, InitReport, LlmSource, ParameterShapes, Parameters, SafetensorsFiles, SaveOptions, check_model_folder,
-    init_from_clip, init_from_llm, init_text_embedding, resolve_model,
+    ClipSource, InitReport, LlmSource, ParameterShapes, Parameters, SaveOptions, check_model_folder, init_from_clip,
+    init_from_llm, init_text_embedding, open_weights,
 };
 use crate::{Error, Result};
 
@@ -171,8 +170,8 @@ fn blueprint<'a>(
         }
         Stage::Language => Box::new(|vb| Ok(Box::new(Language::new(LanguageModel::new(&llm_of(config), vb)?)))),
         Stage::Distill { vision_teacher, teacher_layer, text_teacher, weights, .. } => {
-            let teacher = field("vision_teacher", || {
-                open_teacher(&recipe.resolve_source(vision_teacher), *teacher_layer, device)
+            let teacher = from_source(recipe, "vision_teacher", vision_teacher, |path| {
+                open_teacher(path, *teacher_layer, device)
             })?;
             let text = text_table(recipe, text_teacher, config, tokenizer, device)?;
             Box::new(move |vb| {
@@ -196,15 +195,16 @@ fn blueprint<'a>(
     })
 }
 
-/// Names the field of the stage in an error of `load`.
-fn field<T>(name: &str, load: impl FnOnce() -> Result<T>) -> Result<T> {
-    load().map_err(|error| Error::config(format!("stage.{name}"), error.to_string()))
+/// Loads something from the model that a field of the stage names; errors name the field.
+fn from_source<T>(recipe: &Recipe, field: &str, source: &str, load: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let field = format!("stage.{field}");
+    let model = recipe.open_model_source(&field, source)?;
+    load(model.path()).map_err(|e| Error::config(field, e.to_string()).caused_by(e))
 }
 
-fn open_teacher(source: &str, layer: isize, device: &Device) -> Result<ClipTeacher> {
-    let source = open_clip(source)?;
-    let vb = Arc::clone(source.files()).var_builder(DType::F32, device);
-    ClipTeacher::new(ClipVision::new(source.config(), vb)?, layer)
+fn open_teacher(path: &Path, layer: isize, device: &Device) -> Result<ClipTeacher> {
+    let source = ClipSource::open(path)?;
+    ClipTeacher::new(ClipVision::new(source.config(), source.var_builder(DType::F32, device))?, layer)
 }
 
 /// Embedding table of the text teacher, (vocab_size, LLM width).
@@ -215,8 +215,8 @@ fn text_table(
     tokenizer: &TextTokenizer,
     device: &Device,
 ) -> Result<Tensor> {
-    let llm = || open_llm(&recipe.resolve_source(teacher), tokenizer, config);
-    field("text_teacher", || llm()?.embedding(config.vocab_size, DType::F32, device))
+    let table = |path: &Path| open_llm(path, tokenizer, config)?.embedding(config.vocab_size, DType::F32, device);
+    from_source(recipe, "text_teacher", teacher, table)
 }
 
 /// Copies pretrained weights from the sources of `init_from`; other parameters keep their random values.
@@ -232,29 +232,24 @@ fn load_pretrained(
         // Stage 1 has no post-decoder, so only the text embedding is taken.
         let is_whole_model = parameters.get("model.norm.weight").is_some();
         let load = if is_whole_model { init_from_llm } else { init_text_embedding };
-        let open = || open_llm(&recipe.resolve_source(llm), tokenizer, config);
-        reports.push(field("init_from.llm", || load(&open()?, config, parameters, sources.text))?);
+        let load = |path: &Path| load(&open_llm(path, tokenizer, config)?, config, parameters, sources.text);
+        reports.push(from_source(recipe, "init_from.llm", llm, load)?);
     }
     if let Some(clip) = &sources.clip {
-        let open = || open_clip(&recipe.resolve_source(clip));
-        reports.push(field("init_from.clip", || init_from_clip(&open()?, config, parameters))?);
+        let load = |path: &Path| init_from_clip(&ClipSource::open(path)?, config, parameters);
+        reports.push(from_source(recipe, "init_from.clip", clip, load)?);
     }
     if let Some(stage) = &sources.stage {
-        reports.push(field("init_from.stage", || load_stage(&recipe.resolve(stage), tokenizer, parameters))?);
+        let load = |path: &Path| load_stage(path, tokenizer, parameters);
+        reports.push(from_source(recipe, "init_from.stage", stage, load)?);
     }
     Ok(reports.into_iter().reduce(InitReport::merge))
 }
 
-fn open_clip(source: &str) -> Result<ClipSource> {
-    ClipSource::open(resolve_model(source, None)?)
-}
-
-/// Opens a language model, whose rows follow the tokens of the run if it has a tokenizer: a GGUF file by its path, or a
-/// folder or hub id.
-fn open_llm(source: &str, tokenizer: &TextTokenizer, config: &HaploVlConfig) -> Result<LlmSource> {
-    let file = Path::new(source);
-    let llm = if file.is_file() { LlmSource::open(file)? } else { LlmSource::open(resolve_model(source, None)?)? };
-    let folder = if file.is_file() { file.parent().unwrap_or(Path::new("")) } else { llm.path() };
+/// Opens a language model, whose rows follow the tokens of the run if it has a tokenizer.
+fn open_llm(path: &Path, tokenizer: &TextTokenizer, config: &HaploVlConfig) -> Result<LlmSource> {
+    let llm = LlmSource::open(path)?;
+    let folder = if path.is_file() { path.parent().unwrap_or(Path::new("")) } else { path };
     match TextTokenizer::find(folder)? {
         Some(own) => {
             let rows = row_map(&own, llm.config().vocab_size, tokenizer, config.vocab_size)?;
@@ -264,18 +259,19 @@ fn open_llm(source: &str, tokenizer: &TextTokenizer, config: &HaploVlConfig) -> 
     }
 }
 
-/// Copies every parameter of an earlier stage's export; rows of its vocabulary follow the tokens of the run.
+/// Copies every parameter of an earlier stage's export, or of a whole model; rows of its vocabulary follow the tokens of
+/// the run.
 fn load_stage(folder: &Path, tokenizer: &TextTokenizer, parameters: &Parameters) -> Result<InitReport> {
     check_model_folder(folder)?;
-    let files = SafetensorsFiles::open(folder)?;
+    let files = open_weights(folder)?;
     let own = TextTokenizer::find(folder)?;
     let mut report = InitReport::default();
     for (name, var) in parameters.iter() {
-        let Some(shape) = files.shape(&name) else {
+        let Some(shape) = files.tensor_shape(&name) else {
             report.fresh.push(name);
             continue;
         };
-        let values = files.load(&name, var.dtype(), var.device())?;
+        let values = files.load_tensor(&name, var.dtype(), var.device())?;
         let rows = own.as_ref().filter(|_| ROWS_OF_TOKENS.contains(&name.as_str()) && shape.len() == 2);
         let values = match rows {
             Some(own) => {
@@ -288,7 +284,7 @@ fn load_stage(folder: &Path, tokenizer: &TextTokenizer, parameters: &Parameters)
         parameters.set(&name, &values)?;
         report.copied.push(name);
     }
-    report.unused = files.names().filter(|name| parameters.get(name).is_none()).map(String::from).collect();
+    report.unused = files.tensor_names().into_iter().filter(|name| parameters.get(name).is_none()).collect();
     Ok(report)
 }
 

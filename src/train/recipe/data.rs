@@ -1,11 +1,10 @@
 //! Training and validation samples, and their grouping into batches.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
 use super::stage::not_empty;
 use crate::config::validate::{at_least_one, at_most};
+use crate::data::FilesSource;
 use crate::data::shapes::ShapesDataset;
 use crate::{Error, Result};
 
@@ -19,14 +18,8 @@ const MAX_WORKERS: usize = 1 << 10;
 pub enum DataSource {
     /// Generated images.
     Shapes(ShapesDataset),
-    /// LLaVA records (a JSON array or JSON lines), or a folder of images with one text file each.
-    Files {
-        /// The file or folder.
-        path: PathBuf,
-        /// Folder that image paths in the records are relative to; the file's own folder if absent.
-        #[serde(default)]
-        images: Option<PathBuf>,
-    },
+    /// Records in files or folders, in any format that [`open`](crate::data::open) reads.
+    Files(FilesSource),
 }
 
 /// Samples and their grouping into batches.
@@ -150,9 +143,14 @@ impl DataConfig {
 
 impl DataSource {
     fn validate(&self, field: &str) -> Result<()> {
-        let Self::Files { path, images } = self else { return Ok(()) };
-        not_empty(&format!("{field}.path"), &path.display().to_string())?;
-        let images = images.as_ref().map(|images| images.display().to_string());
-        images.map_or(Ok(()), |images| not_empty(&format!("{field}.images"), &images))
+        let Self::Files(source) = self else { return Ok(()) };
+        if source.paths().is_empty() {
+            return Err(Error::config(format!("{field}.path"), "is an empty list, expected at least one path"));
+        }
+        let paths = source.paths().iter().map(|path| (".path", path));
+        let mut paths = paths.chain(source.images.iter().map(|images| (".images", images)));
+        paths.try_for_each(|(name, path)| not_empty(&format!("{field}{name}"), &path.display().to_string()))?;
+        let mut columns = source.columns.named();
+        columns.try_for_each(|(name, column)| not_empty(&format!("{field}.columns.{name}"), column))
     }
 }

@@ -44,8 +44,9 @@ pub struct Recipe {
     pub root: Option<PathBuf>,
     /// Folder of the run: checkpoints, metrics, plots, and the trained model under `export/`.
     pub output: PathBuf,
-    /// Model configuration: a JSON file in the format of this crate or of the released models, or a preset
-    /// (`haplovl_7b_pro`, `haplovl_8b`, `haplovl_7b`, `tiny`).
+    /// Model configuration: a preset (`haplovl_7b_pro`, `haplovl_8b`, `haplovl_7b`, `tiny`), a JSON file in the format of
+    /// this crate or of the released models, or the model whose configuration is used, as a
+    /// [`ModelSource`](crate::weights::ModelSource).
     pub config: String,
     /// Tokenizer and chat template, and the words that are added to the vocabulary.
     pub tokenizer: TokenizerConfig,
@@ -166,7 +167,11 @@ impl Recipe {
             "haplovl_8b" => Ok(HaploVlConfig::haplovl_8b()),
             "haplovl_7b" => Ok(HaploVlConfig::haplovl_7b()),
             "tiny" => Ok(HaploVlConfig::tiny()),
-            path => HaploVlConfig::from_file(self.resolve(path)),
+            source => {
+                let model = self.open_model_source("config", source)?;
+                let path = model.path();
+                HaploVlConfig::from_file(if path.is_dir() { path.join("config.json") } else { path.to_path_buf() })
+            }
         }
     }
 

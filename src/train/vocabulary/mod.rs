@@ -17,7 +17,6 @@ use crate::config::HaploVlConfig;
 use crate::data::shapes::tokenizer as shapes_tokenizer;
 use crate::data::{Concat, Records};
 use crate::processor::{ChatTemplate, Processor, ProcessorSettings, TextTokenizer, missing_tokens};
-use crate::weights::resolve_model;
 
 /// Added tokens that a message lists; more are only counted.
 const LISTED: usize = 10;
@@ -82,8 +81,8 @@ impl Parts {
         if recipe.tokenizer.source == "shapes" {
             return Ok(Self { tokenizer: shapes_tokenizer()?, template: None, settings });
         }
-        let folder = resolve_model(&recipe.resolve_source(&recipe.tokenizer.source), None)?;
-        Self::from_folder(&folder, settings, config)
+        let model = recipe.open_model_source("tokenizer", &recipe.tokenizer.source)?;
+        Self::from_folder(model.path(), settings, config)
     }
 
     /// Tokenizer, template and placeholder words of a folder; its image settings belong to another model.

@@ -1,9 +1,11 @@
 //! Initialisation of the post-decoder, the head and the text embedding from a language model.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 
 use super::check::Compatibility;
 use super::config_file::read_config;
@@ -11,11 +13,10 @@ use super::pca::principal_components;
 use super::transfer::Transfer;
 use super::{InitReport, LlmConfig, RowMap};
 use crate::config::{HaploVlConfig, Rope, TextEmbedding};
-use crate::weights::{GgufFile, Parameters, SafetensorsFiles, TensorSource};
+use crate::weights::renamed::LANGUAGE;
+use crate::weights::source::{EMBEDDING, HEAD};
+use crate::weights::{GgufFile, Parameters, TensorSource, open_weights, source_var_builder};
 use crate::{Error, Result};
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
 
 /// Initialisation of the projections from the LLM's embedding width down to the pre-decoder's width, and back up.
 ///
@@ -43,23 +44,27 @@ pub struct LlmSource {
 }
 
 impl LlmSource {
-    /// Opens an HF folder (`config.json` and safetensors) or a `.gguf` file.
+    /// Opens an HF folder (`config.json`, and weights in a format of [`open_weights`]), a `.gguf` file, or a file of weights
+    /// beside its `config.json`. The names of the tensors begin with `model.`; what larger models put before them is taken
+    /// off. A model without a head is one whose head is tied to the embedding table, whatever its configuration says.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Format`] or [`Error::Config`] naming the part that is missing, damaged or not supported.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        if path.is_dir() {
-            let config = LlmConfig::from_hf(&read_config(path)?)?;
-            return Ok(Self {
-                path: path.into(),
-                config,
-                tensors: Arc::new(SafetensorsFiles::open(path)?),
-                rows: None,
-            });
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+            let file = GgufFile::open(path)?;
+            return Ok(Self { path: path.into(), config: file.llm_config()?, tensors: Arc::new(file), rows: None });
         }
-        let file = GgufFile::open(path)?;
-        Ok(Self { path: path.into(), config: file.llm_config()?, tensors: Arc::new(file), rows: None })
+        let mut config = LlmConfig::from_hf(&read_config(path)?)?;
+        let tensors = LANGUAGE.apply(open_weights(path)?)?;
+        config.tie_word_embeddings |= !tensors.has_tensor(HEAD);
+        Ok(Self { path: path.into(), config, tensors, rows: None })
+    }
+
+    /// A builder that returns the tensors of the model as constants, without gradients.
+    pub fn var_builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        source_var_builder(Arc::clone(&self.tensors), BTreeSet::new(), dtype, device)
     }
 
     /// The same source, whose embedding and head rows follow tokens as `rows` says instead of ids.
@@ -149,6 +154,7 @@ pub fn init_from_llm(
     transfer.copy("model.norm.weight", "model.norm.weight")?;
     let rows = source.row_map(config.vocab_size)?;
     copy_text(&mut transfer, source, &rows, config, text)?;
+    transfer.ignore_tied_head(source.config.tie_word_embeddings);
     Ok(InitReport { rows: vec![rows.counts()], ..transfer.finish() })
 }
 
@@ -184,6 +190,9 @@ fn copy_layer(transfer: &mut Transfer<'_>, config: &HaploVlConfig, from: usize, 
     ];
     for (name, biased) in layers {
         transfer.copy_layer(&format!("model.layers.{from}.{name}"), &format!("model.layers.{to}.{name}"), biased)?;
+    }
+    for name in ["self_attn.q_norm", "self_attn.k_norm"].into_iter().filter(|_| decoder.qk_norm) {
+        transfer.copy_layer(&format!("model.layers.{from}.{name}"), &format!("model.layers.{to}.{name}"), false)?;
     }
     Ok(())
 }
