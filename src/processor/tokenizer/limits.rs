@@ -80,6 +80,20 @@ impl Components {
         Ok(())
     }
 
+    /// Checks that the model has its token for unknown text. Byte-level models never need it.
+    pub(super) fn check_unknown(&self, tokenizer: &Tokenizer) -> Refused<()> {
+        let unknown = match tokenizer.get_model() {
+            ModelWrapper::WordLevel(model) => Some(&model.unk_token),
+            ModelWrapper::WordPiece(model) => Some(&model.unk_token),
+            ModelWrapper::BPE(model) if !is_byte_level(self.pre_tokenizer.as_ref()) => model.unk_token.as_ref(),
+            _ => None,
+        };
+        match unknown.filter(|token| tokenizer.token_to_id(token).is_none()) {
+            Some(token) => Err(format!("`unk_token` of the model is `{token}`, which its vocabulary lacks: add it")),
+            None => Ok(()),
+        }
+    }
+
     /// Checks all components and returns the maximum length of texts for the tokenizer, in bytes.
     pub(super) fn max_text_bytes(&self) -> Refused<usize> {
         if self.added_tokens.len() > MAX_ADDED_TOKENS {
@@ -92,6 +106,13 @@ impl Components {
         growth_of("post_processor", self.post_processor.as_ref(), 1)?;
         Ok(MAX_NORMALIZED_BYTES / growth)
     }
+}
+
+/// Whether a pre-tokenizer turns text into bytes.
+fn is_byte_level(pre_tokenizer: Option<&Value>) -> bool {
+    let mut steps = Vec::new();
+    pre_tokenizer.is_some_and(|step| flatten("pre_tokenizer", step, &mut steps).is_ok())
+        && steps.iter().any(|step| kind(step) == Some("ByteLevel"))
 }
 
 /// Checks the tokenizer's other parts, and returns the length of its longest token in bytes.

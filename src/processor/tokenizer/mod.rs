@@ -110,6 +110,7 @@ impl TextTokenizer {
         let tokenizer = guarded(|| text.parse::<Tokenizer>()).map_err(|e| fail(&e).caused_by(e))?;
         let tokenizer = Self::new(tokenizer, config)?;
         components.check_ids(tokenizer.inner()).map_err(|problem| fail(&problem))?;
+        components.check_unknown(tokenizer.inner()).map_err(|problem| fail(&problem))?;
         Ok(tokenizer)
     }
 
