@@ -85,6 +85,8 @@ impl TextTokenizer {
                 .map_err(|e| Error::tokenizer(format!("{e}; {advice}")).caused_by(e))?;
             return Self::parse(&text, config, &path, advice);
         };
+        // Written as tokenizer.json from now on, which HF's class of the slow tokenizer would convert again.
+        config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
         Self::parse(&slow.to_string(), config, folder, "copy the tokenizer's files again, or bring tokenizer.json")
     }
 
@@ -159,7 +161,7 @@ impl TextTokenizer {
             ModelWrapper::BPE(model) => model.unk_token.as_deref().map_or_else(named, |token| self.id(token)),
             ModelWrapper::WordLevel(model) => self.id(&model.unk_token),
             ModelWrapper::WordPiece(model) => self.id(&model.unk_token),
-            ModelWrapper::Unigram(_) => named(),
+            ModelWrapper::Unigram(_) => named().or_else(|| self.id("<unk>")),
         }
     }
 
