@@ -12,13 +12,14 @@ mod memory;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Parser;
 use haplovl::config::HaploVlConfig;
 use haplovl::data::shapes::{ShapesConfig, Split};
 use haplovl::eval::Divergence;
 use haplovl::pipeline::{DeviceChoice, LoadOptions, LoadedModel, ModelSource, Quantization, quantize_folder};
 use haplovl::processor::{Content, Conversation, Message, Processor};
+use haplovl::weights::check_new_folder;
 
 /// Writes a quantised copy of a model: `model.gguf` in a folder for the `--model` of every other example.
 ///
@@ -35,7 +36,7 @@ struct Arguments {
     /// Block format: q8_0 (8.5 bits per weight, close to f32 in quality), q6_k (6.6 bits) or q4_k (4.5 bits)
     #[arg(long = "type", value_name = "TYPE")]
     kind: Quantization,
-    /// Folder to write; must not exist yet
+    /// Folder to write; must not exist yet, or be empty
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
     /// Number of images to compare the models on
@@ -50,12 +51,8 @@ fn main() -> ExitCode {
     cli::main(|arguments: Arguments| {
         memory::keep();
         let Arguments { model, kind, output, compare, side } = arguments;
-        // A dangling symbolic link counts as existing.
-        ensure!(
-            output.symlink_metadata().is_err(),
-            "{} exists already: name a new folder with `--output`",
-            output.display()
-        );
+        // Before a download, which may take long.
+        check_new_folder(&output)?;
         let resolved = download::model(&model)?;
         let folder = resolved.path();
         if compare > 0 {

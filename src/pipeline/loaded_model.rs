@@ -213,12 +213,14 @@ fn parameter_count(config: &HaploVlConfig) -> Result<usize> {
     Ok(HaploVl::parameter_shapes(config)?.values().map(|shape| shape.iter().product::<usize>()).sum())
 }
 
-/// Writes a quantised copy of a model folder to the folder `output`, which is created; see [`save_quantized`].
+/// Writes a quantised copy of a model folder to the folder `output`, which is created and must not be in use; see
+/// [`save_quantized`].
 ///
 /// # Errors
-/// The errors of [`LoadedModel::from_folder`] and [`save_quantized`], and [`Error::Weights`](crate::Error::Weights)
+/// The errors of [`check_new_folder`](crate::weights::check_new_folder), [`LoadedModel::from_folder`] and [`save_quantized`], and [`Error::Weights`](crate::Error::Weights)
 /// naming the first tensor that holds NaN or infinity.
 pub fn quantize_folder(folder: impl AsRef<Path>, output: impl AsRef<Path>, kind: Quantization) -> Result<()> {
+    files::check_new_folder(&output)?;
     let (config, processor, generation, weights) = open(folder.as_ref())?;
     save_quantized(output.as_ref(), &config, &*weights, kind, &processor, &generation)
 }
@@ -232,14 +234,14 @@ fn open(folder: &Path) -> Result<(HaploVlConfig, Processor, GenerationConfig, Ar
     Ok((config, processor, generation, open_weights(folder)?))
 }
 
-/// The checkpoint's generation settings; where they name no end token, the tokenizer's end tokens.
+/// The checkpoint's generation settings. Answers end at the union of their end tokens, the token that ends a turn in the
+/// chat template, and the tokenizer's `eos_token`: published files often name one and a template writes another.
 fn generation_defaults(folder: &Path, model: &HaploVlConfig, processor: &Processor) -> Result<GenerationConfig> {
     let path = folder.join("generation_config.json");
     let mut config =
         if files::exists(&path)? { GenerationConfig::from_file(&path)? } else { GenerationConfig::default() };
     config.check_vocabulary(model.vocab_size).map_err(|e| e.in_file(&path))?;
-    if config.eos_token_id.is_empty() {
-        config.eos_token_id = processor.eos_ids();
-    }
+    let missing = processor.eos_ids().into_iter().filter(|id| !config.eos_token_id.contains(id));
+    config.eos_token_id.extend(missing.collect::<Vec<_>>());
     Ok(config)
 }

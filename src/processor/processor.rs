@@ -235,6 +235,12 @@ impl Processor {
         Self { decoder, ..self }
     }
 
+    /// The same processor for sequences of up to `length` tokens, whatever the model's context.
+    pub(crate) fn with_max_length(mut self, length: usize) -> Self {
+        self.model.max_position_embeddings = length;
+        self
+    }
+
     /// The decoder of image files.
     pub fn decoder(&self) -> &ImageDecoder {
         &self.decoder
@@ -447,7 +453,7 @@ impl Processor {
         )))
     }
 
-    pub(super) fn is_placeholder(&self, id: u32) -> bool {
+    pub(crate) fn is_placeholder(&self, id: u32) -> bool {
         id == self.model.image_token_index || id == self.model.video_token_index
     }
 }

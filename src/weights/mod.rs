@@ -23,6 +23,7 @@ mod siglip;
 mod source;
 mod validate;
 
+pub use crate::files::check_new_folder;
 pub(crate) use atomic::sync_folder;
 pub use atomic::{write_atomically, write_bytes_atomically};
 pub use gguf::{GgufFile, GgufValue, save_gguf};

@@ -7,6 +7,7 @@ mod data;
 mod names;
 mod overrides;
 mod paths;
+mod root;
 mod run_config;
 mod stage;
 #[cfg(test)]
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
-pub use data::{DataConfig, DataLayout, DataSource};
+pub use data::{DataConfig, DataLayout, DataSource, TrainSource};
 pub use run_config::RunConfig;
 pub use stage::{ConnectorStart, InitFrom, Stage};
 pub use tokenizer::TokenizerConfig;
@@ -31,15 +32,16 @@ use crate::{Error, Result};
 
 /// Training run; unknown fields are errors.
 ///
-/// Relative paths (`output`, `config`, `tokenizer`, data, teachers, `init_from`) are relative to [`root`](Self::root),
-/// and without a `root` to the current folder of the process.
+/// Relative paths (`output`, `config`, `tokenizer`, data, teachers, `init_from`) are relative to [`root`](Self::root).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Recipe {
     /// Folder that relative paths of the recipe are relative to. In a recipe file `root` is itself relative to the
-    /// folder of that file: `root = "."` means the recipe's own folder. [`Recipe::read`] makes it absolute. If absent,
-    /// paths are relative to the current folder.
+    /// folder of that file: `root = "."` means the recipe's own folder. [`Recipe::read`] makes it absolute. If the file
+    /// has none, it is the file's folder, or the current folder if that has a path of the recipe that the file's folder
+    /// lacks; then a [notice](Self::notice) says so. For a recipe that was not read from a file, an absent `root` means
+    /// the current folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<PathBuf>,
     /// Folder of the run: checkpoints, metrics, plots, and the trained model under `export/`.
@@ -68,6 +70,9 @@ pub struct Recipe {
     /// Checkpoints, evaluation and export.
     #[serde(default)]
     pub run: RunConfig,
+    /// How `root` was chosen, where that may surprise.
+    #[serde(skip)]
+    notice: Option<String>,
 }
 
 impl Recipe {
@@ -92,6 +97,7 @@ impl Recipe {
             optimizer: AdamWConfig::default(),
             schedule: Schedule::default(),
             run: RunConfig::default(),
+            notice: None,
         }
     }
 
@@ -104,8 +110,14 @@ impl Recipe {
     pub fn read(path: impl AsRef<Path>, overrides: &[String]) -> Result<Self> {
         let path = path.as_ref();
         let mut recipe = overrides::read(path, overrides)?;
-        recipe.root = recipe.root.map(|root| paths::absolute_root(path, &root)).transpose()?;
+        (recipe.root, recipe.notice) = root::choose(&recipe, path)?;
         Ok(recipe)
+    }
+
+    /// Says which folder paths are relative to if the recipe file has no [`root`](Self::root) and this is not the
+    /// file's folder.
+    pub fn notice(&self) -> Option<&str> {
+        self.notice.as_deref()
     }
 
     /// Checks that a device supports [`UpdateConfig::compute_dtype`].
@@ -153,6 +165,10 @@ impl Recipe {
         if matches!(self.stage, Stage::Vision { .. }) && self.data.layout == DataLayout::Packed {
             let message = "is packed, but stage `vision` takes one image per row: use in_order or by_length";
             return Err(Error::config("data.layout", message));
+        }
+        if matches!(self.stage, Stage::Vision { .. }) && self.data.truncate_answers {
+            let message = "is not supported by stage `vision`, whose captions are short: leave it out";
+            return Err(Error::config("data.truncate_answers", message));
         }
         Ok(())
     }

@@ -39,7 +39,7 @@ impl Vocabulary {
     /// # Errors
     /// The errors of the tokenizer's files, and [`Error::Data`](crate::Error::Data) if it lacks too many of the words to
     /// learn.
-    pub fn open(recipe: &Recipe, config: &HaploVlConfig, samples: &Concat<Records>) -> Result<Self> {
+    pub fn open(recipe: &Recipe, config: &HaploVlConfig, samples: &Concat<Arc<Records>>) -> Result<Self> {
         let Parts { tokenizer, template, mut settings } = Parts::open(recipe, config)?;
         let special = missing_tokens(&tokenizer, template.as_ref(), &settings.tokens)?;
         let sample = Sample { samples, form: recipe.stage.sample_form() };
