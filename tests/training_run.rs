@@ -506,6 +506,10 @@ fn each_stage_starts_from_the_previous_export_and_the_last_captions() {
     // Between distillation and alignment, only the connector changed, whose initial values come from distillation.
     let (before, after) = (tensors(Path::new(&distill)), tensors(Path::new(&align)));
     assert!(before.iter().any(|(name, _)| name == "model.pre_connector.weight"));
+    // Every export with an embedding table holds its tokenizer, by which the next stage finds rows.
+    for export in [&language, &distill, &align, &tune] {
+        assert!(Path::new(export).join("tokenizer.json").exists(), "{export}");
+    }
     for (name, values) in &before {
         let (_, now) = after.iter().find(|(other, _)| other == name).unwrap();
         assert_eq!(values == now, name != "model.pre_connector.weight", "{name}");

@@ -196,6 +196,7 @@ fn metadata_can_be_read() {
     assert_eq!(file.metadata()["llama.attention.layer_norm_rms_epsilon"], GgufValue::Float(1e-5));
     assert_eq!(file.metadata()["tokenizer.ggml.tokens"], GgufValue::Array(2));
     assert_eq!(file.shape("model.layers.0.mlp.down_proj.weight"), Some([48, 112].as_slice()));
+    assert_eq!(file.tokens().unwrap().unwrap(), ["a", "b"]);
 }
 
 #[test]

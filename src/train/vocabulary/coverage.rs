@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::data::{Concat, Dataset, IMAGE_MARKER, Record, Records, guarded};
+use crate::data::{Concat, Dataset, IMAGE_MARKER, Record, Records, Turn, VIDEO_MARKER, guarded};
 use crate::processor::{CoverageCheck, Role, TextTokenizer};
 use crate::train::collate::SampleForm;
 use crate::train::recipe::Recipe;
@@ -46,7 +46,12 @@ impl Sample<'_> {
 
 fn texts(record: &Record, wanted: impl Fn(Role) -> bool) -> Vec<String> {
     let turns = record.turns.iter().filter(|turn| wanted(turn.role));
-    turns.map(|turn| turn.text.replace(IMAGE_MARKER, " ")).collect()
+    let text = |turn: &Turn| match turn.role {
+        // Markers are words there.
+        Role::Assistant => turn.text.clone(),
+        _ => turn.text.replace(IMAGE_MARKER, " ").replace(VIDEO_MARKER, " "),
+    };
+    turns.map(text).collect()
 }
 
 /// Share of the words to learn that the vocabulary lacks.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use self::coverage::{CoverageReport, Sample, check_coverage};
-pub(super) use self::rows::row_map;
+pub(super) use self::rows::{SourceVocabulary, row_map};
 pub(super) use self::words::write_chosen;
 use super::recipe::Recipe;
 use crate::Result;
