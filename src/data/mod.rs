@@ -1,11 +1,14 @@
 //! Data sets: records in files and folders of many formats, shapes world, and the data loader.
 
 mod bad_sample;
+mod bad_share;
 mod dataset;
 mod fields;
 mod grouping;
+mod index_set;
 mod loader;
 mod media;
+mod order;
 mod prefetch;
 mod record;
 pub mod shapes;
@@ -17,8 +20,12 @@ pub use bad_sample::{BadSample, SampleResult};
 pub use dataset::{Concat, Dataset, Records};
 pub use fields::Columns;
 pub use grouping::{Grouping, Length};
+pub use index_set::IndexSet;
 pub use loader::{BadReport, Group, Loader, LoaderConfig, LoaderState};
 pub use media::{EmbeddedFile, ImageSource, VideoSource};
+pub use order::Portion;
+pub(crate) use order::check_weight;
+pub(crate) use prefetch::Prefetch;
 pub use record::{IMAGE_MARKER, Record, Turn, VIDEO_MARKER};
 pub use source::{FilesSource, ImageFolder, RecordFile, RecordIndex, SourcePaths, open};
 pub use summary::{LeftOut, SourceSummary, summarise};
