@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor};
 use haplovl::config::{GenerationConfig, HaploVlConfig, VisionConfig};
+use haplovl::data::FilesSource;
 use haplovl::data::shapes::{Scene, ShapesConfig, token_ids};
 use haplovl::model::HaploVl;
 use haplovl::optim::ParamGroup;
@@ -342,11 +343,11 @@ fn a_broken_image_below_the_limit_never_stops_a_run_and_is_skipped_in_validation
     run.train(false).unwrap();
     let said: Vec<String> = received.try_iter().collect();
     assert_eq!(said.iter().filter(|line| line.contains("broken.png")).count(), 1, "{said:?}");
-    assert!(said.contains(&"120 samples seen; bad and skipped: 1".to_string()), "{said:?}");
+    assert!(said.contains(&"120 samples seen; bad and skipped: 1; answers cut at the end: 0".to_string()), "{said:?}");
     assert_eq!((run.data_report().bad, run.data_report().seen), (1, 120));
     // Without a good validation sample there is no validation loss.
     std::fs::write(folder.path().join("bad.jsonl"), record("broken.png", 2)).unwrap();
-    recipe.data.validation = Some(DataSource::Files { path: folder.path().join("bad.jsonl"), images: None });
+    recipe.data.validation = Some(DataSource::Files(FilesSource::new(folder.path().join("bad.jsonl"))));
     let error = Run::new(recipe, Device::Cpu).err().unwrap().to_string();
     assert!(error.contains("none of the 1 validation samples can be used") && error.contains("broken.png"), "{error}");
 }

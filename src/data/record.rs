@@ -131,7 +131,7 @@ fn without_leading_markers(text: &str) -> &str {
 
 /// The text with the placeholder tokens of the processor in place of the markers.
 fn with_placeholders(text: &str, processor: &Processor) -> String {
-    let tokens = processor.placeholders();
+    let tokens = &processor.settings().tokens;
     text.replace(IMAGE_MARKER, &tokens.image_token).replace(VIDEO_MARKER, &tokens.video_token)
 }
 

@@ -9,15 +9,14 @@ use super::collate::{Limit, Prepared, SampleForm};
 use super::evaluation::EvalSample;
 use super::observer::SkippedSample;
 use super::recipe::{DataConfig, DataLayout, DataSource, Recipe, Stage, TrainSource};
+use super::vocabulary::Vocabulary;
 use crate::batch::{MultimodalBatch, Sequence, Visual};
 use crate::config::HaploVlConfig;
-use crate::data::shapes::tokenizer;
 use crate::data::{
-    Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Portion, Record, Records, SampleResult, guarded, open,
+    Concat, Dataset, Grouping, Loader, LoaderConfig, LoaderState, Portion, Record, Records, SampleResult, guarded,
 };
 use crate::error::one_line;
-use crate::processor::{ChatTemplate, Processor, ProcessorSettings, TextTokenizer};
-use crate::weights::resolve_model;
+use crate::processor::Processor;
 use crate::{Error, Result};
 
 /// Number of samples whose images initialise the patch projection of a model that is trained from scratch.
@@ -38,14 +37,12 @@ pub(super) struct TrainingData {
     pub portions: Vec<Portion>,
     pub limit: Limit,
     form: SampleForm,
+    pub vocabulary: Vocabulary,
 }
 
 impl TrainingData {
     /// Opens the tokenizer and all training sources; large files are indexed, which takes a while.
     pub fn open(recipe: &Recipe, config: &HaploVlConfig) -> Result<Self> {
-        let limit = Limit { longest: longest(recipe, config), truncates: recipe.data.truncate_answers };
-        let processor = open_processor(recipe, config).map_err(|e| recipe.in_field("tokenizer", e))?;
-        let processor = processor.with_max_length(limit.longest.saturating_mul(TOKENISED));
         let (mut sources, mut portions) = (Vec::new(), Vec::new());
         for (number, TrainSource { source, weight }) in recipe.data.train.iter().enumerate() {
             let opened =
@@ -54,7 +51,11 @@ impl TrainingData {
             sources.push(Arc::new(opened));
         }
         let samples = Arc::new(Concat::new(sources.clone()));
-        Ok(Self { processor: Arc::new(processor), samples, sources, portions, limit, form: recipe.stage.sample_form() })
+        let vocabulary = Vocabulary::open(recipe, config, &*samples)?;
+        let limit = Limit { longest: longest(recipe, config), truncates: recipe.data.truncate_answers };
+        let processor = Processor::clone(&vocabulary.processor);
+        let processor = Arc::new(processor.with_max_length(limit.longest.saturating_mul(TOKENISED)));
+        Ok(Self { processor, samples, sources, portions, limit, form: recipe.stage.sample_form(), vocabulary })
     }
 
     /// A loader that starts at `state`, and the samples that it skips.
@@ -203,17 +204,6 @@ fn open_source(recipe: &Recipe, source: &DataSource) -> Result<Records> {
             dataset.validate()?;
             Ok(Box::new(dataset.clone()))
         }
-        DataSource::Files { path, images } => {
-            open(recipe.resolve(path), images.as_ref().map(|images| recipe.resolve(images)).as_deref())
-        }
+        DataSource::Files(files) => files.resolved(|path| recipe.resolve(path)).open(),
     }
-}
-
-fn open_processor(recipe: &Recipe, config: &HaploVlConfig) -> Result<Processor> {
-    if recipe.tokenizer == "shapes" {
-        return Processor::new(config, ProcessorSettings::new(config), tokenizer()?, None);
-    }
-    let folder = resolve_model(&recipe.resolve_source(&recipe.tokenizer), None)?;
-    let template = ChatTemplate::from_folder(&folder)?;
-    Processor::new(config, ProcessorSettings::new(config), TextTokenizer::from_folder(&folder)?, template)
 }

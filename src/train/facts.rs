@@ -21,6 +21,8 @@ pub struct Facts {
     pub parts: BTreeMap<String, (usize, usize)>,
     /// Summary of the pretrained weights that were copied.
     pub inheritance: Option<String>,
+    /// Size of the vocabulary, tokens that were added to it, and the share of the words to learn that it lacks.
+    pub vocabulary: String,
     /// Bytes of parameters, gradients, optimizer moments and EMA, without activations.
     pub static_bytes: usize,
     /// Training and validation data.
@@ -37,6 +39,7 @@ impl Facts {
         trained: &BTreeMap<String, Var>,
         averaged: bool,
         inheritance: Option<String>,
+        vocabulary: String,
         sample: String,
     ) -> Self {
         let mut parts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
@@ -48,7 +51,8 @@ impl Facts {
         }
         let (all, learnt) = parts.values().fold((0, 0), |(a, t), (all, learnt)| (a + all, t + learnt));
         let static_bytes = static_bytes(all as f64, learnt as f64, averaged) as usize;
-        Self { parts, inheritance, static_bytes, data: DataFacts::default(), warnings: Vec::new(), sample }
+        let (data, warnings) = (DataFacts::default(), Vec::new());
+        Self { parts, inheritance, vocabulary, static_bytes, data, warnings, sample }
     }
 
     pub(super) fn with_data(self, data: DataFacts, warnings: Vec<String>) -> Self {
@@ -87,6 +91,7 @@ impl fmt::Display for Facts {
             Some(inheritance) => writeln!(f, "{inheritance}")?,
             None => writeln!(f, "no `stage.init_from`: the model starts from random weights")?,
         }
+        writeln!(f, "{}", self.vocabulary)?;
         writeln!(f, "{}", self.data)?;
         self.warnings.iter().try_for_each(|warning| writeln!(f, "warning: {warning}"))?;
         write!(f, "first sample, trained text in brackets:\n{}", self.sample)

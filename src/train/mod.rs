@@ -40,6 +40,7 @@ mod stage;
 pub mod tensorboard;
 mod trainer;
 mod training_loop;
+mod vocabulary;
 
 pub use data_facts::{DataFacts, SourceFacts};
 pub use evaluation::{EvalSample, Evaluation};
@@ -50,8 +51,8 @@ pub use objectives::{Contrastive, Counts, Distillation, DistillationWeights, Lan
 pub use observer::{Measures, RunStart, SkippedSample, TrainObserver};
 pub use outcome::{DataReport, Outcome};
 pub use recipe::{
-    ConnectorStart, DataConfig, DataLayout, DataSource, FloatType, InitFrom, Recipe, RunConfig, Stage, TrainSource,
-    UpdateConfig,
+    ConnectorStart, DataConfig, DataLayout, DataSource, FloatType, InitFrom, Recipe, RunConfig, Stage, TokenizerConfig,
+    TrainSource, UpdateConfig,
 };
 pub use resume::CheckpointChoice;
 pub use run::Run;

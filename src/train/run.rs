@@ -16,6 +16,7 @@ use super::run_folder::lock;
 use super::run_length::RunLength;
 use super::stage::{BuiltStage, build, connector, export};
 use super::training_loop::TrainingLoop;
+use super::vocabulary::write_chosen;
 use super::{
     CheckpointChoice, DataReport, Objective, Outcome, TrainObserver, Trainer, UpdateRule, observers, on_large_stack,
 };
@@ -61,11 +62,13 @@ impl Run {
         recipe.validate()?;
         let config = recipe.model_config().map_err(|e| recipe.in_field("config", e))?;
         let data = TrainingData::open(&recipe, &config)?;
+        let config = data.vocabulary.config.clone();
         let first = data.first_sample()?;
         let needs = MemoryNeeds::new(&recipe, &config, &first);
         needs.check_data(&device)?;
         let images = || data.first_images();
-        let BuiltStage { objective, parameters, trained, report } = build(&recipe, &config, &device, &needs, images)?;
+        let BuiltStage { objective, parameters, trained, report } =
+            build(&recipe, &config, data.processor.tokenizer(), &device, &needs, images)?;
         let vars: BTreeMap<String, Var> =
             trained.iter().filter_map(|name| Some((name.clone(), parameters.get(name)?))).collect();
         let optimizer = AdamW::new(&vars, adamw_config(&recipe, &vars))?;
@@ -73,7 +76,8 @@ impl Run {
         let sample = describe(&first, &data.processor)?;
         let validation = ValidationData::open(&recipe, &config, &data, &device)?;
         let (data_facts, length) = DataFacts::new(&recipe, &data, &validation);
-        let facts = Facts::new(&parameters, &vars, averaged, report.map(|report| report.to_string()), sample)
+        let inheritance = report.map(|report| report.to_string());
+        let facts = Facts::new(&parameters, &vars, averaged, inheritance, data.vocabulary.to_string(), sample)
             .with_data(data_facts, warnings(&recipe, &config));
         let trainer = Trainer::new(objective, vars, optimizer, update_rule(&recipe, length));
         Ok(Self {
@@ -157,6 +161,7 @@ impl Run {
             CheckpointManager::open(self.checkpoints(), self.recipe.identity()?, self.recipe.run.save_total_limit)?;
         let state = self.starting_state(&checkpoints, resume)?;
         self.write_recipe(&output)?;
+        write_chosen(&output, &self.data.vocabulary.chosen)?;
         let done = self.trainer.optimizer().steps();
         let Self { recipe, facts, validation, observers, length, .. } = self;
         let resumed = (done > 0).then_some(done);
@@ -210,7 +215,8 @@ impl Run {
     fn export_to(&mut self, folder: &Path) -> Result<()> {
         self.averaged(|run| {
             let Self { recipe, config, parameters, data, device, .. } = &*run;
-            let connector = connector(recipe, config, parameters, device, run.connector_batches())?;
+            let tokenizer = data.processor.tokenizer();
+            let connector = connector(recipe, config, tokenizer, parameters, device, run.connector_batches())?;
             export(recipe, folder, config, parameters, connector, &data.processor)
         })
     }

@@ -126,6 +126,9 @@ fn name(source: &DataSource) -> String {
             let split = serde_json::to_value(dataset.split).unwrap_or_default();
             format!("shapes {}", split.as_str().unwrap_or_default())
         }
-        DataSource::Files { path, .. } => one_line(&path.display().to_string()),
+        DataSource::Files(files) => {
+            let paths: Vec<_> = files.paths().iter().map(|path| path.display().to_string()).collect();
+            one_line(&paths.join(", "))
+        }
     }
 }

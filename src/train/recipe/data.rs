@@ -1,13 +1,11 @@
 //! Training and validation samples, and their grouping into batches.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
 use super::stage::not_empty;
 use crate::config::validate::{at_least_one, at_most};
-use crate::data::check_weight;
 use crate::data::shapes::ShapesDataset;
+use crate::data::{FilesSource, check_weight};
 use crate::{Error, Result};
 
 /// Most worker threads; larger numbers are typing errors.
@@ -20,14 +18,8 @@ const MAX_WORKERS: usize = 1 << 10;
 pub enum DataSource {
     /// Generated images.
     Shapes(ShapesDataset),
-    /// LLaVA records (a JSON array or JSON lines), or a folder of images with one text file each.
-    Files {
-        /// The file or folder.
-        path: PathBuf,
-        /// Folder that image paths in the records are relative to; the file's own folder if absent.
-        #[serde(default)]
-        images: Option<PathBuf>,
-    },
+    /// Records in files or folders, in any format that [`open`](crate::data::open) reads.
+    Files(FilesSource),
 }
 
 /// Source of training samples, and how often they come.
@@ -95,6 +87,9 @@ pub struct DataConfig {
     /// [`LoaderConfig::max_bad_share`](crate::data::LoaderConfig::max_bad_share).
     #[serde(default = "max_bad_share")]
     pub max_bad_share: f64,
+    /// Share of the words to learn that the vocabulary may lack, from 0 to 1; above it the run is refused.
+    #[serde(default = "max_unknown_share")]
+    pub max_unknown_share: f64,
 }
 
 fn max_eval_samples() -> usize {
@@ -107,6 +102,10 @@ fn num_workers() -> usize {
 
 fn max_bad_share() -> f64 {
     0.01
+}
+
+fn max_unknown_share() -> f64 {
+    0.05
 }
 
 /// Grouping of samples into rows of a batch.
@@ -135,6 +134,7 @@ impl DataConfig {
             truncate_answers: false,
             num_workers: num_workers(),
             max_bad_share: max_bad_share(),
+            max_unknown_share: max_unknown_share(),
         }
     }
 
@@ -153,6 +153,10 @@ impl DataConfig {
         if !(0.0..1.0).contains(&self.max_bad_share) {
             let message = format!("is {:?}, expected at least 0 and below 1", self.max_bad_share);
             return Err(Error::config("data.max_bad_share", message));
+        }
+        if !(0.0..=1.0).contains(&self.max_unknown_share) {
+            let message = format!("is {:?}, expected 0 to 1", self.max_unknown_share);
+            return Err(Error::config("data.max_unknown_share", message));
         }
         for TrainSource { source, weight } in &self.train {
             source.validate("data.train")?;
@@ -192,9 +196,14 @@ impl DataConfig {
 
 impl DataSource {
     fn validate(&self, field: &str) -> Result<()> {
-        let Self::Files { path, images } = self else { return Ok(()) };
-        not_empty(&format!("{field}.path"), &path.display().to_string())?;
-        let images = images.as_ref().map(|images| images.display().to_string());
-        images.map_or(Ok(()), |images| not_empty(&format!("{field}.images"), &images))
+        let Self::Files(source) = self else { return Ok(()) };
+        if source.paths().is_empty() {
+            return Err(Error::config(format!("{field}.path"), "is an empty list, expected at least one path"));
+        }
+        let paths = source.paths().iter().map(|path| (".path", path));
+        let mut paths = paths.chain(source.images.iter().map(|images| (".images", images)));
+        paths.try_for_each(|(name, path)| not_empty(&format!("{field}{name}"), &path.display().to_string()))?;
+        let mut columns = source.columns.named();
+        columns.try_for_each(|(name, column)| not_empty(&format!("{field}.columns.{name}"), column))
     }
 }

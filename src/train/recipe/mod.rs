@@ -12,6 +12,7 @@ mod run_config;
 mod stage;
 #[cfg(test)]
 mod tests;
+mod tokenizer;
 mod update;
 
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use data::{DataConfig, DataLayout, DataSource, TrainSource};
 pub use run_config::RunConfig;
 pub use stage::{ConnectorStart, InitFrom, Stage};
+pub use tokenizer::TokenizerConfig;
 pub use update::{FloatType, UpdateConfig};
 
 use crate::config::HaploVlConfig;
@@ -44,11 +46,12 @@ pub struct Recipe {
     pub root: Option<PathBuf>,
     /// Folder of the run: checkpoints, metrics, plots, and the trained model under `export/`.
     pub output: PathBuf,
-    /// Model configuration: a JSON file in the format of this crate or of the released models, or a preset
-    /// (`haplovl_7b_pro`, `haplovl_8b`, `haplovl_7b`, `tiny`).
+    /// Model configuration: a preset (`haplovl_7b_pro`, `haplovl_8b`, `haplovl_7b`, `tiny`), a JSON file in the format of
+    /// this crate or of the released models, or the model whose configuration is used, as a
+    /// [`ModelSource`](crate::weights::ModelSource).
     pub config: String,
-    /// Folder or hub id of the tokenizer and chat template, or `shapes` for those of shapes world.
-    pub tokenizer: String,
+    /// Tokenizer and chat template, and the words that are added to the vocabulary.
+    pub tokenizer: TokenizerConfig,
     /// Seed of every random draw.
     #[serde(default)]
     pub seed: u64,
@@ -77,7 +80,7 @@ impl Recipe {
     pub fn new(
         output: impl Into<PathBuf>,
         config: impl Into<String>,
-        tokenizer: impl Into<String>,
+        tokenizer: impl Into<TokenizerConfig>,
         stage: Stage,
         data: DataConfig,
         update: UpdateConfig,
@@ -133,7 +136,7 @@ impl Recipe {
         for (field, path) in [("output", &*self.output.to_string_lossy()), ("config", &self.config)] {
             stage::not_empty(field, path)?;
         }
-        stage::not_empty("tokenizer", &self.tokenizer)?;
+        self.tokenizer.validate()?;
         self.update.validate()?;
         self.data.validate()?;
         self.run.validate(self.data.is_evaluated())?;
@@ -180,7 +183,11 @@ impl Recipe {
             "haplovl_8b" => Ok(HaploVlConfig::haplovl_8b()),
             "haplovl_7b" => Ok(HaploVlConfig::haplovl_7b()),
             "tiny" => Ok(HaploVlConfig::tiny()),
-            path => HaploVlConfig::from_file(self.resolve(path)),
+            source => {
+                let model = self.open_model_source("config", source)?;
+                let path = model.path();
+                HaploVlConfig::from_file(if path.is_dir() { path.join("config.json") } else { path.to_path_buf() })
+            }
         }
     }
 
@@ -192,8 +199,9 @@ impl Recipe {
     pub(super) fn identity(&self) -> Result<String> {
         let UpdateConfig { batch_size, gradient_accumulation_steps, .. } = self.update;
         let samples = crc32fast::hash(self.data.identity()?.as_bytes());
+        let words = self.tokenizer.identity().map_or_else(String::new, |words| format!(", added words {words}"));
         Ok(format!(
-            "{} of {} with seed {}, {gradient_accumulation_steps} x {batch_size} rows a step, samples {samples:08x}",
+            "{} of {} with seed {}, {gradient_accumulation_steps} x {batch_size} rows a step, samples {samples:08x}{words}",
             self.stage.name(),
             self.config,
             self.seed

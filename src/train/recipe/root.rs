@@ -44,20 +44,18 @@ impl Recipe {
 /// All paths of a recipe as they are written, inputs first; some may be presets or hub ids.
 fn named_paths(recipe: &Recipe) -> Vec<String> {
     let path = |path: &Path| path.display().to_string();
-    let mut names = vec![recipe.config.clone(), recipe.tokenizer.clone()];
+    let mut names = vec![recipe.config.clone(), recipe.tokenizer.source.clone()];
     let sources = recipe.data.train.iter().map(|train| &train.source).chain(&recipe.data.validation);
     for source in sources {
-        if let DataSource::Files { path: file, images } = source {
-            names.push(path(file));
-            names.extend(images.as_deref().map(path));
+        if let DataSource::Files(files) = source {
+            names.extend(files.paths().iter().chain(&files.images).map(|file| path(file)));
         }
     }
     if let Stage::Distill { vision_teacher, text_teacher, .. } = &recipe.stage {
         names.extend([vision_teacher.clone(), text_teacher.clone()]);
     }
     if let Some(init) = recipe.stage.init_from() {
-        names.extend(init.clip.iter().chain(&init.llm).cloned());
-        names.extend(init.stage.as_deref().map(path));
+        names.extend(init.clip.iter().chain(&init.llm).chain(&init.stage).cloned());
     }
     names.push(path(&recipe.output));
     names

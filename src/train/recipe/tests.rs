@@ -171,9 +171,10 @@ fn paths_are_relative_to_the_root() {
     assert_eq!((without.output_folder(), without.notice()), (folder.path().join("runs/x"), None));
     let with = Recipe::read(&path, &["root=.".to_string()]).unwrap();
     assert_eq!(with.output_folder(), folder.path().join("runs/x"));
-    assert_eq!(with.resolve_source("runs/llm"), "runs/llm", "a hub id");
+    let error = with.open_model_source("tokenizer", "./llm").unwrap_err().to_string();
+    assert!(error.contains("`tokenizer`") && error.contains(&folder.path().display().to_string()), "{error}");
     std::fs::create_dir_all(folder.path().join("runs/llm")).unwrap();
-    assert_eq!(Path::new(&with.resolve_source("runs/llm")), folder.path().join("runs/llm"));
+    assert_eq!(with.open_model_source("x", "runs/llm").unwrap().path(), folder.path().join("runs/llm"));
     // The copy in the run's folder means the same.
     let copy = folder.path().join("runs/recipe.toml");
     std::fs::write(&copy, toml::to_string(&with).unwrap()).unwrap();
