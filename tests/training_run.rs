@@ -367,7 +367,14 @@ fn long_answers_are_cut_on_request_and_never_learn_an_early_end() {
     let lines = [record("0.png", 3), record("1.png", 90), record("0.png", 3)];
     let mut recipe = records(folder.path(), &lines, 2);
     recipe.data.max_length = 80;
+    recipe.data.max_bad_share = 0.2;
+    let strict = Run::new(recipe.clone(), Device::Cpu).unwrap().facts().to_string();
+    assert!(strict.contains("warning: about 33.3 % of the samples cannot be used"), "{strict}");
     recipe.data.max_bad_share = 0.5;
+    recipe.data.max_length = 1000;
+    let beyond = Run::new(recipe.clone(), Device::Cpu).unwrap().facts().warnings.clone();
+    assert!(matches!(&beyond[..], [warning] if warning.contains("context has 512 tokens")), "{beyond:?}");
+    recipe.data.max_length = 80;
     let mut whole = Run::new(recipe.clone(), Device::Cpu).unwrap();
     assert_eq!((whole.facts().data.sources[0].too_long, whole.facts().data.sources[0].cut), (1, 0));
     whole.train(false).unwrap();

@@ -97,6 +97,16 @@ impl DataFacts {
         self.sources.iter().zip(shares).flat_map(of_source).collect()
     }
 
+    /// Share of the samples that cannot be used, about.
+    pub fn unusable_share(&self) -> f64 {
+        let unusable = |source: &SourceFacts| {
+            let share = (source.bad + source.too_long) as f64 / source.measured.max(1) as f64;
+            share * source.summary.records as f64
+        };
+        let records: usize = self.sources.iter().map(|source| source.summary.records).sum();
+        self.sources.iter().map(unusable).sum::<f64>() / records.max(1) as f64
+    }
+
     /// Epochs that the run takes, about.
     pub fn epochs(&self) -> f64 {
         self.steps as f64 / self.steps_per_epoch.max(f64::MIN_POSITIVE)
