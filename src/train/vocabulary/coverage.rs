@@ -1,10 +1,9 @@
 //! Coverage of the words to learn by the vocabulary, over a sample of the training data.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::data::{Concat, Dataset, IMAGE_MARKER, Record, Records, Turn, VIDEO_MARKER, guarded};
+use crate::data::{Dataset, IMAGE_MARKER, Record, Turn, VIDEO_MARKER, guarded};
 use crate::processor::{CoverageCheck, Role, TextTokenizer};
 use crate::train::collate::SampleForm;
 use crate::train::recipe::Recipe;
@@ -21,7 +20,7 @@ const LISTED_CHARS: usize = 16;
 
 /// Training records, and what of them is learnt.
 pub(super) struct Sample<'a> {
-    pub samples: &'a Concat<Arc<Records>>,
+    pub samples: &'a dyn Dataset<Item = Record>,
     pub form: SampleForm,
 }
 
