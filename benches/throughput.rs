@@ -9,11 +9,11 @@
 
 #![allow(clippy::expect_used, reason = "a failing bench should stop instead of being timed")]
 
-#[allow(dead_code, reason = "each bench uses a subset")]
-mod common;
 #[cfg(feature = "builtin")]
 #[path = "common/caption_folder.rs"]
 mod caption_folder;
+#[allow(dead_code, reason = "each bench uses a subset")]
+mod common;
 #[path = "../examples/common/memory.rs"]
 mod memory;
 
@@ -269,7 +269,18 @@ fn batch_inference(c: &mut Criterion) {
     let _ = c;
 }
 
-criterion_group!(benches, preprocess, linear, attention, inference, batch_inference, prefill_bf16, language_model, train_step, load);
+criterion_group!(
+    benches,
+    preprocess,
+    linear,
+    attention,
+    inference,
+    batch_inference,
+    prefill_bf16,
+    language_model,
+    train_step,
+    load
+);
 
 /// Runs all benches as `criterion_main!` does, but on a stack deep enough for the graphs of training.
 fn main() {

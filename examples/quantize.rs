@@ -12,13 +12,14 @@ mod memory;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Parser;
 use haplovl::config::HaploVlConfig;
 use haplovl::data::shapes::{ShapesConfig, Split};
 use haplovl::eval::Divergence;
 use haplovl::pipeline::{DeviceChoice, LoadOptions, LoadedModel, ModelSource, Quantization, quantize_folder};
 use haplovl::processor::{Content, Conversation, Message, Processor};
+use haplovl::weights::check_new_folder;
 
 /// Writes a quantised copy of a model: `model.gguf` in a folder for the `--model` of every other example.
 ///
@@ -29,13 +30,13 @@ use haplovl::processor::{Content, Conversation, Message, Processor};
     quantize --model ./haplovl-7b --type q4_k --output ./haplovl-7b-q4_k\n  \
     quantize --model runs/shapes/tune/export --type q8_0 --output runs/q8_0 --compare 100")]
 struct Arguments {
-    /// A folder, or a hub id such as ORGANISATION/NAME or ORGANISATION/NAME@REVISION
+    /// `builtin`, a folder, or a hub id such as ORGANISATION/NAME or ORGANISATION/NAME@REVISION
     #[arg(long, value_name = "MODEL")]
     model: ModelSource,
     /// Block format: q8_0 (8.5 bits per weight, close to f32 in quality), q6_k (6.6 bits) or q4_k (4.5 bits)
     #[arg(long = "type", value_name = "TYPE")]
     kind: Quantization,
-    /// Folder to write; must not exist yet
+    /// Folder to write; must not exist yet, or be empty
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
     /// Number of images to compare the models on
@@ -50,22 +51,19 @@ fn main() -> ExitCode {
     cli::main(|arguments: Arguments| {
         memory::keep();
         let Arguments { model, kind, output, compare, side } = arguments;
-        // A dangling symbolic link counts as existing.
-        ensure!(
-            output.symlink_metadata().is_err(),
-            "{} exists already: name a new folder with `--output`",
-            output.display()
-        );
-        let folder = download::folder(&model)?;
+        // Before a download, which may take long.
+        check_new_folder(&output)?;
+        let resolved = download::model(&model)?;
+        let folder = resolved.path();
         if compare > 0 {
-            check_images(&folder, side)?;
+            check_images(folder, side)?;
         }
         cli::note(format_args!("quantising {model} to {kind} ..."));
-        quantize_folder(&folder, &output, kind)?;
-        let (before, after) = (megabytes(&folder)?, megabytes(&output)?);
+        quantize_folder(folder, &output, kind)?;
+        let (before, after) = (megabytes(folder)?, megabytes(&output)?);
         cli::print(format_args!("{}: {after:.1} MB of weights, from {before:.1} MB", output.display()))?;
         if compare > 0 {
-            let found = divergence(&load(&folder)?, &load(&output)?, compare, side)?;
+            let found = divergence(&load(folder)?, &load(&output)?, compare, side)?;
             cli::print(format_args!(
                 "against the original: KL {:.5} nats, same most likely token at {:.2} % of {} positions",
                 found.kl,

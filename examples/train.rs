@@ -17,8 +17,8 @@ use anyhow::Result;
 use candle_core::Device;
 use clap::Parser;
 use haplovl::options::DeviceChoice;
-use haplovl::train::{Outcome, Recipe, Run};
-use haplovl::weights::SafetensorsFiles;
+use haplovl::train::{CheckpointChoice, FinishedRun, Outcome, Recipe, Run};
+use haplovl::weights::check_new_folder;
 use signals::Signals;
 
 /// Trains from recipes in order: each recipe is one stage, and the next one may start from its export.
@@ -27,12 +27,14 @@ use signals::Signals;
 /// loss.svg, samples.md, checkpoints/ and, at the end, export/. SIGINT (Ctrl-C) and SIGTERM write a checkpoint after
 /// the current step and exit with 130 or 143; a second signal ends the program at once. With --resume finished runs are
 /// skipped and an unfinished one continues from its newest checkpoint, so that the same command can be repeated after a
-/// stop.
+/// stop. A finished run continues if the recipe has more update.steps or update.epochs than before.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:\n  \
     train recipes/shapes/quick.toml\n  \
     train recipes/shapes/vision.toml recipes/shapes/language.toml recipes/shapes/distill.toml --resume\n  \
-    train recipes/haplovl-7b/tune.toml --dry-run --set update.steps=100 --set output=runs/try")]
+    train recipes/shapes/quick.toml --resume --set update.steps=2000\n  \
+    train recipes/shapes/quick.toml --export runs/best --best\n  \
+    train recipes/haplovl-7b/tune.toml --dry-run --set update.epochs=2 --set output=runs/try")]
 struct Arguments {
     /// Recipes, run in this order
     #[arg(required = true, value_name = "RECIPE")]
@@ -43,12 +45,18 @@ struct Arguments {
     /// Change a field of the recipes, such as update.steps=100; may be given several times
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Print the parameters and a first sample without training
+    /// Print the parameters, a table of the data and a first sample without training
     #[arg(long)]
     dry_run: bool,
-    /// Only export the model of the newest checkpoint to a folder, also while another process continues the run
+    /// Only export the model of the newest checkpoint to a new folder, also while another process continues the run
     #[arg(long, value_name = "DIR", conflicts_with_all = ["dry_run", "resume"])]
     export: Option<PathBuf>,
+    /// Export the checkpoint with the lowest validation loss
+    #[arg(long, requires = "export")]
+    best: bool,
+    /// Export the checkpoint after this many steps
+    #[arg(long, value_name = "N", requires = "export", conflicts_with = "best")]
+    step: Option<u64>,
     /// Device: auto, cpu, cuda, cuda:N or metal
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
@@ -63,16 +71,24 @@ fn main() -> ExitCode {
         if arguments.recipes.len() > 1 && one_folder {
             anyhow::bail!("--export and --set output=.. would give all recipes one folder: name one recipe at a time");
         }
+        if let Some(folder) = &arguments.export {
+            // Before the model is built, which may take long.
+            check_new_folder(folder)?;
+        }
         memory::keep();
         // All recipes are read and checked before the first one runs, so that an error in the last one is found at
         // once.
         let recipes = arguments.recipes.iter().map(|path| Ok((path, Recipe::read(path, &arguments.set)?)));
         let mut recipes = recipes.collect::<Result<Vec<_>>>()?;
-        // An export writes the weights last.
-        let export = |recipe: &Recipe| recipe.output_folder().join("export");
-        let is_finished = |recipe: &Recipe| arguments.resume && SafetensorsFiles::open(export(recipe)).is_ok();
-        for (path, recipe) in recipes.extract_if(.., |(_, recipe)| is_finished(recipe)) {
-            cli::note(format_args!("{}: finished, see {}", path.display(), export(&recipe).display()));
+        if arguments.resume {
+            let mut unfinished = Vec::new();
+            for (path, recipe) in recipes {
+                match recipe.finished_run()? {
+                    Some(finished) => note_finished(path, &finished),
+                    None => unfinished.push((path, recipe)),
+                }
+            }
+            recipes = unfinished;
         }
         if recipes.iter().any(|(_, recipe)| recipe.update.parallel_micro_batches > 1) {
             leave_threads_to_micro_batches();
@@ -97,6 +113,13 @@ fn main() -> ExitCode {
     signals.exit_code().filter(|_| stopped.get()).map_or(code, ExitCode::from)
 }
 
+fn note_finished(path: &Path, finished: &FinishedRun) {
+    let export = finished.export.display();
+    let steps = finished.step.map_or_else(String::new, |step| format!(" after {step} steps"));
+    let more = if finished.is_longer { ", which is more than the recipe asks for" } else { "" };
+    cli::note(format_args!("{}: finished{steps}{more}, see {export}", path.display()));
+}
+
 /// Whether a run finished.
 #[derive(PartialEq)]
 enum Ended {
@@ -107,7 +130,12 @@ enum Ended {
 fn run(recipe: Recipe, path: &Path, arguments: &Arguments, signals: &Signals, device: Device) -> Result<Ended> {
     let mut run = Run::new(recipe, device)?;
     if let Some(folder) = &arguments.export {
-        let step = run.export_checkpoint(folder)?;
+        let choice = match arguments.step {
+            Some(step) => CheckpointChoice::Step(step),
+            None if arguments.best => CheckpointChoice::Best,
+            None => CheckpointChoice::Newest,
+        };
+        let step = run.export_checkpoint(folder, choice)?;
         cli::print(format_args!("{}: the model after step {step}", folder.display()))?;
         return Ok(Ended::Done);
     }

@@ -84,6 +84,26 @@ pub(crate) fn exists(path: impl AsRef<Path>) -> Result<bool> {
     }
 }
 
+/// Rejects a folder to write to that is in use: it must not exist, or be empty. A dangling symbolic link exists.
+///
+/// # Errors
+/// [`Error::Io`] naming the folder.
+pub fn check_new_folder(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    let in_use = |what: &str| {
+        let message = format!("{what}: name a new folder, or remove it first");
+        Err(Error::io(path, std::io::Error::new(ErrorKind::AlreadyExists, message)))
+    };
+    if !exists(path)? {
+        return Ok(());
+    }
+    if !path.is_dir() {
+        return in_use("exists already and is no folder");
+    }
+    let mut entries = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?;
+    if entries.next().is_some() { in_use("exists already and is not empty") } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,6 +119,17 @@ mod tests {
         std::fs::write(&path, b"ab\xff").unwrap();
         assert!(read_text(&path, 9).unwrap_err().to_string().contains("from byte 2 on"));
         assert!(read(folder.path(), 9).unwrap_err().to_string().contains("is a folder"));
+    }
+
+    #[test]
+    fn folders_in_use_are_not_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let within = folder.path().join("new");
+        check_new_folder(&within).unwrap();
+        check_new_folder(folder.path()).unwrap();
+        std::fs::write(&within, "").unwrap();
+        assert!(check_new_folder(&within).unwrap_err().to_string().contains("is no folder"));
+        assert!(check_new_folder(folder.path()).unwrap_err().to_string().contains("is not empty"));
     }
 
     #[cfg(unix)]

@@ -10,8 +10,8 @@ use common::{tiny_processor, tiny_tokenizer, tokenizer};
 use haplovl::batch::{IGNORE_INDEX, Visual};
 use haplovl::config::{HaploVlConfig, PreprocessorConfig, ProcessorConfig};
 use haplovl::processor::{
-    ChatTemplate, Content, Conversation, ImageDecoder, ImageProcessor, Message, Processor, ProcessorSettings, RgbImage,
-    TextTokenizer,
+    ChatTemplate, Content, Conversation, EndOfTurn, ImageDecoder, ImageProcessor, Message, Processor,
+    ProcessorSettings, RgbImage, TextTokenizer,
 };
 use image::{DynamicImage, Frame, ImageFormat, Rgb, Rgba};
 use serde_json::{Map, Value, json};
@@ -82,7 +82,8 @@ mod decoding {
     #[test]
     fn errors_of_bad_files_say_what_to_do() {
         assert!(decode_error(b"").contains("photo.png: is empty (0 bytes): copy or download it again"));
-        assert!(decode_error(b"<html>not found</html>").contains("is not a PNG, JPEG, WebP, GIF, BMP or TIFF"));
+        assert!(decode_error(b"<html>not found</html>").contains("is a web page instead of an image"));
+        assert!(decode_error(b"words").contains("is not a PNG, JPEG, WebP, GIF, BMP or TIFF"));
         assert!(decode_error(b"qoif\0\0\0\x01\0\0\0\x01\x03\0").contains("is Qoi, which is not supported: convert it"));
         let missing = ImageDecoder::default().open("no/such.png").unwrap_err().to_string();
         assert!(missing.contains("no/such.png"), "{missing}");
@@ -374,10 +375,73 @@ mod prompts {
     }
 
     fn with_template(source: &str) -> Processor {
+        with_template_and_config(source, Map::new())
+    }
+
+    fn with_template_and_config(source: &str, tokenizer_config: Map<String, Value>) -> Processor {
         let config = HaploVlConfig::tiny();
-        let tokenizer = TextTokenizer::new(tiny_tokenizer(), Map::new()).unwrap();
+        let tokenizer = TextTokenizer::new(tiny_tokenizer(), tokenizer_config).unwrap();
         let template = ChatTemplate::new(source).unwrap();
         Processor::new(&config, ProcessorSettings::new(&config), tokenizer, Some(template)).unwrap()
+    }
+
+    fn decoded(processor: &Processor, ids: impl IntoIterator<Item = u32>) -> String {
+        let ids: Vec<_> = ids.into_iter().filter(|&id| id != IGNORE_INDEX).collect();
+        processor.tokenizer().decode(&ids, false).unwrap()
+    }
+
+    #[test]
+    fn a_template_without_an_end_of_turn_gets_the_end_token() {
+        let endless = "{% for m in messages %}{{ m.role + ': ' + m.content + ' ' }}{% endfor %}";
+        let mut conversation = Conversation::ask([], "what?");
+        conversation.push(Message::assistant("a cat"));
+        conversation.push(Message::user(["sure?".into()]));
+        conversation.push(Message::assistant("yes"));
+        let end = Map::from_iter([("eos_token".to_owned(), json!("<|endoftext|>"))]);
+        let processor = with_template_and_config(endless, end);
+        assert_eq!(processor.end_of_turn(), EndOfTurn::Added(91));
+        let sequence = processor.training_sequence(&conversation).unwrap();
+        let expected = "user: what? assistant: a cat user: sure? assistant: yes<|endoftext|> ";
+        assert_eq!(decoded(&processor, sequence.input_ids), expected);
+        assert_eq!(decoded(&processor, sequence.labels.unwrap()), "a cat yes<|endoftext|>");
+
+        let processor = with_template(endless);
+        assert_eq!(processor.end_of_turn(), EndOfTurn::Missing);
+        assert_eq!(tiny_processor().end_of_turn(), EndOfTurn::Template(93));
+    }
+
+    #[test]
+    fn plain_text_needs_no_template_where_the_template_insists_on_roles() {
+        let strict = "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}\
+            {{ raise_exception('roles must alternate') }}{% endif %}{{ m.content }}<|im_end|>{% endfor %}";
+        let processor = with_template(strict);
+        let text: Conversation = Message::assistant("a cat").into();
+        let sequence = processor.training_sequence(&text).unwrap();
+        assert_eq!(decoded(&processor, sequence.input_ids), "a cat<|im_end|>");
+        assert_eq!(decoded(&processor, sequence.labels.unwrap()), "a cat<|im_end|>");
+
+        let bos = [("bos_token".to_owned(), json!("<|im_start|>")), ("add_bos_token".to_owned(), json!(true))];
+        let processor = with_template_and_config(strict, Map::from_iter(bos));
+        let sequence = processor.training_sequence(&text).unwrap();
+        assert_eq!(decoded(&processor, sequence.input_ids), "<|im_start|>a cat<|im_end|>");
+        assert_eq!(decoded(&processor, sequence.labels.unwrap()), "a cat<|im_end|>");
+
+        // Where the template takes such a text, it is used.
+        let sequence = tiny_processor().training_sequence(&text).unwrap();
+        assert_eq!(decoded(&tiny_processor(), sequence.input_ids), "<|im_start|>assistant\na cat<|im_end|>\n");
+    }
+
+    #[test]
+    fn system_messages_join_the_users_turn_where_the_template_refuses_them() {
+        let strict = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}\
+            {% endif %}[{{ m.content }}]<|im_end|>{% endfor %}";
+        let conversation: Conversation =
+            [Message::system("be brief"), Message::user(["what?".into()]), Message::assistant("a cat")]
+                .into_iter()
+                .collect();
+        let sequence = with_template(strict).training_sequence(&conversation).unwrap();
+        let text = decoded(&tiny_processor(), sequence.input_ids);
+        assert_eq!(text, "[be brief\n\nwhat?]<|im_end|>[a cat]<|im_end|>");
     }
 
     /// Templates of three model families, rewritten; only the positions of their parts matter.

@@ -13,7 +13,10 @@ use haplovl::optim::ParamGroup;
 use haplovl::options::{DeviceChoice, Precision};
 use haplovl::pipeline::{Captioner, LoadOptions, LoadedModel};
 use haplovl::train::metrics::Record;
-use haplovl::train::{Evaluation, FloatType, Measures, Outcome, Recipe, Run, RunStart, StepReport, TrainObserver};
+use haplovl::train::{
+    CheckpointChoice, DataLayout, DataSource, Evaluation, FloatType, Measures, Outcome, Recipe, Run, RunStart,
+    SkippedSample, StepReport, TrainObserver, TrainSource,
+};
 use haplovl::weights::Parameters;
 
 #[path = "../examples/common/signals.rs"]
@@ -150,7 +153,7 @@ fn a_checkpoint_can_be_read_while_another_process_trains() {
     recipe.optimizer.ema_decay = Some(0.5);
     let look = |name: &str| -> haplovl::Result<_> {
         let folder = folder.path().join(name);
-        Ok((Run::new(recipe.clone(), Device::Cpu)?.export_checkpoint(&folder)?, folder))
+        Ok((Run::new(recipe.clone(), Device::Cpu)?.export_checkpoint(&folder, CheckpointChoice::Newest)?, folder))
     };
     let none = look("early").unwrap_err().to_string();
     assert!(none.contains("there is no checkpoint") && !folder.path().join("run").exists(), "{none}");
@@ -161,6 +164,260 @@ fn a_checkpoint_can_be_read_while_another_process_trains() {
     assert!(alone.contains("another process is training"), "{alone}");
     let (step, found) = look("late").unwrap();
     assert_eq!((step, tensors(&found)), (4, tensors(&whole)));
+}
+
+#[test]
+fn the_newest_the_best_or_any_checkpoint_is_exported_to_a_new_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = recipe(folder.path(), "run", r#"{ kind = "tune" }"#, "mixed", 6);
+    recipe.run.save_total_limit = 9;
+    let whole = train(recipe.clone(), false).unwrap();
+    let mut run = Run::new(recipe.clone(), Device::Cpu).unwrap();
+    let mut export = |name: &str, choice| run.export_checkpoint(folder.path().join(name), choice);
+    assert_eq!(export("four", CheckpointChoice::Step(4)).unwrap(), 4);
+    assert_eq!(export("six", CheckpointChoice::Newest).unwrap(), 6);
+    let best = export("best", CheckpointChoice::Best).unwrap();
+    assert!([2, 4, 6].contains(&best), "{best}");
+    let four = tensors(&folder.path().join("four"));
+    assert!(tensors(&folder.path().join("six")) == tensors(&whole) && four != tensors(&whole));
+    let missing = export("none", CheckpointChoice::Step(3)).unwrap_err().to_string();
+    assert!(missing.contains("no checkpoint of step 3") && missing.ends_with("steps 2, 4, 6"), "{missing}");
+    let used = export("four", CheckpointChoice::Newest).unwrap_err().to_string();
+    assert!(used.contains("four") && used.contains("is not empty"), "{used}");
+    assert_eq!(tensors(&folder.path().join("four")), four);
+    recipe.data.validation = None;
+    recipe.output = folder.path().join("blind");
+    train(recipe.clone(), false).unwrap();
+    let mut blind = Run::new(recipe, Device::Cpu).unwrap();
+    let none = blind.export_checkpoint(folder.path().join("x"), CheckpointChoice::Best).unwrap_err().to_string();
+    assert!(none.contains("validation loss") && !folder.path().join("x").exists(), "{none}");
+}
+
+/// The notices of a run, and its outcome.
+fn notices(recipe: Recipe, resume: bool) -> (Vec<String>, Outcome) {
+    let (sender, received) = std::sync::mpsc::channel();
+    let mut run = Run::new(recipe, Device::Cpu).unwrap().with_observer(Box::new(Notices(sender)));
+    let outcome = run.train(resume).unwrap();
+    (received.try_iter().collect(), outcome)
+}
+
+#[test]
+fn a_finished_run_goes_on_if_it_is_extended() {
+    let folder = tempfile::tempdir().unwrap();
+    let tune = |steps| recipe(folder.path(), "run", r#"{ kind = "tune" }"#, "mixed", steps);
+    assert_eq!(tune(4).finished_run().unwrap(), None);
+    let export = train(tune(4), false).unwrap();
+    let four = tensors(&export);
+    let finished = tune(4).finished_run().unwrap().unwrap();
+    assert_eq!((finished.export, finished.step, finished.is_longer), (export.clone(), Some(4), false));
+    assert_eq!(tune(8).finished_run().unwrap(), None);
+    let (notices, _) = notices(tune(8), true);
+    assert!(notices.iter().any(|n| n.contains("8 steps now instead of 4") && n.contains("schedule")), "{notices:?}");
+    assert_ne!(tensors(&export), four);
+    assert_eq!(tune(8).finished_run().unwrap().unwrap().step, Some(8));
+    // Fewer steps than are done.
+    assert!(tune(3).finished_run().unwrap().unwrap().is_longer);
+    let (said, outcome) = self::notices(tune(3), true);
+    assert!(matches!(outcome, Outcome::Finished { .. }));
+    assert!(
+        said.iter().any(|notice| notice.contains("8 steps are done already, more than the recipe's 3")),
+        "{said:?}"
+    );
+    // Without checkpoints there is nothing to go on from.
+    std::fs::remove_dir_all(folder.path().join("run/checkpoints")).unwrap();
+    train(tune(3), true).unwrap();
+    std::fs::remove_dir_all(folder.path().join("run/checkpoints")).unwrap();
+    assert_eq!(tune(3).finished_run().unwrap().unwrap().step, Some(3));
+    let error = tune(9).finished_run().unwrap_err().to_string();
+    assert!(error.contains("cannot go on to 9") && error.contains("init_from"), "{error}");
+}
+
+#[test]
+fn an_extended_run_trains_the_steps_that_are_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let tune = |steps| {
+        let mut recipe = recipe(folder.path(), "run", r#"{ kind = "tune" }"#, "mixed", steps);
+        recipe.schedule.decay = haplovl::optim::Decay::Constant;
+        recipe.schedule.warmup_ratio = 0.0;
+        recipe
+    };
+    // With a constant learning rate, the parts of an extended run make up the whole run, bit for bit.
+    train(tune(4), false).unwrap();
+    let extended = tensors(&train(tune(8), true).unwrap());
+    let metrics = std::fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
+    assert_eq!(metrics.lines().count(), 8);
+    std::fs::remove_dir_all(folder.path().join("run")).unwrap();
+    assert_eq!(extended, tensors(&train(tune(8), false).unwrap()));
+}
+
+#[test]
+fn a_run_that_ended_early_goes_on_if_it_is_extended() {
+    let folder = tempfile::tempdir().unwrap();
+    let stale = |steps| {
+        let mut recipe = recipe(folder.path(), "run", r#"{ kind = "tune" }"#, "captions", steps);
+        recipe.update.learning_rate = 1e-30;
+        recipe.run.early_stopping_patience = Some(2);
+        recipe
+    };
+    let (_, outcome) = notices(stale(50), false);
+    assert!(matches!(outcome, Outcome::GaveUp { step: 6, .. }), "{outcome:?}");
+    assert_eq!(stale(50).finished_run().unwrap().unwrap().step, Some(6));
+    assert_eq!(stale(60).finished_run().unwrap(), None);
+    let (said, outcome) = notices(stale(60), true);
+    assert!(matches!(outcome, Outcome::GaveUp { step: 10, .. }), "{outcome:?}");
+    assert!(said.iter().any(|notice| notice.contains("ended early and is extended")), "{said:?}");
+}
+
+#[test]
+fn epochs_are_resolved_to_steps_and_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let tune = |epochs: f64, layout: DataLayout| {
+        let mut recipe = recipe(folder.path(), "run", r#"{ kind = "tune" }"#, "mixed", 1);
+        (recipe.update.steps, recipe.update.epochs) = (None, Some(epochs));
+        recipe.data.layout = layout;
+        recipe
+    };
+    // 50 scenes in batches of 4 are 13 batches.
+    let facts = Run::new(tune(2.0, DataLayout::ByLength), Device::Cpu).unwrap().facts().data.clone();
+    assert_eq!((facts.steps, facts.steps_per_epoch, facts.is_estimated), (26, 13.0, false));
+    let packed = Run::new(tune(2.0, DataLayout::Packed), Device::Cpu).unwrap().facts().data.clone();
+    assert!(packed.is_estimated && (1..26).contains(&packed.steps), "{packed:?}");
+    let mut run = Run::new(tune(0.5, DataLayout::InOrder), Device::Cpu).unwrap();
+    run.stop_after(3);
+    run.train(false).unwrap();
+    let written = Recipe::read(folder.path().join("run/recipe.toml"), &[]).unwrap();
+    assert_eq!((written.update.steps, written.update.epochs), (Some(7), None));
+    assert_eq!(run.data_report().seen, 12);
+    train(tune(0.5, DataLayout::InOrder), true).unwrap();
+    assert_eq!(tune(0.5, DataLayout::InOrder).finished_run().unwrap().unwrap().step, Some(7));
+    assert_eq!(tune(1.0, DataLayout::InOrder).finished_run().unwrap(), None);
+    let (said, _) = notices(tune(1.0, DataLayout::InOrder), true);
+    assert!(said.iter().any(|notice| notice.contains("13 steps now instead of 7")), "{said:?}");
+}
+
+/// A recipe whose only source are the records of a JSON lines file, beside images of 32 pixels called `0.png` and `1.png`.
+fn records(folder: &Path, lines: &[String], steps: u64) -> Recipe {
+    for index in 0..2 {
+        let image = Scene::generate(index, &ShapesConfig::default()).render(32);
+        image.save(folder.join(format!("{index}.png"))).unwrap();
+    }
+    std::fs::write(folder.join("records.jsonl"), lines.join("\n")).unwrap();
+    let base = recipe(folder, "run", r#"{ kind = "tune" }"#, "captions", steps);
+    let text = std::fs::read_to_string(folder.join("run.toml")).unwrap();
+    let validation = format!(r#"{{ kind = "files", path = "{}" }}"#, folder.join("records.jsonl").display());
+    let path = folder.join("files.toml");
+    std::fs::write(&path, text).unwrap();
+    let settings = [format!("data.train=[{validation}]"), format!("data.validation={validation}")];
+    let recipe = Recipe::read(&path, &settings).unwrap();
+    assert_eq!(recipe.output, base.output);
+    recipe
+}
+
+/// A record about an image; its answer has this many words.
+fn record(image: &str, words: usize) -> String {
+    let answer = vec!["red"; words].join(" ");
+    format!(
+        r#"{{"image":"{image}","conversations":[{{"from":"human","value":"describe the image."}},{{"from":"gpt","value":"{answer}"}}]}}"#
+    )
+}
+
+#[test]
+fn a_broken_image_below_the_limit_never_stops_a_run_and_is_skipped_in_validation() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut lines = vec![record("0.png", 2); 119];
+    lines.insert(3, record("broken.png", 2));
+    std::fs::write(folder.path().join("broken.png"), "no image").unwrap();
+    let mut recipe = records(folder.path(), &lines, 20);
+    recipe.update.batch_size = 16;
+    (recipe.run.save_steps, recipe.run.eval_steps) = (1000, 1000);
+    let (sender, received) = std::sync::mpsc::channel();
+    let run = Run::new(recipe.clone(), Device::Cpu).unwrap();
+    let data = &run.facts().data;
+    assert_eq!((data.validation, data.skipped_validation.len()), (5, 1));
+    assert!(data.skipped_validation[0].contains("broken.png"), "{data:?}");
+    let text = run.facts().to_string();
+    assert!(text.contains("120 records, 120 with images, 0 text only") && text.contains("broken.png"), "{text}");
+    assert!(text.contains("starts from random weights"), "{text}");
+    let mut run = run.with_observer(Box::new(Skips(sender.clone()))).with_observer(Box::new(Notices(sender)));
+    run.train(false).unwrap();
+    let said: Vec<String> = received.try_iter().collect();
+    assert_eq!(said.iter().filter(|line| line.contains("broken.png")).count(), 1, "{said:?}");
+    assert!(said.contains(&"of 120 samples seen, 1 were bad and skipped".to_string()), "{said:?}");
+    assert_eq!((run.data_report().bad, run.data_report().seen), (1, 120));
+    // Without a good validation sample there is no validation loss.
+    std::fs::write(folder.path().join("bad.jsonl"), record("broken.png", 2)).unwrap();
+    recipe.data.validation = Some(DataSource::Files(haplovl::data::FilesSource::new(folder.path().join("bad.jsonl"))));
+    let error = Run::new(recipe, Device::Cpu).err().unwrap().to_string();
+    assert!(error.contains("none of the 1 validation samples can be used") && error.contains("broken.png"), "{error}");
+}
+
+/// Observer that sends the names of skipped samples to the test.
+struct Skips(std::sync::mpsc::Sender<String>);
+
+impl TrainObserver for Skips {
+    fn on_skipped_sample(&mut self, sample: &SkippedSample) {
+        self.0.send(format!("{}: {}", sample.sample, sample.reason)).unwrap();
+    }
+}
+
+#[test]
+fn long_answers_are_cut_on_request_and_never_learn_an_early_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines = [record("0.png", 3), record("1.png", 90), record("0.png", 3)];
+    let mut recipe = records(folder.path(), &lines, 2);
+    recipe.data.max_length = 80;
+    recipe.data.max_bad_share = 0.5;
+    let mut whole = Run::new(recipe.clone(), Device::Cpu).unwrap();
+    assert_eq!((whole.facts().data.sources[0].too_long, whole.facts().data.sources[0].cut), (1, 0));
+    whole.train(false).unwrap();
+    assert_eq!((whole.data_report().bad, whole.data_report().cut), (1, 0));
+    recipe.output = folder.path().join("cut");
+    recipe.data.truncate_answers = true;
+    let (sender, received) = std::sync::mpsc::channel();
+    let mut cut = Run::new(recipe, Device::Cpu).unwrap().with_observer(Box::new(Notices(sender)));
+    assert_eq!((cut.facts().data.sources[0].too_long, cut.facts().data.sources[0].cut), (0, 1));
+    cut.train(false).unwrap();
+    assert_eq!((cut.data_report().bad, cut.data_report().cut), (0, 1));
+    let said: Vec<String> = received.try_iter().collect();
+    assert!(said.iter().any(|notice| notice.contains("the end of its last answer is cut")), "{said:?}");
+    assert!(said.iter().any(|notice| notice.contains("1 had the end of their last answer cut")), "{said:?}");
+}
+
+#[test]
+fn weighted_sources_train_and_resume_bit_for_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let tune = |name: &str| {
+        let mut recipe = recipe(folder.path(), name, r#"{ kind = "tune" }"#, "mixed", 6);
+        recipe.data.train[0].weight = 0.1;
+        let again = recipe.data.train[0].source.clone();
+        recipe.data.train.push(TrainSource::new(again, 0.06));
+        recipe
+    };
+    let facts = Run::new(tune("whole"), Device::Cpu).unwrap().facts().data.clone();
+    assert_eq!((facts.samples_per_epoch, facts.steps_per_epoch), (8, 2.0));
+    let whole = train(tune("whole"), false).unwrap();
+    let mut run = Run::new(tune("halves"), Device::Cpu).unwrap();
+    run.stop_after(3);
+    run.train(false).unwrap();
+    assert_eq!(tensors(&whole), tensors(&train(tune("halves"), true).unwrap()));
+}
+
+#[test]
+fn checkpoints_of_the_first_version_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let tune = |name| recipe(folder.path(), name, r#"{ kind = "tune" }"#, "mixed", 6);
+    let whole = train(tune("whole"), false).unwrap();
+    let mut run = Run::new(tune("run"), Device::Cpu).unwrap();
+    run.stop_after(2);
+    run.train(false).unwrap();
+    // Version 1 had no checksum, and its state no length and no indices of bad samples.
+    let path = folder.path().join("run/checkpoints/step-00000002/state.json");
+    let mut state: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    state["version"] = 1.into();
+    state.as_object_mut().unwrap().remove("checksum");
+    assert!(state["state"].as_object_mut().unwrap().remove("length").is_some(), "{state}");
+    std::fs::write(&path, state.to_string()).unwrap();
+    assert_eq!(tensors(&whole), tensors(&train(tune("run"), true).unwrap()));
 }
 
 /// Environment variable with the folder of [`trains_until_killed`], which does nothing without it.

@@ -48,7 +48,8 @@ pub fn caption_folder(c: &mut Criterion) {
         group.bench_function(batch_size.to_string(), |b| {
             let runner = BatchRunner::new(&model).with_batch_size(batch_size);
             b.iter(|| {
-                let requests = images().into_iter().map(|path| ((), Input::image(path).request(Captioner::DEFAULT_PROMPT)));
+                let requests =
+                    images().into_iter().map(|path| ((), Input::image(path).request(Captioner::DEFAULT_PROMPT)));
                 runner.run(requests).expect("threads").for_each(|(_, answer)| drop(answer.expect("a caption")));
             });
         });

@@ -14,6 +14,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{cli, images};
 
+/// Number of left-out files that a note names.
+const LEFT_OUT_SHOWN: usize = 3;
+
 /// Options of batch inference.
 #[derive(Debug, Args)]
 pub struct BatchOptions {
@@ -206,9 +209,10 @@ fn named(names: &[PathBuf]) -> Result<Vec<Input>> {
             continue;
         }
         let list = ImageList::find(iter::once(name))?;
-        let left_out = list.left_out.to_string();
-        if !left_out.is_empty() {
-            cli::note(format_args!("note: {}: {left_out}", name.display()));
+        if list.left_out.files > 0 {
+            let (count, named) = (list.left_out.files, list.left_out.named.iter().take(LEFT_OUT_SHOWN));
+            let named = Vec::from_iter(named.map(String::as_str)).join("; ");
+            cli::note(format_args!("note: {}: left out {count} of its entries ({named})", name.display()));
         }
         inputs.extend(list.images.into_iter().map(Input::image));
     }

@@ -41,8 +41,8 @@ impl ModelOptions {
         // Opened before a download of gigabytes: a device that is missing now will be missing after it.
         device.open()?;
         let loaded = match &self.model {
-            source @ ModelSource::Named { .. } => LoadedModel::from_folder(download::folder(source)?, options)?,
-            source => LoadedModel::load(source, options)?,
+            ModelSource::Builtin => LoadedModel::load(&self.model, options)?,
+            source => LoadedModel::from_folder(download::model(source)?.path(), options)?,
         };
         let config = loaded.model().config();
         let parameters: usize = HaploVl::parameter_shapes(config)?.values().map(|s| s.iter().product::<usize>()).sum();

@@ -93,10 +93,16 @@ pub struct DecoderConfig {
     pub intermediate_size: usize,
     /// Number of layers.
     pub num_hidden_layers: usize,
-    /// Number of query heads; a divisor of `hidden_size`.
+    /// Number of query heads; a divisor of `hidden_size` if there is no `head_dim`.
     pub num_attention_heads: usize,
     /// Number of key and value heads; a divisor of `num_attention_heads`.
     pub num_key_value_heads: usize,
+    /// Width of one head; `hidden_size / num_attention_heads` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
+    /// Whether queries and keys pass an RMSNorm over each head before the rotary positions, as in Qwen3.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub qk_norm: bool,
     /// Activation function of the MLP.
     pub hidden_act: Activation,
     /// Normalisation of the layers.
@@ -123,7 +129,12 @@ pub struct DecoderConfig {
 impl DecoderConfig {
     /// Width of one head.
     pub fn head_dim(&self) -> usize {
-        self.hidden_size / self.num_attention_heads.max(1)
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    /// Width of all query heads together.
+    pub fn attention_size(&self) -> usize {
+        self.num_attention_heads.saturating_mul(self.head_dim())
     }
 
     /// Checks every field; `name` is the prefix in messages, for example `pre_decoder`.
@@ -142,7 +153,16 @@ impl DecoderConfig {
             at_most(&field(f), value, most)?;
         }
         at_most(&field("num_hidden_layers"), self.num_hidden_layers, 1 << 12)?;
-        multiple_of(&field("hidden_size"), self.hidden_size, "num_attention_heads", self.num_attention_heads)?;
+        match self.head_dim {
+            None => {
+                multiple_of(&field("hidden_size"), self.hidden_size, "num_attention_heads", self.num_attention_heads)?
+            }
+            Some(head_dim) => {
+                at_least_one(&field("head_dim"), head_dim)?;
+                at_most(&field("head_dim"), head_dim, 1 << 12)?;
+                at_most(&field("head_dim (times num_attention_heads)"), self.attention_size(), 1 << 18)?;
+            }
+        }
         multiple_of(
             &field("num_attention_heads"),
             self.num_attention_heads,
@@ -153,7 +173,7 @@ impl DecoderConfig {
             return Err(Error::config(
                 field("hidden_size"),
                 format!(
-                    "gives heads of width {}, but rotary positions rotate pairs: choose hidden_size / \
+                    "gives heads of width {}, but rotary positions rotate pairs: choose head_dim or hidden_size / \
                      num_attention_heads even",
                     self.head_dim()
                 ),

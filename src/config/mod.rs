@@ -14,5 +14,6 @@ pub(crate) use file::from_value;
 pub use decoder::{Activation, DecoderConfig, MlpKind, NormKind, Rope, RopeScaling};
 pub use generation::GenerationConfig;
 pub use model::{HaploVlConfig, ImageAttention, ModelType, OfficialExtra, TextEmbedding};
+pub(crate) use processor::{CLIP_MEAN, CLIP_STD};
 pub use processor::{PreprocessorConfig, ProcessorConfig, Resample};
 pub use vision::{ImageAspectRatio, VisionConfig};

@@ -245,7 +245,7 @@ impl HaploVlConfig {
         }
         // A larger number of parameters is certainly a mistake (and would overflow).
         let layers = |d: &DecoderConfig| {
-            (d.num_hidden_layers * d.hidden_size).saturating_mul(4 * d.hidden_size + 3 * d.intermediate_size)
+            (d.num_hidden_layers * d.hidden_size).saturating_mul(4 * d.attention_size() + 3 * d.intermediate_size)
         };
         let tables = self.vocab_size * (pre.hidden_size + 2 * post.hidden_size)
             + self.vision.patches_per_tile() * pre.hidden_size;
@@ -280,6 +280,8 @@ fn clip_vit_large() -> DecoderConfig {
         rope: Rope::Own,
         rope_theta: 10_000.0,
         rope_scaling: None,
+        head_dim: None,
+        qk_norm: false,
     }
 }
 
@@ -301,6 +303,8 @@ fn llama(hidden_size: usize, layers: usize, heads: usize) -> DecoderConfig {
         rope: Rope::Own,
         rope_theta: 10_000.0,
         rope_scaling: None,
+        head_dim: None,
+        qk_norm: false,
     }
 }
 

@@ -85,6 +85,9 @@ impl HaploVlConfig {
             if d.rope == Rope::None {
                 return cannot(&format!("{name}.rope"), "`none`");
             }
+            if d.head_dim.is_some() || d.qk_norm {
+                return cannot(&format!("{name}.head_dim"), "own head widths and norms of queries and keys");
+            }
             if d.rope_scaling.is_some() {
                 return cannot(&format!("{name}.rope_scaling"), "scaled rotary frequencies");
             }
@@ -184,6 +187,8 @@ fn decoder_from_official(fields: &mut Fields) -> Result<DecoderConfig> {
         rope: if fields.or("attention_rope", true)? { Rope::Own } else { Rope::Shared },
         rope_theta: fields.or("rope_theta", 10_000.0)?,
         rope_scaling: None,
+        head_dim: None,
+        qk_norm: false,
     })
 }
 

@@ -10,9 +10,9 @@ use super::validate::{at_least_one, at_most, positive};
 use crate::{Error, Result};
 
 /// Mean of each colour channel in CLIP's training images.
-const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+pub(crate) const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// Standard deviation of each colour channel in CLIP's training images.
-const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+pub(crate) const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 /// Resampling filter for resizing, with Pillow's numbering and names.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -41,6 +41,28 @@ pub enum BadSample {
     /// An image of the record is outside of the image folder.
     #[error("image {} is outside of the image folder: move it there, or set a common parent folder", shown(.0))]
     OutsideImage(PathBuf),
+    /// A video of the record does not exist.
+    #[error("no video {}: check the image folder of the data set", shown(.0))]
+    MissingVideo(PathBuf),
+    /// The record has an image or video in a field that is not read.
+    #[error(
+        "field `{field}` names \"{name}\", but is not read: name it `image` or `video`, or say its name in `columns`"
+    )]
+    UnreadMedia {
+        /// Name of the field, shortened.
+        field: String,
+        /// What the field says, shortened.
+        name: String,
+    },
+    /// The record has no field with text.
+    #[error(
+        "no text in the fields {keys}: expected `conversations`, `question` and `answer`, `caption` or `text`, or say \
+         the names of the fields in `columns`"
+    )]
+    NoText {
+        /// Names of the fields, shortened.
+        keys: String,
+    },
     /// An image of an image folder has no text file.
     #[error("no text file {} beside the image", shown(.0))]
     MissingText(PathBuf),
@@ -54,6 +76,14 @@ pub enum BadSample {
         markers: usize,
         /// Number of images of the record.
         images: usize,
+    },
+    /// The numbers of `<video>` markers and videos differ.
+    #[error("{markers} `<video>` markers for {videos} videos: expected one each")]
+    VideoMarkers {
+        /// Number of markers in all turns.
+        markers: usize,
+        /// Number of videos of the record.
+        videos: usize,
     },
     /// The prepared sample is too long.
     #[error("{length} tokens long, more than the allowed {limit}")]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{BadSample, Record, SampleResult};
+use super::{BadSample, LeftOut, Record, SampleResult};
 
 /// A data set with random access from any thread.
 pub trait Dataset: Send + Sync {
@@ -27,6 +27,23 @@ pub trait Dataset: Send + Sync {
     fn describe(&self, index: usize) -> String {
         format!("sample {index}")
     }
+
+    /// Files of the source that are not read.
+    fn left_out(&self) -> LeftOut {
+        LeftOut::default()
+    }
+
+    /// Indices of at most `count` samples spread over the data set.
+    fn spread(&self, count: usize) -> Vec<usize> {
+        let (len, count) = (self.len(), count.min(self.len()));
+        self.cheapest((0..count).map(|i| (i as u128 * len as u128 / count as u128) as usize).collect())
+    }
+
+    /// As many indices as these, near them, of samples that are cheap to read together: by default the same. A source
+    /// that reads blocks of samples at once returns several of each of a few blocks.
+    fn cheapest(&self, indices: Vec<usize>) -> Vec<usize> {
+        indices
+    }
 }
 
 /// A data set of conversations.
@@ -46,6 +63,14 @@ impl<D: Dataset + ?Sized> Dataset for Box<D> {
     fn describe(&self, index: usize) -> String {
         (**self).describe(index)
     }
+
+    fn left_out(&self) -> LeftOut {
+        (**self).left_out()
+    }
+
+    fn cheapest(&self, indices: Vec<usize>) -> Vec<usize> {
+        (**self).cheapest(indices)
+    }
 }
 
 impl<D: Dataset + ?Sized> Dataset for Arc<D> {
@@ -61,6 +86,14 @@ impl<D: Dataset + ?Sized> Dataset for Arc<D> {
 
     fn describe(&self, index: usize) -> String {
         (**self).describe(index)
+    }
+
+    fn left_out(&self) -> LeftOut {
+        (**self).left_out()
+    }
+
+    fn cheapest(&self, indices: Vec<usize>) -> Vec<usize> {
+        (**self).cheapest(indices)
     }
 }
 
@@ -99,6 +132,24 @@ impl<D: Dataset> Dataset for Concat<D> {
 
     fn describe(&self, index: usize) -> String {
         self.locate(index).map_or_else(|| format!("sample {index}"), |(part, index)| part.describe(index))
+    }
+
+    fn left_out(&self) -> LeftOut {
+        let mut all = LeftOut::default();
+        self.0.iter().for_each(|part| all.merge(&part.left_out()));
+        all
+    }
+
+    fn cheapest(&self, indices: Vec<usize>) -> Vec<usize> {
+        let mut start = 0;
+        let of_part = |part: &D| {
+            let range = start..start + part.len();
+            start = range.end;
+            let inside = indices.iter().filter(|index| range.contains(index)).map(|index| index - range.start);
+            let chosen = part.cheapest(inside.collect());
+            chosen.into_iter().map(move |index| range.start + index)
+        };
+        self.0.iter().flat_map(of_part).collect()
     }
 }
 

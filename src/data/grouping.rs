@@ -85,7 +85,7 @@ impl Grouping {
     }
 
     /// Arranges the samples of one window in groups of rows; the last group may have fewer rows.
-    pub(super) fn arrange<T: Length>(&self, mut items: Vec<T>, rng: &mut impl Rng) -> Vec<Vec<Vec<T>>> {
+    pub(crate) fn arrange<T: Length>(&self, mut items: Vec<T>, rng: &mut impl Rng) -> Vec<Vec<Vec<T>>> {
         match *self {
             Self::InOrder { rows } => chunks(items.into_iter().map(|item| vec![item]), rows),
             Self::ByLength { rows, .. } => {

@@ -3,16 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
+use super::bad_share::is_above;
+use super::order::{Order, Portion, check_portions, epoch_length};
 use super::prefetch::Prefetch;
-use super::{BadSample, Dataset, Grouping, Length, SampleResult, guarded, random_stream};
+use super::{BadSample, Dataset, Grouping, IndexSet, Length, SampleResult, guarded, random_stream};
 use crate::{Error, Result};
-
-/// Smallest number of samples (or the whole data set if that is smaller) that the share of bad samples is computed
-/// over, so that one bad sample at the start does not stop a run.
-const SHARE_COUNTS_FROM: u64 = 100;
 
 /// Order, preparation and grouping of samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,8 +27,11 @@ pub struct LoaderConfig {
     pub prefetch: usize,
     /// Grouping of samples into batches.
     pub grouping: Grouping,
-    /// Share of bad samples above which the loader fails, at least 0 and below 1.
+    /// Share of bad samples in the data set above which the loader fails, at least 0 and below 1. A sample counts once,
+    /// however often it comes. The loader fails as soon as the share is certainly larger, and never below it.
     pub max_bad_share: f64,
+    /// Parts of the data set with weights, in order; if empty, every sample comes once per epoch.
+    pub portions: Vec<Portion>,
 }
 
 impl Default for LoaderConfig {
@@ -44,6 +44,7 @@ impl Default for LoaderConfig {
             prefetch: 64,
             grouping: Grouping::InOrder { rows: 8 },
             max_bad_share: 0.01,
+            portions: Vec::new(),
         }
     }
 }
@@ -64,10 +65,20 @@ impl LoaderConfig {
         }
         Ok(())
     }
+
+    /// Number of samples that an epoch of a data set of `samples` has.
+    pub fn epoch_length(&self, samples: usize) -> usize {
+        epoch_length(&self.portions, samples)
+    }
+
+    /// Whether the samples at the start of an epoch are a random part of the data set.
+    fn is_random(&self) -> bool {
+        self.shuffle && self.portions.iter().all(|portion| portion.weight == 1.0)
+    }
 }
 
 /// Position of a loader, from which it resumes with exactly the next group.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoaderState {
     /// Completed epochs.
@@ -78,10 +89,21 @@ pub struct LoaderState {
     pub groups: usize,
     /// Samples seen before the current window over all epochs, good and bad.
     pub seen: u64,
-    /// Bad samples among `seen`.
+    /// Different bad samples so far.
     pub bad: u64,
     /// Size of the data set, to detect changes; 0 before the start.
     pub samples: usize,
+    /// Indices of the bad samples so far, those of the current window included. States of the first version of
+    /// checkpoints lack them: the samples are then counted and reported once more.
+    #[serde(default, skip_serializing_if = "IndexSet::is_empty")]
+    pub bad_samples: IndexSet,
+}
+
+impl LoaderState {
+    /// Different samples seen so far, exact if every sample comes once per epoch, and else at most.
+    pub fn different(&self) -> u64 {
+        self.seen.min(self.samples as u64)
+    }
 }
 
 /// Prepared samples for one batch.
@@ -103,9 +125,9 @@ pub struct BadReport<'a> {
     pub sample: &'a str,
     /// Reason.
     pub reason: &'a BadSample,
-    /// Bad samples so far, this one included.
+    /// Different bad samples so far, this one included.
     pub bad: u64,
-    /// Samples so far, this one included.
+    /// Different samples so far, this one included.
     pub seen: u64,
 }
 
@@ -125,11 +147,11 @@ impl<T: Length> Length for Numbered<T> {
 ///
 /// The groups depend only on the data set, the configuration and the state, not on the number of threads. A window that
 /// is sorted or packed never crosses the end of an epoch, so that every sample comes once per epoch; the last group of
-/// a window may be smaller.
+/// a window may be smaller. With [`LoaderConfig::portions`], a sample comes as often per epoch as its portion says.
 pub struct Loader<T> {
     config: LoaderConfig,
     prefetch: Prefetch<usize, (usize, SampleResult<T>)>,
-    ahead: Cursor,
+    ahead: Order,
     /// State after the groups that were returned, and state after the groups that are ready.
     state: LoaderState,
     window_end: LoaderState,
@@ -157,8 +179,9 @@ impl<T: Length + Send + 'static> Loader<T> {
     {
         config.validate()?;
         let samples = dataset.len();
-        check_state(&state, samples)?;
-        let state = LoaderState { samples, ..state };
+        check_portions(&config.portions, samples)?;
+        check_state(&state, samples, config.epoch_length(samples))?;
+        let state = LoaderState { samples, bad: state.bad_samples.len(), ..state };
         let dataset = Arc::new(dataset);
         let names = Arc::clone(&dataset);
         let longest = config.grouping.longest();
@@ -172,10 +195,10 @@ impl<T: Length + Send + 'static> Loader<T> {
         let prefetch = Prefetch::new(config.workers, move |number| (number, guarded(|| get(number))))?;
         Ok(Self {
             prefetch,
-            ahead: Cursor::new(&config, &state),
+            ahead: Order::new(&config, &state),
             config,
+            window_end: state.clone(),
             state,
-            window_end: state,
             ready: VecDeque::new(),
             describe: Box::new(move |number| names.describe(number)),
             on_bad: Box::new(|_| ()),
@@ -183,7 +206,7 @@ impl<T: Length + Send + 'static> Loader<T> {
         })
     }
 
-    /// Calls `report` for every bad sample. After resuming, bad samples of the current window are reported again.
+    /// Calls `report` for every bad sample, once for each, also over resumed runs.
     #[must_use]
     pub fn on_bad(mut self, report: impl FnMut(&BadReport<'_>) + Send + 'static) -> Self {
         self.on_bad = Box::new(report);
@@ -192,12 +215,12 @@ impl<T: Length + Send + 'static> Loader<T> {
 
     /// Current state, to resume from.
     pub fn state(&self) -> LoaderState {
-        self.state
+        self.state.clone()
     }
 
     fn next_group(&mut self) -> Result<Option<Group<T>>> {
         while self.ready.is_empty() {
-            self.state = self.window_end;
+            self.state = self.window_end.clone();
             if self.config.epochs.is_some_and(|epochs| self.state.epoch >= epochs) {
                 return Ok(None);
             }
@@ -206,26 +229,27 @@ impl<T: Length + Send + 'static> Loader<T> {
         let Some(rows) = self.ready.pop_front() else { return Ok(None) };
         self.state.groups += 1;
         if self.ready.is_empty() {
-            self.state = self.window_end;
+            self.state = self.window_end.clone();
         }
         let samples = rows.iter().flatten().map(|numbered| numbered.number).collect();
         let rows = rows.into_iter().map(|row| row.into_iter().map(|numbered| numbered.item).collect()).collect();
-        Ok(Some(Group { rows, samples, state: self.state }))
+        Ok(Some(Group { rows, samples, state: self.state() }))
     }
 
     /// Prepares the groups of the window that begins at the current state.
     fn prepare_window(&mut self) -> Result<()> {
         let LoaderState { epoch, position, groups, samples, .. } = self.state;
-        let count = self.config.grouping.window().min(samples - position);
-        self.window_end = LoaderState { position: position + count, groups: 0, ..self.state };
-        if self.window_end.position == samples {
-            self.window_end = LoaderState { epoch: epoch + 1, position: 0, ..self.window_end };
+        let length = self.config.epoch_length(samples);
+        let count = self.config.grouping.window().min(length.saturating_sub(position));
+        self.window_end = LoaderState { position: position + count, groups: 0, ..self.state() };
+        if self.window_end.position == length {
+            (self.window_end.epoch, self.window_end.position) = (epoch.saturating_add(1), 0);
         }
         let mut items = Vec::with_capacity(count);
         for left in (1..=count).rev() {
             self.fill_queue(left);
             let Some((number, item)) = self.prefetch.pop().transpose()? else { break };
-            self.window_end.seen += 1;
+            self.window_end.seen = self.window_end.seen.saturating_add(1);
             match item {
                 Ok(item) => items.push(Numbered { number, item }),
                 Err(reason) => self.skip(number, &reason)?,
@@ -235,6 +259,8 @@ impl<T: Length + Send + 'static> Loader<T> {
         let key = self.config.seed ^ (position as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.ready = self.config.grouping.arrange(items, &mut random_stream(key, epoch)).into();
         self.ready.drain(..groups.min(self.ready.len()));
+        // What is known of bad samples holds at every position.
+        (self.state.bad, self.state.bad_samples) = (self.window_end.bad, self.window_end.bad_samples.clone());
         Ok(())
     }
 
@@ -248,14 +274,17 @@ impl<T: Length + Send + 'static> Loader<T> {
         }
     }
 
-    /// Counts and reports a bad sample.
+    /// Counts and reports a bad sample, unless it came before.
     fn skip(&mut self, number: usize, reason: &BadSample) -> Result<()> {
-        self.window_end.bad += 1;
-        let LoaderState { seen, bad, samples, .. } = self.window_end;
+        if !self.window_end.bad_samples.insert(number) {
+            return Ok(());
+        }
+        self.window_end.bad = self.window_end.bad_samples.len();
+        let (bad, seen) = (self.window_end.bad, self.window_end.different());
         let sample = (self.describe)(number);
         (self.on_bad)(&BadReport { sample: &sample, reason, bad, seen });
         let limit = self.config.max_bad_share;
-        if bad as f64 > limit * seen.max(SHARE_COUNTS_FROM.min(samples as u64)) as f64 {
+        if is_above(limit, bad, seen, self.window_end.samples as u64, self.config.is_random()) {
             return Err(Error::data(format!(
                 "{bad} of {seen} samples are bad, more than the allowed share of {limit}; the last is {sample}: {reason}. \
                  Fix the data, or raise `max_bad_share`"
@@ -278,12 +307,13 @@ impl<T: Length + Send + 'static> Iterator for Loader<T> {
     }
 }
 
-/// Rejects a state of another data set.
-fn check_state(state: &LoaderState, samples: usize) -> Result<()> {
-    if samples == 0 {
+/// Rejects a state of another data set, or beyond the `length` samples of an epoch.
+fn check_state(state: &LoaderState, samples: usize, length: usize) -> Result<()> {
+    if samples == 0 || length == 0 {
         return Err(Error::data("the data set contains no sample, expected at least one"));
     }
-    if state.samples != 0 && state.samples != samples || state.position >= samples {
+    let is_other = state.samples != 0 && state.samples != samples;
+    if is_other || state.position >= length || state.bad_samples.end() > samples {
         return Err(Error::data(format!(
             "cannot resume: the loader was at sample {} of {}, but the data set now has {samples}: give the data \
              set that the run started with, or start a new run",
@@ -291,50 +321,4 @@ fn check_state(state: &LoaderState, samples: usize) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// Indices of all samples, epoch after epoch.
-struct Cursor {
-    seed: u64,
-    shuffle: bool,
-    epochs: Option<u64>,
-    epoch: u64,
-    position: usize,
-    order: Vec<usize>,
-}
-
-impl Cursor {
-    fn new(config: &LoaderConfig, state: &LoaderState) -> Self {
-        let (epoch, position) = (state.epoch, state.position);
-        let order = Vec::from_iter(0..state.samples);
-        let &LoaderConfig { seed, shuffle, epochs, .. } = config;
-        let mut cursor = Self { seed, shuffle, epochs, epoch, position, order };
-        cursor.reorder();
-        cursor
-    }
-
-    /// Sets the order of the current epoch, which depends only on the seed and the number of the epoch.
-    fn reorder(&mut self) {
-        if self.shuffle {
-            self.order.sort_unstable();
-            self.order.shuffle(&mut random_stream(self.seed, self.epoch));
-        }
-    }
-}
-
-impl Iterator for Cursor {
-    type Item = usize;
-
-    fn next(&mut self) -> Option<usize> {
-        if self.position == self.order.len() {
-            self.position = 0;
-            self.epoch += 1;
-            self.reorder();
-        }
-        if self.epochs.is_some_and(|epochs| self.epoch >= epochs) {
-            return None;
-        }
-        self.position += 1;
-        self.order.get(self.position - 1).copied()
-    }
 }

@@ -1,24 +1,36 @@
-//! Data sets: LLaVA records, image folders, shapes world, and the data loader.
+//! Data sets: records in files and folders of many formats, shapes world, and the data loader.
 
 mod bad_sample;
+mod bad_share;
 mod dataset;
+mod fields;
 mod grouping;
-mod llava;
+mod index_set;
 mod loader;
+mod media;
+mod order;
 mod prefetch;
 mod record;
-mod record_index;
 pub mod shapes;
+mod source;
+mod summary;
 
 pub(crate) use bad_sample::guarded;
 pub use bad_sample::{BadSample, SampleResult};
 pub use dataset::{Concat, Dataset, Records};
+pub use fields::Columns;
+pub(crate) use fields::{has_image_name, lenient_json, names as field_names};
 pub use grouping::{Grouping, Length};
-pub use llava::{ImageFolder, RecordFile, open};
+pub use index_set::IndexSet;
 pub use loader::{BadReport, Group, Loader, LoaderConfig, LoaderState};
+pub use media::{EmbeddedFile, ImageSource, VideoSource};
+pub use order::Portion;
+pub(crate) use order::check_weight;
 pub(crate) use prefetch::Prefetch;
-pub use record::{IMAGE_MARKER, ImageSource, Record, Turn};
-pub use record_index::RecordIndex;
+pub use record::{IMAGE_MARKER, Record, Turn, VIDEO_MARKER};
+pub(crate) use source::expand_pattern;
+pub use source::{FilesSource, ImageFolder, RecordFile, RecordIndex, SourcePaths, open};
+pub use summary::{LeftOut, SourceSummary, summarise};
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;

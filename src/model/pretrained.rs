@@ -58,7 +58,8 @@ pub fn save_quantized(
     generation: &GenerationConfig,
 ) -> Result<()> {
     let folder = folder.as_ref();
-    check_source(source, &HaploVl::parameter_shapes(config)?)?;
+    let shapes = HaploVl::parameter_shapes(config)?;
+    check_source(source, &shapes)?;
     let matrices = HaploVl::matrices(config)?;
     let convert = |name: String| -> Result<(String, QTensor)> {
         if let Some(found) = source.quantization(&name) {
@@ -76,7 +77,7 @@ pub fn save_quantized(
         };
         Ok((name, stored))
     };
-    let tensors: Vec<(String, QTensor)> = source.tensor_names().into_iter().map(convert).collect::<Result<_>>()?;
+    let tensors: Vec<(String, QTensor)> = shapes.into_keys().map(convert).collect::<Result<_>>()?;
     save_companions(folder, config, processor, generation)?;
     save_gguf(folder, &tensors)
 }

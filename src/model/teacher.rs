@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use super::ClipVision;
+use crate::weights::{PixelNorm, VisionFamily};
 use crate::{Error, Result};
 
 /// Frozen vision model that computes a feature vector for each image patch.
@@ -25,7 +26,9 @@ pub trait VisionTeacher: Send + Sync {
     fn features(&self, pixel_values: &Tensor) -> Result<Tensor>;
 }
 
-/// Vision teacher that returns the patch tokens of one hidden state of a CLIP vision transformer.
+/// Vision teacher that returns the patch tokens of one hidden state of a CLIP or SigLIP vision transformer.
+///
+/// Pixels are normalised as for CLIP; a SigLIP gets them converted to its own normalisation.
 #[derive(Debug, Clone)]
 pub struct ClipTeacher {
     clip: ClipVision,
@@ -59,8 +62,12 @@ impl VisionTeacher for ClipTeacher {
     }
 
     fn features(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        let mut states = self.clip.hidden_states(&pixel_values.detach(), self.layers)?;
+        let pixel_values = match self.clip.config().family {
+            VisionFamily::Siglip => PixelNorm::siglip_of_clip().convert(&pixel_values.detach())?,
+            _ => pixel_values.detach(),
+        };
+        let mut states = self.clip.hidden_states(&pixel_values, self.layers)?;
         let last = states.pop().ok_or_else(|| Error::batch("the vision teacher returned no hidden state"))?;
-        Ok(last.narrow(1, 1, last.dim(1)? - 1)?.contiguous()?.detach())
+        Ok(self.clip.patches_of(&last)?.detach())
     }
 }

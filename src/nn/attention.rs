@@ -4,9 +4,9 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::ops::{self, KeyRanges};
-use super::{LayerCache, Linear, MatmulLayer, MatmulVisitor, RotaryAngles};
+use super::{LayerCache, Linear, MatmulLayer, MatmulVisitor, Norm, RotaryAngles};
 use crate::Result;
-use crate::config::DecoderConfig;
+use crate::config::{DecoderConfig, NormKind};
 use crate::options::Precision;
 
 /// Self-attention of one layer.
@@ -16,6 +16,8 @@ pub struct Attention {
     k_proj: Linear,
     v_proj: Linear,
     o_proj: Linear,
+    /// Norms of queries and keys over each head.
+    qk_norm: Option<(Norm, Norm)>,
     num_heads: usize,
     num_kv_heads: usize,
     head_dim: usize,
@@ -23,18 +25,20 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// Reads `q_proj`, `k_proj`, `v_proj` and `o_proj`.
+    /// Reads `q_proj`, `k_proj`, `v_proj`, `o_proj` and, with [`DecoderConfig::qk_norm`], `q_norm` and `k_norm`.
     ///
     /// # Errors
     /// If `vb` lacks a tensor, or a tensor has another shape.
     pub fn new(config: &DecoderConfig, vb: VarBuilder) -> Result<Self> {
-        let (hidden, head_dim) = (config.hidden_size, config.head_dim());
+        let (hidden, head_dim, queries) = (config.hidden_size, config.head_dim(), config.attention_size());
+        let norm = |name: &str| Norm::new(NormKind::RmsNorm, head_dim, config.norm_eps, vb.pp(name));
         let kv = config.num_key_value_heads * head_dim;
         Ok(Self {
-            q_proj: Linear::new(hidden, hidden, config.qkv_bias, vb.pp("q_proj"))?,
+            q_proj: Linear::new(hidden, queries, config.qkv_bias, vb.pp("q_proj"))?,
             k_proj: Linear::new(hidden, kv, config.qkv_bias, vb.pp("k_proj"))?,
             v_proj: Linear::new(hidden, kv, config.qkv_bias, vb.pp("v_proj"))?,
-            o_proj: Linear::new(hidden, hidden, config.output_bias, vb.pp("o_proj"))?,
+            o_proj: Linear::new(queries, hidden, config.output_bias, vb.pp("o_proj"))?,
+            qk_norm: if config.qk_norm { Some((norm("q_norm")?, norm("k_norm")?)) } else { None },
             num_heads: config.num_attention_heads,
             num_kv_heads: config.num_key_value_heads,
             head_dim,
@@ -93,6 +97,10 @@ impl Attention {
     fn queries_and_keys(&self, x: &Tensor, angles: Option<&RotaryAngles>, queries: usize) -> Result<(Tensor, Tensor)> {
         let q = self.heads(&self.q_proj, &ops::last_positions(x, queries)?, self.num_heads)?;
         let k = self.heads(&self.k_proj, x, self.num_kv_heads)?;
+        let (q, k) = match &self.qk_norm {
+            Some((q_norm, k_norm)) => (q_norm.forward(&q)?, k_norm.forward(&k)?),
+            None => (q, k),
+        };
         match angles {
             Some(angles) => Ok((angles.last(queries)?.rotate(&q)?, angles.rotate(&k)?)),
             None => Ok((q, k)),

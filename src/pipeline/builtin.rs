@@ -1,4 +1,4 @@
-//! The small model that is part of this crate; `assets/builtin/README.md` describes its training and abilities.
+//! Loading of the model that is part of this crate.
 
 use std::sync::Arc;
 
@@ -10,10 +10,8 @@ use crate::model::HaploVl;
 use crate::options::Quantization;
 use crate::processor::{Processor, ProcessorSettings};
 use crate::weights::SafetensorsFiles;
+use crate::weights::builtin::{CONFIG, WEIGHTS};
 use crate::{Error, Result};
-
-const CONFIG: &str = include_str!("../../assets/builtin/config.json");
-const WEIGHTS: &[u8] = include_bytes!("../../assets/builtin/model.safetensors");
 
 /// Builds the model, its processor and its generation settings from bytes in the program; no file is read.
 pub(super) fn load(

@@ -7,14 +7,13 @@ use std::time::Instant;
 
 use candle_core::{DType, Device};
 
-use super::ModelSource;
 use crate::batch::MultimodalBatch;
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::generation::Generator;
 use crate::model::{HaploVl, save_quantized};
 use crate::options::{DeviceChoice, DtypeChoice, KvCacheDtype, Quantization};
 use crate::processor::{Conversation, Processor};
-use crate::weights::{TensorSource, check_model_folder, open_weights};
+use crate::weights::{ModelSource, TensorSource, check_model_folder, open_weights};
 use crate::{Result, files};
 
 /// Options of loading: device, dtype, quantisation, KV cache.
@@ -95,7 +94,7 @@ impl LoadedModel {
     /// Finds a model, downloads it if necessary, and loads it.
     ///
     /// # Errors
-    /// The errors of [`ModelSource::folder`] and [`Self::from_folder`]; for [`ModelSource::Builtin`] where this crate
+    /// The errors of [`ModelSource::resolve`] and [`Self::from_folder`]; for [`ModelSource::Builtin`] where this crate
     /// was built without its feature `builtin`.
     pub fn load(source: &ModelSource, options: LoadOptions) -> Result<Self> {
         if *source == ModelSource::Builtin {
@@ -103,7 +102,7 @@ impl LoadedModel {
         }
         // Checked before a download of gigabytes: a device that is missing now will be missing after it.
         options.open()?;
-        Self::from_folder(source.folder()?, options)
+        Self::from_folder(source.resolve()?.path(), options)
     }
 
     #[cfg(feature = "builtin")]
@@ -115,10 +114,7 @@ impl LoadedModel {
 
     #[cfg(not(feature = "builtin"))]
     fn builtin(_: LoadOptions) -> Result<Self> {
-        Err(crate::Error::weights(
-            "the built-in model is not part of this build: build with the feature `builtin`, or name a folder or a \
-             hub id",
-        ))
+        Err(crate::weights::no_builtin())
     }
 
     /// Loads a checkpoint folder: `config.json`, safetensors or `model.gguf`, tokenizer and processor files, and
@@ -217,12 +213,14 @@ fn parameter_count(config: &HaploVlConfig) -> Result<usize> {
     Ok(HaploVl::parameter_shapes(config)?.values().map(|shape| shape.iter().product::<usize>()).sum())
 }
 
-/// Writes a quantised copy of a model folder to the folder `output`, which is created; see [`save_quantized`].
+/// Writes a quantised copy of a model folder to the folder `output`, which is created and must not be in use; see
+/// [`save_quantized`].
 ///
 /// # Errors
-/// The errors of [`LoadedModel::from_folder`] and [`save_quantized`], and [`Error::Weights`](crate::Error::Weights)
+/// The errors of [`check_new_folder`](crate::weights::check_new_folder), [`LoadedModel::from_folder`] and [`save_quantized`], and [`Error::Weights`](crate::Error::Weights)
 /// naming the first tensor that holds NaN or infinity.
 pub fn quantize_folder(folder: impl AsRef<Path>, output: impl AsRef<Path>, kind: Quantization) -> Result<()> {
+    files::check_new_folder(&output)?;
     let (config, processor, generation, weights) = open(folder.as_ref())?;
     save_quantized(output.as_ref(), &config, &*weights, kind, &processor, &generation)
 }

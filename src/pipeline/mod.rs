@@ -22,13 +22,12 @@ mod captioner;
 mod chat;
 mod loaded_model;
 mod question_answerer;
-mod source;
 mod word_attention;
 
 pub use captioner::Captioner;
 pub use chat::{Chat, Reply};
 pub use loaded_model::{LoadOptions, LoadedModel, quantize_folder};
 pub use question_answerer::{AnswerStream, VisualQuestionAnswerer};
-pub use source::ModelSource;
 
 pub use crate::options::{DeviceChoice, DtypeChoice, KvCacheDtype, Precision, Quantization};
+pub use crate::weights::ModelSource;

@@ -96,6 +96,11 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// Tags at which the template may cut an assistant's text, such as `</think>`.
+    pub(super) fn tags(&self) -> &[String] {
+        self.template.tags()
+    }
+
     pub(super) fn format(&self) -> ContentFormat {
         self.format
     }

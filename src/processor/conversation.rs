@@ -38,6 +38,16 @@ pub enum Content {
     Text(String),
 }
 
+impl Content {
+    /// The text, of a part that is text.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Image(_) | Self::Video(_) => None,
+        }
+    }
+}
+
 impl From<RgbImage> for Content {
     fn from(image: RgbImage) -> Self {
         Self::Image(image.into())
@@ -92,10 +102,7 @@ impl Message {
 
     /// The texts of the message, in order.
     pub fn texts(&self) -> impl Iterator<Item = &str> {
-        self.content.iter().filter_map(|content| match content {
-            Content::Text(text) => Some(text.as_str()),
-            _ => None,
-        })
+        self.content.iter().filter_map(Content::text)
     }
 
     /// The images of the message, in order.
@@ -127,6 +134,28 @@ impl Conversation {
     pub fn ask(images: impl IntoIterator<Item = RgbImage>, question: impl Into<String>) -> Self {
         let images = images.into_iter().map(Content::from);
         Message::user(images.chain([Content::Text(question.into())])).into()
+    }
+
+    /// The same conversation without system messages, whose texts come before that of the next user message, apart by an
+    /// empty line; a system message that no user message follows becomes one.
+    pub(super) fn with_system_in_user_messages(&self) -> Self {
+        let (mut messages, mut waiting) = (Vec::with_capacity(self.messages.len()), String::new());
+        for message in &self.messages {
+            match message.role {
+                Role::System => message.texts().for_each(|text| waiting = waiting.clone() + text + "\n\n"),
+                Role::User if !waiting.is_empty() => {
+                    let mut message = message.clone();
+                    let place = message.content.iter().position(|part| part.text().is_some());
+                    message.content.insert(place.unwrap_or(message.content.len()), std::mem::take(&mut waiting).into());
+                    messages.push(message);
+                }
+                Role::User | Role::Assistant => messages.push(message.clone()),
+            }
+        }
+        if !waiting.is_empty() {
+            messages.push(Message::user([waiting.trim_end().into()]));
+        }
+        Self { messages }
     }
 
     /// Appends a message.

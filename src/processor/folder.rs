@@ -25,16 +25,23 @@ pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
 
 pub(super) fn read_settings(folder: &Path, model: &HaploVlConfig) -> Result<ProcessorSettings> {
     let mut settings = ProcessorSettings::new(model);
-    let [image, video, tokens] = [IMAGE, VIDEO, PROCESSOR].map(|name| folder.join(name));
+    let [image, video] = [IMAGE, VIDEO].map(|name| folder.join(name));
     for (path, preprocessor) in [(&image, &mut settings.image), (&video, &mut settings.video)] {
         if let Some(json) = read_json(path)? {
             *preprocessor = PreprocessorConfig::from_json(json, &model.vision).map_err(|e| e.in_file(path))?;
         }
     }
-    if let Some(json) = read_json(&tokens)? {
-        settings.tokens = ProcessorConfig::from_json(json, &model.vision).map_err(|e| e.in_file(&tokens))?;
-    }
+    settings.tokens = read_tokens(folder, model)?;
     Ok(settings)
+}
+
+/// Reads the placeholders.
+pub(super) fn read_tokens(folder: &Path, model: &HaploVlConfig) -> Result<ProcessorConfig> {
+    let path = folder.join(PROCESSOR);
+    match read_json(&path)? {
+        Some(json) => ProcessorConfig::from_json(json, &model.vision).map_err(|e| e.in_file(&path)),
+        None => Ok(ProcessorConfig::new(&model.vision)),
+    }
 }
 
 pub(super) fn write(

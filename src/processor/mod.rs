@@ -10,6 +10,7 @@ mod decode;
 mod folder;
 mod image;
 mod jinja;
+mod needed_tokens;
 mod pixels;
 #[allow(clippy::module_inception)]
 mod processor;
@@ -25,7 +26,9 @@ pub use chat_template::ChatTemplate;
 pub use conversation::{Content, Conversation, Message, Role};
 pub use decode::{Frames, ImageDecoder};
 pub use image::ImageProcessor;
-pub use processor::{Processor, ProcessorSettings};
+pub(crate) use needed_tokens::missing_tokens;
+pub use processor::{EndOfTurn, Processor, ProcessorSettings};
 pub use resize::resize;
+pub(crate) use tokenizer::CoverageCheck;
 pub use tokenizer::TextTokenizer;
 pub use video::VideoProcessor;

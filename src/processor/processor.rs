@@ -1,16 +1,19 @@
 //! Processor: conversations to sequences and batches.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use candle_core::Device;
 use image::RgbImage;
 use rayon::prelude::*;
+use serde_json::Value;
 
 use super::chat_template::ChatTemplate;
-use super::conversation::{Conversation, Message};
+use super::conversation::{Content, Conversation, Message, Role};
 use super::decode::ImageDecoder;
 use super::folder;
 use super::image::ImageProcessor;
+use super::needed_tokens::{control_tokens, probe};
 use super::prompt::Prompt;
 use super::tokenizer::{TextTokenizer, Token};
 use super::video::VideoProcessor;
@@ -21,9 +24,6 @@ use crate::{Error, Result};
 
 /// Lower bound on the maximum bytes of a token, also where a word unknown to the tokenizer is one token.
 const MIN_BYTES_PER_TOKEN: usize = 16;
-
-/// Maximum length of a control token's name, in characters.
-const MAX_CONTROL_TOKEN_CHARS: usize = 64;
 
 /// Preprocessing settings: the content of the three processor files.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +45,15 @@ impl ProcessorSettings {
             tokens: ProcessorConfig::new(&config.vision),
         }
     }
+
+    /// The placeholders of `processor_config.json` in a folder, for a model of this configuration; without the file,
+    /// those of the released models.
+    ///
+    /// # Errors
+    /// An error naming the file if it is invalid.
+    pub(crate) fn tokens_of(folder: &Path, config: &HaploVlConfig) -> Result<ProcessorConfig> {
+        folder::read_tokens(folder, config)
+    }
 }
 
 /// Processor: converts conversations to the model's input.
@@ -57,7 +66,33 @@ pub struct Processor {
     images: ImageProcessor,
     videos: VideoProcessor,
     decoder: ImageDecoder,
-    end_of_turn: Option<u32>,
+    end_of_turn: EndOfTurn,
+    /// Whether the template accepts system messages.
+    takes_system: bool,
+}
+
+/// End of the assistant's turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EndOfTurn {
+    /// Special token that the chat template writes after the assistant's text.
+    Template(u32),
+    /// The tokenizer's `eos_token`: the template ends no turn, so training sequences get this token after the assistant's
+    /// last text, and it is learned.
+    Added(u32),
+    /// None: the template ends no turn and the tokenizer has no `eos_token`, so that answers never end; or the template
+    /// refuses a question with its answer.
+    Missing,
+}
+
+impl EndOfTurn {
+    /// Id of the token.
+    pub fn id(self) -> Option<u32> {
+        match self {
+            Self::Template(id) | Self::Added(id) => Some(id),
+            Self::Missing => None,
+        }
+    }
 }
 
 impl Processor {
@@ -86,13 +121,15 @@ impl Processor {
             videos: VideoProcessor::new(&settings.video, &model.vision)?,
             decoder: ImageDecoder::default(),
             model: model.clone(),
-            end_of_turn: None,
+            end_of_turn: EndOfTurn::Missing,
+            takes_system: true,
             settings,
             tokenizer,
             template,
         };
+        processor.takes_system = processor.probe_system();
         processor.end_of_turn = processor.probe_end_of_turn();
-        if processor.end_of_turn.is_none() && !own {
+        if processor.end_of_turn.id().is_none() && !own {
             return Err(Error::tokenizer(
                 "has no special token `<|im_end|>`, which ends a turn in ChatML: add it to tokenizer.json, or bring \
                  the model's own chat_template.json",
@@ -137,12 +174,42 @@ impl Processor {
     /// Encodes a finished conversation with labels: the assistant's texts and the token that ends its turn are learned,
     /// all other labels are [`IGNORE_INDEX`]. Labels are aligned with their tokens; the loss shifts them.
     ///
+    /// A conversation that is one text of the assistant is learned without the template where the template refuses it, as
+    /// templates do that insist on a user's turn first: `bos_token` if `add_bos_token` is set, the text, and the end
+    /// token.
+    ///
     /// # Errors
     /// The errors of [`Self::sequence`].
     pub fn training_sequence(&self, conversation: &Conversation) -> Result<Sequence> {
-        let (prompt, tokens) = self.tokens(conversation, false)?;
+        let rendered = match (self.tokens(conversation, false), conversation.messages.as_slice()) {
+            (Err(Error::ChatTemplate(_)), [Message { role: Role::Assistant, content }]) => {
+                return self.plain_text(content);
+            }
+            (rendered, _) => rendered?,
+        };
+        let (prompt, mut tokens) = rendered;
+        if let EndOfTurn::Added(id) = self.end_of_turn {
+            end_last_turn(&mut tokens, &prompt, id);
+        }
         let labels = self.labels(&prompt, &tokens);
         self.expand(&tokens, Some(&labels), conversation)
+    }
+
+    /// A text as a sequence whose tokens are all labels, but for `bos_token`.
+    fn plain_text(&self, content: &[Content]) -> Result<Sequence> {
+        let text: String = content.iter().filter_map(Content::text).collect();
+        let context = self.model.max_position_embeddings;
+        let mut labels = self.tokenizer.encode(text.trim())?;
+        labels.extend(self.end_of_turn.id());
+        let mut input_ids = labels.clone();
+        if let Some(bos) = self.added_bos() {
+            input_ids.insert(0, bos);
+            labels.insert(0, IGNORE_INDEX);
+        }
+        if input_ids.len() > context {
+            return Err(too_long(input_ids.len(), context));
+        }
+        Ok(Sequence { input_ids, labels: Some(labels), visuals: Vec::new() })
     }
 
     /// Encodes conversations that await an answer as a batch, one per row, padded on the left.
@@ -168,6 +235,12 @@ impl Processor {
         Self { decoder, ..self }
     }
 
+    /// The same processor for sequences of up to `length` tokens, whatever the model's context.
+    pub(crate) fn with_max_length(mut self, length: usize) -> Self {
+        self.model.max_position_embeddings = length;
+        self
+    }
+
     /// The decoder of image files.
     pub fn decoder(&self) -> &ImageDecoder {
         &self.decoder
@@ -188,6 +261,11 @@ impl Processor {
         &self.tokenizer
     }
 
+    /// The preprocessing settings.
+    pub fn settings(&self) -> &ProcessorSettings {
+        &self.settings
+    }
+
     /// The chat template.
     pub fn template(&self) -> &ChatTemplate {
         &self.template
@@ -195,9 +273,21 @@ impl Processor {
 
     /// The end-of-sequence ids: the token after a turn in the chat template, and the tokenizer's `eos_token`.
     pub fn eos_ids(&self) -> Vec<u32> {
-        let mut ids: Vec<_> = self.end_of_turn.into_iter().chain(self.tokenizer.eos_id()).collect();
+        let mut ids: Vec<_> = self.end_of_turn.id().into_iter().chain(self.tokenizer.eos_id()).collect();
         ids.dedup();
         ids
+    }
+
+    /// Id of `bos_token`, if `add_bos_token` of `tokenizer_config.json` is set.
+    fn added_bos(&self) -> Option<u32> {
+        let is_added = self.tokenizer.config().get("add_bos_token").and_then(Value::as_bool).unwrap_or(false);
+        let (_, token) = self.tokenizer.named_tokens().find(|(name, _)| *name == "bos_token")?;
+        self.tokenizer.id(token).filter(|_| is_added)
+    }
+
+    /// End of the assistant's turn; worth a notice to the user unless it is [`EndOfTurn::Template`].
+    pub fn end_of_turn(&self) -> EndOfTurn {
+        self.end_of_turn
     }
 
     pub(super) fn tokens(
@@ -213,7 +303,21 @@ impl Processor {
 
     fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<Prompt> {
         let special = self.tokenizer.named_tokens().map(|(name, token)| (name, token.into()));
-        Prompt::render(&self.template, conversation, add_generation_prompt, &self.settings.tokens, special)
+        // A special token in a text stays plain text.
+        let is_plain = |tag: &&str| self.tokenizer.id(tag).is_none_or(|id| !self.tokenizer.is_special(id));
+        let tags: Vec<&str> = self.template.tags().iter().map(String::as_str).filter(is_plain).collect();
+        let conversation = self.for_template(conversation);
+        let tokens = &self.settings.tokens;
+        Prompt::render(&self.template, &conversation, add_generation_prompt, tokens, &tags, special)
+    }
+
+    /// The conversation in a form that the template accepts: without support for system messages, their text comes
+    /// before that of the next user message.
+    fn for_template<'c>(&self, conversation: &'c Conversation) -> Cow<'c, Conversation> {
+        if self.takes_system || !conversation.messages.iter().any(|message| message.role == Role::System) {
+            return Cow::Borrowed(conversation);
+        }
+        Cow::Owned(conversation.with_system_in_user_messages())
     }
 
     fn labels(&self, prompt: &Prompt, tokens: &[Token]) -> Vec<u32> {
@@ -261,11 +365,24 @@ impl Processor {
         }
     }
 
-    /// The token that the template writes after the assistant's text.
-    fn probe_end_of_turn(&self) -> Option<u32> {
-        let (prompt, tokens) = self.tokens(&probe(), false).ok()?;
-        let last = self.labels(&prompt, &tokens).into_iter().rfind(|&label| label != IGNORE_INDEX)?;
-        self.tokenizer.is_special(last).then_some(last)
+    /// The token that the template writes after the assistant's text, else the tokenizer's `eos_token`.
+    fn probe_end_of_turn(&self) -> EndOfTurn {
+        let with_system = [Message::system("a")].into_iter().chain(probe().messages).collect();
+        let Some((prompt, tokens)) = [probe(), with_system].iter().find_map(|probe| self.tokens(probe, false).ok())
+        else {
+            return EndOfTurn::Missing;
+        };
+        let last = self.labels(&prompt, &tokens).into_iter().rfind(|&label| label != IGNORE_INDEX);
+        match last.filter(|&id| self.tokenizer.is_special(id)) {
+            Some(id) => EndOfTurn::Template(id),
+            None => self.tokenizer.eos_id().map_or(EndOfTurn::Missing, EndOfTurn::Added),
+        }
+    }
+
+    /// Whether the template accepts a system message before messages that it accepts.
+    fn probe_system(&self) -> bool {
+        let with_system = [Message::system("a")].into_iter().chain(probe().messages).collect();
+        self.render(&with_system, true).is_ok() || self.render(&probe(), true).is_err()
     }
 
     /// Rejects what cannot fit the context before any pixel is read.
@@ -336,26 +453,19 @@ impl Processor {
         )))
     }
 
-    pub(super) fn is_placeholder(&self, id: u32) -> bool {
+    pub(crate) fn is_placeholder(&self, id: u32) -> bool {
         id == self.model.image_token_index || id == self.model.video_token_index
     }
 }
 
-/// A short conversation to probe a template with.
-fn probe() -> Conversation {
-    [Message::user(["a".into()]), Message::assistant("b")].into_iter().collect()
-}
-
-/// Names written `<|name|>` in a prompt, with either kind of bar.
-fn control_tokens(prompt: &str) -> impl Iterator<Item = &str> {
-    let starts = prompt.match_indices("<|").chain(prompt.match_indices("<｜"));
-    starts.filter_map(|(start, bar)| {
-        let rest = &prompt[start + bar.len()..];
-        let is_part = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '▁');
-        let name = rest.char_indices().take(MAX_CONTROL_TOKEN_CHARS).find(|&(_, c)| !is_part(c)).map(|(end, _)| end)?;
-        let end = bar.chars().rev().collect::<String>().replace('<', ">");
-        (name > 0 && rest[name..].starts_with(&end)).then(|| &prompt[start..start + 2 * bar.len() + name])
-    })
+/// Inserts an end token after the assistant's last text. Earlier turns stay as the template writes them, since a model
+/// sees them so in a later prompt.
+fn end_last_turn(tokens: &mut Vec<Token>, prompt: &Prompt, id: u32) {
+    if let Some(span) = prompt.spans.iter().rfind(|span| span.assistant) {
+        let end = span.range.end;
+        let at = tokens.partition_point(|token| token.range.start < end);
+        tokens.insert(at, Token { id, range: end..end });
+    }
 }
 
 /// An image or a video before preprocessing.

@@ -2,6 +2,9 @@
 //!
 //! Message text passes through the chat template between invisible delimiters. They tell afterwards where control
 //! tokens must not be read (all message text) and what a model is trained to produce (the assistant's text).
+//!
+//! Templates of reasoning models cut an assistant's text at tags such as `</think>`. The parts between tags have
+//! delimiters of their own, so that each survives or vanishes as a whole.
 
 use std::ops::Range;
 
@@ -39,6 +42,7 @@ impl Prompt {
         conversation: &Conversation,
         generation_prompt: bool,
         tokens: &ProcessorConfig,
+        tags: &[&str],
         special_tokens: impl IntoIterator<Item = (&'k str, Value)>,
     ) -> Result<Self> {
         if conversation.messages.is_empty() {
@@ -46,12 +50,32 @@ impl Prompt {
         }
         let messages = conversation.messages.iter().enumerate();
         let messages = messages.map(|(n, message)| {
-            let parts = Parts::new(message, n, tokens)?;
+            let parts = Parts::new(message, n, tokens, tags)?;
             let content = parts.content(template.format(), tokens);
             Ok(Value::from_iter([("role", message.role.name().into()), ("content", content)]))
         });
         let messages: Vec<_> = messages.collect::<Result<_>>()?;
-        Self::without_marks(&template.render(&messages, generation_prompt, special_tokens)?)
+        let prompt = Self::without_marks(&template.render(&messages, generation_prompt, special_tokens)?)?;
+        Ok(prompt.with_tags(tags))
+    }
+
+    /// The same prompt, whose spans of the assistant include the tags before and between them: the model produces these
+    /// tags too.
+    fn with_tags(self, tags: &[&str]) -> Self {
+        let text = self.text.as_str();
+        let mut spans: Vec<Span> = Vec::with_capacity(self.spans.len());
+        for mut span in self.spans {
+            let start = if span.assistant { start_of_tags(&text[..span.range.start], tags) } else { span.range.start };
+            let has_tags = start < span.range.start;
+            span.range.start = start;
+            match spans.last_mut().filter(|last| last.assistant && has_tags) {
+                Some(last) if text[last.range.end.min(start)..start].trim().is_empty() => {
+                    last.range.end = span.range.end
+                }
+                _ => spans.push(span),
+            }
+        }
+        Self { text: self.text, spans }
     }
 
     fn without_marks(marked: &str) -> Result<Self> {
@@ -87,8 +111,11 @@ struct Parts {
 
 impl Parts {
     /// The parts of message number `n`, with delimiters around its texts.
-    fn new(message: &Message, n: usize, tokens: &ProcessorConfig) -> Result<Self> {
+    fn new(message: &Message, n: usize, tokens: &ProcessorConfig, tags: &[&str]) -> Result<Self> {
         let (images, videos) = (message.images().count(), message.videos().count());
+        if message.role == Role::Assistant {
+            return Ok(Self { images, videos, texts: message.texts().map(|text| mark_parts(text, tags)).collect() });
+        }
         if message.role != Role::User {
             return Ok(Self { images, videos, texts: message.texts().map(|text| mark(text, message.role)).collect() });
         }
@@ -142,6 +169,35 @@ fn mark_around(text: &str, placeholders: &[&str]) -> String {
     pieces.join(token)
 }
 
+/// Adds delimiters around the parts of an assistant's text between tags.
+fn mark_parts(text: &str, tags: &[&str]) -> String {
+    let next = |text: &str| {
+        let tag_at = |at: usize| tags.iter().find(|tag| text[at..].starts_with(**tag)).map(|tag| at..at + tag.len());
+        text.match_indices(['<', '[']).find_map(|(at, _)| tag_at(at))
+    };
+    if next(text).is_none() {
+        return mark(text, Role::Assistant);
+    }
+    let part = |part: &str| if part.trim().is_empty() { part.to_string() } else { mark(part, Role::Assistant) };
+    let (mut marked, mut rest) = (String::new(), text);
+    while let Some(range) = next(rest) {
+        marked += &part(&rest[..range.start]);
+        marked += &rest[range.clone()];
+        rest = &rest[range.end..];
+    }
+    marked + &part(rest)
+}
+
+/// Start of the tags at the end of a text, with white space between them; the length of the text if there is none.
+fn start_of_tags(text: &str, tags: &[&str]) -> usize {
+    let mut start = text.len();
+    let mut rest = text;
+    while let Some(before) = tags.iter().find_map(|tag| rest.trim_end().strip_suffix(tag)) {
+        (rest, start) = (before, before.len());
+    }
+    start
+}
+
 /// Adds delimiters around a text; white space at its ends stays outside, so that a template's `trim` still works.
 fn mark(text: &str, role: Role) -> String {
     let text = text.replace([START, ASSISTANT_START, END], "\u{FFFD}");
@@ -163,7 +219,9 @@ mod tests {
     fn render(template: &str, messages: &[Message]) -> Result<Prompt> {
         let tokens = ProcessorConfig::new(&HaploVlConfig::tiny().vision);
         let conversation = messages.iter().cloned().collect();
-        Prompt::render(&ChatTemplate::new(template)?, &conversation, false, &tokens, [])
+        let template = ChatTemplate::new(template)?;
+        let tags: Vec<&str> = template.tags().iter().map(String::as_str).collect();
+        Prompt::render(&template, &conversation, false, &tokens, &tags, [])
     }
 
     fn image_part() -> Content {
@@ -195,6 +253,27 @@ mod tests {
     fn marks_in_the_text_are_not_mistaken_for_ours() {
         let prompt = render("{{ messages[0].content }}", &[Message::user(["a\u{FDD2}b".into()])]).unwrap();
         assert_eq!((prompt.text.as_str(), prompt.spans[0].range.clone()), ("a\u{FFFD}b", 0..5));
+    }
+
+    #[test]
+    fn a_template_may_cut_reasoning_and_the_rest_is_learnt_with_its_tags() {
+        let qwen = "{% for m in messages %}{% set content = m.content %}{% set reasoning = '' %}\
+            {% if m.role == 'assistant' and '</think>' in content %}\
+            {% set reasoning = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}\
+            {% set content = content.split('</think>')[-1].lstrip('\\n') %}{% endif %}\
+            [{{ m.role }}]{% if loop.last and m.role == 'assistant' %}<think>\n{{ reasoning }}\n</think>\n\n{% endif %}\
+            {{ content }}{% endfor %}";
+        let said = "<think>\nwhy\n</think>\n\nb";
+        let messages = [Message::user(["a".into()]), Message::assistant(said), Message::user(["</think> c".into()])];
+        let prompt = render(qwen, &messages).unwrap();
+        assert_eq!(prompt.text, "[user]a[assistant]b[user]</think> c");
+        assert_eq!(&prompt.text[prompt.spans[1].range.clone()], "b");
+        let prompt = render(qwen, &messages[..2]).unwrap();
+        assert_eq!(&prompt.text[prompt.spans[1].range.clone()], said);
+        assert_eq!(prompt.spans.len(), 2);
+        // Without reasoning the template writes an empty block, which the model has to produce as well.
+        let prompt = render(qwen, &[Message::user(["a".into()]), Message::assistant("b")]).unwrap();
+        assert_eq!(&prompt.text[prompt.spans[1].range.clone()], "<think>\n\n</think>\n\nb");
     }
 
     #[test]

@@ -61,11 +61,18 @@ impl VideoProcessor {
             let files = frame_files(path)?;
             return self.sample(files.len()).into_par_iter().map(|n| decoder.open(&files[n])).collect();
         }
-        let (bytes, name) = (decoder.read(path)?, path.display().to_string());
+        self.decode(&decoder.read(path)?, &path.display().to_string(), decoder)
+    }
+
+    /// Decodes the sampled frames of a video file's content. `name` names the video in messages.
+    ///
+    /// # Errors
+    /// [`Error::Image`] if the content is invalid.
+    pub fn decode(&self, bytes: &[u8], name: &str, decoder: &ImageDecoder) -> Result<Vec<RgbImage>> {
         // Counting frames decodes the file a second time, but only the sampled frames are held in memory.
-        let total = decoder.frames(&bytes, &name)?.try_fold(0, |n, frame| frame.map(|_| n + 1))?;
+        let total = decoder.frames(bytes, name)?.try_fold(0, |n, frame| frame.map(|_| n + 1))?;
         let wanted = self.sample(total);
-        let numbered = decoder.frames(&bytes, &name)?.enumerate();
+        let numbered = decoder.frames(bytes, name)?.enumerate();
         numbered.filter(|(n, _)| wanted.contains(n)).map(|(_, frame)| frame).collect()
     }
 
@@ -92,7 +99,7 @@ impl VideoProcessor {
     }
 
     /// Indices of the sampled frames of `total`: all if there are few enough, else evenly from the first to the last.
-    fn sample(&self, total: usize) -> Vec<usize> {
+    pub(crate) fn sample(&self, total: usize) -> Vec<usize> {
         let count = total.min(self.num_frames);
         (0..count).map(|n| n * total.saturating_sub(1) / count.saturating_sub(1).max(1)).collect()
     }

@@ -34,7 +34,7 @@ impl EvalSample {
         Ok(Some(Self {
             question: sample.turns[asked].text.replace(IMAGE_MARKER, "").trim().to_string(),
             expected: sample.turns[at].text.clone(),
-            prompt: prompt.conversation(processor.decoder())?,
+            prompt: prompt.conversation(processor)?,
         }))
     }
 }

@@ -9,13 +9,17 @@ use serde_json::{Value, json};
 use crate::config::{DecoderConfig, GenerationConfig, HaploVlConfig, MlpKind, Rope};
 use crate::model::{DistillationHeads, save_pretrained};
 use crate::processor::Processor;
-use crate::weights::{ClipConfig, LlmConfig, Parameters, SaveOptions, save_safetensors, write_bytes_atomically};
+use crate::weights::{
+    ClipConfig, LlmConfig, Parameters, SaveOptions, VisionFamily, save_safetensors, write_bytes_atomically,
+};
 use crate::{Error, Result};
 
 /// Configuration of a CLIP vision transformer with the pre-decoder's sizes: plain MLP, biases and no RoPE.
 pub(super) fn clip_of(config: &HaploVlConfig) -> ClipConfig {
     let decoder = DecoderConfig {
         mlp: MlpKind::Plain,
+        head_dim: None,
+        qk_norm: false,
         qkv_bias: true,
         output_bias: true,
         mlp_bias: true,
@@ -24,13 +28,19 @@ pub(super) fn clip_of(config: &HaploVlConfig) -> ClipConfig {
         num_key_value_heads: config.pre_decoder.num_attention_heads,
         ..config.pre_decoder.clone()
     };
-    ClipConfig { decoder, image_size: config.vision.image_size, patch_size: config.vision.patch_size }
+    ClipConfig {
+        family: VisionFamily::Clip,
+        decoder,
+        image_size: config.vision.image_size,
+        patch_size: config.vision.patch_size,
+    }
 }
 
-/// Configuration of a Qwen2 language model with the post-decoder's sizes: biases on q, k and v only.
+/// Configuration of a language model with the post-decoder's sizes: a Qwen3 without biases if queries and keys are
+/// normalised, else a Qwen2 with biases on q, k and v only.
 pub(super) fn llm_of(config: &HaploVlConfig) -> LlmConfig {
     let decoder = DecoderConfig {
-        qkv_bias: true,
+        qkv_bias: !config.post_decoder.qk_norm,
         output_bias: false,
         mlp_bias: false,
         rope: Rope::Own,
@@ -69,7 +79,7 @@ pub(super) fn save_clip(
     save_safetensors(folder, &select(parameters, |name| name.starts_with("vision_model.")), options)
 }
 
-/// Saves a Qwen2 language model as an HF folder, with its tokenizer.
+/// Saves a Qwen2 or Qwen3 language model as an HF folder, with its tokenizer.
 pub(super) fn save_llm(
     folder: &Path,
     llm: &LlmConfig,
@@ -82,7 +92,8 @@ pub(super) fn save_llm(
     write_config(
         folder,
         &json!({
-            "model_type": "qwen2",
+            "model_type": if decoder.qk_norm { "qwen3" } else { "qwen2" },
+            "head_dim": decoder.head_dim(),
             "hidden_size": decoder.hidden_size,
             "intermediate_size": decoder.intermediate_size,
             "num_hidden_layers": decoder.num_hidden_layers,
@@ -101,14 +112,16 @@ pub(super) fn save_llm(
 }
 
 /// Saves the distilled pre-decoder without its heads, for `init_from.stage` of the next stage, and initial connector
-/// weights.
+/// weights; with its tokenizer, by which the next stage finds the rows of its own vocabulary.
 pub(super) fn save_distilled(
     folder: &Path,
     config: &HaploVlConfig,
     parameters: &Parameters,
     connector: Option<Tensor>,
+    processor: &Processor,
     options: &SaveOptions,
 ) -> Result<()> {
+    processor.save(folder)?;
     let value = serde_json::to_value(config)
         .map_err(|e| Error::format(folder, format!("cannot be serialised: {e}")).caused_by(e))?;
     write_config(folder, &value)?;

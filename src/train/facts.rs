@@ -5,8 +5,11 @@ use std::fmt;
 
 use candle_core::Var;
 
+use super::data_facts::DataFacts;
+use super::recipe::Recipe;
 use crate::Result;
 use crate::batch::{IGNORE_INDEX, Sequence};
+use crate::config::HaploVlConfig;
 use crate::processor::Processor;
 use crate::weights::Parameters;
 
@@ -18,8 +21,14 @@ pub struct Facts {
     pub parts: BTreeMap<String, (usize, usize)>,
     /// Summary of the pretrained weights that were copied.
     pub inheritance: Option<String>,
+    /// Size of the vocabulary, tokens that were added to it, and the share of the words to learn that it lacks.
+    pub vocabulary: String,
     /// Bytes of parameters, gradients, optimizer moments and EMA, without activations.
     pub static_bytes: usize,
+    /// Training and validation data.
+    pub data: DataFacts,
+    /// What in the recipe may not be meant.
+    pub warnings: Vec<String>,
     /// First training sample as the model sees it, with trained text in brackets.
     pub sample: String,
 }
@@ -30,6 +39,7 @@ impl Facts {
         trained: &BTreeMap<String, Var>,
         averaged: bool,
         inheritance: Option<String>,
+        vocabulary: String,
         sample: String,
     ) -> Self {
         let mut parts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
@@ -41,8 +51,24 @@ impl Facts {
         }
         let (all, learnt) = parts.values().fold((0, 0), |(a, t), (all, learnt)| (a + all, t + learnt));
         let static_bytes = static_bytes(all as f64, learnt as f64, averaged) as usize;
-        Self { parts, inheritance, static_bytes, sample }
+        let data = DataFacts::default();
+        Self { parts, inheritance, vocabulary, static_bytes, data, warnings: Vec::new(), sample }
     }
+
+    pub(super) fn with_data(self, data: DataFacts, warnings: Vec<String>) -> Self {
+        Self { data, warnings, ..self }
+    }
+}
+
+/// What in a recipe may not be meant, each as a line.
+pub(super) fn warnings(recipe: &Recipe, config: &HaploVlConfig) -> Vec<String> {
+    let (longest, context) = (recipe.data.max_length, config.max_position_embeddings);
+    let beyond = (longest > context).then(|| {
+        format!(
+            "`data.max_length` is {longest}, but the model's context has {context} tokens: longer samples are too long"
+        )
+    });
+    recipe.notice().map(String::from).into_iter().chain(beyond).collect()
 }
 
 /// Bytes of f32 parameters and, for the trained ones, of a gradient, two moments and on request an EMA. In floating
@@ -61,9 +87,13 @@ impl fmt::Display for Facts {
         writeln!(f, "{:<32} {all:>14} {trained:>14}", "total")?;
         let megabytes = self.static_bytes as f64 / 1e6;
         writeln!(f, "parameters, gradients and moments: {megabytes:.0} MB, without activations")?;
-        if let Some(inheritance) = &self.inheritance {
-            writeln!(f, "{inheritance}")?;
+        match &self.inheritance {
+            Some(inheritance) => writeln!(f, "{inheritance}")?,
+            None => writeln!(f, "no `stage.init_from`: the model starts from random weights")?,
         }
+        writeln!(f, "{}", self.vocabulary)?;
+        writeln!(f, "{}", self.data)?;
+        self.warnings.iter().try_for_each(|warning| writeln!(f, "warning: {warning}"))?;
         write!(f, "first sample, trained text in brackets:\n{}", self.sample)
     }
 }

@@ -89,7 +89,7 @@ fn eval_samples(data: &DataConfig) -> f64 {
     match &data.validation {
         Some(super::DataSource::Shapes(dataset)) => data.max_eval_samples.min(dataset.len()) as f64,
         // The number of samples in files is not known before they are indexed.
-        Some(super::DataSource::Files { .. }) | None => 0.0,
+        Some(super::DataSource::Files(_)) | None => 0.0,
     }
 }
 

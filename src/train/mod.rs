@@ -16,10 +16,12 @@
 pub mod checkpoint;
 mod collate;
 mod connector;
+mod data_facts;
 mod dataset;
 mod evaluation;
 mod export;
 mod facts;
+mod finished;
 mod init;
 mod large_stack;
 mod memory;
@@ -33,19 +35,25 @@ mod recipe;
 mod resume;
 mod run;
 mod run_folder;
+mod run_length;
 mod stage;
 pub mod tensorboard;
 mod trainer;
 mod training_loop;
+mod vocabulary;
 
+pub use data_facts::{DataFacts, SourceFacts};
 pub use evaluation::{EvalSample, Evaluation};
 pub use facts::Facts;
+pub use finished::FinishedRun;
 pub use large_stack::on_large_stack;
 pub use objectives::{Contrastive, Counts, Distillation, DistillationWeights, Language, Loss, NextToken, Objective};
 pub use observer::{Measures, RunStart, SkippedSample, TrainObserver};
-pub use outcome::Outcome;
+pub use outcome::{DataReport, Outcome};
 pub use recipe::{
-    ConnectorStart, DataConfig, DataLayout, DataSource, FloatType, InitFrom, Recipe, RunConfig, Stage, UpdateConfig,
+    ConnectorStart, DataConfig, DataLayout, DataSource, FloatType, InitFrom, Recipe, RunConfig, Stage, TokenizerConfig,
+    TrainSource, UpdateConfig,
 };
+pub use resume::CheckpointChoice;
 pub use run::Run;
 pub use trainer::{GradientReducer, SingleProcess, StepReport, Trainer, UpdateRule};

@@ -52,7 +52,7 @@ pub trait TrainObserver: Send {
         Ok(())
     }
 
-    /// Called for every training sample that is skipped because it is invalid.
+    /// Called for every training sample that is skipped because it is invalid, once for each over the whole run.
     fn on_skipped_sample(&mut self, _sample: &SkippedSample) {}
 
     /// Called for other messages to the user, such as checkpoints that cannot be resumed from.
@@ -77,6 +77,8 @@ pub struct RunStart<'a> {
     pub output: &'a Path,
     /// Steps that a resumed run has done already; `None` for a new run.
     pub resumed: Option<u64>,
+    /// Steps of the whole run.
+    pub steps: u64,
     /// Size of the model and a first sample.
     pub facts: &'a Facts,
     /// Validation questions that the model is to answer at evaluations.
@@ -117,9 +119,9 @@ pub struct SkippedSample {
     pub sample: String,
     /// Reason.
     pub reason: String,
-    /// Samples skipped so far, this one included.
+    /// Different samples skipped so far, this one included.
     pub skipped: u64,
-    /// Samples seen so far, this one included.
+    /// Different samples seen so far, this one included.
     pub seen: u64,
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::resume::RunState;
+
 /// How a training run ended without an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -37,5 +39,32 @@ impl Outcome {
             Self::Finished { export } | Self::GaveUp { export, .. } => Some(export),
             Self::Stopped { .. } => None,
         }
+    }
+}
+
+/// Training samples that a run skipped or changed, each counted once over the whole run, resumed parts included.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DataReport {
+    /// Different samples seen, good and bad.
+    pub seen: u64,
+    /// Bad samples, which were skipped.
+    pub bad: u64,
+    /// Samples whose last answer was cut to fit `data.max_length`.
+    pub cut: u64,
+}
+
+impl DataReport {
+    pub(super) fn new(state: &RunState) -> Self {
+        let loader = &state.loader;
+        Self { seen: loader.different(), bad: loader.bad, cut: state.cut.len() }
+    }
+
+    /// A line about the samples, if there is something to say.
+    pub(super) fn notice(&self) -> Option<String> {
+        let Self { seen, bad, cut } = self;
+        let cut = if *cut > 0 { format!(", {cut} had the end of their last answer cut") } else { String::new() };
+        let said = *bad > 0 || !cut.is_empty();
+        said.then(|| format!("of {seen} samples seen, {bad} were bad and skipped{cut}"))
     }
 }

@@ -4,12 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use super::Run;
 use super::checkpoint::{Checkpoint, CheckpointManager};
-use crate::data::LoaderState;
+use super::run_length::RunLength;
+use crate::data::{IndexSet, LoaderState};
 use crate::weights::check_tensors;
 use crate::{Error, Result};
 
 /// State of a run in its checkpoints, in addition to parameters and optimizer moments.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct RunState {
     /// Position in the training data.
     pub loader: LoaderState,
@@ -17,6 +18,12 @@ pub(super) struct RunState {
     pub best: Option<u64>,
     /// Evaluations since the lowest validation loss.
     pub stale: u64,
+    /// Length of the run; states of the first version of checkpoints lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<RunLength>,
+    /// Training samples whose answers were cut.
+    #[serde(default, skip_serializing_if = "IndexSet::is_empty")]
+    pub cut: IndexSet,
 }
 
 impl RunState {
@@ -30,6 +37,32 @@ impl RunState {
         }
         improved
     }
+
+    /// Whether early stopping applies: the validation loss has not fallen for `patience` evaluations.
+    pub fn gave_up(&self, patience: Option<u64>) -> bool {
+        patience.is_some_and(|patience| self.stale >= patience)
+    }
+}
+
+/// Checkpoint of a run to export, see [`Run::export_checkpoint`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CheckpointChoice {
+    /// The newest valid one.
+    #[default]
+    Newest,
+    /// The one with the lowest validation loss.
+    Best,
+    /// The one after this many steps.
+    Step(u64),
+}
+
+/// Steps as a list, the newest ones if there are many.
+fn listed(steps: &[u64]) -> String {
+    const LISTED: usize = 10;
+    let shown = steps.get(steps.len().saturating_sub(LISTED)..).unwrap_or_default();
+    let shown = shown.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if steps.len() > LISTED { format!("steps .., {shown}") } else { format!("steps {shown}") }
 }
 
 impl Run {
@@ -41,18 +74,44 @@ impl Run {
     pub(super) fn starting_state(&mut self, checkpoints: &CheckpointManager, resume: bool) -> Result<RunState> {
         if !resume {
             return match checkpoints.steps()?.last() {
-                None => Ok(RunState::default()),
+                None => Ok(RunState { length: Some(self.length), ..RunState::default() }),
                 Some(step) => Err(Error::checkpoint(
                     checkpoints.path(*step),
                     "the run has checkpoints already: resume it (`Run::train` with `resume`), or choose another `output`",
                 )),
             };
         }
-        let Some(checkpoint) = self.newest_checkpoint(checkpoints)? else { return Ok(RunState::default()) };
+        let Some(checkpoint) = self.newest_checkpoint(checkpoints)? else {
+            return Ok(RunState { length: Some(self.length), ..RunState::default() });
+        };
         self.load(&checkpoint)?;
         tracing::info!(step = checkpoint.step(), path = %checkpoint.path().display(), "resumed");
         self.observers.notice(&format!("resumed from {}", checkpoint.path().display()));
-        checkpoint.state()
+        let mut state = checkpoint.state()?;
+        self.set_length(&mut state, checkpoint.step());
+        Ok(state)
+    }
+
+    /// Sets the length of a resumed run, which may differ from that of the checkpoint, and says so if it does.
+    fn set_length(&mut self, state: &mut RunState, done: u64) {
+        self.length = RunLength::known(&self.recipe.update, state.length).unwrap_or(self.length);
+        let (steps, before) = (self.length.steps, state.length.map(|length| length.steps));
+        self.trainer.set_total_steps(steps);
+        self.facts.data.steps = steps;
+        state.length = Some(self.length);
+        if steps < done {
+            let message = "steps are done already, more than the recipe's";
+            self.observers.notice(&format!("{done} {message} {steps}: the run ends with the model after step {done}"));
+        } else if let Some(before) = before.filter(|before| *before != steps) {
+            self.observers.notice(&format!(
+                "the run has {steps} steps now instead of {before}: the learning rate schedule spans all {steps}"
+            ));
+        }
+        if before.is_some_and(|before| steps > before) && state.gave_up(self.recipe.run.early_stopping_patience) {
+            state.stale = 0;
+            self.observers
+                .notice("the run ended early and is extended: early stopping counts evaluations from here on");
+        }
     }
 
     /// The newest valid checkpoint of this run, if there is one; newer checkpoints that were rejected are named in
@@ -76,6 +135,40 @@ impl Run {
             }),
             (None, Some(other)) => Err(other),
             (checkpoint, _) => Ok(checkpoint),
+        }
+    }
+
+    /// The checkpoint to export.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if there is none, naming the steps that there are.
+    pub(super) fn chosen_checkpoint(
+        &mut self,
+        checkpoints: &CheckpointManager,
+        choice: CheckpointChoice,
+    ) -> Result<Checkpoint> {
+        let steps = if checkpoints.folder().is_dir() { checkpoints.steps()? } else { Vec::new() };
+        let refuse = |message: String| Err(Error::checkpoint(checkpoints.folder(), message));
+        if steps.is_empty() {
+            return refuse("there is no checkpoint of this recipe yet: wait for the first one, or train".into());
+        }
+        let step = match choice {
+            CheckpointChoice::Newest => None,
+            CheckpointChoice::Step(step) => Some(step),
+            CheckpointChoice::Best => match checkpoints.best()? {
+                Some(step) => Some(step),
+                None => return refuse("no checkpoint has a validation loss: set `data.validation`".into()),
+            },
+        };
+        match step {
+            Some(step) if steps.contains(&step) => checkpoints.load(step),
+            Some(step) => {
+                refuse(format!("there is no checkpoint of step {step}; there are those of {}", listed(&steps)))
+            }
+            None => match self.newest_checkpoint(checkpoints)? {
+                Some(checkpoint) => Ok(checkpoint),
+                None => refuse("there is no checkpoint of this recipe any more".into()),
+            },
         }
     }
 

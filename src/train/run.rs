@@ -6,20 +6,25 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Var};
 
 use super::checkpoint::CheckpointManager;
+use super::data_facts::DataFacts;
 use super::dataset::{TrainingData, ValidationData};
-use super::facts::{Facts, describe};
+use super::facts::{Facts, describe, warnings};
 use super::memory::MemoryNeeds;
 use super::observer::{Observers, RunStart};
 use super::recipe::Recipe;
 use super::run_folder::lock;
+use super::run_length::RunLength;
 use super::stage::{BuiltStage, build, connector, export};
 use super::training_loop::TrainingLoop;
-use super::{Objective, Outcome, TrainObserver, Trainer, UpdateRule, observers, on_large_stack};
+use super::vocabulary::write_chosen;
+use super::{
+    CheckpointChoice, DataReport, Objective, Outcome, TrainObserver, Trainer, UpdateRule, observers, on_large_stack,
+};
 use crate::batch::MultimodalBatch;
 use crate::config::HaploVlConfig;
 use crate::generation::CancelToken;
 use crate::optim::{AdamW, AdamWConfig, ParamGroup, glob_matches, undecayed_groups};
-use crate::weights::{Parameters, write_bytes_atomically};
+use crate::weights::{Parameters, check_new_folder, write_bytes_atomically};
 use crate::{Error, Result};
 
 /// Number of samples on whose text the connector is fitted.
@@ -40,7 +45,9 @@ pub struct Run {
     pub(super) trainer: Trainer<Box<dyn Objective>>,
     pub(super) validation: ValidationData,
     pub(super) observers: Observers,
-    facts: Facts,
+    pub(super) length: RunLength,
+    pub(super) report: DataReport,
+    pub(super) facts: Facts,
     stop_after: Option<u64>,
     cancel: CancelToken,
 }
@@ -53,23 +60,31 @@ impl Run {
     /// naming the file or tensor for a source that is missing or does not fit.
     pub fn new(recipe: Recipe, device: Device) -> Result<Self> {
         recipe.validate()?;
-        let config = recipe.model_config()?;
+        let config = recipe.model_config().map_err(|e| recipe.in_field("config", e))?;
         let data = TrainingData::open(&recipe, &config)?;
-        let first = data.first_sample(&recipe)?;
+        let config = data.vocabulary.config.clone();
+        let first = data.first_sample()?;
         let needs = MemoryNeeds::new(&recipe, &config, &first);
         needs.check_data(&device)?;
-        let images = || data.first_images(&recipe);
-        let BuiltStage { objective, parameters, trained, report } = build(&recipe, &config, &device, &needs, images)?;
+        let images = || data.first_images();
+        let BuiltStage { objective, parameters, trained, report } =
+            build(&recipe, &config, data.processor.tokenizer(), &device, &needs, images)?;
         let vars: BTreeMap<String, Var> =
             trained.iter().filter_map(|name| Some((name.clone(), parameters.get(name)?))).collect();
         let optimizer = AdamW::new(&vars, adamw_config(&recipe, &vars))?;
         let averaged = recipe.optimizer.ema_decay.is_some();
         let sample = describe(&first, &data.processor)?;
-        let facts = Facts::new(&parameters, &vars, averaged, report.map(|report| report.to_string()), sample);
-        let trainer = Trainer::new(objective, vars, optimizer, update_rule(&recipe));
+        let inheritance = report.map(|report| report.to_string());
+        let validation = ValidationData::open(&recipe, &config, &data, &device)?;
+        let (data_facts, length) = DataFacts::new(&recipe, &data, &validation);
+        let facts = Facts::new(&parameters, &vars, averaged, inheritance, data.vocabulary.to_string(), sample)
+            .with_data(data_facts, warnings(&recipe, &config));
+        let trainer = Trainer::new(objective, vars, optimizer, update_rule(&recipe, length));
         Ok(Self {
             trainer: trainer.with_parallel(recipe.update.parallel_micro_batches)?,
-            validation: ValidationData::open(&recipe, &config, &data.processor, &device)?,
+            validation,
+            length,
+            report: DataReport::default(),
             recipe,
             config,
             device,
@@ -101,6 +116,11 @@ impl Run {
         &self.facts
     }
 
+    /// Training samples that the last [`Self::train`] skipped or changed, counted over the whole run.
+    pub fn data_report(&self) -> &DataReport {
+        &self.report
+    }
+
     /// Makes [`Self::train`] stop once this many steps are done: for the time limit of a job scheduler, and for tests.
     pub fn stop_after(&mut self, steps: u64) {
         self.stop_after = Some(steps);
@@ -115,7 +135,8 @@ impl Run {
     /// Trains until all steps are done, early stopping ends the run, or a stop is requested.
     ///
     /// With `resume` the run continues from its newest valid checkpoint, if it has any; without, a folder with
-    /// checkpoints is rejected.
+    /// checkpoints is rejected. A finished run goes on if the recipe has more steps or epochs now: the learning rate
+    /// schedule then spans all of them.
     ///
     /// The run trains on a thread with a large stack and holds a lock on its folder. With
     /// [`parallel_micro_batches`](super::UpdateConfig::parallel_micro_batches) above 1, set `CANDLE_NUM_THREADS=1`
@@ -140,11 +161,12 @@ impl Run {
             CheckpointManager::open(self.checkpoints(), self.recipe.identity()?, self.recipe.run.save_total_limit)?;
         let state = self.starting_state(&checkpoints, resume)?;
         self.write_recipe(&output)?;
+        write_chosen(&output, &self.data.vocabulary.chosen)?;
         let done = self.trainer.optimizer().steps();
-        let Self { recipe, facts, validation, observers, .. } = self;
+        let Self { recipe, facts, validation, observers, length, .. } = self;
         let resumed = (done > 0).then_some(done);
-        let eval_samples = &*validation.questions;
-        observers.start(&RunStart { recipe, output: &output, resumed, facts, eval_samples })?;
+        let (eval_samples, steps) = (&*validation.questions, length.steps);
+        observers.start(&RunStart { recipe, output: &output, resumed, steps, facts, eval_samples })?;
         self.warn_of_threads();
         TrainingLoop::new(self, checkpoints, state)?.run(self)
     }
@@ -164,21 +186,18 @@ impl Run {
         }
     }
 
-    /// Exports the model of the newest valid checkpoint to `folder` and returns the checkpoint's step; another process
-    /// may be training in the run's folder meanwhile.
+    /// Exports the model of a checkpoint to `folder`, which must not be in use, and returns the checkpoint's step;
+    /// another process may be training in the run's folder meanwhile.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] if there is no valid checkpoint, and errors of reading and writing files.
-    pub fn export_checkpoint(&mut self, folder: impl AsRef<Path>) -> Result<u64> {
+    /// [`Error::Checkpoint`] if there is no such valid checkpoint, [`Error::Io`] for a folder in use (see
+    /// [`check_new_folder`]), and errors of reading and writing files.
+    pub fn export_checkpoint(&mut self, folder: impl AsRef<Path>, choice: CheckpointChoice) -> Result<u64> {
         let folder = folder.as_ref();
+        check_new_folder(folder)?;
         on_large_stack(|| {
-            let path = self.checkpoints();
-            let checkpoints = CheckpointManager::view(&path, self.recipe.identity()?);
-            let newest = if path.is_dir() { self.newest_checkpoint(&checkpoints)? } else { None };
-            let Some(checkpoint) = newest else {
-                let message = "there is no checkpoint of this recipe yet: wait for the first one, or train";
-                return Err(Error::checkpoint(path, message));
-            };
+            let checkpoints = CheckpointManager::view(self.checkpoints(), self.recipe.identity()?);
+            let checkpoint = self.chosen_checkpoint(&checkpoints, choice)?;
             self.load(&checkpoint)?;
             self.export_to(folder)?;
             Ok(checkpoint.step())
@@ -196,7 +215,8 @@ impl Run {
     fn export_to(&mut self, folder: &Path) -> Result<()> {
         self.averaged(|run| {
             let Self { recipe, config, parameters, data, device, .. } = &*run;
-            let connector = connector(recipe, config, parameters, device, run.connector_batches())?;
+            let tokenizer = data.processor.tokenizer();
+            let connector = connector(recipe, config, tokenizer, parameters, device, run.connector_batches())?;
             export(recipe, folder, config, parameters, connector, &data.processor)
         })
     }
@@ -204,7 +224,7 @@ impl Run {
     /// Samples spread over the training data, one per batch.
     fn connector_batches(&self) -> impl Iterator<Item = MultimodalBatch> {
         let form = self.recipe.stage.sample_form();
-        let samples = self.data.spread(&self.recipe, CONNECTOR_SAMPLES);
+        let samples = self.data.spread(CONNECTOR_SAMPLES);
         samples.filter_map(move |sample| form.collate(vec![vec![sample]], &self.config, &self.device).ok())
     }
 
@@ -220,9 +240,11 @@ impl Run {
         result
     }
 
-    /// Writes the recipe with defaults and overrides applied.
+    /// Writes the recipe with defaults and overrides applied, and with the number of steps in place of epochs.
     fn write_recipe(&self, folder: &Path) -> Result<()> {
-        let text = toml::to_string(&self.recipe)
+        let mut recipe = self.recipe.clone();
+        (recipe.update.steps, recipe.update.epochs) = (Some(self.length.steps), None);
+        let text = toml::to_string(&recipe)
             .map_err(|e| Error::training(format!("the recipe cannot be serialised: {e}")).caused_by(e))?;
         write_bytes_atomically(folder.join("recipe.toml"), text.as_bytes())
     }
@@ -237,11 +259,11 @@ fn adamw_config(recipe: &Recipe, vars: &BTreeMap<String, Var>) -> AdamWConfig {
     AdamWConfig { groups, ..recipe.optimizer.clone() }
 }
 
-fn update_rule(recipe: &Recipe) -> UpdateRule {
+fn update_rule(recipe: &Recipe, length: RunLength) -> UpdateRule {
     UpdateRule {
         learning_rate: recipe.update.learning_rate,
         schedule: recipe.schedule,
-        total_steps: recipe.update.steps,
+        total_steps: length.steps,
         max_grad_norm: recipe.update.max_grad_norm,
     }
 }

@@ -1,7 +1,6 @@
 //! Building of a stage: model, teachers, parameters and objective.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -12,6 +11,7 @@ use super::export::{clip_of, llm_of, save_clip, save_distilled, save_llm, save_m
 use super::init::{lay_out_positions, whiten_patches};
 use super::memory::MemoryNeeds;
 use super::recipe::{ConnectorStart, InitFrom, Recipe, Stage};
+use super::vocabulary::row_map;
 use super::{Contrastive, Distillation, Language, NextToken, Objective};
 use crate::batch::{MultimodalBatch, Visual};
 use crate::config::{HaploVlConfig, MlpKind, NormKind};
@@ -20,12 +20,15 @@ use crate::model::{
 };
 use crate::nn::Activations;
 use crate::optim::trainable;
-use crate::processor::Processor;
+use crate::processor::{Processor, TextTokenizer};
 use crate::weights::{
-    ClipSource, InitReport, LlmSource, ParameterShapes, Parameters, SafetensorsFiles, SaveOptions, check_model_folder,
-    init_from_clip, init_from_llm, init_text_embedding, resolve_model,
+    ClipSource, InitReport, LlmSource, ParameterShapes, Parameters, SaveOptions, check_model_folder, init_from_clip,
+    init_from_llm, init_text_embedding, open_weights,
 };
 use crate::{Error, Result};
+
+/// Parameters with one row for each token.
+const ROWS_OF_TOKENS: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
 
 /// Stage that is ready to be trained.
 pub(super) struct BuiltStage {
@@ -75,12 +78,13 @@ type Blueprint<'a> = Box<dyn Fn(VarBuilder) -> Result<Box<dyn Objective>> + 'a>;
 pub(super) fn build(
     recipe: &Recipe,
     config: &HaploVlConfig,
+    tokenizer: &TextTokenizer,
     device: &Device,
     needs: &MemoryNeeds,
     images: impl FnOnce() -> Vec<Visual>,
 ) -> Result<BuiltStage> {
     check_form(&recipe.stage, config)?;
-    let objective = blueprint(recipe, config, device)?;
+    let objective = blueprint(recipe, config, tokenizer, device)?;
     let trained = trained_parameters(recipe, device, needs, &objective)?;
     let parameters = Parameters::new();
     // Built once to create every parameter, and once more with the frozen parameters detached, which then need no
@@ -90,7 +94,8 @@ pub(super) fn build(
         lay_out_positions(config, &parameters)?;
         whiten_patches(config, &parameters, &images())?;
     }
-    let report = recipe.stage.init_from().map(|sources| load_pretrained(recipe, sources, config, &parameters));
+    let report =
+        recipe.stage.init_from().map(|sources| load_pretrained(recipe, sources, config, tokenizer, &parameters));
     let learns = trained.clone();
     let learns = move |name: &str| learns.binary_search_by(|trained| trained.as_str().cmp(name)).is_ok();
     let objective = objective(parameters.var_builder_where(recipe.seed, DType::F32, device, learns))?;
@@ -150,7 +155,12 @@ fn check_form(stage: &Stage, config: &HaploVlConfig) -> Result<()> {
 }
 
 /// Function that builds the objective of a stage; teachers are opened here, once.
-fn blueprint<'a>(recipe: &'a Recipe, config: &'a HaploVlConfig, device: &Device) -> Result<Blueprint<'a>> {
+fn blueprint<'a>(
+    recipe: &'a Recipe,
+    config: &'a HaploVlConfig,
+    tokenizer: &TextTokenizer,
+    device: &Device,
+) -> Result<Blueprint<'a>> {
     let (compute, precision) = recipe.update.compute_dtype.on(device);
     let activations =
         if recipe.update.gradient_checkpointing { Activations::Recomputed } else { Activations::Released };
@@ -160,10 +170,10 @@ fn blueprint<'a>(recipe: &'a Recipe, config: &'a HaploVlConfig, device: &Device)
         }
         Stage::Language => Box::new(|vb| Ok(Box::new(Language::new(LanguageModel::new(&llm_of(config), vb)?)))),
         Stage::Distill { vision_teacher, teacher_layer, text_teacher, weights, .. } => {
-            let teacher = field("vision_teacher", || {
-                open_teacher(&recipe.resolve_source(vision_teacher), *teacher_layer, device)
+            let teacher = from_source(recipe, "vision_teacher", vision_teacher, |path| {
+                open_teacher(path, *teacher_layer, device)
             })?;
-            let text = text_table(recipe, text_teacher, config, device)?;
+            let text = text_table(recipe, text_teacher, config, tokenizer, device)?;
             Box::new(move |vb| {
                 let (teacher, text) = (Box::new(teacher.clone()), text.clone());
                 let (width, words) = (config.pre_decoder.hidden_size, text.dim(1)?);
@@ -185,21 +195,28 @@ fn blueprint<'a>(recipe: &'a Recipe, config: &'a HaploVlConfig, device: &Device)
     })
 }
 
-/// Names the field of the stage in an error of `load`.
-fn field<T>(name: &str, load: impl FnOnce() -> Result<T>) -> Result<T> {
-    load().map_err(|error| Error::config(format!("stage.{name}"), error.to_string()))
+/// Loads something from the model that a field of the stage names; errors name the field.
+fn from_source<T>(recipe: &Recipe, field: &str, source: &str, load: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let field = format!("stage.{field}");
+    let model = recipe.open_model_source(&field, source)?;
+    load(model.path()).map_err(|e| Error::config(field, e.to_string()).caused_by(e))
 }
 
-fn open_teacher(source: &str, layer: isize, device: &Device) -> Result<ClipTeacher> {
-    let source = open_clip(source)?;
-    let vb = Arc::clone(source.files()).var_builder(DType::F32, device);
-    ClipTeacher::new(ClipVision::new(source.config(), vb)?, layer)
+fn open_teacher(path: &Path, layer: isize, device: &Device) -> Result<ClipTeacher> {
+    let source = ClipSource::open(path)?;
+    ClipTeacher::new(ClipVision::new(source.config(), source.var_builder(DType::F32, device))?, layer)
 }
 
 /// Embedding table of the text teacher, (vocab_size, LLM width).
-fn text_table(recipe: &Recipe, teacher: &str, config: &HaploVlConfig, device: &Device) -> Result<Tensor> {
-    let llm = || open_llm(&recipe.resolve_source(teacher));
-    field("text_teacher", || llm()?.embedding(config.vocab_size, DType::F32, device))
+fn text_table(
+    recipe: &Recipe,
+    teacher: &str,
+    config: &HaploVlConfig,
+    tokenizer: &TextTokenizer,
+    device: &Device,
+) -> Result<Tensor> {
+    let table = |path: &Path| open_llm(path, tokenizer, config)?.embedding(config.vocab_size, DType::F32, device);
+    from_source(recipe, "text_teacher", teacher, table)
 }
 
 /// Copies pretrained weights from the sources of `init_from`; other parameters keep their random values.
@@ -207,6 +224,7 @@ fn load_pretrained(
     recipe: &Recipe,
     sources: &InitFrom,
     config: &HaploVlConfig,
+    tokenizer: &TextTokenizer,
     parameters: &Parameters,
 ) -> Result<Option<InitReport>> {
     let mut reports = Vec::new();
@@ -214,42 +232,59 @@ fn load_pretrained(
         // Stage 1 has no post-decoder, so only the text embedding is taken.
         let is_whole_model = parameters.get("model.norm.weight").is_some();
         let load = if is_whole_model { init_from_llm } else { init_text_embedding };
-        let open = || open_llm(&recipe.resolve_source(llm));
-        reports.push(field("init_from.llm", || load(&open()?, config, parameters, sources.text))?);
+        let load = |path: &Path| load(&open_llm(path, tokenizer, config)?, config, parameters, sources.text);
+        reports.push(from_source(recipe, "init_from.llm", llm, load)?);
     }
     if let Some(clip) = &sources.clip {
-        let open = || open_clip(&recipe.resolve_source(clip));
-        reports.push(field("init_from.clip", || init_from_clip(&open()?, config, parameters))?);
+        let load = |path: &Path| init_from_clip(&ClipSource::open(path)?, config, parameters);
+        reports.push(from_source(recipe, "init_from.clip", clip, load)?);
     }
     if let Some(stage) = &sources.stage {
-        reports.push(field("init_from.stage", || load_stage(&recipe.resolve(stage), parameters))?);
+        let load = |path: &Path| load_stage(path, tokenizer, parameters);
+        reports.push(from_source(recipe, "init_from.stage", stage, load)?);
     }
     Ok(reports.into_iter().reduce(InitReport::merge))
 }
 
-fn open_clip(source: &str) -> Result<ClipSource> {
-    ClipSource::open(resolve_model(source, None)?)
+/// Opens a language model, whose rows follow the tokens of the run if it has a tokenizer.
+fn open_llm(path: &Path, tokenizer: &TextTokenizer, config: &HaploVlConfig) -> Result<LlmSource> {
+    let llm = LlmSource::open(path)?;
+    let folder = if path.is_file() { path.parent().unwrap_or(Path::new("")) } else { path };
+    match TextTokenizer::find(folder)? {
+        Some(own) => {
+            let rows = row_map(&own, llm.config().vocab_size, tokenizer, config.vocab_size)?;
+            Ok(llm.with_rows(rows))
+        }
+        None => Ok(llm),
+    }
 }
 
-/// Opens a language model: a GGUF file by its path, or a folder or hub id.
-fn open_llm(source: &str) -> Result<LlmSource> {
-    if Path::new(source).is_file() { LlmSource::open(source) } else { LlmSource::open(resolve_model(source, None)?) }
-}
-
-/// Copies every parameter of an earlier stage's export.
-fn load_stage(folder: &Path, parameters: &Parameters) -> Result<InitReport> {
+/// Copies every parameter of an earlier stage's export, or of a whole model; rows of its vocabulary follow the tokens of
+/// the run.
+fn load_stage(folder: &Path, tokenizer: &TextTokenizer, parameters: &Parameters) -> Result<InitReport> {
     check_model_folder(folder)?;
-    let files = SafetensorsFiles::open(folder)?;
+    let files = open_weights(folder)?;
+    let own = TextTokenizer::find(folder)?;
     let mut report = InitReport::default();
     for (name, var) in parameters.iter() {
-        if files.shape(&name).is_none() {
+        let Some(shape) = files.tensor_shape(&name) else {
             report.fresh.push(name);
             continue;
-        }
-        parameters.set(&name, &files.load(&name, var.dtype(), var.device())?)?;
+        };
+        let values = files.load_tensor(&name, var.dtype(), var.device())?;
+        let rows = own.as_ref().filter(|_| ROWS_OF_TOKENS.contains(&name.as_str()) && shape.len() == 2);
+        let values = match rows {
+            Some(own) => {
+                let rows = row_map(own, shape[0], tokenizer, var.dim(0)?)?;
+                report.rows = vec![rows.counts()];
+                rows.apply(&values)?
+            }
+            None => values,
+        };
+        parameters.set(&name, &values)?;
         report.copied.push(name);
     }
-    report.unused = files.names().filter(|name| parameters.get(name).is_none()).map(String::from).collect();
+    report.unused = files.tensor_names().into_iter().filter(|name| parameters.get(name).is_none()).collect();
     Ok(report)
 }
 
@@ -257,6 +292,7 @@ fn load_stage(folder: &Path, parameters: &Parameters) -> Result<InitReport> {
 pub(super) fn connector(
     recipe: &Recipe,
     config: &HaploVlConfig,
+    tokenizer: &TextTokenizer,
     parameters: &Parameters,
     device: &Device,
     batches: impl Iterator<Item = MultimodalBatch>,
@@ -264,7 +300,7 @@ pub(super) fn connector(
     let Stage::Distill { text_teacher, connector: ConnectorStart::Text, .. } = &recipe.stage else {
         return Ok(None);
     };
-    let table = text_table(recipe, text_teacher, config, device)?;
+    let table = text_table(recipe, text_teacher, config, tokenizer, device)?;
     // The teacher may be another model than the language model of stage 2.
     if table.dim(1)? != config.post_decoder.hidden_size {
         return Ok(None);
@@ -286,7 +322,7 @@ pub(super) fn export(
     match &recipe.stage {
         Stage::Vision { .. } => save_clip(folder, &clip_of(config), parameters, &options),
         Stage::Language => save_llm(folder, &llm_of(config), parameters, processor, &options),
-        Stage::Distill { .. } => save_distilled(folder, config, parameters, connector, &options),
+        Stage::Distill { .. } => save_distilled(folder, config, parameters, connector, processor, &options),
         Stage::Align { .. } | Stage::Tune { .. } => save_model(folder, config, parameters, processor, &options),
     }
 }

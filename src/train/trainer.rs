@@ -127,6 +127,11 @@ impl<O: Objective> Trainer<O> {
         Self { reducer, ..self }
     }
 
+    /// Sets the steps of the whole run, which the schedule spans.
+    pub fn set_total_steps(&mut self, steps: u64) {
+        self.rule.total_steps = steps;
+    }
+
     /// The objective.
     pub fn objective(&self) -> &O {
         &self.objective

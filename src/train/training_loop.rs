@@ -5,19 +5,25 @@ use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use super::checkpoint::{CheckpointManager, Contents};
+use super::collate::Prepared;
 use super::evaluation::Evaluation;
 use super::metrics::{GRAD_NORM, LEARNING_RATE, LOSS, Record, SAMPLES_PER_SECOND, TOKENS_PER_SECOND, VALIDATION_LOSS};
 use super::observer::SkippedSample;
+use super::outcome::DataReport;
 use super::resume::RunState;
 use super::{Outcome, Run, StepReport};
-use crate::batch::{MultimodalBatch, Sequence};
-use crate::data::Loader;
+use crate::batch::MultimodalBatch;
+use crate::data::{Dataset, Group, Loader};
+use crate::error::one_line;
 use crate::{Error, Result};
+
+/// Number of samples with cut answers that are named; all are counted.
+const NAMED_CUT: u64 = 10;
 
 /// State of the training loop.
 pub(super) struct TrainingLoop {
     checkpoints: CheckpointManager,
-    loader: Loader<Sequence>,
+    loader: Loader<Prepared>,
     skipped: Receiver<SkippedSample>,
     state: RunState,
     /// Step of the newest checkpoint, if there is one.
@@ -27,16 +33,25 @@ pub(super) struct TrainingLoop {
 impl TrainingLoop {
     /// A loop that starts at `state`; parameters and optimizer have been restored already.
     pub fn new(run: &Run, checkpoints: CheckpointManager, state: RunState) -> Result<Self> {
-        let (loader, skipped) = run.data.loader(&run.recipe, &run.config, state.loader)?;
+        let (loader, skipped) = run.data.loader(&run.recipe, state.loader.clone())?;
         let done = run.trainer.optimizer().steps();
         Ok(Self { checkpoints, loader, skipped, state, saved: (done > 0).then_some(done) })
     }
 
     /// Trains until all steps are done, early stopping ends the run, or a stop is requested.
     pub fn run(mut self, run: &mut Run) -> Result<Outcome> {
+        let result = self.train(run);
+        run.report = DataReport::new(&self.state);
+        if let Some(text) = run.report.notice() {
+            run.observers.notice(&text);
+        }
+        result
+    }
+
+    fn train(&mut self, run: &mut Run) -> Result<Outcome> {
         while !self.gave_up(run) {
             let done = run.trainer.optimizer().steps();
-            if done >= run.recipe.update.steps {
+            if done >= run.length.steps {
                 return Ok(Outcome::Finished { export: run.export()? });
             }
             if run.should_stop(done) {
@@ -48,9 +63,8 @@ impl TrainingLoop {
         self.give_up(run)
     }
 
-    /// Whether early stopping applies: the validation loss has not fallen for `early_stopping_patience` evaluations.
     fn gave_up(&self, run: &Run) -> bool {
-        run.recipe.run.early_stopping_patience.is_some_and(|patience| self.state.stale >= patience)
+        self.state.gave_up(run.recipe.run.early_stopping_patience)
     }
 
     /// One step, and the evaluation and checkpoint that are due after it.
@@ -66,7 +80,7 @@ impl TrainingLoop {
         let metrics = measures.into_iter().fold(metrics_of(&report), |record, (name, value)| record.with(name, value));
         let improved = score.is_some_and(|loss| self.state.update(loss));
         run.observers.step(&report, &metrics)?;
-        let last = step == run.recipe.update.steps;
+        let last = step == run.length.steps;
         if step.is_multiple_of(run.recipe.run.save_steps) || improved || last || self.gave_up(run) {
             self.save(run, score)?;
         }
@@ -98,10 +112,22 @@ impl TrainingLoop {
             let group = self.loader.next();
             self.skipped.try_iter().for_each(|sample| run.observers.skipped_sample(&sample));
             let group = group.ok_or_else(|| Error::data("no training samples are left"))??;
+            self.count_cut(&group, run);
             self.state.loader = group.state;
-            batches.push(form.collate(group.rows, &run.config, &run.device)?);
+            let rows = group.rows.into_iter().map(|row| row.into_iter().map(|prepared| prepared.sequence).collect());
+            batches.push(form.collate(rows.collect(), &run.config, &run.device)?);
         }
         Ok(batches)
+    }
+
+    /// Counts samples whose answers were cut, and names the first ones.
+    fn count_cut(&mut self, group: &Group<Prepared>, run: &mut Run) {
+        for (index, prepared) in group.samples.iter().zip(group.rows.iter().flatten()) {
+            if prepared.is_cut && self.state.cut.insert(*index) && self.state.cut.len() <= NAMED_CUT {
+                let name = one_line(&run.data.samples.describe(*index));
+                run.observers.notice(&format!("{name}: the end of its last answer is cut"));
+            }
+        }
     }
 
     fn save(&mut self, run: &mut Run, score: Option<f64>) -> Result<PathBuf> {
@@ -120,7 +146,7 @@ impl TrainingLoop {
     }
 
     /// Ends the run with a checkpoint of the current step.
-    fn stop(mut self, run: &mut Run) -> Result<Outcome> {
+    fn stop(&mut self, run: &mut Run) -> Result<Outcome> {
         let step = run.trainer.optimizer().steps();
         let checkpoint = match step {
             0 => None,
@@ -131,7 +157,7 @@ impl TrainingLoop {
     }
 
     /// Exports the parameters with the lowest validation loss.
-    fn give_up(self, run: &mut Run) -> Result<Outcome> {
+    fn give_up(&self, run: &mut Run) -> Result<Outcome> {
         let step = run.trainer.optimizer().steps();
         let best_step = self.checkpoints.best()?.unwrap_or(step);
         if best_step != step {
@@ -145,7 +171,7 @@ impl TrainingLoop {
 }
 
 fn is_evaluated(run: &Run, step: u64) -> bool {
-    let due = step.is_multiple_of(run.recipe.run.eval_steps) || step == run.recipe.update.steps;
+    let due = step.is_multiple_of(run.recipe.run.eval_steps) || step == run.length.steps;
     due && !run.validation.batches.is_empty()
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -10,9 +10,10 @@ use candle_nn::VarBuilder;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorInfo;
-use serde::Deserialize;
 
 use super::finite::check_floats;
+use super::raw_tensor::RawTensor;
+use super::shard_index;
 use super::source::{TensorSource, check_source, source_var_builder};
 use crate::{Error, Result, files};
 
@@ -20,8 +21,6 @@ use crate::{Error, Result, files};
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
 /// File name of the index of sharded weights.
 pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
-/// Largest index in bytes; a real one names some thousand tensors.
-const MAX_INDEX_BYTES: u64 = 100 << 20;
 
 /// The tensors of a `.safetensors` file, or of all shards of a checkpoint folder.
 ///
@@ -66,11 +65,6 @@ struct Entry {
     info: TensorInfo,
 }
 
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
 impl SafetensorsFiles {
     /// Opens a `.safetensors` file, or a folder with `model.safetensors` or `model.safetensors.index.json` (looked for
     /// in this order, as HF does).
@@ -86,14 +80,10 @@ impl SafetensorsFiles {
         let (single, index) = (path.join(SINGLE_FILE), path.join(INDEX_FILE));
         match (single.is_file(), index.is_file()) {
             (true, _) => Self::open_single(path, &single),
-            (false, true) => Self::open_sharded(path, &index),
-            (false, false) => Err(Error::format(
-                path,
-                format!(
-                    "the folder holds neither {SINGLE_FILE} nor {INDEX_FILE}: \
-                     convert other formats (pytorch_model.bin) to safetensors first"
-                ),
-            )),
+            (false, true) => Self::open_sharded(path),
+            (false, false) => {
+                Err(Error::format(path, format!("the folder holds neither {SINGLE_FILE} nor {INDEX_FILE}")))
+            }
         }
     }
 
@@ -114,27 +104,9 @@ impl SafetensorsFiles {
         Ok(Self { path: path.to_path_buf(), shards: vec![shard], tensors })
     }
 
-    fn open_sharded(folder: &Path, index: &Path) -> Result<Self> {
-        let mut by_shard: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (tensor, shard) in read_index(index)?.weight_map {
-            by_shard.entry(shard).or_default().push(tensor);
-        }
-        let (mut shards, mut tensors) = (Vec::new(), BTreeMap::new());
-        for (file_name, names) in by_shard {
-            let (shard, mut infos) = Shard::open(&shard_path(folder, index, &file_name)?)?;
-            for name in names {
-                let info = infos.remove(&name).ok_or_else(|| {
-                    Error::format(
-                        index,
-                        format!(
-                            "says that tensor `{name}` is in {file_name}, but it is not: download both files again"
-                        ),
-                    )
-                })?;
-                tensors.insert(name, Entry { shard: shards.len(), info });
-            }
-            shards.push(shard);
-        }
+    fn open_sharded(folder: &Path) -> Result<Self> {
+        let (shards, tensors) = shard_index::open(folder, INDEX_FILE, Shard::open)?;
+        let tensors = tensors.into_iter().map(|(name, (shard, info))| (name, Entry { shard, info })).collect();
         Ok(Self { path: folder.to_path_buf(), shards, tensors })
     }
 
@@ -165,18 +137,9 @@ impl SafetensorsFiles {
     /// or it contains NaN or infinity.
     pub fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let (shard, entry) = self.entry(name)?;
-        let stored = DType::try_from(entry.info.dtype).ok();
-        let Some(stored) = stored.filter(|s| *s == dtype || is_float(*s) && is_float(dtype)) else {
-            return Err(Error::weights(format!(
-                "{}: tensor `{name}` has dtype {}, which cannot be converted to {}: expected f64, f32, f16 or bf16",
-                shard.path.display(),
-                entry.info.dtype,
-                dtype.as_str()
-            )));
-        };
-        let bytes = shard.bytes(&entry.info)?;
-        let tensor = Tensor::from_raw_buffer(bytes, stored, &entry.info.shape, device)?;
-        Ok(tensor.to_dtype(dtype)?)
+        let (dtype_name, stored) = (entry.info.dtype.to_string(), DType::try_from(entry.info.dtype).ok());
+        let raw = RawTensor { name, type_name: &dtype_name, dtype: stored, shape: &entry.info.shape };
+        raw.load(&shard.path, shard.bytes(&entry.info)?, dtype, device)
     }
 
     fn entry(&self, name: &str) -> Result<(&Shard, &Entry)> {
@@ -239,10 +202,6 @@ impl TensorSource for SafetensorsFiles {
     }
 }
 
-fn is_float(dtype: DType) -> bool {
-    matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
-}
-
 impl Shard {
     fn open(path: &Path) -> Result<(Self, BTreeMap<String, TensorInfo>)> {
         let file = files::open(path)?;
@@ -277,27 +236,5 @@ fn check_shape(path: &Path, name: &str, shape: &[usize]) -> Result<()> {
     match strides {
         Some(_) => Ok(()),
         None => Err(Error::format(path, format!("tensor `{name}` has the impossible shape {shape:?}"))),
-    }
-}
-
-fn read_index(path: &Path) -> Result<Index> {
-    let text = files::read(path, MAX_INDEX_BYTES)?;
-    serde_json::from_slice(&text).map_err(|e| {
-        Error::format(path, format!("{e}; expected an object with `weight_map`: {{tensor: file name}}")).caused_by(e)
-    })
-}
-
-/// Path of a shard, which must be in the folder of its index: a downloaded index must not refer to other files.
-fn shard_path(folder: &Path, index: &Path, name: &str) -> Result<PathBuf> {
-    let mut components = Path::new(name).components();
-    let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
-    if !plain || name.contains(['/', '\\', '\0']) {
-        return Err(Error::format(index, format!("names the shard `{name}`, expected a file name without folders")));
-    }
-    let path = folder.join(name);
-    if path.is_file() {
-        Ok(path)
-    } else {
-        Err(Error::format(index, format!("names the shard `{name}`, which is not in the folder: download it too")))
     }
 }

@@ -9,11 +9,16 @@ use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 
 use super::gguf::MODEL_FILE;
-use super::safetensors::{INDEX_FILE, SINGLE_FILE};
-use super::{GgufFile, SafetensorsFiles, check_tensors};
+use super::known_buffers::is_known_buffer;
+use super::{GgufFile, PickleFiles, SafetensorsFiles, check_tensors, pickle, safetensors};
 use crate::nn::ops::QuantizedWeight;
 use crate::options::Quantization;
 use crate::{Error, Result};
+
+/// Name of the embedding table.
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Name of the language head.
+pub(super) const HEAD: &str = "lm_head.weight";
 
 /// A source of tensors, by HF name.
 pub trait TensorSource: Send + Sync {
@@ -56,41 +61,103 @@ pub trait TensorSource: Send + Sync {
         Ok(())
     }
 
+    /// The names that a source gives to the tensors of a larger model; `None` if they are as stored.
+    fn renaming(&self) -> Option<&str> {
+        None
+    }
+
     /// Whether there is a tensor of this name.
     fn has_tensor(&self, name: &str) -> bool {
         self.tensor_shape(name).is_some()
     }
 }
 
-/// Opens the weights of a model folder: safetensors, or the `model.gguf` of a quantised model.
+/// Opens the weights of a model folder (safetensors, `pytorch_model.bin`, or the `model.gguf` of a quantised model), or a
+/// single file (`.safetensors`, `.gguf`, `.bin`, `.pt` or `.pth`). Where a folder holds the same weights twice, safetensors
+/// are read.
 ///
 /// # Errors
-/// As [`SafetensorsFiles::open`] and [`GgufFile::open`], and [`Error::Format`] if the folder contains both formats.
-pub fn open_weights(folder: impl AsRef<Path>) -> Result<Arc<dyn TensorSource>> {
-    let folder = folder.as_ref();
-    let gguf = folder.join(MODEL_FILE);
-    let safetensors = [SINGLE_FILE, INDEX_FILE].into_iter().find(|name| folder.join(name).is_file());
-    match (gguf.is_file(), safetensors) {
+/// As [`SafetensorsFiles::open`], [`PickleFiles::open`] and [`GgufFile::open`], and [`Error::Format`] for a folder
+/// without weights or with GGUF beside another format, and for another kind of file.
+pub fn open_weights(path: impl AsRef<Path>) -> Result<Arc<dyn TensorSource>> {
+    let path = path.as_ref();
+    if path.is_file() {
+        return open_file(path);
+    }
+    let found = |names: [&'static str; 2]| names.into_iter().find(|name| path.join(name).is_file());
+    let safetensors = found([safetensors::SINGLE_FILE, safetensors::INDEX_FILE]);
+    let pickle = found([pickle::SINGLE_FILE, pickle::INDEX_FILE]);
+    match (path.join(MODEL_FILE).is_file(), safetensors.or(pickle)) {
         (true, Some(other)) => {
-            Err(Error::format(folder, format!("holds both {MODEL_FILE} and {other}: move one of them elsewhere")))
+            Err(Error::format(path, format!("holds both {MODEL_FILE} and {other}: move one of them elsewhere")))
         }
-        (true, None) => Ok(Arc::new(GgufFile::open(gguf)?)),
-        (false, _) => Ok(Arc::new(SafetensorsFiles::open(folder)?)),
+        (true, None) => Ok(Arc::new(GgufFile::open(path.join(MODEL_FILE))?)),
+        (false, Some(_)) if safetensors.is_some() => Ok(Arc::new(SafetensorsFiles::open(path)?)),
+        (false, Some(_)) => Ok(Arc::new(PickleFiles::open(path)?)),
+        (false, None) => Err(Error::format(
+            path,
+            format!(
+                "holds no weights: expected {}, {}, one of the two with `.index.json` and its shards, or {MODEL_FILE}",
+                safetensors::SINGLE_FILE,
+                pickle::SINGLE_FILE
+            ),
+        )),
+    }
+}
+
+fn open_file(path: &Path) -> Result<Arc<dyn TensorSource>> {
+    let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    match extension.as_str() {
+        "safetensors" => Ok(Arc::new(SafetensorsFiles::open(path)?)),
+        "gguf" => Ok(Arc::new(GgufFile::open(path)?)),
+        "bin" | "pt" | "pth" => Ok(Arc::new(PickleFiles::open(path)?)),
+        _ => {
+            let expected = "expected a file named .safetensors, .gguf, .bin, .pt or .pth, or a model folder";
+            Err(Error::format(path, format!("is no file of weights by its name: {expected}")))
+        }
     }
 }
 
 /// Checks that a source has exactly the tensors of `expected`, see [`check_tensors`]; rows of quantised matrices may be
 /// padded.
 ///
+/// Buffers of old checkpoints (RoPE frequencies, position ids, causal masks) are passed over, and so is a head equal to the
+/// embedding table that it is tied to.
+///
 /// # Errors
-/// As [`check_tensors`].
+/// As [`check_tensors`], and [`Error::Weights`](crate::Error::Weights) for a head that differs from the table.
 pub fn check_source(source: &dyn TensorSource, expected: &BTreeMap<String, Vec<usize>>) -> Result<()> {
-    let found = source.tensor_names().into_iter().filter_map(|name| {
+    let mut names = source.tensor_names();
+    let before = names.len();
+    names.retain(|name| expected.contains_key(name) || !is_known_buffer(name));
+    if names.len() < before {
+        tracing::info!(path = %source.path().display(), count = before - names.len(), "known buffers passed over");
+    }
+    if !expected.contains_key(HEAD) && expected.contains_key(EMBEDDING) && source.has_tensor(HEAD) {
+        check_tied(source)?;
+        names.retain(|name| name != HEAD);
+    }
+    let found = names.into_iter().filter_map(|name| {
         let shape = source.tensor_shape(&name)?.to_vec();
         let wanted = expected.get(&name).filter(|wanted| is_padded(source, &name, &shape, wanted));
         Some((name, wanted.cloned().unwrap_or(shape)))
     });
     check_tensors(&source.path().display().to_string(), expected, &found.collect())
+}
+
+/// Checks that a head is the embedding table.
+fn check_tied(source: &dyn TensorSource) -> Result<()> {
+    let values = |name: &str| -> Result<Vec<f32>> {
+        Ok(source.load_tensor(name, DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?)
+    };
+    if source.tensor_shape(HEAD) == source.tensor_shape(EMBEDDING) && values(HEAD)? == values(EMBEDDING)? {
+        return Ok(());
+    }
+    Err(Error::weights(format!(
+        "{}: `{HEAD}` differs from `{EMBEDDING}`, but the configuration ties them: set tie_word_embeddings to false, or \
+         remove the head",
+        source.path().display()
+    )))
 }
 
 /// Whether a stored quantised matrix of shape `shape` is a matrix of shape `wanted` with padded rows.

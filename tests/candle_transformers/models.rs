@@ -11,7 +11,7 @@ use candle_transformers::models::{clip, qwen2};
 use haplovl::batch::SequenceLayout;
 use haplovl::config::{Activation, DecoderConfig, HaploVlConfig, MlpKind, NormKind, Rope};
 use haplovl::model::{ClipVision, LanguageModel};
-use haplovl::weights::{ClipConfig, LlmConfig, Parameters};
+use haplovl::weights::{ClipConfig, LlmConfig, Parameters, VisionFamily};
 
 /// Rounding: both sides compute in f32 and differ in the order of sums.
 const TOLERANCE: f32 = 2e-4;
@@ -55,7 +55,7 @@ fn clip_vision_transformer_matches_candle_transformers() {
         rope: Rope::None,
         ..HaploVlConfig::tiny().pre_decoder
     };
-    let config = ClipConfig { decoder, image_size: 70, patch_size: 7 };
+    let config = ClipConfig { family: VisionFamily::Clip, decoder, image_size: 70, patch_size: 7 };
     let parameters = Parameters::new();
     let ours = ClipVision::new(&config, parameters.var_builder(3, DType::F32, &Device::Cpu)).unwrap();
     let theirs_config = clip::vision_model::ClipVisionConfig {

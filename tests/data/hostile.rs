@@ -118,7 +118,8 @@ fn read_all(content: &[u8]) {
     if let Ok(index) = RecordIndex::open(&path) {
         let records: Vec<_> = (0..index.len()).map(|n| index.read(n).unwrap()).collect();
         assert!(records.iter().map(Vec::len).sum::<usize>() <= content.len());
-        let file = RecordFile::open(&path, Path::new("")).unwrap();
+        // One object over several lines is refused.
+        let Ok(file) = RecordFile::open(&path, Path::new("")) else { return };
         (0..file.len()).for_each(|n| drop(file.get(n)));
     }
 }

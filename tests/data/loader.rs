@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use haplovl::data::shapes::{QuestionKind, ShapesConfig, ShapesContent, ShapesDataset, Split};
 use haplovl::data::{
-    BadSample, Dataset, Group, Grouping, IMAGE_MARKER, ImageSource, Length, Loader, LoaderConfig, LoaderState,
+    BadSample, Dataset, Group, Grouping, IMAGE_MARKER, ImageSource, Length, Loader, LoaderConfig, LoaderState, Portion,
     SampleResult,
 };
 
@@ -153,9 +153,71 @@ fn too_many_bad_samples_stop_the_run() {
     let config = LoaderConfig { shuffle: false, max_bad_share: 0.05, ..LoaderConfig::default() };
     let mut loader = Loader::new(numbers, config, LoaderState::default(), |n| Ok(Number(n))).unwrap();
     let error = loader.find_map(Result::err).unwrap().to_string();
-    assert!(error.starts_with("data: 27 of 527 samples are bad, more than the allowed share of 0.05"), "{error}");
-    assert!(error.contains("the last is sample 526") && error.contains("raise `max_bad_share`"), "{error}");
+    assert!(error.starts_with("data: 51 of 551 samples are bad, more than the allowed share of 0.05"), "{error}");
+    assert!(error.contains("the last is sample 550") && error.contains("raise `max_bad_share`"), "{error}");
     assert!(loader.next().is_none(), "an error is the end");
+}
+
+#[test]
+fn a_bad_sample_counts_and_is_reported_once_over_all_epochs() {
+    for seed in 0..6 {
+        let reports = Arc::new(Mutex::new(vec![]));
+        let keep = Arc::clone(&reports);
+        let config = LoaderConfig { seed, grouping: Grouping::InOrder { rows: 4 }, ..LoaderConfig::default() };
+        let numbers = || Numbers { len: 120, bad: vec![77] };
+        let loader = Loader::new(numbers(), config.clone(), LoaderState::default(), |n| Ok(Number(n))).unwrap();
+        let mut loader = loader.on_bad(move |r| keep.lock().unwrap().push(r.sample.to_string()));
+        let last = loader.by_ref().take(700).last().unwrap().unwrap();
+        assert!(last.state.epoch > 20 && last.state.bad == 1, "{:?}", last.state);
+        assert_eq!(*reports.lock().unwrap(), ["sample 77"]);
+        // A resumed loader knows the sample already.
+        let state = serde_json::from_str(&serde_json::to_string(&last.state).unwrap()).unwrap();
+        let mut resumed = Loader::new(numbers(), config, state, |n| Ok(Number(n))).unwrap();
+        resumed = resumed.on_bad(|report| panic!("{} again", report.sample));
+        assert_eq!(resumed.take(40).last().unwrap().unwrap().state.bad, 1);
+    }
+}
+
+#[test]
+fn states_of_the_first_version_count_bad_samples_anew() {
+    let state = r#"{ "epoch": 1, "position": 4, "groups": 0, "seen": 54, "bad": 6, "samples": 50 }"#;
+    let groups = load_from(serde_json::from_str(state).unwrap(), config(GROUPINGS[0]));
+    assert_eq!(groups.last().unwrap().state.bad, 3);
+}
+
+#[test]
+fn a_data_set_with_exactly_the_allowed_share_never_stops_and_one_above_always_does() {
+    for seed in 0..20 {
+        let last = |bad: usize| {
+            // Bad samples beside each other, as from one broken folder.
+            let numbers = Numbers { len: 1000, bad: (300..300 + bad).collect() };
+            let config = LoaderConfig { seed, epochs: Some(3), max_bad_share: 0.02, ..LoaderConfig::default() };
+            Loader::new(numbers, config, LoaderState::default(), |n| Ok(Number(n))).unwrap().last().unwrap()
+        };
+        assert_eq!(last(20).unwrap().state.bad, 20, "seed {seed}");
+        assert!(last(21).unwrap_err().to_string().contains("21 of "), "seed {seed}");
+        let many = last(700).unwrap_err().to_string();
+        let bad: usize = many["data: ".len()..].split(' ').next().unwrap().parse().unwrap();
+        assert!(bad < 20, "a hopeless data set is given up early: {many}");
+    }
+}
+
+#[test]
+fn weights_repeat_samples_and_resume_exactly() {
+    let portions = vec![Portion { samples: 20, weight: 2.5 }, Portion { samples: 30, weight: 0.5 }];
+    for grouping in GROUPINGS {
+        let config = LoaderConfig { portions: portions.clone(), ..config(grouping) };
+        let all = load(config.clone());
+        let (first, second): (Vec<usize>, Vec<usize>) =
+            all.iter().flat_map(|group| group.samples.clone()).partition(|index| *index < 20);
+        // 3, 17 and 18 of the first portion are bad.
+        assert!((17 * 7..=17 * 8).contains(&first.len()), "{} {grouping:?}", first.len());
+        assert_eq!(second.len(), 3 * 15, "{grouping:?}");
+        for (i, group) in all.iter().enumerate() {
+            let state = serde_json::from_str(&serde_json::to_string(&group.state).unwrap()).unwrap();
+            assert_eq!(load_from(state, config.clone()), all[i + 1..], "{grouping:?} after group {i}");
+        }
+    }
 }
 
 #[test]
@@ -215,19 +277,19 @@ fn invalid_settings_and_states_are_rejected() {
         let loader = Loader::new(Numbers { len, bad: vec![] }, config, state, |n| Ok(Number(n)));
         loader.map(|_| ()).expect_err("must be refused").to_string()
     };
-    let fresh = LoaderState::default();
-    assert!(error(0, LoaderConfig::default(), fresh).contains("contains no sample"));
-    assert!(error(5, LoaderConfig { workers: 0, ..LoaderConfig::default() }, fresh).contains("loader.workers"));
+    let fresh = LoaderState::default;
+    assert!(error(0, LoaderConfig::default(), fresh()).contains("contains no sample"));
+    assert!(error(5, LoaderConfig { workers: 0, ..LoaderConfig::default() }, fresh()).contains("loader.workers"));
     let share = |max_bad_share| LoaderConfig { max_bad_share, ..LoaderConfig::default() };
-    assert!(error(5, share(1.0), fresh).contains("loader.max_bad_share"));
-    assert!(error(5, share(f64::NAN), fresh).contains("loader.max_bad_share"));
+    assert!(error(5, share(1.0), fresh()).contains("loader.max_bad_share"));
+    assert!(error(5, share(f64::NAN), fresh()).contains("loader.max_bad_share"));
     let rows = LoaderConfig { grouping: Grouping::InOrder { rows: 0 }, ..LoaderConfig::default() };
-    assert!(error(5, rows, fresh).contains("loader.grouping.rows"));
-    let state = LoaderState { samples: 9, position: 4, ..fresh };
+    assert!(error(5, rows, fresh()).contains("loader.grouping.rows"));
+    let state = LoaderState { samples: 9, position: 4, ..fresh() };
     let message = error(5, LoaderConfig::default(), state);
     assert!(message.contains("sample 4 of 9, but the data set now has 5"), "{message}");
     assert!(
-        error(5, LoaderConfig::default(), LoaderState { samples: 5, position: 5, ..fresh }).contains("cannot resume")
+        error(5, LoaderConfig::default(), LoaderState { samples: 5, position: 5, ..fresh() }).contains("cannot resume")
     );
 }
 

@@ -7,8 +7,10 @@ use haplovl::Error;
 use haplovl::data::{
     BadSample, Concat, Dataset, ImageFolder, ImageSource, Record, RecordFile, RecordIndex, Turn, open,
 };
-use haplovl::processor::{ImageDecoder, Role};
+use haplovl::processor::Role;
 use tempfile::TempDir;
+
+use crate::common::tiny_processor;
 
 /// A folder with `a.png`, `b.png` and a record file of this content.
 fn file(name: &str, content: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
@@ -29,7 +31,7 @@ fn get(record: &str) -> Result<Record, BadSample> {
 fn image_names(conversation: &Record) -> Vec<String> {
     let name = |image: &ImageSource| match image {
         ImageSource::File(path) => path.file_name().unwrap().to_string_lossy().into_owned(),
-        ImageSource::Pixels(_) => panic!("expected a file"),
+        _ => panic!("expected a file"),
     };
     conversation.images.iter().map(name).collect()
 }
@@ -75,8 +77,8 @@ fn errors_of_bad_records_name_the_problem() {
     assert!(matches!(get("{\"text\": \"\u{0}\"}"), Err(BadSample::BrokenRecord(_))));
     assert!(matches!(get(r#"{"conversations": [{"from": "nobody", "value": ""}]}"#), Err(BadSample::BrokenRecord(_))));
     assert!(message(r#"{"image": "c.png", "text": "x"}"#).contains("c.png: check the image folder"));
-    assert!(matches!(get(r#"{"image": "a.png"}"#), Err(BadSample::NoTurns)));
-    assert!(matches!(get(r#"{"conversations": []}"#), Err(BadSample::NoTurns)));
+    assert!(message(r#"{"image": "a.png", "x": 1}"#).starts_with("no text in the fields image, x: expected"));
+    assert!(matches!(get(r#"{"conversations": []}"#), Err(BadSample::NoText { .. })));
     assert!(matches!(get(r#"{"conversations": [{"from": "human", "value": "Hi"}]}"#), Err(BadSample::NoTurns)));
     assert!(matches!(get(r#"{"conversations": [{"from": "gpt", "value": "  "}]}"#), Err(BadSample::NoTurns)));
     let two = r#"{"image": "a.png", "conversations": [{"from": "human", "value": "<image><image>"}, {"from": "gpt", "value": "x"}]}"#;
@@ -181,13 +183,13 @@ fn images_are_inserted_at_their_markers() {
     let record = r#"{"image": ["a.png", "b.png"], "conversations": [{"from": "human", "value": "<image> What?"}, {"from": "gpt", "value": "Black."}, {"from": "human", "value": "And <image>?"}, {"from": "gpt", "value": "Too."}]}"#;
     let (folder, path) = file("two.jsonl", record);
     let record = open(&path, None).unwrap().get(0).unwrap();
-    let conversation = record.conversation(&ImageDecoder::default()).unwrap();
+    let conversation = record.conversation(&tiny_processor()).unwrap();
     let images: Vec<_> = conversation.messages.iter().map(|message| message.images().count()).collect();
     assert_eq!(images, [1, 0, 1, 0]);
     assert_eq!(conversation.messages[2].texts().collect::<Vec<_>>(), ["And <image>?"]);
 
     fs::write(folder.path().join("b.png"), b"no picture").unwrap();
-    let reason = record.conversation(&ImageDecoder::default()).unwrap_err();
+    let reason = record.conversation(&tiny_processor()).unwrap_err();
     assert!(matches!(&reason, BadSample::Failed(Error::Image { .. })), "{reason}");
     assert!(reason.to_string().contains("b.png"), "{reason}");
 }

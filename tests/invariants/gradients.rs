@@ -10,7 +10,7 @@ use haplovl::model::{ClipTeacher, ClipVision, DistillationHeads, HaploVl, PreDec
 use haplovl::nn::Activations::{self, Kept, Recomputed, Released};
 use haplovl::optim::{AdamW, AdamWConfig, Decay, Gradients, Schedule};
 use haplovl::train::{Counts, Distillation, DistillationWeights, Loss, NextToken, Objective, Trainer, UpdateRule};
-use haplovl::weights::{ClipConfig, Parameters};
+use haplovl::weights::{ClipConfig, Parameters, VisionFamily};
 
 use crate::{batch, bits, configs, conversations, max_diff, model_over, parameters, random, randomize, vars};
 
@@ -42,7 +42,12 @@ pub fn teacher(config: &HaploVlConfig) -> ClipVision {
         rope: Rope::None,
         ..config.pre_decoder.clone()
     };
-    let clip = ClipConfig { decoder, image_size: config.vision.image_size, patch_size: config.vision.patch_size };
+    let clip = ClipConfig {
+        family: VisionFamily::Clip,
+        decoder,
+        image_size: config.vision.image_size,
+        patch_size: config.vision.patch_size,
+    };
     let parameters = Parameters::new();
     ClipVision::new(&clip, parameters.var_builder(0, DType::F32, &Device::Cpu)).unwrap();
     randomize(&parameters);

@@ -51,6 +51,13 @@ pub fn configs() -> Vec<(&'static str, HaploVlConfig)> {
             }),
         ),
         (
+            "own head widths, norms of queries and keys",
+            with(|c| {
+                c.pre_decoder = DecoderConfig { head_dim: Some(6), qk_norm: true, ..c.pre_decoder.clone() };
+                c.post_decoder = DecoderConfig { head_dim: Some(10), qk_norm: true, ..c.post_decoder.clone() };
+            }),
+        ),
+        (
             "tied, no newline, no or scaled positions",
             with(|c| {
                 c.text_embedding = TextEmbedding::Projected;

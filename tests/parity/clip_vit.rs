@@ -27,7 +27,7 @@ fn states_of(case: &Case, layers: usize) -> Vec<Tensor> {
 fn clip_matches_reference() {
     let mut summary = Summary::default();
     for (context, source, case) in sources() {
-        let vb = source.files().clone().var_builder(DType::F32, &Device::Cpu);
+        let vb = source.var_builder(DType::F32, &Device::Cpu);
         let clip = ClipVision::new(source.config(), vb).unwrap();
         let layers = source.config().decoder.num_hidden_layers;
         let pixels = case.get("pixel_values");

@@ -205,7 +205,7 @@ fn clip_is_copied_into_a_plain_mlp() {
     let config = config(&llm, &clip);
     let parameters = parameters(&config);
     let report = init_from_clip(&clip, &config, &parameters).unwrap();
-    let files = clip.files().as_ref();
+    let files = clip.tensors();
     for (to, from) in [
         ("model.patch_embed.proj.weight", "embeddings.patch_embedding.weight"),
         ("model.pre_norm.weight", "pre_layrnorm.weight"),
@@ -240,11 +240,11 @@ fn clip_in_a_gated_mlp_computes_the_same() {
         x.matmul(&weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap()
     };
     let fc = |name: &str, x: &Tensor| {
-        let part = |kind| theirs(clip.files().as_ref(), &format!("vision_model.encoder.layers.1.mlp.{name}.{kind}"));
+        let part = |kind| theirs(clip.tensors(), &format!("vision_model.encoder.layers.1.mlp.{name}.{kind}"));
         x.matmul(&part("weight").t().unwrap()).unwrap().broadcast_add(&part("bias")).unwrap()
     };
     let act = |x: Tensor| (&x * candle_nn::ops::sigmoid(&(&x * 1.702).unwrap()).unwrap()).unwrap();
-    let x = theirs(clip.files().as_ref(), "vision_model.embeddings.position_embedding.weight");
+    let x = theirs(clip.tensors(), "vision_model.embeddings.position_embedding.weight");
     let gated = (act(layer("gate_proj", &x)) * layer("up_proj", &x)).unwrap();
     assert_eq!(values(&layer("down_proj", &gated)), values(&fc("fc2", &act(fc("fc1", &x)))));
 }
@@ -257,7 +257,7 @@ fn another_tile_size_resamples_the_positions() {
     let parameters = parameters(&config);
     init_from_clip(&clip, &config, &parameters).unwrap();
     let positions = ours(&parameters, "model.pre_pos_embed").reshape((6, 6, 32)).unwrap();
-    let grid = theirs(clip.files().as_ref(), "vision_model.embeddings.position_embedding.weight");
+    let grid = theirs(clip.tensors(), "vision_model.embeddings.position_embedding.weight");
     let grid = grid.i(1..).unwrap().reshape((4, 4, 32)).unwrap();
     // Bicubic interpolation is local: each corner is most similar to the same corner of the source.
     for (y, x) in [(0, 0), (0, 1), (1, 0), (1, 1)] {

@@ -5,6 +5,7 @@ mod gif;
 mod jpeg;
 mod png;
 mod riff;
+mod signatures;
 mod tiff;
 
 use std::borrow::Cow;
@@ -19,7 +20,9 @@ use image::{
 };
 
 use crate::{Error, Result, files};
+use ::tiff::TiffError;
 use convert::{on_white, to_rgb};
+use tiff::SpecialTiff;
 
 /// Frames of an animation, decoded one by one on demand.
 pub type Frames<'a> = Box<dyn Iterator<Item = Result<RgbImage>> + 'a>;
@@ -32,7 +35,9 @@ const OVERHEAD: u64 = 16 << 20;
 
 /// Decoder of PNG, JPEG, WebP, GIF, BMP and TIFF files, recognised by content, never by file name.
 ///
-/// The image is rotated by its EXIF orientation. Grey, palette and 16-bit images become 8-bit RGB. Transparent pixels
+/// The image is rotated by its EXIF orientation. Grey, palette and 16-bit images become 8-bit RGB. TIFFs with float,
+/// signed or 32-bit samples do not say what white is: it is the smallest of 1 (floats only), 255, 65,535 and 2^32 - 1 that
+/// no sample exceeds. Transparent pixels
 /// are blended with white, the page that most of these images are drawn for; dropping the alpha channel would reveal
 /// colours that were never meant to be seen. A truncated file is an error in every format, even if its first part could
 /// be shown.
@@ -87,6 +92,9 @@ impl ImageDecoder {
         let format = self.format(bytes, name)?;
         let bytes = complete(format, bytes);
         let named = |e| image_error(name, e);
+        if let Some(tiff) = SpecialTiff::of(&bytes).filter(|_| format == ImageFormat::Tiff) {
+            return self.special_tiff(&tiff, &bytes, name);
+        }
         let mut reader = ImageReader::with_format(Cursor::new(&*bytes), format);
         reader.limits(self.limits(format, &bytes));
         let mut decoder = reader.into_decoder().map_err(named)?;
@@ -97,6 +105,20 @@ impl ImageDecoder {
         check(format, &bytes).map_err(|message| damaged(name, &message))?;
         let mut rgb = DynamicImage::ImageRgb8(to_rgb(DynamicImage::from_decoder(decoder).map_err(named)?));
         rgb.apply_orientation(orientation);
+        Ok(rgb.into_rgb8())
+    }
+
+    /// Decodes a TIFF of a kind that the `image` crate does not convert.
+    fn special_tiff(&self, tiff: &SpecialTiff<'_>, bytes: &[u8], name: &str) -> Result<RgbImage> {
+        self.check_size(tiff.dimensions(), name)?;
+        let needed = tiff.working_bytes().saturating_add(2 * bytes.len() as u64);
+        if needed > self.max_bytes {
+            return Err(self.too_much_memory(needed, tiff.dimensions(), "TIFF", name));
+        }
+        check(ImageFormat::Tiff, bytes).map_err(|message| damaged(name, &message))?;
+        let image = tiff.decode(self.max_bytes).map_err(|e| tiff_error(name, e))?;
+        let mut rgb = DynamicImage::ImageRgb8(to_rgb(image));
+        rgb.apply_orientation(tiff.orientation());
         Ok(rgb.into_rgb8())
     }
 
@@ -148,14 +170,14 @@ impl ImageDecoder {
     }
 
     fn format(&self, bytes: &[u8], name: &str) -> Result<ImageFormat> {
-        let bad = |message: &str| Err(Error::image(name, message));
         if bytes.is_empty() {
-            return bad("is empty (0 bytes): copy or download it again");
+            return Err(Error::image(name, "is empty (0 bytes): copy or download it again"));
         }
+        let is_big_tiff = bytes.starts_with(b"II+\0") || bytes.starts_with(b"MM\0+");
         match image::guess_format(bytes) {
+            _ if is_big_tiff => Ok(ImageFormat::Tiff),
             Ok(format) if format.reading_enabled() => Ok(format),
-            Ok(format) => bad(&format!("is {format:?}, which is not supported: convert it to PNG or JPEG")),
-            Err(_) => bad("is not a PNG, JPEG, WebP, GIF, BMP or TIFF image: convert it to one of these"),
+            found => Err(Error::image(name, signatures::problem(bytes, found.ok()))),
         }
     }
 
@@ -195,15 +217,18 @@ impl ImageDecoder {
         if needed <= self.max_bytes {
             return Ok(());
         }
-        Err(Error::image(
+        Err(self.too_much_memory(needed, (width, height), &format!("{:?}", decoder.color_type()), name))
+    }
+
+    fn too_much_memory(&self, needed: u64, (width, height): (u32, u32), kind: &str, name: &str) -> Error {
+        Error::image(
             name,
             format!(
-                "takes {needed} bytes of memory to decode ({width}x{height}, {:?}), more than the limit of {}: shrink \
+                "takes {needed} bytes of memory to decode ({width}x{height}, {kind}), more than the limit of {}: shrink \
                  it, or raise `max_bytes` if the file can be trusted",
-                decoder.color_type(),
                 self.max_bytes
             ),
-        ))
+        )
     }
 
     /// Bytes of the largest allowed image, with four 16-bit channels, plus headers.
@@ -257,12 +282,24 @@ fn check(format: ImageFormat, bytes: &[u8]) -> Checked<()> {
         ImageFormat::WebP => riff::check(bytes),
         ImageFormat::Gif => gif::check(bytes),
         ImageFormat::Png => png::check(bytes),
+        ImageFormat::Tiff => tiff::check(bytes),
         _ => Ok(()),
     }
 }
 
 fn damaged(name: &str, message: &str) -> Error {
     Error::image(name, format!("is damaged or truncated ({message}): copy or download it again"))
+}
+
+fn tiff_error(name: &str, error: TiffError) -> Error {
+    match &error {
+        TiffError::LimitsExceeded => Error::image(name, "needs more memory than `max_bytes` allows: shrink it"),
+        TiffError::UnsupportedError(e) => {
+            Error::image(name, format!("is a TIFF of a kind that is not supported ({e}): convert it to PNG or JPEG"))
+        }
+        e => damaged(name, &e.to_string()),
+    }
+    .caused_by(error)
 }
 
 fn image_error(name: &str, error: ImageError) -> Error {

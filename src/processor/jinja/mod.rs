@@ -60,7 +60,10 @@ impl std::fmt::Display for Failure {
 
 /// A compiled template.
 #[derive(Debug)]
-pub(super) struct Template(Vec<ast::Stmt>);
+pub(super) struct Template {
+    body: Vec<ast::Stmt>,
+    tags: Vec<String>,
+}
 
 impl Template {
     /// Compiles a source of at most [`MAX_SOURCE_BYTES`].
@@ -71,11 +74,44 @@ impl Template {
         }
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         let tokens = lexer::tokens(source.strip_suffix('\n').unwrap_or(&source))?;
-        parser::parse(tokens).map(Self)
+        let tags = tags(&tokens);
+        Ok(Self { body: parser::parse(tokens)?, tags })
+    }
+
+    /// Tags such as `<think>` that the template looks for in texts, where it may cut them.
+    pub(super) fn tags(&self) -> &[String] {
+        &self.tags
     }
 
     /// Renders with these variables.
     pub(super) fn render<'k>(&self, variables: impl IntoIterator<Item = (&'k str, Value)>) -> Result<String> {
-        interpreter::render(&self.0, variables)
+        interpreter::render(&self.body, variables)
     }
+}
+
+/// Tags in a template's `'<tag>' in text` and `text.split('<tag>')`, without white space around them.
+fn tags(tokens: &[lexer::Token]) -> Vec<String> {
+    use lexer::TokenKind::{Name, Op, Str};
+    const SEARCHES: [&str; 6] = ["split", "rsplit", "partition", "rpartition", "find", "rfind"];
+    let mut tags = Vec::new();
+    for window in tokens.windows(3) {
+        let constant = match [&window[0].kind, &window[1].kind, &window[2].kind] {
+            [Name(method), Op("("), Str(constant)] if SEARCHES.contains(&&**method) => constant,
+            [Str(constant), Name(word), _] if matches!(&**word, "in" | "not") => constant,
+            _ => continue,
+        };
+        let tag = constant.trim();
+        if is_tag(tag) && !tags.iter().any(|known| known == tag) {
+            tags.push(tag.to_string());
+        }
+    }
+    tags
+}
+
+fn is_tag(text: &str) -> bool {
+    const MAX_TAG_BYTES: usize = 64;
+    let is_bracketed =
+        [('<', '>'), ('[', ']')].iter().any(|&(first, last)| text.starts_with(first) && text.ends_with(last));
+    let is_control = text.starts_with("<|") || text.starts_with("<｜");
+    is_bracketed && !is_control && (3..=MAX_TAG_BYTES).contains(&text.len())
 }

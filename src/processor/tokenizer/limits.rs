@@ -3,6 +3,8 @@
 //! Normalizers and decoders are untrusted programs that rewrite text, some to a multiple of its length. The maximum
 //! factor of each is known beforehand, so the product of the factors is limited, and with it the length of texts.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{ModelWrapper, Tokenizer};
@@ -10,7 +12,7 @@ use tokenizers::{ModelWrapper, Tokenizer};
 /// Maximum size of a `tokenizer.json` in bytes; the largest published ones have 34 MB.
 pub(super) const MAX_FILE_BYTES: u64 = 64 << 20;
 /// Maximum bytes of a text after normalisation; each byte takes about 50 bytes of memory.
-const MAX_NORMALIZED_BYTES: usize = 8 << 20;
+const MAX_NORMALIZED_BYTES: usize = 16 << 20;
 /// Maximum growth of a text by normalizer and pre-tokenizer; published ones reach 300.
 const MAX_TEXT_GROWTH: usize = 512;
 /// Maximum growth of a token by the decoder; published ones reach 6.
@@ -36,11 +38,18 @@ type Refused<T> = Result<T, String>;
 #[derive(Deserialize)]
 pub(super) struct Components {
     #[serde(default)]
-    added_tokens: Vec<serde::de::IgnoredAny>,
+    added_tokens: Vec<AddedEntry>,
     normalizer: Option<Value>,
     pre_tokenizer: Option<Value>,
     post_processor: Option<Value>,
     decoder: Option<Value>,
+}
+
+/// An entry of `added_tokens`.
+#[derive(Deserialize)]
+struct AddedEntry {
+    id: Option<Value>,
+    content: Option<String>,
 }
 
 impl Components {
@@ -53,6 +62,22 @@ impl Components {
             post_processor: tokenizer.get_post_processor().map(serde_json::to_value).transpose()?,
             decoder: tokenizer.get_decoder().map(serde_json::to_value).transpose()?,
         })
+    }
+
+    /// Checks that added tokens have the ids that the file gives them: the tokenizers library numbers them itself.
+    pub(super) fn check_ids(&self, tokenizer: &Tokenizer) -> Refused<()> {
+        for AddedEntry { id, content } in &self.added_tokens {
+            let (Some(id), Some(content)) = (id, content) else { continue };
+            let found = tokenizer.token_to_id(content);
+            if found.map(u64::from) != id.as_u64() {
+                let found = found.map_or_else(|| "none".into(), |found| found.to_string());
+                return Err(format!(
+                    "the added token `{content}` has id {id}, but {found} follows from the vocabulary: number added \
+                     tokens without holes after it, and each once"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Checks all components and returns the maximum length of texts for the tokenizer, in bytes.
@@ -130,7 +155,7 @@ fn step_growth(step: &Value) -> Refused<usize> {
         "NFKC" | "NFKD" => Ok(11),
         "NFC" | "NFD" => Ok(3),
         "BertNormalizer" => Ok(8),
-        "Metaspace" => Ok(1 + inserted(step, "replacement")?),
+        "Metaspace" => metaspace_growth(step),
         "ByteLevel" | "Lowercase" | "WordPiece" | "BPEDecoder" | "CTC" | "ByteFallback" => Ok(2),
         "TemplateProcessing" => template_growth(step),
         "FixedLength" if step["length"].as_u64().is_none_or(|length| length == 0) => {
@@ -148,6 +173,13 @@ fn inserted(step: &Value, field: &str) -> Refused<usize> {
         return Err(format!("`{field}` of `{kind}` has {bytes} bytes, expected at most {MAX_INSERTED_BYTES}"));
     }
     Ok(bytes)
+}
+
+/// Spaces become the replacement, and a prefix is put before every part of the text, or before its start only.
+fn metaspace_growth(step: &Value) -> Refused<usize> {
+    let replacement = inserted(step, "replacement")?;
+    let once = matches!(step["prepend_scheme"].as_str(), Some("never" | "first"));
+    Ok(if once { replacement.max(1) } else { 1 + replacement })
 }
 
 /// A regular expression or an empty text may match between any two characters.
@@ -168,7 +200,7 @@ fn precompiled_growth(charsmap: &str) -> Refused<usize> {
             charsmap.len()
         ));
     }
-    let bytes = decode_base64(charsmap).ok_or_else(broken)?;
+    let bytes = BASE64_STANDARD.decode(charsmap).map_err(|_| broken())?;
     let (size, rest) = bytes.split_first_chunk::<4>().ok_or_else(broken)?;
     let size = usize::try_from(u32::from_le_bytes(*size)).map_err(|_| broken())?;
     let texts = rest.get(size..).filter(|_| size > 0 && size.is_multiple_of(4)).ok_or_else(broken)?;
@@ -177,27 +209,6 @@ fn precompiled_growth(charsmap: &str) -> Refused<usize> {
         return Err(broken());
     }
     Ok(longest.max(1))
-}
-
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
-    let digits = text.trim_end_matches('=').bytes();
-    let (mut bytes, mut bits, mut count) = (Vec::with_capacity(text.len() / 4 * 3), 0u32, 0);
-    for digit in digits {
-        let value = match digit {
-            b'A'..=b'Z' => digit - b'A',
-            b'a'..=b'z' => digit - b'a' + 26,
-            b'0'..=b'9' => digit - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        (bits, count) = ((bits << 6 | u32::from(value)) & 0xFFFF, count + 6);
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count) as u8);
-        }
-    }
-    Some(bytes)
 }
 
 /// Each occurrence of the text in a template is a copy, although nothing else is added to a prompt.
@@ -217,14 +228,6 @@ fn template_growth(step: &Value) -> Refused<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn base64_is_read_as_it_is_written() {
-        assert_eq!(decode_base64("TWFu").unwrap(), b"Man");
-        assert_eq!(decode_base64("TWE=").unwrap(), b"Ma");
-        assert_eq!(decode_base64("/+8=").unwrap(), [0xFF, 0xEF]);
-        assert!(decode_base64("T*").is_none());
-    }
 
     #[test]
     fn growth_of_published_components_is_small() {

@@ -1,7 +1,12 @@
 //! Tokenizer: text to token ids and back.
 
+mod coverage;
+mod grow;
 mod guard;
 mod limits;
+mod sentencepiece;
+mod slow;
+mod special;
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -9,8 +14,9 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value};
-use tokenizers::Tokenizer;
+use tokenizers::{ModelWrapper, Tokenizer};
 
+pub(crate) use self::coverage::CoverageCheck;
 use self::guard::guarded;
 use self::limits::{Components, longest_token};
 use super::folder::read_json;
@@ -57,25 +63,52 @@ impl TextTokenizer {
         Ok(Self { tokenizer, plain: OnceLock::new(), special, config, max_text_bytes, longest_token })
     }
 
-    /// Reads `tokenizer.json` and, if it exists, `tokenizer_config.json`.
+    /// Reads the tokenizer of a folder: `tokenizer.json`, or else a SentencePiece model (`tokenizer.model`),
+    /// `vocab.json` with `merges.txt`, or `vocab.txt`; and, if they exist, `tokenizer_config.json`,
+    /// `special_tokens_map.json` and `added_tokens.json`.
+    ///
+    /// Without `tokenizer.json` the ids are those of HF's slow tokenizer of the class in `tokenizer_config.json`.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if `tokenizer.json` is missing or invalid, [`Error::Io`] or [`Error::Format`] for an
-    /// invalid `tokenizer_config.json`.
+    /// [`Error::Tokenizer`] if there is no tokenizer or it is invalid, [`Error::Io`] or [`Error::Format`] for another
+    /// invalid file.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
-        let path = folder.as_ref().join("tokenizer.json");
-        let advice = "copy the `tokenizer.json` of the language model into the folder";
-        let fail = |e: &dyn std::fmt::Display| Error::tokenizer(format!("{}: {e}; {advice}", path.display()));
-        let text = files::read_text(&path, limits::MAX_FILE_BYTES)
-            .map_err(|e| Error::tokenizer(format!("{e}; {advice}")).caused_by(e))?;
-        let components: Components = serde_json::from_str(&text).map_err(|e| fail(&e).caused_by(e))?;
-        components.max_text_bytes().map_err(|problem| fail(&problem))?;
-        // Not `from_bytes`, which is generic: this crate would compile the parser of every kind of tokenizer again.
-        let tokenizer = guarded(|| text.parse::<Tokenizer>()).map_err(|e| fail(&e).caused_by(e))?;
-        let config = match read_json(&folder.as_ref().join("tokenizer_config.json"))? {
+        let (folder, path) = (folder.as_ref(), folder.as_ref().join("tokenizer.json"));
+        let mut config = match read_json(&folder.join("tokenizer_config.json"))? {
             Some(Value::Object(config)) => config,
             _ => Map::new(),
         };
+        let slow = if files::exists(&path)? { None } else { slow::read(folder, &mut config)? };
+        let Some(slow) = slow else {
+            let advice = "copy the tokenizer.json (or tokenizer.model) of the language model into the folder";
+            let text = files::read_text(&path, limits::MAX_FILE_BYTES)
+                .map_err(|e| Error::tokenizer(format!("{e}; {advice}")).caused_by(e))?;
+            return Self::parse(&text, config, &path, advice);
+        };
+        Self::parse(&slow.to_string(), config, folder, "copy the tokenizer's files again, or bring tokenizer.json")
+    }
+
+    /// The tokenizer of a folder that may have none; `None` if it has no file of a vocabulary.
+    ///
+    /// # Errors
+    /// As [`Self::from_folder`], if there is one.
+    pub(crate) fn find(folder: &Path) -> Result<Option<Self>> {
+        for name in [&["tokenizer.json"], slow::FILES].concat() {
+            if files::exists(folder.join(name))? {
+                return Self::from_folder(folder).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Parses the content of a `tokenizer.json`, with the content of `tokenizer_config.json`.
+    fn parse(text: &str, config: Map<String, Value>, path: &Path, advice: &str) -> Result<Self> {
+        let fail = |e: &dyn std::fmt::Display| Error::tokenizer(format!("{}: {e}; {advice}", path.display()));
+        let components: Components = serde_json::from_str(text).map_err(|e| fail(&e).caused_by(e))?;
+        components.max_text_bytes().map_err(|problem| fail(&problem))?;
+        // Not `from_bytes`, which is generic: this crate would compile the parser of every kind of tokenizer again.
+        let tokenizer = guarded(|| text.parse::<Tokenizer>()).map_err(|e| fail(&e).caused_by(e))?;
+        components.check_ids(&tokenizer).map_err(|problem| fail(&problem))?;
         Self::new(tokenizer, config)
     }
 
@@ -102,22 +135,40 @@ impl TextTokenizer {
         self.tokenizer.token_to_id(token)
     }
 
-    /// The distinct words of a text that the tokenizer has no token for and replaces by `unk_token` of
-    /// `tokenizer_config.json`. Most tokenizers split such words into known pieces and never use `unk_token`.
+    /// The distinct words of a text that the tokenizer has no token for and replaces by its unknown token. Most tokenizers
+    /// split such words into known pieces and have no unknown token.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if the tokenizer fails on the text.
     pub fn unknown_words<'t>(&self, text: &'t str) -> Result<Vec<&'t str>> {
-        let Some(unknown) = self.named_token("unk_token").and_then(|token| self.id(token)) else { return Ok(vec![]) };
-        self.check_bytes(text)?;
-        let tokens = encode(self.plain(), text, 0..text.len())?;
         let mut words = Vec::new();
-        for word in tokens.into_iter().filter(|token| token.id == unknown).filter_map(|token| text.get(token.range)) {
+        for word in CoverageCheck::new(self).of(text)?.unknown {
             if !words.contains(&word) {
                 words.push(word);
             }
         }
         Ok(words)
+    }
+
+    /// The id of the token for unknown text, of the model or of `unk_token` in `tokenizer_config.json`.
+    pub(super) fn unknown_id(&self) -> Option<u32> {
+        let named = || self.named_token("unk_token").and_then(|token| self.id(token));
+        match self.tokenizer.get_model() {
+            ModelWrapper::BPE(model) => model.unk_token.as_deref().map_or_else(named, |token| self.id(token)),
+            ModelWrapper::WordLevel(model) => self.id(&model.unk_token),
+            ModelWrapper::WordPiece(model) => self.id(&model.unk_token),
+            ModelWrapper::Unigram(_) => named(),
+        }
+    }
+
+    /// Whether an id is the token for unknown text.
+    pub(crate) fn is_unknown(&self, id: u32) -> bool {
+        self.unknown_id() == Some(id)
+    }
+
+    /// Number of ids, those without a token included: the largest id and 1.
+    pub fn size(&self) -> usize {
+        self.tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
     }
 
     /// Whether an id is a control token.

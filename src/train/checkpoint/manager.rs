@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::Checkpoint;
 use super::manifest::{
@@ -100,6 +101,11 @@ impl CheckpointManager {
         Ok(path)
     }
 
+    /// The folder of all checkpoints.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The folder of the checkpoint after `step` steps, whether it exists or not.
     pub fn path(&self, step: u64) -> PathBuf {
         self.folder.join(folder_name(step))
@@ -154,6 +160,18 @@ impl CheckpointManager {
             }
         }
         Ok(Latest { checkpoint: None, refused })
+    }
+
+    /// Step and state of the newest checkpoint of this run whose manifest can be read; the tensors are not checked.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the folder cannot be read.
+    pub fn newest_state<T: DeserializeOwned>(&self) -> Result<Option<(u64, T)>> {
+        let state = |step: u64| {
+            let manifest = read_manifest(&self.path(step)).ok().filter(|manifest| manifest.run == self.run)?;
+            Some((step, T::deserialize(manifest.state).ok()?))
+        };
+        Ok(self.steps()?.into_iter().rev().find_map(state))
     }
 
     /// Step of the checkpoint with the lowest score; the later step if scores are equal.

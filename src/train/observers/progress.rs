@@ -67,7 +67,7 @@ impl Progress {
 
 impl TrainObserver for Progress {
     fn on_start(&mut self, start: &RunStart<'_>) -> Result<()> {
-        let (stage, total, done) = (start.recipe.stage.name(), start.recipe.update.steps, start.resumed.unwrap_or(0));
+        let (stage, total, done) = (start.recipe.stage.name(), start.steps, start.resumed.unwrap_or(0));
         let view = if std::io::stderr().is_terminal() {
             let style = ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = ProgressBar::new(total).with_style(style).with_prefix(stage).with_position(done);

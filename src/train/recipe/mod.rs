@@ -7,10 +7,12 @@ mod data;
 mod names;
 mod overrides;
 mod paths;
+mod root;
 mod run_config;
 mod stage;
 #[cfg(test)]
 mod tests;
+mod tokenizer;
 mod update;
 
 use std::path::{Path, PathBuf};
@@ -18,9 +20,10 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
-pub use data::{DataConfig, DataLayout, DataSource};
+pub use data::{DataConfig, DataLayout, DataSource, TrainSource};
 pub use run_config::RunConfig;
 pub use stage::{ConnectorStart, InitFrom, Stage};
+pub use tokenizer::TokenizerConfig;
 pub use update::{FloatType, UpdateConfig};
 
 use crate::config::HaploVlConfig;
@@ -29,24 +32,26 @@ use crate::{Error, Result};
 
 /// Training run; unknown fields are errors.
 ///
-/// Relative paths (`output`, `config`, `tokenizer`, data, teachers, `init_from`) are relative to [`root`](Self::root),
-/// and without a `root` to the current folder of the process.
+/// Relative paths (`output`, `config`, `tokenizer`, data, teachers, `init_from`) are relative to [`root`](Self::root).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Recipe {
     /// Folder that relative paths of the recipe are relative to. In a recipe file `root` is itself relative to the
-    /// folder of that file: `root = "."` means the recipe's own folder. [`Recipe::read`] makes it absolute. If absent,
-    /// paths are relative to the current folder.
+    /// folder of that file: `root = "."` means the recipe's own folder. [`Recipe::read`] makes it absolute. If the file
+    /// has none, it is the file's folder, or the current folder if that has a path of the recipe that the file's folder
+    /// lacks; then a [notice](Self::notice) says so. For a recipe that was not read from a file, an absent `root` means
+    /// the current folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<PathBuf>,
     /// Folder of the run: checkpoints, metrics, plots, and the trained model under `export/`.
     pub output: PathBuf,
-    /// Model configuration: a JSON file in the format of this crate or of the released models, or a preset
-    /// (`haplovl_7b_pro`, `haplovl_8b`, `haplovl_7b`, `tiny`).
+    /// Model configuration: a preset (`haplovl_7b_pro`, `haplovl_8b`, `haplovl_7b`, `tiny`), a JSON file in the format of
+    /// this crate or of the released models, or the model whose configuration is used, as a
+    /// [`ModelSource`](crate::weights::ModelSource).
     pub config: String,
-    /// Folder or hub id of the tokenizer and chat template, or `shapes` for those of shapes world.
-    pub tokenizer: String,
+    /// Tokenizer and chat template, and the words that are added to the vocabulary.
+    pub tokenizer: TokenizerConfig,
     /// Seed of every random draw.
     #[serde(default)]
     pub seed: u64,
@@ -65,6 +70,9 @@ pub struct Recipe {
     /// Checkpoints, evaluation and export.
     #[serde(default)]
     pub run: RunConfig,
+    /// How `root` was chosen, where that may surprise.
+    #[serde(skip)]
+    notice: Option<String>,
 }
 
 impl Recipe {
@@ -72,7 +80,7 @@ impl Recipe {
     pub fn new(
         output: impl Into<PathBuf>,
         config: impl Into<String>,
-        tokenizer: impl Into<String>,
+        tokenizer: impl Into<TokenizerConfig>,
         stage: Stage,
         data: DataConfig,
         update: UpdateConfig,
@@ -89,6 +97,7 @@ impl Recipe {
             optimizer: AdamWConfig::default(),
             schedule: Schedule::default(),
             run: RunConfig::default(),
+            notice: None,
         }
     }
 
@@ -101,8 +110,14 @@ impl Recipe {
     pub fn read(path: impl AsRef<Path>, overrides: &[String]) -> Result<Self> {
         let path = path.as_ref();
         let mut recipe = overrides::read(path, overrides)?;
-        recipe.root = recipe.root.map(|root| paths::absolute_root(path, &root)).transpose()?;
+        (recipe.root, recipe.notice) = root::choose(&recipe, path)?;
         Ok(recipe)
+    }
+
+    /// Says which folder paths are relative to if the recipe file has no [`root`](Self::root) and this is not the
+    /// file's folder.
+    pub fn notice(&self) -> Option<&str> {
+        self.notice.as_deref()
     }
 
     /// Checks that a device supports [`UpdateConfig::compute_dtype`].
@@ -121,7 +136,7 @@ impl Recipe {
         for (field, path) in [("output", &*self.output.to_string_lossy()), ("config", &self.config)] {
             stage::not_empty(field, path)?;
         }
-        stage::not_empty("tokenizer", &self.tokenizer)?;
+        self.tokenizer.validate()?;
         self.update.validate()?;
         self.data.validate()?;
         self.run.validate(self.data.is_evaluated())?;
@@ -151,6 +166,10 @@ impl Recipe {
             let message = "is packed, but stage `vision` takes one image per row: use in_order or by_length";
             return Err(Error::config("data.layout", message));
         }
+        if matches!(self.stage, Stage::Vision { .. }) && self.data.truncate_answers {
+            let message = "is not supported by stage `vision`, whose captions are short: leave it out";
+            return Err(Error::config("data.truncate_answers", message));
+        }
         Ok(())
     }
 
@@ -164,7 +183,11 @@ impl Recipe {
             "haplovl_8b" => Ok(HaploVlConfig::haplovl_8b()),
             "haplovl_7b" => Ok(HaploVlConfig::haplovl_7b()),
             "tiny" => Ok(HaploVlConfig::tiny()),
-            path => HaploVlConfig::from_file(self.resolve(path)),
+            source => {
+                let model = self.open_model_source("config", source)?;
+                let path = model.path();
+                HaploVlConfig::from_file(if path.is_dir() { path.join("config.json") } else { path.to_path_buf() })
+            }
         }
     }
 
@@ -176,8 +199,9 @@ impl Recipe {
     pub(super) fn identity(&self) -> Result<String> {
         let UpdateConfig { batch_size, gradient_accumulation_steps, .. } = self.update;
         let samples = crc32fast::hash(self.data.identity()?.as_bytes());
+        let words = self.tokenizer.identity().map_or_else(String::new, |words| format!(", added words {words}"));
         Ok(format!(
-            "{} of {} with seed {}, {gradient_accumulation_steps} x {batch_size} rows a step, samples {samples:08x}",
+            "{} of {} with seed {}, {gradient_accumulation_steps} x {batch_size} rows a step, samples {samples:08x}{words}",
             self.stage.name(),
             self.config,
             self.seed

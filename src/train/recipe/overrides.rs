@@ -75,10 +75,26 @@ fn set(recipe: &mut toml::Table, setting: &str) -> std::result::Result<(), Strin
     let mut table = &mut *recipe;
     for key in keys {
         let entry = table.entry(key).or_insert_with(|| toml::Table::new().into());
+        if key == "tokenizer" && entry.is_str() {
+            // A string is the short form of a table with `source` alone.
+            *entry = toml::Table::from_iter([("source".to_string(), entry.clone())]).into();
+        }
         table = entry.as_table_mut().ok_or_else(|| format!("`{key}` is not a table"))?;
     }
     table.insert(last.into(), toml_value(value));
+    if let Some(other) = alternative(&path) {
+        table.remove(other);
+    }
     canonicalise(recipe)
+}
+
+/// The field of the same table that a field replaces: an override of one is meant instead of the other.
+fn alternative(path: &str) -> Option<&'static str> {
+    match path {
+        "update.steps" => Some("epochs"),
+        "update.epochs" => Some("steps"),
+        _ => None,
+    }
 }
 
 fn toml_value(text: &str) -> toml::Value {

@@ -3,6 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::Recipe;
+use crate::weights::{ModelSource, ResolvedModel};
 use crate::{Error, Result};
 
 /// `root` of the recipe file `recipe`, relative to the file's folder, as an absolute path without `..`.
@@ -29,13 +30,14 @@ impl Recipe {
         self.resolve(&self.output)
     }
 
-    /// A folder, a file or a hub id: what exists under `root` is a path; otherwise `ORGANISATION/NAME` is a hub id.
-    pub(in crate::train) fn resolve_source(&self, source: &str) -> String {
-        let path = self.resolve(source);
-        let is_relative =
-            Path::new(source).components().next().is_some_and(|part| !matches!(part, Component::Normal(_)));
-        let may_be_id = !is_relative && source.split('/').count() == 2;
-        if may_be_id && !path.exists() { source.to_string() } else { path.display().to_string() }
+    /// The files of the model that a field names: `builtin`, a folder or file (see [`Self::resolve`]), or a hub id with
+    /// an optional `@revision`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field, with the errors of [`ModelSource::resolve`].
+    pub(in crate::train) fn open_model_source(&self, field: &str, source: &str) -> Result<ResolvedModel> {
+        let model = ModelSource::located(source, self.resolve(source)).and_then(|source| source.resolve());
+        model.map_err(|e| Error::config(field, e.to_string()).caused_by(e))
     }
 }
 

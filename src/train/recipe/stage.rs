@@ -1,7 +1,5 @@
 //! Training stages: what each trains, and what its model starts from.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
 use crate::config::validate::{at_least_one, at_most};
@@ -29,12 +27,12 @@ pub enum Stage {
         /// Pretrained weights that the student starts from.
         #[serde(default, alias = "inherit")]
         init_from: InitFrom,
-        /// CLIP folder or hub id of the vision teacher.
+        /// The vision teacher, a CLIP or SigLIP.
         vision_teacher: String,
         /// Layer of the vision teacher whose hidden states are the target; -1 is the last.
         #[serde(default = "last_layer")]
         teacher_layer: isize,
-        /// Language model whose embedding table is the text teacher: a folder, a GGUF file or a hub id.
+        /// Language model whose embedding table is the text teacher.
         text_teacher: String,
         /// Weights of the losses.
         #[serde(default)]
@@ -113,28 +111,28 @@ impl Stage {
     }
 }
 
-/// Pretrained weights that a model starts from. Sources are applied in the order `llm`, `clip`, `stage`, and a later
+/// Pretrained weights that a model starts from, each as a [`ModelSource`](crate::weights::ModelSource). Sources are applied in the order `llm`, `clip`, `stage`, and a later
 /// source overwrites an earlier one; parameters that no source holds are initialised at random.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct InitFrom {
-    /// CLIP folder or hub id for the patch projection, position embeddings and pre-decoder.
+    /// CLIP or SigLIP for the patch projection, position embeddings and pre-decoder.
     pub clip: Option<String>,
-    /// Language model for the text embedding, post-decoder and head: a folder, a GGUF file or a hub id.
+    /// Language model for the text embedding, post-decoder and head.
     pub llm: Option<String>,
     /// Projection of the text embedding to the pre-decoder's width.
     pub text: TextInit,
-    /// The `export` folder of an earlier stage.
-    pub stage: Option<PathBuf>,
+    /// A HaploVL: `builtin`, a released model, or the `export` folder of an earlier stage.
+    pub stage: Option<String>,
 }
 
 impl InitFrom {
     fn validate(&self) -> Result<()> {
         let sources = [
-            ("stage.init_from.clip", self.clip.clone()),
-            ("stage.init_from.llm", self.llm.clone()),
-            ("stage.init_from.stage", self.stage.as_ref().map(|path| path.display().to_string())),
+            ("stage.init_from.clip", &self.clip),
+            ("stage.init_from.llm", &self.llm),
+            ("stage.init_from.stage", &self.stage),
         ];
         sources.iter().try_for_each(|(field, source)| source.as_deref().map_or(Ok(()), |path| not_empty(field, path)))
     }

@@ -56,7 +56,7 @@ fn a_run_stays_the_same_when_what_it_is_judged_by_changes() {
 #[test]
 fn defaults_overrides_and_the_way_back() {
     let recipe = read(RECIPE, &["update.steps=7", "run.patience=3", "output=elsewhere", VALIDATION]).unwrap();
-    assert_eq!((recipe.update.steps, recipe.run.early_stopping_patience), (7, Some(3)));
+    assert_eq!((recipe.update.steps, recipe.run.early_stopping_patience), (Some(7), Some(3)));
     assert_eq!(recipe.output, Path::new("elsewhere"));
     let echoed = toml::to_string(&recipe).unwrap();
     assert_eq!(read(&echoed, &[]).unwrap(), recipe);
@@ -137,7 +137,8 @@ fn former_names_work_in_files_and_overrides() {
     assert_eq!((recipe.update.batch_size, recipe.run.num_eval_samples, recipe.run.save_steps), (3, 9, 500));
     assert_eq!(recipe.update.compute_dtype, FloatType::Bf16);
     let direct: Recipe = toml::from_str(FILES).unwrap();
-    assert_eq!(direct, read(FILES, &[]).unwrap());
+    let from_file = read(FILES, &[]).unwrap();
+    assert_eq!(Recipe { root: from_file.root.clone(), ..direct.clone() }, from_file);
     assert_eq!(direct.schedule.stable_ratio, 0.5);
     let both = read(&QUICK.replace("rows = 8", "rows = 8\nbatch_size = 8"), &[]).unwrap_err().to_string();
     assert!(both.contains("`update.rows`") && both.contains("`update.batch_size`"), "{both}");
@@ -167,14 +168,81 @@ fn paths_are_relative_to_the_root() {
     let path = folder.path().join("recipe.toml");
     std::fs::write(&path, RECIPE).unwrap();
     let without = Recipe::read(&path, &[]).unwrap();
-    assert_eq!(without.output_folder(), Path::new("runs/x"));
+    assert_eq!((without.output_folder(), without.notice()), (folder.path().join("runs/x"), None));
     let with = Recipe::read(&path, &["root=.".to_string()]).unwrap();
     assert_eq!(with.output_folder(), folder.path().join("runs/x"));
-    assert_eq!(with.resolve_source("runs/llm"), "runs/llm", "a hub id");
+    let error = with.open_model_source("tokenizer", "./llm").unwrap_err().to_string();
+    assert!(error.contains("`tokenizer`") && error.contains(&folder.path().display().to_string()), "{error}");
     std::fs::create_dir_all(folder.path().join("runs/llm")).unwrap();
-    assert_eq!(Path::new(&with.resolve_source("runs/llm")), folder.path().join("runs/llm"));
+    assert_eq!(with.open_model_source("x", "runs/llm").unwrap().path(), folder.path().join("runs/llm"));
     // The copy in the run's folder means the same.
     let copy = folder.path().join("runs/recipe.toml");
     std::fs::write(&copy, toml::to_string(&with).unwrap()).unwrap();
     assert_eq!(Recipe::read(&copy, &[]).unwrap(), with);
+}
+
+#[test]
+fn without_a_root_paths_start_from_the_recipe_or_else_from_the_current_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("recipe.toml");
+    std::fs::write(&path, QUICK).unwrap();
+    // The current folder of tests is that of the crate, which has the configuration.
+    let current = std::env::current_dir().unwrap();
+    let fallback = Recipe::read(&path, &[]).unwrap();
+    assert_eq!(fallback.output_folder(), current.join("runs/shapes/quick"));
+    let notice = fallback.notice().unwrap();
+    assert!(
+        notice.contains("recipes/shapes/quick.json") && notice.contains(&current.display().to_string()),
+        "{notice}"
+    );
+    std::fs::create_dir_all(folder.path().join("recipes/shapes")).unwrap();
+    std::fs::write(folder.path().join("recipes/shapes/quick.json"), "{}").unwrap();
+    let own = Recipe::read(&path, &[]).unwrap();
+    assert_eq!((own.root.as_deref(), own.notice()), (Some(folder.path()), None));
+    assert_eq!(own.identity().unwrap(), fallback.identity().unwrap());
+    let missing = own.in_field("config", Error::io(own.resolve("x.json"), std::io::ErrorKind::NotFound.into()));
+    let missing = missing.to_string();
+    assert!(missing.contains("`config`") && missing.contains("x.json"), "{missing}");
+    assert!(missing.ends_with(&format!("start from {}", folder.path().display())), "{missing}");
+}
+
+#[test]
+fn exactly_one_of_steps_and_epochs_is_set() {
+    let epochs = RECIPE.replace("steps = 10", "epochs = 3");
+    let recipe = read(&epochs, &[]).unwrap();
+    assert_eq!((recipe.update.steps, recipe.update.epochs), (None, Some(3.0)));
+    assert_eq!(recipe.identity().unwrap(), read(RECIPE, &[]).unwrap().identity().unwrap());
+    let both = read(&RECIPE.replace("steps = 10", "steps = 10\nepochs = 0.5"), &[]).unwrap_err().to_string();
+    assert!(both.contains("`update.steps` is 10") && both.contains("`update.epochs` is 0.5"), "{both}");
+    let none = read(&RECIPE.replace("steps = 10", ""), &[]).unwrap_err().to_string();
+    assert!(none.contains("set `update.steps` or `update.epochs`"), "{none}");
+    for wrong in ["0", "-1", "nan", "inf", "1e300"] {
+        let error = read(&epochs, &[&format!("update.epochs={wrong}")]).unwrap_err().to_string();
+        assert!(error.contains("update.epochs"), "{error}");
+    }
+    // An override is meant instead of the other field.
+    let update = |text: &str, setting: &str| read(text, &[setting]).unwrap().update;
+    assert_eq!(
+        update(RECIPE, "update.epochs=2.5"),
+        UpdateConfig { steps: None, epochs: Some(2.5), ..recipe.update.clone() }
+    );
+    assert_eq!(update(&epochs, "update.steps=7"), UpdateConfig { steps: Some(7), epochs: None, ..recipe.update });
+}
+
+#[test]
+fn weights_and_cut_answers_belong_to_the_identity_of_a_run_only_if_they_are_set() {
+    let identity = |text: &str, settings: &[&str]| read(text, settings).unwrap().identity().unwrap();
+    let weighted = |weight: &str| RECIPE.replace("kind = \"shapes\"", &format!("kind = \"shapes\", weight = {weight}"));
+    assert_eq!(identity(RECIPE, &[]), identity(&weighted("1"), &["data.truncate_answers=false"]));
+    assert_ne!(identity(RECIPE, &[]), identity(&weighted("1.5"), &[]));
+    assert_ne!(identity(RECIPE, &[]), identity(RECIPE, &["data.truncate_answers=true"]));
+    let recipe = read(&weighted("2"), &[]).unwrap();
+    assert_eq!(recipe.data.train[0].weight, 2.0);
+    assert_eq!(read(&toml::to_string(&recipe).unwrap(), &[]).unwrap(), recipe);
+    let error = read(&weighted("0"), &[]).unwrap_err().to_string();
+    assert!(error.contains("`data.train.weight`") && error.contains("above 0"), "{error}");
+    let unknown = read(&RECIPE.replace("side = 28", "side = 28, wait = 2"), &[]).unwrap_err().to_string();
+    assert!(unknown.contains("unknown field `wait`") && unknown.contains("data.train"), "{unknown}");
+    let vision = ["stage={kind=\"vision\",projection_dim=8}", "data.truncate_answers=true"];
+    assert!(read(RECIPE, &vision).unwrap_err().to_string().contains("data.truncate_answers"));
 }

@@ -9,6 +9,8 @@ use crate::{Error, Result};
 
 /// Most rows or micro-batches; larger numbers are typing errors.
 const MAX_COUNT: usize = 1 << 16;
+/// Most epochs.
+const MAX_EPOCHS: f64 = 1e6;
 /// Most threads of parallel micro-batches.
 const MAX_THREADS: usize = 1 << 10;
 
@@ -53,8 +55,15 @@ impl FloatType {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct UpdateConfig {
-    /// Number of optimizer steps.
-    pub steps: u64,
+    /// Number of optimizer steps; either this or `epochs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Passes over the training samples, also a fraction of one; either this or `steps`. [`Run::new`] computes the
+    /// steps: as many as it takes to see every sample at least this often.
+    ///
+    /// [`Run::new`]: crate::train::Run::new
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
     /// Rows of a micro-batch, which takes one forward and backward pass.
     #[serde(alias = "rows")]
     pub batch_size: usize,
@@ -90,7 +99,8 @@ impl UpdateConfig {
     /// `steps` steps of one micro-batch of `batch_size` rows each, with defaults elsewhere.
     pub fn new(steps: u64, batch_size: usize, learning_rate: f64) -> Self {
         Self {
-            steps,
+            steps: Some(steps),
+            epochs: None,
             batch_size,
             gradient_accumulation_steps: one(),
             parallel_micro_batches: one(),
@@ -102,7 +112,7 @@ impl UpdateConfig {
     }
 
     pub(super) fn validate(&self) -> Result<()> {
-        at_least_one("update.steps", usize::try_from(self.steps).unwrap_or(usize::MAX))?;
+        self.check_length()?;
         for (field, value, most) in [
             ("update.batch_size", self.batch_size, MAX_COUNT),
             ("update.gradient_accumulation_steps", self.gradient_accumulation_steps, MAX_COUNT),
@@ -124,6 +134,23 @@ impl UpdateConfig {
             return Err(Error::config("update.parallel_micro_batches", message));
         }
         Ok(())
+    }
+
+    /// Checks that exactly one of `steps` and `epochs` is set, and its range.
+    fn check_length(&self) -> Result<()> {
+        match (self.steps, self.epochs) {
+            (Some(steps), None) => at_least_one("update.steps", usize::try_from(steps).unwrap_or(usize::MAX)),
+            (None, Some(epochs)) if epochs > 0.0 && epochs <= MAX_EPOCHS => Ok(()),
+            (None, Some(epochs)) => {
+                let message = format!("is {epochs:?}, expected above 0 and at most {MAX_EPOCHS}");
+                Err(Error::config("update.epochs", message))
+            }
+            (Some(steps), Some(epochs)) => {
+                let message = format!("is {steps}, but `update.epochs` is {epochs:?}: set one of them, not both");
+                Err(Error::config("update.steps", message))
+            }
+            (None, None) => Err(Error::config("update.steps", "is missing: set `update.steps` or `update.epochs`")),
+        }
     }
 
     pub(super) fn check_device(&self, device: &Device) -> Result<()> {

@@ -141,7 +141,7 @@ impl Description {
 
     fn locate(self, data: usize, alignment: usize, file: usize) -> Parsed<(String, TensorInfo)> {
         let Self { name, shape, kind, offset } = self;
-        let dtype = dtype(kind).ok_or_else(|| format!("tensor `{name}` has the unsupported GGML type {kind}"))?;
+        let dtype = dtype(kind).ok_or_else(|| unsupported(&name, kind))?;
         let range = byte_range(&shape, dtype, offset, data, alignment).filter(|bytes| bytes.end <= file);
         let Some(bytes) = range else {
             return Err(format!(
@@ -184,6 +184,46 @@ fn dtype(kind: u32) -> Option<GgmlDType> {
         30 => GgmlDType::BF16,
         _ => return None,
     })
+}
+
+/// Names of the other GGML types, by their codes.
+const OTHER_TYPES: [(u32, &str); 26] = [
+    (4, "Q4_2"),
+    (5, "Q4_3"),
+    (9, "Q8_1"),
+    (15, "Q8_K"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (20, "IQ4_NL"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (23, "IQ4_XS"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (31, "Q4_0_4_4"),
+    (32, "Q4_0_4_8"),
+    (33, "Q4_0_8_8"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (36, "IQ4_NL_4_4"),
+    (39, "MXFP4"),
+    (40, "NVFP4"),
+];
+
+/// The message for a tensor of a GGML type without a conversion.
+fn unsupported(name: &str, kind: u32) -> String {
+    let found = OTHER_TYPES.iter().find(|(code, _)| *code == kind);
+    let found = found.map_or(format!("unknown GGML type {kind}"), |(_, name)| format!("GGML type {name}"));
+    format!(
+        "tensor `{name}` is of the {found}, which cannot be read: use the model in F16, BF16, Q8_0, Q4_0 to Q5_1 or Q2_K to \
+         Q6_K"
+    )
 }
 
 struct Reader<'a> {

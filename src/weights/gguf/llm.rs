@@ -5,7 +5,7 @@ use candle_core::{DType, Device};
 use super::{GgufFile, GgufValue};
 use crate::config::{Activation, DecoderConfig, MlpKind, NormKind, Rope, RopeScaling};
 use crate::weights::TensorSource;
-use crate::weights::init_from::LlmConfig;
+use crate::weights::init_from::{LlmConfig, own_head_dim};
 use crate::{Error, Result};
 
 /// Tensor of RoPE frequency divisors, which GGUF stores instead of the parameters of Llama 3.1's RoPE scaling.
@@ -29,15 +29,16 @@ impl GgufFile {
         };
         llm.decoder.validate("llm")?;
         llm.decoder.rope_scaling = self.rope_scaling(&llm.decoder)?;
-        llm.validate(self.optional_integer("attention.key_length")?)?;
-        llm.validate(self.optional_integer("rope.dimension_count")?)?;
+        self.check_head_widths(llm.decoder.head_dim())?;
         Ok(llm)
     }
 
     pub(super) fn architecture(&self) -> Result<&str> {
         match self.metadata.get("general.architecture") {
-            Some(GgufValue::Text(name)) if name == "llama" || name == "qwen2" => Ok(name),
-            other => Err(self.error(format!("general.architecture is {other:?}, expected `llama` or `qwen2`"))),
+            Some(GgufValue::Text(name)) if ["llama", "qwen2", "qwen3"].contains(&name.as_str()) => Ok(name),
+            other => {
+                Err(self.error(format!("general.architecture is {other:?}, expected `llama`, `qwen2` or `qwen3`")))
+            }
         }
     }
 
@@ -52,14 +53,28 @@ impl GgufFile {
         self.optional_integer(key)?.ok_or_else(|| self.error(format!("the metadata has no `{key}`")))
     }
 
+    /// Rejects heads whose values have another width than their keys, or are rotated in part.
+    fn check_head_widths(&self, head_dim: usize) -> Result<()> {
+        for key in ["attention.value_length", "rope.dimension_count"] {
+            if let Some(found) = self.optional_integer(key)?.filter(|found| *found != head_dim) {
+                return Err(self.error(format!("`{key}` is {found}, expected {head_dim}, the width of the keys")));
+            }
+        }
+        Ok(())
+    }
+
     fn decoder(&self) -> Result<DecoderConfig> {
+        let (hidden_size, heads) = (self.integer("embedding_length")?, self.integer("attention.head_count")?);
+        let head_dim = self.optional_integer("attention.key_length")?;
         let biased = |part: &str| self.has_tensor(&format!("model.layers.0.{part}.bias"));
         let epsilon = self.float("attention.layer_norm_rms_epsilon")?;
         Ok(DecoderConfig {
-            hidden_size: self.integer("embedding_length")?,
+            hidden_size,
             intermediate_size: self.integer("feed_forward_length")?,
             num_hidden_layers: self.integer("block_count")?,
-            num_attention_heads: self.integer("attention.head_count")?,
+            num_attention_heads: heads,
+            head_dim: own_head_dim(head_dim, hidden_size, heads),
+            qk_norm: self.has_tensor("model.layers.0.self_attn.q_norm.weight"),
             num_key_value_heads: self.key_value_heads()?,
             hidden_act: Activation::Silu,
             norm_mode: NormKind::RmsNorm,

@@ -3,6 +3,7 @@
 mod header;
 mod llm;
 mod names;
+mod split;
 mod write;
 
 use std::collections::BTreeMap;
@@ -26,38 +27,56 @@ use crate::{Error, Result, files};
 /// File name of the weights in the folder of a quantised model.
 pub(super) const MODEL_FILE: &str = "model.gguf";
 
-/// A `.gguf` file: a language model of architecture `llama` or `qwen2`, or a quantised HaploVL.
+/// A `.gguf` file: a language model of architecture `llama`, `qwen2` or `qwen3`, or a quantised HaploVL.
 ///
-/// Opening reads and checks the header only. The file must not be modified while it is memory-mapped.
+/// A file that is split into parts (`NAME-00001-of-00003.gguf`) is opened by the name of any part.
+/// Opening reads and checks the headers only. The files must not be modified while they are memory-mapped.
 #[derive(Debug)]
 pub struct GgufFile {
     path: PathBuf,
-    map: Mmap,
+    /// The parts of a split file, in order, or the only file.
+    maps: Vec<Mmap>,
     metadata: BTreeMap<String, GgufValue>,
-    /// Tensor descriptions by HF name.
-    tensors: BTreeMap<String, TensorInfo>,
+    /// Part and description of each tensor, by HF name.
+    tensors: BTreeMap<String, (usize, TensorInfo)>,
 }
 
 impl GgufFile {
-    /// Opens a file.
+    /// Opens a file, with its other parts if it is split.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is truncated or inconsistent, or has a tensor
-    /// of an unsupported GGML type.
+    /// [`Error::Io`] if a file cannot be read, [`Error::Format`] if one is truncated or inconsistent, a part is missing, or a
+    /// tensor is of an unsupported GGML type.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        let parts = split::parts(path)?;
+        let mut whole =
+            Self { path: path.to_path_buf(), maps: Vec::new(), metadata: BTreeMap::new(), tensors: BTreeMap::new() };
+        for (part, path) in parts.iter().enumerate() {
+            whole.add(path, part, parts.len())?;
+        }
+        split::check_tensor_count(&whole.metadata, whole.tensors.len()).map_err(|e| Error::format(path, e))?;
+        Ok(whole)
+    }
+
+    /// Adds the tensors of part `part` of `parts`.
+    fn add(&mut self, path: &Path, part: usize, parts: usize) -> Result<()> {
         let file = files::open(path)?;
         // SAFETY: the map is read-only; callers must not truncate the file while it is mapped, as documented.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
         let header = Header::parse(&map).map_err(|message| Error::format(path, message))?;
-        let mut tensors = BTreeMap::new();
+        split::check_part(&header.metadata, part, parts).map_err(|message| Error::format(path, message))?;
         for (name, info) in header.tensors {
             let hf = names::to_hf(&name);
-            if tensors.insert(hf, info).is_some() {
+            if self.tensors.insert(hf, (part, info)).is_some() {
                 return Err(Error::format(path, format!("has two tensors that are HF's `{}`", names::to_hf(&name))));
             }
         }
-        Ok(Self { path: path.to_path_buf(), map, metadata: header.metadata, tensors })
+        if part == 0 {
+            self.metadata = header.metadata;
+        }
+        self.maps.push(map);
+        Ok(())
     }
 
     /// The file.
@@ -72,7 +91,7 @@ impl GgufFile {
 
     /// Shape of the tensor with this HF name, outermost dimension first as in HF; `None` if there is none.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|info| info.shape.as_slice())
+        self.tensors.get(name).map(|(_, info)| info.shape.as_slice())
     }
 
     fn is_permuted(&self) -> bool {
@@ -82,8 +101,9 @@ impl GgufFile {
     /// Description and bytes of a tensor.
     fn entry(&self, name: &str) -> Result<(&TensorInfo, &[u8])> {
         let missing = || Error::weights(format!("{}: there is no tensor `{name}`", self.path.display()));
-        let info = self.tensors.get(name).ok_or_else(missing)?;
-        Ok((info, self.map.get(info.bytes.clone()).ok_or_else(missing)?))
+        let (part, info) = self.tensors.get(name).ok_or_else(missing)?;
+        let map = self.maps.get(*part).ok_or_else(missing)?;
+        Ok((info, map.get(info.bytes.clone()).ok_or_else(missing)?))
     }
 
     /// A tensor as it is stored.
@@ -129,7 +149,7 @@ impl TensorSource for GgufFile {
     }
 
     fn quantization(&self, name: &str) -> Option<Quantization> {
-        let dtype = self.tensors.get(name)?.dtype;
+        let dtype = self.tensors.get(name)?.1.dtype;
         Quantization::ALL.into_iter().find(|kind| kind.ggml_dtype() == dtype && !self.is_permuted())
     }
 

@@ -6,16 +6,13 @@ use std::sync::Arc;
 
 use super::cache::RepoCache;
 use super::client::{Answer, Client, Failure, Listing, RemoteFile};
-use super::{environment, resolve_with, split_id};
+use super::{environment, split_id};
 use crate::{Error, Result};
 
 /// The files of a repository that a model is made of. Weights in other formats and copies stay where they are.
-const CHECKPOINT_FILES: [&str; 18] = [
+const CHECKPOINT_FILES: [&str; 15] = [
     "config.json",
     "generation_config.json",
-    "model.safetensors",
-    "model-*.safetensors",
-    "model.safetensors.index.json",
     "model.gguf",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -30,6 +27,12 @@ const CHECKPOINT_FILES: [&str; 18] = [
     "processor_config.json",
     "video_processor/preprocessor_config.json",
 ];
+
+/// The weights as safetensors.
+const SAFETENSORS: [&str; 3] = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"];
+
+/// The weights as PyTorch saves them, fetched only where there are no safetensors.
+const PICKLES: [&str; 3] = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"];
 
 /// Progress of a download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,14 +74,6 @@ impl Hub {
     /// Calls `progress` whenever bytes have arrived, and after each file.
     pub fn with_progress(self, progress: impl Fn(&DownloadProgress<'_>) + Send + Sync + 'static) -> Self {
         Self { progress: Some(Arc::new(progress)), ..self }
-    }
-
-    /// The folder of a model given as a path or as a hub id, see [`resolve_model`](super::resolve_model).
-    ///
-    /// # Errors
-    /// [`Error::Weights`] if it is neither, and as [`Self::download`].
-    pub fn resolve(&self, path_or_id: &str, revision: Option<&str>) -> Result<PathBuf> {
-        resolve_with(path_or_id, revision, |id, revision| self.download(id, revision))
     }
 
     /// Downloads the checkpoint `id` at `revision` and returns its folder, see [`download`](super::download).
@@ -142,7 +137,7 @@ impl Download<'_> {
 
     /// The files of a checkpoint that are not in `folder` yet.
     fn missing(&self, listing: &Listing, folder: &Path) -> Result<Vec<RemoteFile>> {
-        let wanted: Vec<_> = listing.files().filter(|name| is_checkpoint_file(name)).collect();
+        let wanted = checkpoint_files(listing.files());
         if wanted.is_empty() {
             let message = "holds no file of a model: check the id";
             return Err(Error::hub(format!("`{}` at revision `{}` {message}", self.id, self.revision)));
@@ -177,10 +172,18 @@ impl Download<'_> {
     }
 }
 
-/// Whether the file `name` is one of [`CHECKPOINT_FILES`].
-fn is_checkpoint_file(name: &str) -> bool {
+/// The files that a model is made of, with one copy of its weights.
+fn checkpoint_files<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let names: Vec<&str> = names.collect();
+    let has_safetensors = names.iter().any(|name| is_one_of(&SAFETENSORS, name));
+    let weights = if has_safetensors { &SAFETENSORS } else { &PICKLES };
+    names.into_iter().filter(|name| is_one_of(&CHECKPOINT_FILES, name) || is_one_of(weights, name)).collect()
+}
+
+/// Whether a file matches a pattern, in which `*` is any part of a file name.
+fn is_one_of(patterns: &[&str], name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    CHECKPOINT_FILES.iter().any(|pattern| match pattern.split_once('*') {
+    patterns.iter().any(|pattern| match pattern.split_once('*') {
         Some((start, end)) => {
             let middle = name.strip_prefix(start).and_then(|rest| rest.strip_suffix(end));
             middle.is_some_and(|middle| middle.chars().all(allowed))
@@ -250,12 +253,17 @@ mod tests {
 
     #[test]
     fn only_files_of_a_checkpoint_are_wanted() {
-        for name in ["config.json", "model-00001-of-00002.safetensors", "video_processor/preprocessor_config.json"] {
-            assert!(is_checkpoint_file(name), "{name}");
-        }
-        for name in ["pytorch_model.bin", "model-/../../x.safetensors", "a/config.json", "model-a b.safetensors"] {
-            assert!(!is_checkpoint_file(name), "{name}");
-        }
+        let wanted = |names: &[&'static str]| checkpoint_files(names.iter().copied());
+        let model = ["config.json", "model-00001-of-00002.safetensors", "video_processor/preprocessor_config.json"];
+        assert_eq!(wanted(&model), model);
+        assert!(wanted(&["model-/../../x.safetensors", "a/config.json", "model-a b.safetensors"]).is_empty());
+        let bin = ["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "tokenizer.model", "vocab.json"];
+        assert_eq!(wanted(&bin), bin);
+        assert_eq!(
+            wanted(&["pytorch_model.bin", "model.safetensors"]),
+            ["model.safetensors"],
+            "one copy of the weights"
+        );
     }
 
     /// A hub on this machine that holds one repository, `some-org/a-model`.

@@ -20,6 +20,8 @@ impl Compatibility {
         checks.equal("num_hidden_layers", ours.num_hidden_layers, theirs.num_hidden_layers);
         checks.equal("num_attention_heads", ours.num_attention_heads, theirs.num_attention_heads);
         checks.equal("num_key_value_heads", ours.num_key_value_heads, theirs.num_key_value_heads);
+        checks.equal("head_dim", ours.head_dim(), theirs.head_dim());
+        checks.equal("qk_norm", ours.qk_norm, theirs.qk_norm);
         checks.equal("hidden_act", ours.hidden_act, theirs.hidden_act);
         checks.equal("norm_mode", ours.norm_mode, theirs.norm_mode);
         checks.equal("norm_eps", ours.norm_eps, theirs.norm_eps);

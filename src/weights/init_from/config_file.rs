@@ -7,8 +7,9 @@ use serde_json::Value;
 use crate::weights::check_model_folder;
 use crate::{Result, files};
 
-/// Reads the `config.json` of a model folder, up to a size limit.
-pub(super) fn read_config(folder: &Path) -> Result<Value> {
+/// Reads the `config.json` of a model folder, or beside a file of weights, up to a size limit.
+pub(super) fn read_config(path: &Path) -> Result<Value> {
+    let folder = path.parent().filter(|_| path.is_file()).unwrap_or(path);
     check_model_folder(folder)?;
     files::read_json(folder.join("config.json"))
 }

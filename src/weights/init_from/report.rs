@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use super::RowCounts;
+
 /// Names listed of each kind; the rest is only counted.
 const LISTED: usize = 20;
 
@@ -19,6 +21,13 @@ pub struct InitReport {
     pub fresh: Vec<String>,
     /// Tensors of the source that were not used.
     pub unused: Vec<String>,
+    /// Tensors of the source that hold nothing of their own: buffers such as RoPE frequencies and position ids, and a head
+    /// that is tied to the embedding table.
+    pub ignored: Vec<String>,
+    /// Names of a larger model's tensors, and the names under which they were read.
+    pub renamed: Vec<String>,
+    /// Rows of the vocabulary, for each source with an embedding table, in the order of the sources.
+    pub rows: Vec<RowCounts>,
 }
 
 impl InitReport {
@@ -32,8 +41,11 @@ impl InitReport {
         Self {
             fresh: fresh.into_iter().filter(is_fresh).collect(),
             unused: union(self.unused, later.unused).into_iter().collect(),
+            ignored: union(self.ignored, later.ignored).into_iter().collect(),
+            renamed: union(self.renamed, later.renamed).into_iter().collect(),
             copied: copied.into_iter().collect(),
             zero_filled: zero_filled.into_iter().collect(),
+            rows: self.rows.into_iter().chain(later.rows).collect(),
         }
     }
 }
@@ -41,6 +53,15 @@ impl InitReport {
 impl fmt::Display for InitReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} parameters copied", self.copied.len())?;
+        for renaming in &self.renamed {
+            write!(f, "\ntensors {renaming}")?;
+        }
+        for rows in &self.rows {
+            write!(f, "\nvocabulary: {rows}")?;
+        }
+        if !self.ignored.is_empty() {
+            write!(f, "\n{} buffers and tied heads of the source ignored", self.ignored.len())?;
+        }
         let kinds = [
             ("parameters zero-filled", &self.zero_filled),
             ("parameters fresh", &self.fresh),

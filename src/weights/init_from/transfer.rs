@@ -6,6 +6,8 @@ use candle_core::{DType, Device, Tensor};
 
 use super::InitReport;
 use crate::Result;
+use crate::weights::known_buffers::is_known_buffer;
+use crate::weights::source::HEAD;
 use crate::weights::{Parameters, TensorSource};
 
 pub(super) struct Transfer<'a> {
@@ -14,11 +16,14 @@ pub(super) struct Transfer<'a> {
     used: BTreeSet<String>,
     copied: BTreeSet<String>,
     constant: BTreeSet<String>,
+    /// Whether the source's head is its embedding table.
+    has_tied_head: bool,
 }
 
 impl<'a> Transfer<'a> {
     pub(super) fn new(source: &'a dyn TensorSource, parameters: &'a Parameters) -> Self {
-        Self { source, parameters, used: BTreeSet::new(), copied: BTreeSet::new(), constant: BTreeSet::new() }
+        let (used, copied, constant) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        Self { source, parameters, used, copied, constant, has_tied_head: false }
     }
 
     /// Loads a tensor of the source for computation, as f32 on the CPU.
@@ -61,13 +66,24 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
+    /// Whether a stored head is a copy of the embedding table, which is not needed.
+    pub(super) fn ignore_tied_head(&mut self, has_tied_head: bool) {
+        self.has_tied_head = has_tied_head;
+    }
+
     pub(super) fn finish(self) -> InitReport {
+        let known = |name: &String| is_known_buffer(name) || self.has_tied_head && name == HEAD;
+        let unused = self.source.tensor_names().into_iter().filter(|name| !self.used.contains(name));
+        let (ignored, unused) = unused.partition(known);
         let touched = |name: &String| self.copied.contains(name) || self.constant.contains(name);
         InitReport {
             fresh: self.parameters.names().into_iter().filter(|name| !touched(name)).collect(),
-            unused: self.source.tensor_names().into_iter().filter(|name| !self.used.contains(name)).collect(),
+            unused,
+            ignored,
+            renamed: self.source.renaming().map(String::from).into_iter().collect(),
             copied: self.copied.into_iter().collect(),
             zero_filled: self.constant.into_iter().collect(),
+            rows: Vec::new(),
         }
     }
 }

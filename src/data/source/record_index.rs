@@ -1,24 +1,21 @@
 //! Index of the records in a JSON array or JSONL file, built in one pass with bounded memory.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
 
-use super::dataset::out_of_range;
-use super::{BadSample, SampleResult};
+use super::super::SampleResult;
+use super::super::dataset::out_of_range;
+use super::shared_file::{MAX_RECORD_BYTES, SharedFile};
 use crate::{Error, Result, files};
 
-/// Longest record in bytes.
-const MAX_RECORD_BYTES: u64 = 16 << 20;
 const BUFFER_BYTES: usize = 1 << 20;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Index of a file of JSON records: only the offsets are in memory, 8 bytes per record.
 #[derive(Debug)]
 pub struct RecordIndex {
-    path: PathBuf,
-    file: Mutex<File>,
+    file: SharedFile,
     /// Start offset of each record, and an upper bound for the end of the last record.
     offsets: Vec<u64>,
 }
@@ -31,12 +28,16 @@ impl RecordIndex {
     /// [`Error::Io`], and [`Error::Format`] for a file without records and for a truncated array.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = files::open(path)?;
+        Self::of(path, files::open(path)?)
+    }
+
+    /// As [`Self::open`], for an open file that is called `path` in messages.
+    pub(super) fn of(path: &Path, file: File) -> Result<Self> {
         let offsets = scan(BufReader::with_capacity(BUFFER_BYTES, &file), path)?;
         if offsets.len() < 2 {
             return Err(Error::format(path, "contains no record: expected a JSON array, or one JSON object per line"));
         }
-        Ok(Self { path: path.to_path_buf(), file: Mutex::new(file), offsets })
+        Ok(Self { file: SharedFile::new(path, file), offsets })
     }
 
     /// Number of records.
@@ -51,7 +52,7 @@ impl RecordIndex {
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// The bytes of one record, without the separator to the next record.
@@ -62,19 +63,36 @@ impl RecordIndex {
         let (Some(&start), Some(&end)) = (self.offsets.get(index), self.offsets.get(index.saturating_add(1))) else {
             return Err(out_of_range(index, self.len()));
         };
-        let length = end - start;
-        if length > MAX_RECORD_BYTES {
-            return Err(BadSample::HugeRecord { bytes: length, limit: MAX_RECORD_BYTES });
-        }
-        let mut bytes = vec![0; length as usize];
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let read = file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut bytes));
-        read.map_err(|e| Error::io(&self.path, e))?;
+        let mut bytes = self.file.record(start..end)?;
         let record = bytes.trim_ascii_end();
         let record = record.strip_suffix(b",").unwrap_or(record);
         bytes.truncate(record.len());
         Ok(bytes)
     }
+}
+
+impl RecordIndex {
+    /// First object of a file whose first line does not end it, but a later line does.
+    pub(super) fn one_object(&self) -> Option<Vec<u8>> {
+        let first = self.read(0).ok()?;
+        if self.len() == 1 || !first.starts_with(b"{") || object_length(&first).is_some() {
+            return None;
+        }
+        let (start, end) = (*self.offsets.first()?, *self.offsets.last()?);
+        let head = self.file.record(start..end.min(start + MAX_RECORD_BYTES)).ok()?;
+        let length = object_length(&head)?;
+        head.get(..length).map(<[u8]>::to_vec)
+    }
+}
+
+/// Length of the object at the start of `json`, if its closing bracket is there.
+fn object_length(json: &[u8]) -> Option<usize> {
+    let mut scanner = Scanner::Record { depth: 0, string: Text::Outside };
+    let closes = |(at, &byte): (usize, &u8)| {
+        scanner = scanner.within(byte, at as u64);
+        matches!(scanner, Scanner::Record { depth: 0, string: Text::Outside }) && byte == b'}'
+    };
+    json.iter().enumerate().position(closes).map(|end| end + 1)
 }
 
 /// Start offset of each record, and an upper bound for the end of the last record.

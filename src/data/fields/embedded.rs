@@ -1,0 +1,67 @@
+//! Images and videos whose content is part of a record: data URLs and base64.
+
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+
+use super::super::{BadSample, EmbeddedFile, SampleResult};
+
+/// Base64 of the first bytes of JPEG, PNG, GIF, WebP and TIFF files.
+const MAGICS: [&str; 6] = ["/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK"];
+/// Shortest text that can be the base64 of an image; shorter ones may be file names.
+const MIN_BASE64: usize = 64;
+
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
+
+/// Content of a data URL, or of base64 that starts like an image file; `None` for any other text.
+pub(super) fn from_text(text: &str, field: &str) -> SampleResult<Option<EmbeddedFile>> {
+    if let Some(url) = strip_prefix_ignore_case(text, "data:") {
+        return data_url(url, field).map(Some);
+    }
+    let is_base64 = text.len() >= MIN_BASE64 && MAGICS.iter().any(|magic| text.starts_with(magic));
+    if is_base64 { from_base64(text, field).map(Some) } else { Ok(None) }
+}
+
+/// Content of base64.
+pub(super) fn from_base64(text: &str, field: &str) -> SampleResult<EmbeddedFile> {
+    let standard = |byte: u8| match byte {
+        b'-' => b'+',
+        b'_' => b'/',
+        other => other,
+    };
+    let digits: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).map(standard).collect();
+    let bytes = BASE64.decode(digits);
+    let bytes = bytes.map_err(|e| BadSample::BrokenRecord(format!("field `{field}` is not valid base64 ({e})")))?;
+    Ok(file(field, bytes))
+}
+
+/// A file of this content, named after its field.
+pub(super) fn file(field: &str, bytes: Vec<u8>) -> EmbeddedFile {
+    EmbeddedFile { name: format!("in field `{field}`"), bytes: bytes.into() }
+}
+
+/// Whether a file's content is a video container that cannot be decoded: MP4, WebM or Matroska, or AVI.
+pub(super) fn is_video_container(bytes: &[u8]) -> bool {
+    let at = |start: usize, magic: &[u8]| bytes.get(start..).is_some_and(|rest| rest.starts_with(magic));
+    let still = [b"ftypavif".as_slice(), b"ftypheic", b"ftypmif1", b"ftypheix"].iter().any(|magic| at(4, magic));
+    (at(4, b"ftyp") && !still) || at(0, b"\x1a\x45\xdf\xa3") || (at(0, b"RIFF") && at(8, b"AVI "))
+}
+
+fn data_url(url: &str, field: &str) -> SampleResult<EmbeddedFile> {
+    let broken = |what: &str| BadSample::BrokenRecord(format!("field `{field}` is a data URL {what}"));
+    let (head, payload) = url.split_once(',').ok_or_else(|| broken("without a comma before its data"))?;
+    if !head.to_ascii_lowercase().ends_with(";base64") {
+        return Err(broken("that is not in base64: expected `data:image/png;base64,..`"));
+    }
+    from_base64(payload, field)
+}
+
+fn strip_prefix_ignore_case<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
+    let start = text.get(..prefix.len())?;
+    start.eq_ignore_ascii_case(prefix).then(|| &text[prefix.len()..])
+}

@@ -1,0 +1,175 @@
+//! Growth of a vocabulary: tokens that are added to a tokenizer.
+
+use serde_json::{Map, Value, json};
+use tokenizers::tokenizer::{NormalizedString, OffsetReferential, OffsetType, PreTokenizedString};
+use tokenizers::{ModelWrapper, Normalizer, PreTokenizer, Tokenizer};
+
+use super::TextTokenizer;
+use super::guard::guarded;
+use crate::{Error, Result};
+
+impl TextTokenizer {
+    /// The same tokenizer with the special tokens and the words that its vocabulary lacks, and the added ones in the
+    /// order of their ids, which follow all others.
+    ///
+    /// A word is found as a whole word only: `ring` is not found in `earring`. A special token that is in the vocabulary
+    /// as an ordinary one becomes special and keeps its id. Words that are one token already are left out.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] naming a word that is empty or too long, or if the ids of the tokenizer have holes, so that
+    /// no id can be given.
+    pub fn with_tokens(self, special: &[String], words: &[String]) -> Result<(Self, Vec<String>)> {
+        let mut lacking = Vec::new();
+        for word in words {
+            if word.trim() != word || word.is_empty() {
+                return Err(Error::tokenizer(format!("the word {word:?} to add is empty or has spaces at its ends")));
+            }
+            if !self.is_one_token(word)? {
+                lacking.push(word);
+            }
+        }
+        if special.is_empty() && lacking.is_empty() {
+            return Ok((self, Vec::new()));
+        }
+        let mut growth = Growth::new(&self)?;
+        special.iter().try_for_each(|token| growth.add_special(token))?;
+        lacking.into_iter().try_for_each(|word| growth.add_word(word))?;
+        let Growth { file, added, changed, .. } = growth;
+        if !changed {
+            return Ok((self, added));
+        }
+        let Self { config, .. } = self;
+        let problem = |e: Error| Error::tokenizer(format!("tokens cannot be added: {e}")).caused_by(e);
+        Ok((
+            Self::parse(&file.to_string(), config, "tokenizer.json".as_ref(), "check its ids").map_err(problem)?,
+            added,
+        ))
+    }
+
+    /// Whether a word alone is one known token.
+    fn is_one_token(&self, word: &str) -> Result<bool> {
+        let ids = self.encode(word)?;
+        Ok(ids.len() == 1 && Some(ids[0]) != self.unknown_id())
+    }
+}
+
+/// A tokenizer in the form of `tokenizer.json`, to which tokens are added.
+struct Growth<'t> {
+    tokenizer: &'t Tokenizer,
+    file: Value,
+    next: u32,
+    added: Vec<String>,
+    changed: bool,
+}
+
+impl<'t> Growth<'t> {
+    fn new(tokenizer: &'t TextTokenizer) -> Result<Self> {
+        let fail = |e: &dyn std::fmt::Display| Error::tokenizer(format!("cannot be written as tokenizer.json: {e}"));
+        let tokenizer = tokenizer.inner();
+        let text = tokenizer.to_string(false).map_err(|e| fail(&e))?;
+        let file: Value = serde_json::from_str(&text).map_err(|e| fail(&e))?;
+        let largest = tokenizer.get_vocab(true).into_values().max();
+        let next = largest.map_or(Some(0), |id| id.checked_add(1));
+        let next = next.ok_or_else(|| Error::tokenizer("has the largest id that there is: no token can be added"))?;
+        Ok(Self { tokenizer, file, next, added: Vec::new(), changed: false })
+    }
+
+    fn add_special(&mut self, token: &str) -> Result<()> {
+        if token.is_empty() {
+            return Err(Error::tokenizer("a special token to add is empty"));
+        }
+        let entries = self.entries()?;
+        if let Some(entry) = entries.iter_mut().find(|entry| entry["content"] == token) {
+            if entry["special"] != true {
+                entry["special"] = true.into();
+                self.changed = true;
+            }
+            return Ok(());
+        }
+        let id = match self.tokenizer.token_to_id(token) {
+            Some(id) => id,
+            None => self.new_id(token),
+        };
+        self.add_entry(id, token, json!({ "special": true, "normalized": false, "single_word": false }))
+    }
+
+    fn add_word(&mut self, word: &str) -> Result<()> {
+        let normalized = normalized(self.tokenizer, word)?;
+        if self.added.contains(&normalized) || self.added.iter().any(|added| added == word) {
+            return Ok(());
+        }
+        // Only a vocabulary of words gets a new word of its own; other models would find it within words.
+        let is_word = self.is_word_level() && is_one_part(self.tokenizer, &normalized)?;
+        if is_word {
+            let id = self.new_id(&normalized);
+            return self.extend_model(&normalized, id);
+        }
+        let uncased = self::normalized(self.tokenizer, "A")? == "a";
+        let id = self.new_id(word);
+        self.add_entry(id, word, json!({ "special": false, "normalized": uncased, "single_word": true }))
+    }
+
+    fn is_word_level(&self) -> bool {
+        matches!(self.tokenizer.get_model(), ModelWrapper::WordLevel(_))
+    }
+
+    fn new_id(&mut self, token: &str) -> u32 {
+        let id = self.next;
+        self.next = self.next.saturating_add(1);
+        self.added.push(token.into());
+        id
+    }
+
+    fn add_entry(&mut self, id: u32, token: &str, properties: Value) -> Result<()> {
+        let mut entry = json!({ "id": id, "content": token, "lstrip": false, "rstrip": false });
+        if let (Some(entry), Value::Object(properties)) = (entry.as_object_mut(), properties) {
+            entry.extend(properties);
+        }
+        self.entries()?.push(entry);
+        self.changed = true;
+        // Ids of a word-level model may only be without holes if it has the added tokens as well.
+        if self.is_word_level() { self.extend_model(token, id) } else { Ok(()) }
+    }
+
+    fn extend_model(&mut self, token: &str, id: u32) -> Result<()> {
+        let known: Vec<(String, Value)> = self
+            .entries()?
+            .iter()
+            .filter_map(|e| Some((e["content"].as_str()?.to_string(), e["id"].clone())))
+            .collect();
+        let vocab = self.vocab()?;
+        for (content, id) in known {
+            vocab.entry(content).or_insert(id);
+        }
+        vocab.insert(token.into(), id.into());
+        self.changed = true;
+        Ok(())
+    }
+
+    fn entries(&mut self) -> Result<&mut Vec<Value>> {
+        self.file["added_tokens"].as_array_mut().ok_or_else(|| Error::tokenizer("has no list of added tokens"))
+    }
+
+    fn vocab(&mut self) -> Result<&mut Map<String, Value>> {
+        self.file["model"]["vocab"].as_object_mut().ok_or_else(|| Error::tokenizer("has no vocabulary of words"))
+    }
+}
+
+/// A word after the tokenizer's normaliser.
+pub(super) fn normalized(tokenizer: &Tokenizer, word: &str) -> Result<String> {
+    let mut text = NormalizedString::from(word);
+    if let Some(normalizer) = tokenizer.get_normalizer() {
+        guarded(|| normalizer.normalize(&mut text)).map_err(super::tokenizer_error)?;
+    }
+    Ok(text.get().to_string())
+}
+
+/// Whether the pre-tokenizer leaves a word in one part.
+fn is_one_part(tokenizer: &Tokenizer, word: &str) -> Result<bool> {
+    let mut text = PreTokenizedString::from(word);
+    if let Some(pre_tokenizer) = tokenizer.get_pre_tokenizer() {
+        guarded(|| pre_tokenizer.pre_tokenize(&mut text)).map_err(super::tokenizer_error)?;
+    }
+    let parts = text.get_splits(OffsetReferential::Normalized, OffsetType::Byte);
+    Ok(matches!(parts.as_slice(), [(part, ..)] if *part == word))
+}

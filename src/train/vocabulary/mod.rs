@@ -1,0 +1,105 @@
+//! Vocabulary of a run: the tokenizer with the tokens that the recipe adds, and the model configuration that follows it.
+
+mod coverage;
+mod rows;
+mod words;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use self::coverage::{CoverageReport, Sample, check_coverage};
+pub(super) use self::rows::row_map;
+pub(super) use self::words::write_chosen;
+use super::recipe::Recipe;
+use crate::Result;
+use crate::config::HaploVlConfig;
+use crate::data::shapes::tokenizer as shapes_tokenizer;
+use crate::data::{Concat, Records};
+use crate::processor::{ChatTemplate, Processor, ProcessorSettings, TextTokenizer, missing_tokens};
+
+/// Added tokens that a message lists; more are only counted.
+const LISTED: usize = 10;
+
+/// The vocabulary of a run.
+pub(super) struct Vocabulary {
+    pub processor: Arc<Processor>,
+    /// The recipe's model configuration with the sizes and ids of the tokenizer.
+    pub config: HaploVlConfig,
+    /// Tokens that were added, in the order of their ids.
+    pub added: Vec<String>,
+    /// Words that were chosen among those of the training texts.
+    pub chosen: Vec<String>,
+    coverage: Option<CoverageReport>,
+}
+
+impl Vocabulary {
+    /// Opens the tokenizer of a recipe, and adds what the recipe asks for and what the chat template needs.
+    ///
+    /// # Errors
+    /// The errors of the tokenizer's files, and [`Error::Data`](crate::Error::Data) if it lacks too many of the words to
+    /// learn.
+    pub fn open(recipe: &Recipe, config: &HaploVlConfig, samples: &Concat<Arc<Records>>) -> Result<Self> {
+        let Parts { tokenizer, template, mut settings } = Parts::open(recipe, config)?;
+        let special = missing_tokens(&tokenizer, template.as_ref(), &settings.tokens)?;
+        let sample = Sample { samples, form: recipe.stage.sample_form() };
+        let chosen = words::chosen(recipe, &tokenizer, &sample)?;
+        let words: Vec<String> = recipe.tokenizer.add.iter().chain(&chosen).cloned().collect();
+        let (tokenizer, added) = tokenizer.with_tokens(&special, &words)?;
+        let config = follow(config, &tokenizer, &settings)?;
+        settings.tokens.num_image_tokens = config.vision.patches_per_tile();
+        let coverage = check_coverage(recipe, &tokenizer, &sample)?;
+        let processor = Processor::new(&config, settings, tokenizer, template)?;
+        Ok(Self { processor: Arc::new(processor), config, added, chosen, coverage })
+    }
+}
+
+impl fmt::Display for Vocabulary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tokenizer = self.processor.tokenizer();
+        write!(f, "vocabulary: {} tokens, {} rows", tokenizer.size(), self.config.vocab_size)?;
+        if !self.added.is_empty() {
+            let first: Vec<String> = self.added.iter().take(LISTED).map(|token| format!("{token:?}")).collect();
+            let more = self.added.len().saturating_sub(LISTED);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            write!(f, "; {} added: {}{more}", self.added.len(), first.join(", "))?;
+        }
+        self.coverage.as_ref().map_or(Ok(()), |coverage| write!(f, "\n{coverage}"))
+    }
+}
+
+/// Parts of a processor as they were published.
+struct Parts {
+    tokenizer: TextTokenizer,
+    template: Option<ChatTemplate>,
+    settings: ProcessorSettings,
+}
+
+impl Parts {
+    fn open(recipe: &Recipe, config: &HaploVlConfig) -> Result<Self> {
+        let settings = ProcessorSettings::new(config);
+        if recipe.tokenizer.source == "shapes" {
+            return Ok(Self { tokenizer: shapes_tokenizer()?, template: None, settings });
+        }
+        let model = recipe.open_model_source("tokenizer", &recipe.tokenizer.source)?;
+        Self::from_folder(model.path(), settings, config)
+    }
+
+    /// Tokenizer, template and placeholder words of a folder; its image settings belong to another model.
+    fn from_folder(folder: &Path, mut settings: ProcessorSettings, config: &HaploVlConfig) -> Result<Self> {
+        settings.tokens = ProcessorSettings::tokens_of(folder, config)?;
+        let template = ChatTemplate::from_folder(folder)?;
+        Ok(Self { tokenizer: TextTokenizer::from_folder(folder)?, template, settings })
+    }
+}
+
+/// The configuration with a vocabulary that holds every token, and with the ids of the placeholders. It never shrinks:
+/// published models have more rows than tokens.
+fn follow(config: &HaploVlConfig, tokenizer: &TextTokenizer, settings: &ProcessorSettings) -> Result<HaploVlConfig> {
+    let mut config = config.clone();
+    config.vocab_size = config.vocab_size.max(tokenizer.size());
+    config.image_token_index = tokenizer.id(&settings.tokens.image_token).unwrap_or(config.image_token_index);
+    config.video_token_index = tokenizer.id(&settings.tokens.video_token).unwrap_or(config.video_token_index);
+    config.validate()?;
+    Ok(config)
+}
