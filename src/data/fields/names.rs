@@ -28,7 +28,7 @@ pub(crate) const IMAGE: &[&str] = &[
     "image_bytes",
     "image_base64",
 ];
-pub(super) const VIDEO: &[&str] =
+pub(crate) const VIDEO: &[&str] =
     &["video", "videos", "video_path", "video_paths", "video_file", "video_name", "video_url", "clip", "frames"];
 pub(crate) const CONVERSATION: &[&str] =
     &["conversations", "conversation", "messages", "dialog", "dialogue", "dialogs", "chat", "turns", "texts"];

@@ -24,6 +24,7 @@ pub struct Input {
 #[derive(Debug, Clone)]
 enum Source {
     File(PathBuf),
+    Video(PathBuf),
     Pixels(Arc<RgbImage>),
     Record { fields: Map<String, Value>, images: PathBuf },
     Bad(String),
@@ -35,6 +36,13 @@ impl Input {
         let path = path.into();
         let name = path.to_string_lossy().into_owned();
         Self { about: image_fields(name), source: Source::File(path) }
+    }
+
+    /// A video: an animated GIF, WebP or PNG file, or a folder of frames.
+    pub fn video(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        let about = Map::from_iter([("video".to_owned(), path.to_string_lossy().into())]);
+        Self { about, source: Source::Video(path) }
     }
 
     /// Pixels that are in memory; `name` stands for them in results.
@@ -62,14 +70,15 @@ impl Input {
 
     /// The same input with a name, if it has none, by its place in a file.
     pub(super) fn numbered(mut self, index: usize) -> Self {
-        let named = ["image", "id"].iter().any(|name| self.about.get(*name).is_some_and(|value| !value.is_null()));
+        let named =
+            ["image", "video", "id"].iter().any(|name| self.about.get(*name).is_some_and(|value| !value.is_null()));
         if !named {
             self.about.insert("record".into(), (index + 1).into());
         }
         self
     }
 
-    /// What a result repeats of its input: `image`, `id` and `question` if the record has them, and
+    /// What a result repeats of its input: `image` or `video`, `id` and `question` if the record has them, and
     /// `record`, its number in the file, if it has neither image nor id.
     pub fn about(&self) -> &Map<String, Value> {
         &self.about
@@ -78,7 +87,7 @@ impl Input {
     /// Name for messages: the image, else the id.
     pub fn name(&self) -> String {
         let field = |name| self.about.get(name).filter(|value| !value.is_null());
-        match field("image").or(field("id")) {
+        match field("image").or(field("video")).or(field("id")) {
             Some(Value::String(name)) => name.clone(),
             Some(other) => other.to_string(),
             None => field("record").map_or_else(|| "a record".into(), |number| format!("record {number}")),
@@ -98,6 +107,11 @@ impl Input {
             Source::File(path) => {
                 check_not_address(&path)?;
                 Ok(asked(processor.decoder().open(path)?.into(), question))
+            }
+            Source::Video(path) => {
+                check_not_address(&path)?;
+                let frames = processor.videos().load(path, processor.decoder())?;
+                Ok(asked(frames.into(), question))
             }
             Source::Pixels(image) => Ok(asked(Content::Image(image), question)),
             Source::Record { fields, images } => conversation(fields, &images, question, processor),
@@ -177,9 +191,13 @@ fn image_fields(image: impl Into<Value>) -> Map<String, Value> {
 /// What a result repeats of a record.
 pub(super) fn about(fields: &Map<String, Value>) -> Map<String, Value> {
     let id = first_set(fields, names::ID).map(|id| ("id".to_owned(), repeated(id)));
-    let image = first_set(fields, names::IMAGE).map_or(Value::Null, repeated);
+    let video = first_set(fields, names::VIDEO).map(|video| ("video".to_owned(), repeated(video)));
+    let image = first_set(fields, names::IMAGE).map(repeated);
+    // A record without either says so.
+    let image = if video.is_some() { image } else { Some(image.unwrap_or_default()) };
+    let image = image.map(|image| ("image".to_owned(), image));
     let question = first_set(fields, names::QUESTION).map(|question| ("question".to_owned(), repeated(question)));
-    id.into_iter().chain([("image".to_owned(), image)]).chain(question).collect()
+    id.into_iter().chain(image).chain(video).chain(question).collect()
 }
 
 /// The first of some fields, named in any case, that is set: not `null`, a blank text or an empty list.
