@@ -9,6 +9,9 @@
 
 #![allow(clippy::expect_used, reason = "a failing bench should stop instead of being timed")]
 
+#[cfg(feature = "builtin")]
+#[path = "common/caption_folder.rs"]
+mod caption_folder;
 #[allow(dead_code, reason = "each bench uses a subset")]
 mod common;
 #[path = "../examples/common/memory.rs"]
@@ -256,7 +259,28 @@ fn train_step(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, preprocess, linear, attention, inference, prefill_bf16, language_model, train_step, load);
+/// Benches batch inference, which needs the built-in model.
+fn batch_inference(c: &mut Criterion) {
+    #[cfg(feature = "builtin")]
+    {
+        caption_folder::caption_folder(c);
+        caption_folder::answers(c);
+    }
+    let _ = c;
+}
+
+criterion_group!(
+    benches,
+    preprocess,
+    linear,
+    attention,
+    inference,
+    batch_inference,
+    prefill_bf16,
+    language_model,
+    train_step,
+    load
+);
 
 /// Runs all benches as `criterion_main!` does, but on a stack deep enough for the graphs of training.
 fn main() {

@@ -35,7 +35,7 @@
 //! | module | purpose |
 //! |---|---|
 //! | [`prelude`] | the names that most programs use |
-//! | [`pipeline`] | load a model; captions, visual question answering, chat; streams, threads |
+//! | [`pipeline`] | load a model; captions, visual question answering, chat, batch inference; streams, threads |
 //! | [`options`] | device, dtype, quantisation, precision, dtype of the KV cache |
 //! | [`generation`] | prefill and decode loop, sampling, stop strings, prefix cache, cancellation |
 //! | [`processor`] | images, videos, chat templates and tokens: from conversations to batches |
@@ -46,7 +46,7 @@
 //! | [`train`] | recipes, stages, the training loop, checkpoints, metrics |
 //! | [`data`] | LLaVA-style records, the loader, and the generator of shapes world |
 //! | [`loss`], [`optim`] | losses of both stages; AdamW, schedules, gradient clipping |
-//! | [`eval`] | accuracy of answers, divergence between models |
+//! | [`eval`] | accuracy and scores of answers, divergence between models |
 //!
 //! # Threads and servers
 //!

@@ -163,3 +163,18 @@ fn records_bring_their_own_questions() {
     let (_, answer) = BatchRunner::new(&model).run([((), outside)]).unwrap().next().unwrap();
     assert!(answer.unwrap_err().to_string().contains("outside of the image folder"));
 }
+
+#[test]
+fn videos_are_files_or_folders_of_frames() {
+    let (model, frames) = (model(), tempfile::tempdir().unwrap());
+    (0..3).for_each(|index| scene(index).save(frames.path().join(format!("{index}.png"))).unwrap());
+    let captioner = Captioner::new(&model).with_prompt(PROMPT).with_generation(short(&model));
+    let expected = captioner.caption(Vec::from_iter((0..3).map(scene))).unwrap().sequence.text;
+    let folder = frames.path();
+    let line = format!(r#"{{"video": "{}", "prompt": "{PROMPT}"}}"#, folder.file_name().unwrap().display());
+    let inputs = [Input::video(folder), Input::record(line.as_bytes(), folder.parent().unwrap()), Input::video("none")];
+    assert_eq!(inputs[0].name(), folder.display().to_string());
+    let requests = inputs.map(|input| ((), input.request(PROMPT)));
+    let answers = BatchRunner::new(&model).with_generation(short(&model)).run(requests).unwrap();
+    assert_eq!(texts(answers), [Some(expected.clone()), Some(expected), None]);
+}

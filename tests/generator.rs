@@ -301,6 +301,26 @@ mod with_a_model {
         assert_ne!(together.sequences[0].tokens, together.sequences[1].tokens);
     }
 
+    #[test]
+    fn long_rows_are_prefilled_in_groups_and_answer_as_alone() {
+        let model = model();
+        let generator = Generator::new(model.clone(), letters);
+        // Together more than 1024 positions; the first group is shorter than the second.
+        let lengths = [90, 150, 140, 20, 230, 200, 3];
+        let rows = Vec::from_iter(lengths.iter().map(|&n| with_image(&vec![7 + n as u32 % 50; n], n as f32 / 300.0)));
+        let batch = left_padded(&rows);
+        assert!(batch.batch_size() * batch.layout.seq_len > 1024);
+        let together = generator.generate(&batch, &greedy(6)).unwrap();
+        for (row, in_batch) in rows.iter().zip(&together.sequences) {
+            let alone = generator.generate(&left_padded(std::slice::from_ref(row)), &greedy(6)).unwrap();
+            assert_eq!(alone.sequences[0].tokens, in_batch.tokens);
+        }
+        // A cache without room stays empty.
+        let mut cache = model.cache(rows.len(), 100).unwrap();
+        assert!(model.prefill(&batch, &mut cache).unwrap_err().to_string().contains("capacity"));
+        assert!(cache.is_empty());
+    }
+
     /// Generates with and without a prefix cache, checks that both agree, and returns the ids and the number of cached
     /// tokens.
     fn both_ways(model: &Arc<HaploVl>, cache: &mut PrefixCache, sequence: &Sequence, most: usize) -> (Vec<u32>, usize) {

@@ -14,12 +14,18 @@ use serde_json::{Map, Value, json};
 
 use crate::{cli, images};
 
+/// Number of left-out files that a note names.
+const LEFT_OUT_SHOWN: usize = 3;
+
 /// Options of batch inference.
 #[derive(Debug, Args)]
 pub struct BatchOptions {
     /// Images: files, folders, patterns such as 'images/*.jpg', or - for an image on stdin
     #[arg(value_name = "IMAGE", conflicts_with = "input")]
     pub names: Vec<PathBuf>,
+    /// A video: an animated GIF, WebP or PNG, or a folder of frames; may be given several times
+    #[arg(long = "video", value_name = "FILE", conflicts_with = "input")]
+    videos: Vec<PathBuf>,
     /// File of inputs: JSON records, one a line or in an array, with `image` and perhaps `question` and `id`; or a .txt
     /// list of image files. - reads lines from stdin
     #[arg(long, value_name = "FILE")]
@@ -59,14 +65,20 @@ impl BatchOptions {
     /// The file of the only image, if a single answer is asked for, to be shown while it is generated; `-` is stdin.
     pub fn only_image(&self) -> Result<Option<&Path>> {
         match self.names.as_slice() {
-            [name] if self.output.is_none() && ImageList::find([name])?.images == [name.as_path()] => Ok(Some(name)),
+            [name]
+                if self.output.is_none()
+                    && self.videos.is_empty()
+                    && ImageList::find([name])?.images == [name.as_path()] =>
+            {
+                Ok(Some(name))
+            }
             _ => Ok(None),
         }
     }
 
     /// Whether any option of this group asks for several results.
     pub fn is_given(&self) -> bool {
-        !self.names.is_empty() || self.input.is_some() || self.output.is_some()
+        !self.names.is_empty() || !self.videos.is_empty() || self.input.is_some() || self.output.is_some()
     }
 
     /// Opens inputs and output, and passes over inputs that have a result.
@@ -84,7 +96,10 @@ impl BatchOptions {
                 Box::new(InputFile::from_lines(std::io::stdin().lock(), folder))
             }
             Some(file) => Box::new(InputFile::open(file, self.folder.as_deref())?),
-            None => Box::new(named(&self.names)?.into_iter()),
+            None => {
+                let videos = Vec::from_iter(self.videos.iter().map(Input::video));
+                Box::new(named(&self.names)?.into_iter().chain(videos))
+            }
         })
     }
 
@@ -206,9 +221,10 @@ fn named(names: &[PathBuf]) -> Result<Vec<Input>> {
             continue;
         }
         let list = ImageList::find(iter::once(name))?;
-        let left_out = list.left_out.to_string();
-        if !left_out.is_empty() {
-            cli::note(format_args!("note: {}: {left_out}", name.display()));
+        if list.left_out.files > 0 {
+            let (count, named) = (list.left_out.files, list.left_out.named.iter().take(LEFT_OUT_SHOWN));
+            let named = Vec::from_iter(named.map(String::as_str)).join("; ");
+            cli::note(format_args!("note: {}: left out {count} of its entries ({named})", name.display()));
         }
         inputs.extend(list.images.into_iter().map(Input::image));
     }

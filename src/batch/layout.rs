@@ -19,6 +19,15 @@ pub struct Sample {
     pub visuals: Vec<Range<usize>>,
 }
 
+impl Sample {
+    /// The sample `by` positions further left in its row.
+    pub(super) fn moved_left(&self, by: usize) -> Self {
+        let moved = |range: &Range<usize>| range.start - by..range.end - by;
+        let all = |ranges: &[Range<usize>]| ranges.iter().map(moved).collect();
+        Self { range: moved(&self.range), visual_blocks: all(&self.visual_blocks), visuals: all(&self.visuals) }
+    }
+}
+
 /// Layout of a batch: the position of every sample, image and video in sequences of equal length.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SequenceLayout {

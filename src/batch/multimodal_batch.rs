@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 
-use super::{BatchSpec, IGNORE_INDEX, PaddingSide, Sequence, SequenceLayout, Visual, too_long};
+use super::{BatchSpec, IGNORE_INDEX, PaddingSide, Sample, Sequence, SequenceLayout, Visual, too_long};
 use crate::{Error, Result};
 
 /// Multimodal batch on one device: token ids, labels, layout, images and videos.
@@ -112,6 +112,26 @@ impl MultimodalBatch {
             )));
         }
         self.layout.validate()
+    }
+
+    /// Some rows, without the padding on the left that all of them have.
+    ///
+    /// # Errors
+    /// Errors of candle, if there are no such rows.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Self> {
+        let layouts = self.layout.rows.get(rows.clone()).unwrap_or_default();
+        let padding = layouts.iter().map(|row| row.first().map_or(0, |sample| sample.range.start)).min().unwrap_or(0);
+        let seq_len = self.layout.seq_len - padding;
+        let count = |rows: &[Vec<Sample>]| rows.iter().flatten().map(|sample| sample.visuals.len()).sum::<usize>();
+        let before = count(self.layout.rows.get(..rows.start).unwrap_or_default());
+        let part = |ids: &Tensor| ids.narrow(0, rows.start, rows.len())?.narrow(1, padding, seq_len)?.contiguous();
+        let moved = |row: &Vec<Sample>| row.iter().map(|sample| sample.moved_left(padding)).collect();
+        Ok(Self {
+            input_ids: part(&self.input_ids)?,
+            labels: self.labels.as_ref().map(part).transpose()?,
+            layout: SequenceLayout { seq_len, rows: layouts.iter().map(moved).collect() },
+            visuals: self.visuals.iter().skip(before).take(count(layouts)).cloned().collect(),
+        })
     }
 
     /// Number of rows.

@@ -19,6 +19,7 @@ pub(crate) use bad_sample::guarded;
 pub use bad_sample::{BadSample, SampleResult};
 pub use dataset::{Concat, Dataset, Records};
 pub use fields::Columns;
+pub(crate) use fields::{has_image_name, lenient_json, names as field_names};
 pub use grouping::{Grouping, Length};
 pub use index_set::IndexSet;
 pub use loader::{BadReport, Group, Loader, LoaderConfig, LoaderState};
@@ -27,6 +28,7 @@ pub use order::Portion;
 pub(crate) use order::check_weight;
 pub(crate) use prefetch::Prefetch;
 pub use record::{IMAGE_MARKER, Record, Turn, VIDEO_MARKER};
+pub(crate) use source::expand_pattern;
 pub use source::{FilesSource, ImageFolder, RecordFile, RecordIndex, SourcePaths, open};
 pub use summary::{LeftOut, SourceSummary, summarise};
 

@@ -67,6 +67,13 @@ impl Cache {
         self.pre.iter_mut().chain(&mut self.post).for_each(|layer| layer.truncate(len));
     }
 
+    /// Fills an empty cache's rows from `first` on with those of another cache, so that they end at position `len`.
+    /// [`Self::place`] was called for all rows before, and the cache counts as filled with the last row.
+    pub(super) fn set_rows(&mut self, first: usize, other: &Self, len: usize) -> Result<()> {
+        let layers = self.pre.iter_mut().chain(&mut self.post).zip(other.pre.iter().chain(&other.post));
+        layers.into_iter().try_for_each(|(layer, other)| layer.set_rows(first, other, len))
+    }
+
     /// Removes a row; the last row takes its place.
     ///
     /// # Errors

@@ -294,12 +294,32 @@ impl HaploVl {
     /// If the batch does not match the model or the cache.
     pub fn prefill(&self, batch: &MultimodalBatch, cache: &mut Cache) -> Result<Tensor> {
         batch.validate()?;
+        if let Some(rows) = rows_at_a_time(batch).filter(|_| cache.is_empty() && self.device().is_cpu()) {
+            let logits = self.prefill_by_rows(batch, rows, cache);
+            if logits.is_err() {
+                cache.truncate(0);
+            }
+            return logits;
+        }
         let (ranges, positions) = cache.place(&batch.layout, self.config.image_attention)?;
         let device = self.device();
         on_pool(device, || {
             let last = self.run(batch, &ranges, &positions, &[], Some(cache), Some(1))?.post_decoder_output;
             self.lm_head.forward(&last.squeeze(1)?)
         })
+    }
+
+    /// Prefills some rows at a time, each group without the padding that only other rows need.
+    fn prefill_by_rows(&self, batch: &MultimodalBatch, rows: usize, cache: &mut Cache) -> Result<Tensor> {
+        cache.place(&batch.layout, self.config.image_attention)?;
+        let mut logits = Vec::new();
+        for first in (0..batch.batch_size()).step_by(rows) {
+            let part = batch.rows(first..batch.batch_size().min(first + rows))?;
+            let mut filled = self.cache(part.batch_size(), part.layout.seq_len)?;
+            logits.push(self.prefill(&part, &mut filled)?);
+            cache.set_rows(first, &filled, batch.layout.seq_len)?;
+        }
+        Ok(Tensor::cat(&logits, 0)?)
     }
 
     /// Appends one text token to each row and returns the logits (batch, vocab_size) that follow it.
@@ -371,4 +391,14 @@ impl HaploVl {
             attentions,
         })
     }
+}
+
+/// Positions up to which rows are prefilled together: enough for the matmuls, and few enough that activations stay in
+/// the CPU's caches.
+const PREFILL_POSITIONS: usize = 1024;
+
+/// Number of rows to prefill at a time; `None` for all.
+fn rows_at_a_time(batch: &MultimodalBatch) -> Option<usize> {
+    let rows = (PREFILL_POSITIONS / batch.layout.seq_len.max(1)).max(1);
+    (rows < batch.batch_size()).then_some(rows)
 }

@@ -47,20 +47,8 @@ impl LayerCache {
     /// # Errors
     /// [`Error::Generation`] if the capacity is exceeded.
     pub fn append(&mut self, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (new, capacity) = (keys.dim(1)?, self.capacity);
-        if self.len + new > capacity {
-            return Err(Error::generation(format!(
-                "the cache holds {} of at most {capacity} positions and cannot take {new} more: make it with a larger \
-                 capacity",
-                self.len
-            )));
-        }
-        let room = self.keys.dim(2)?;
-        if self.len + new > room {
-            let room = (self.len + new).max(2 * room).min(capacity);
-            self.keys = enlarged(&self.keys, self.len, room)?;
-            self.values = enlarged(&self.values, self.len, room)?;
-        }
+        let new = keys.dim(1)?;
+        self.reserve(self.len + new)?;
         for (buffer, new) in [(&self.keys, keys), (&self.values, values)] {
             buffer.slice_set(&cast_for_cache(new, buffer.dtype())?.transpose(1, 2)?.contiguous()?, 2, self.len)?;
         }
@@ -72,6 +60,40 @@ impl LayerCache {
     /// Drops all positions from `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+    }
+
+    /// Fills the rows from `first` on with those of another cache, so that they end at position `len`, which becomes the
+    /// length of this cache. Positions before them keep what they had, which no query may attend to.
+    ///
+    /// # Errors
+    /// [`Error::Generation`] if the capacity is exceeded, and errors of candle, if shapes do not fit.
+    pub fn set_rows(&mut self, first: usize, other: &Self, len: usize) -> Result<()> {
+        self.reserve(len)?;
+        for (buffer, other_buffer) in [(&self.keys, &other.keys), (&self.values, &other.values)] {
+            let rows = other_buffer.narrow(2, 0, other.len)?.force_contiguous()?;
+            buffer.narrow(0, first, rows.dim(0)?)?.slice_set(&rows, 2, len - other.len)?;
+        }
+        self.len = len;
+        Ok(())
+    }
+
+    /// Makes room for `len` positions in all.
+    fn reserve(&mut self, len: usize) -> Result<()> {
+        if len > self.capacity {
+            return Err(Error::generation(format!(
+                "the cache holds {} of at most {} positions and cannot take {} more: make it with a larger capacity",
+                self.len,
+                self.capacity,
+                len - self.len
+            )));
+        }
+        let room = self.keys.dim(2)?;
+        if len > room {
+            let room = len.max(2 * room).min(self.capacity);
+            self.keys = enlarged(&self.keys, self.len, room)?;
+            self.values = enlarged(&self.values, self.len, room)?;
+        }
+        Ok(())
     }
 
     /// Removes a row; the last row takes its place. No memory is freed.

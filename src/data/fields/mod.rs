@@ -4,7 +4,7 @@ mod columns;
 mod content;
 mod embedded;
 mod media;
-mod names;
+pub(crate) mod names;
 mod paths;
 mod texts;
 mod turns;
@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 
 pub use columns::Columns;
 pub(super) use names::{is_image_field, is_text_name};
-pub(super) use paths::{extension, has_image_name, is_unreadable_image, video_problem};
+pub(crate) use paths::has_image_name;
+pub(super) use paths::{extension, is_unreadable_image, video_problem};
+pub(crate) use value::lenient_json;
 pub(super) use value::{Row, Value, parse_object};
 
 use super::{Record, SampleResult};

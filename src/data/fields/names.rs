@@ -3,8 +3,8 @@
 use super::super::{BadSample, SampleResult};
 use super::value::{Row, Value};
 
-pub(super) const ID: &[&str] = &["id", "key", "__key__", "question_id", "sample_id", "uid", "uuid"];
-pub(super) const IMAGE: &[&str] = &[
+pub(crate) const ID: &[&str] = &["id", "key", "__key__", "question_id", "sample_id", "uid", "uuid"];
+pub(crate) const IMAGE: &[&str] = &[
     "image",
     "images",
     "img",
@@ -28,17 +28,17 @@ pub(super) const IMAGE: &[&str] = &[
     "image_bytes",
     "image_base64",
 ];
-pub(super) const VIDEO: &[&str] =
+pub(crate) const VIDEO: &[&str] =
     &["video", "videos", "video_path", "video_paths", "video_file", "video_name", "video_url", "clip", "frames"];
-pub(super) const CONVERSATION: &[&str] =
+pub(crate) const CONVERSATION: &[&str] =
     &["conversations", "conversation", "messages", "dialog", "dialogue", "dialogs", "chat", "turns", "texts"];
-pub(super) const TEXT: &[&str] =
+pub(crate) const TEXT: &[&str] =
     &["text", "caption", "captions", "texts", "txt", "description", "sentences", "alt_text"];
 /// A class name, read as text if there is no other.
-pub(super) const LABEL: &[&str] = &["label", "class_name"];
-pub(super) const QUESTION: &[&str] = &["question", "prompt", "query", "instruction"];
+pub(crate) const LABEL: &[&str] = &["label", "class_name"];
+pub(crate) const QUESTION: &[&str] = &["question", "prompt", "query", "instruction"];
 pub(super) const CONTEXT: &[&str] = &["input"];
-pub(super) const ANSWER: &[&str] = &["answer", "answers", "response", "output", "completion", "reply"];
+pub(crate) const ANSWER: &[&str] = &["answer", "answers", "response", "output", "completion", "reply"];
 pub(super) const SYSTEM: &[&str] = &["system", "system_prompt"];
 pub(super) const ROLE: &[&str] = &["from", "role", "speaker", "author"];
 pub(super) const CONTENT: &[&str] = &["value", "content", "text", "message"];

@@ -22,7 +22,7 @@ pub(in crate::data) fn extension(name: &str) -> String {
 }
 
 /// Whether a file name has the extension of an image that can be decoded.
-pub(in crate::data) fn has_image_name(name: &str) -> bool {
+pub(crate) fn has_image_name(name: &str) -> bool {
     IMAGES.contains(&extension(name).as_str())
 }
 

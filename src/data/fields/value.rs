@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::super::{BadSample, SampleResult};
 use super::brief;
@@ -71,9 +71,12 @@ pub(in crate::data) fn parse_object(json: &[u8]) -> SampleResult<Row> {
 
 /// Value of a JSON text, as lenient as [`parse_object`].
 pub(super) fn parse(json: &[u8]) -> SampleResult<Value> {
-    let value = serde_json::from_slice(json);
-    let value = value.or_else(|error| serde_json::from_slice(&finite(json)).map_err(|_| error));
-    value.map_err(|e| BadSample::BrokenRecord(e.to_string()))
+    lenient_json(json).map_err(|e| BadSample::BrokenRecord(e.to_string()))
+}
+
+/// Value of a JSON text with numbers that JSON forbids, see [`parse_object`].
+pub(crate) fn lenient_json<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
+    serde_json::from_slice(json).or_else(|error| serde_json::from_slice(&finite(json)).map_err(|_| error))
 }
 
 /// The JSON text with null in place of numbers that are not finite.

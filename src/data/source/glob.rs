@@ -13,7 +13,7 @@ const MAX_MATCHES: usize = 1 << 17;
 ///
 /// # Errors
 /// [`Error::Io`] for a path that does not exist, and [`Error::Data`] for a pattern without a match.
-pub(super) fn expand(path: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn expand(path: &Path) -> Result<Vec<PathBuf>> {
     let is_pattern = path.to_string_lossy().contains(['*', '?', '[']);
     if path.exists() || !is_pattern {
         return Ok(vec![path.to_path_buf()]);

@@ -19,6 +19,7 @@ mod tar;
 use std::path::Path;
 
 pub use files_source::{FilesSource, SourcePaths};
+pub(crate) use glob::expand as expand_pattern;
 pub use image_folder::ImageFolder;
 pub use json::RecordFile;
 pub use record_index::RecordIndex;

@@ -1,17 +1,13 @@
 //! Image files found by names, folders and patterns.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use glob::MatchOptions;
-use image::ImageFormat;
-
+use crate::data::{LeftOut, expand_pattern, has_image_name};
 use crate::{Error, Result};
 
-/// Most files of one list, so that a wrong pattern such as `/**/*` ends.
-const MAX_FILES: usize = 1 << 22;
+/// Most entries of a folder.
+const MAX_ENTRIES: usize = 1 << 22;
 
 /// Image files in the order of their names on a command line, and the files that were left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,16 +17,6 @@ pub struct ImageList {
     pub images: Vec<PathBuf>,
     /// Entries of folders that were left out: files that are not images of a readable format, and subfolders.
     pub left_out: LeftOut,
-}
-
-/// Entries of folders that were left out of a list. Prints as one line, empty if there are none.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LeftOut {
-    /// Files that are not images of a readable format.
-    pub files: Vec<PathBuf>,
-    /// Subfolders, which are not searched.
-    pub folders: Vec<PathBuf>,
 }
 
 impl ImageList {
@@ -49,10 +35,12 @@ impl ImageList {
             let name = name.as_ref();
             if name.is_dir() {
                 list.add_folder(name)?;
-            } else if let (Some(pattern), Err(_)) = (pattern(name), name.symlink_metadata()) {
-                list.add_pattern(pattern)?;
-            } else {
+            } else if name.to_string_lossy().contains("://") {
+                // An address may hold the characters of a pattern.
                 list.images.push(name.to_path_buf());
+            } else {
+                let found = expand_pattern(name)?;
+                list.images.extend(found.into_iter().filter(|path| path == name || !path.is_dir()));
             }
         }
         Ok(list)
@@ -63,123 +51,35 @@ impl ImageList {
         let mut entries = Vec::new();
         for entry in fs::read_dir(folder).map_err(io)? {
             entries.push(entry.map_err(io)?.path());
-            check_count(entries.len(), folder)?;
-        }
-        entries.retain(|path| !is_hidden(path));
-        entries.sort();
-        let before = self.images.len();
-        for path in entries {
-            match (path.is_dir(), is_image(&path)) {
-                (true, _) => self.left_out.folders.push(path),
-                (false, true) => self.images.push(path),
-                (false, false) => self.left_out.files.push(path),
+            if entries.len() > MAX_ENTRIES {
+                let message = format!("{} has more than {MAX_ENTRIES} files: divide them", folder.display());
+                return Err(Error::data(message));
             }
         }
+        entries.sort();
+        let before = self.images.len();
+        entries.into_iter().for_each(|path| self.add_entry(path));
         if self.images.len() == before {
             return Err(Error::data(format!(
-                "the folder {} holds no image of a readable format{}: name another folder, or a pattern such as \
-                 `{}/**/*.png` for its subfolders",
-                folder.display(),
-                self.left_out.beside(),
+                "the folder {} holds no image of a readable format: name another folder, or a pattern such as `**/*.png` \
+                 for its subfolders",
                 folder.display()
             )));
         }
         Ok(())
     }
 
-    fn add_pattern(&mut self, pattern: &str) -> Result<()> {
-        let options = MatchOptions { require_literal_leading_dot: true, ..MatchOptions::new() };
-        let bad = |e: &dyn fmt::Display| Error::data(format!("the pattern `{pattern}` is not valid ({e})"));
-        let found = glob::glob_with(pattern, options).map_err(|e| bad(&e))?;
-        let before = self.images.len();
-        for path in found {
-            let path = path.map_err(|e| Error::io(e.path().to_path_buf(), e.into()))?;
-            if !path.is_dir() {
-                self.images.push(path);
-            }
-            check_count(self.images.len(), Path::new(pattern))?;
+    fn add_entry(&mut self, path: PathBuf) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with('.') {
+        } else if path.is_dir() {
+            self.left_out.add(&name, "is a subfolder, which is not searched");
+        } else if has_image_name(&name) {
+            self.images.push(path);
+        } else {
+            self.left_out.add(&name, "is no image of a readable format");
         }
-        if self.images.len() == before {
-            return Err(Error::data(format!(
-                "the pattern `{pattern}` matches no file: check its folder and extension"
-            )));
-        }
-        Ok(())
     }
-}
-
-impl LeftOut {
-    /// The line, in brackets and with a space before it; empty if there are none.
-    fn beside(&self) -> String {
-        let line = self.to_string();
-        if line.is_empty() { line } else { format!(" ({line})") }
-    }
-}
-
-impl fmt::Display for LeftOut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut parts = Vec::new();
-        if !self.files.is_empty() {
-            let count = self.files.len();
-            let kinds = kinds(&self.files);
-            parts.push(format!("{count} file(s) that are no readable images: {kinds}, such as {}", first(&self.files)));
-        }
-        if !self.folders.is_empty() {
-            parts.push(format!("{} subfolder(s), such as {}", self.folders.len(), first(&self.folders)));
-        }
-        if !parts.is_empty() {
-            write!(f, "left out {}", parts.join("; "))?;
-        }
-        Ok(())
-    }
-}
-
-/// Numbers of files by extension, the most frequent first, at most five.
-fn kinds(files: &[PathBuf]) -> String {
-    const MOST: usize = 5;
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    for file in files {
-        let extension = file.extension().map(|e| format!(".{}", e.to_string_lossy().to_lowercase()));
-        *counts.entry(extension.unwrap_or_else(|| "without extension".into())).or_default() += 1;
-    }
-    let mut counts = Vec::from_iter(counts);
-    counts.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
-    let more = if counts.len() > MOST { ", .." } else { "" };
-    let shown = counts.iter().take(MOST).map(|(kind, count)| format!("{count} {}", shortened(kind)));
-    format!("{}{more}", Vec::from_iter(shown).join(", "))
-}
-
-/// The name of the first path.
-fn first(paths: &[PathBuf]) -> String {
-    let name = paths.first().and_then(|path| path.file_name()).unwrap_or_default();
-    shortened(&name.to_string_lossy())
-}
-
-/// A name without control characters, cut to a length that fits a message.
-fn shortened(name: &str) -> String {
-    name.chars().take(60).collect::<String>().escape_debug().to_string()
-}
-
-/// The text of a pattern: a name with a wildcard that is no address.
-fn pattern(name: &Path) -> Option<&str> {
-    name.to_str().filter(|name| name.contains(['*', '?', '[']) && !name.contains("://"))
-}
-
-fn is_hidden(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
-}
-
-/// Whether the extension is one of a format that [`ImageDecoder`](crate::processor::ImageDecoder) reads.
-fn is_image(path: &Path) -> bool {
-    let jpe = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jpe"));
-    jpe || ImageFormat::from_path(path).is_ok_and(|format| format.reading_enabled())
-}
-
-fn check_count(count: usize, place: &Path) -> Result<()> {
-    if count <= MAX_FILES {
-        return Ok(());
-    }
-    Err(Error::data(format!("{} names more than {MAX_FILES} files: divide them into folders", place.display())))
 }
 
 #[cfg(test)]
@@ -216,11 +116,11 @@ mod tests {
         ]);
         let list = ImageList::find([folder.path()]).unwrap();
         assert_eq!(names(folder.path(), &list), ["a.jpg", "b.PNG", "c.jfif", "d.jpe"]);
-        let line = "left out 3 file(s) that are no readable images: 1 .avif, 1 .heic, 1 .txt, such as e.heic; \
-                    1 subfolder(s), such as sub";
-        assert_eq!(list.left_out.to_string(), line);
+        assert_eq!((list.left_out.files, list.left_out.named.len()), (4, 4));
+        assert_eq!(list.left_out.named[0], "e.heic: is no image of a readable format");
+        assert_eq!(list.left_out.named[3], "sub: is a subfolder, which is not searched");
         let only = ImageList::find([folder.path().join("sub")]).unwrap();
-        assert_eq!(only.left_out.to_string(), "");
+        assert_eq!(only.left_out.files, 0);
     }
 
     #[test]
@@ -232,7 +132,7 @@ mod tests {
         // A file of just that name is no pattern.
         assert_eq!(names(folder.path(), &find("odd[1].png").unwrap()), ["odd[1].png"]);
         assert!(find("*.webp").unwrap_err().to_string().contains("matches no file"));
-        assert!(find("a[").unwrap_err().to_string().contains("not valid"));
+        assert!(find("a[").unwrap_err().to_string().contains("is invalid"));
     }
 
     #[test]
@@ -241,7 +141,7 @@ mod tests {
         assert_eq!(list.images, ["z.png", "missing.png", "a.txt"].map(PathBuf::from));
         let folder = folder(&["a.heic"]);
         let message = ImageList::find([folder.path()]).unwrap_err().to_string();
-        assert!(message.contains("no image") && message.contains("1 .heic"), "{message}");
+        assert!(message.contains("holds no image"), "{message}");
     }
 
     #[cfg(unix)]

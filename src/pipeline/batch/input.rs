@@ -7,20 +7,10 @@ use image::RgbImage;
 use serde_json::{Map, Value, json};
 
 use super::Request;
-use crate::data::RecordFile;
+use crate::data::{RecordFile, field_names as names, lenient_json};
 use crate::processor::{Content, Conversation, Message, Processor, Role};
 use crate::{Error, Result};
 
-/// Fields that hold the images of a record.
-const IMAGE_FIELDS: [&str; 9] =
-    ["image", "images", "image_path", "image_file", "file_name", "filename", "img", "path", "video"];
-/// Fields that hold a question, the first that is set counts.
-pub(super) const QUESTION_FIELDS: [&str; 2] = ["question", "prompt"];
-/// Fields of texts that inference does not read: answers and captions.
-pub(super) const ANSWER_FIELDS: [&str; 9] =
-    ["answer", "answers", "caption", "captions", "text", "response", "output", "instruction", "input"];
-/// Fields that hold a conversation.
-pub(super) const CONVERSATION_FIELDS: [&str; 2] = ["conversations", "messages"];
 /// Longest text that is repeated in a result, in characters; a longer one is a data URL or a mistake.
 const MAX_REPEATED_CHARS: usize = 1000;
 
@@ -34,6 +24,7 @@ pub struct Input {
 #[derive(Debug, Clone)]
 enum Source {
     File(PathBuf),
+    Video(PathBuf),
     Pixels(Arc<RgbImage>),
     Record { fields: Map<String, Value>, images: PathBuf },
     Bad(String),
@@ -47,18 +38,24 @@ impl Input {
         Self { about: image_fields(name), source: Source::File(path) }
     }
 
+    /// A video: an animated GIF, WebP or PNG file, or a folder of frames.
+    pub fn video(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        let about = Map::from_iter([("video".to_owned(), path.to_string_lossy().into())]);
+        Self { about, source: Source::Video(path) }
+    }
+
     /// Pixels that are in memory; `name` stands for them in results.
     pub fn pixels(name: impl Into<String>, image: RgbImage) -> Self {
         Self { about: image_fields(name.into()), source: Source::Pixels(Arc::new(image)) }
     }
 
     /// A JSON record in any format of training data, whose image names are relative to the folder `images`. Its
-    /// conversation is read up to the first turn of the user; without a conversation, the question is `question` or
-    /// `prompt`. Answers and captions are not read.
+    /// conversation is read up to the first turn of the user. Answers and captions are not read.
     ///
     /// A record that is no JSON object, and later an image that cannot be read, are errors of its request.
     pub fn record(json: &[u8], images: &Path) -> Self {
-        match serde_json::from_slice(json) {
+        match lenient_json(json) {
             Ok(fields) => {
                 Self { about: about(&fields), source: Source::Record { fields, images: images.to_path_buf() } }
             }
@@ -73,14 +70,15 @@ impl Input {
 
     /// The same input with a name, if it has none, by its place in a file.
     pub(super) fn numbered(mut self, index: usize) -> Self {
-        let named = ["image", "id"].iter().any(|name| self.about.get(*name).is_some_and(|value| !value.is_null()));
+        let named =
+            ["image", "video", "id"].iter().any(|name| self.about.get(*name).is_some_and(|value| !value.is_null()));
         if !named {
             self.about.insert("record".into(), (index + 1).into());
         }
         self
     }
 
-    /// What a result repeats of its input: `image`, `id` and `question` if the record has them, and
+    /// What a result repeats of its input: `image` or `video`, `id` and `question` if the record has them, and
     /// `record`, its number in the file, if it has neither image nor id.
     pub fn about(&self) -> &Map<String, Value> {
         &self.about
@@ -89,7 +87,7 @@ impl Input {
     /// Name for messages: the image, else the id.
     pub fn name(&self) -> String {
         let field = |name| self.about.get(name).filter(|value| !value.is_null());
-        match field("image").or(field("id")) {
+        match field("image").or(field("video")).or(field("id")) {
             Some(Value::String(name)) => name.clone(),
             Some(other) => other.to_string(),
             None => field("record").map_or_else(|| "a record".into(), |number| format!("record {number}")),
@@ -109,6 +107,11 @@ impl Input {
             Source::File(path) => {
                 check_not_address(&path)?;
                 Ok(asked(processor.decoder().open(path)?.into(), question))
+            }
+            Source::Video(path) => {
+                check_not_address(&path)?;
+                let frames = processor.videos().load(path, processor.decoder())?;
+                Ok(asked(frames.into(), question))
             }
             Source::Pixels(image) => Ok(asked(Content::Image(image), question)),
             Source::Record { fields, images } => conversation(fields, &images, question, processor),
@@ -145,24 +148,40 @@ fn conversation(
     Ok(record.conversation(processor)?)
 }
 
-/// The record as one to train on, which needs an answer: with a conversation that ends in some text of the assistant, and
-/// without other texts.
+/// The record as one to train on, which needs an answer: some text of the assistant stands in the place of its answers
+/// and captions.
 fn awaiting_answer(mut fields: Map<String, Value>, question: String) -> Result<Map<String, Value>> {
-    let mut turns = CONVERSATION_FIELDS.iter().find_map(|name| fields.remove(*name)).filter(|turns| !turns.is_null());
-    let own = QUESTION_FIELDS.iter().filter_map(|name| fields.remove(*name)).find(Value::is_string);
-    for name in CONVERSATION_FIELDS.iter().chain(&ANSWER_FIELDS) {
-        fields.remove(*name);
-    }
-    if turns.is_none() && own.is_none() && question.is_empty() {
-        return Err(Error::prompt("the record has no `question`, `prompt` or `conversations`, expected one of them"));
-    }
-    let question = own.unwrap_or_else(|| question.into());
-    let turns = turns.get_or_insert_with(|| json!([{ "from": "human", "value": question }]));
-    if let Value::Array(turns) = turns {
+    let turns = turns(&fields);
+    remove(&mut fields, &[names::ANSWER, names::TEXT, names::LABEL, names::CONVERSATION]);
+    if let Some(mut turns) = turns {
         turns.push(json!({ "from": "gpt", "value": "-" }));
+        fields.insert("conversations".into(), turns.into());
+        return Ok(fields);
     }
-    fields.insert("conversations".into(), turns.take());
+    if first_set(&fields, names::QUESTION).is_none() {
+        if question.is_empty() {
+            return Err(Error::prompt(
+                "the record has no `question`, `prompt` or `conversations`, expected one of them",
+            ));
+        }
+        fields.insert("question".into(), question.into());
+    }
+    fields.insert("answer".into(), "-".into());
     Ok(fields)
+}
+
+/// The turns of a record's conversation, which a table holds as the text of its JSON.
+pub(super) fn turns(fields: &Map<String, Value>) -> Option<Vec<Value>> {
+    match first_set(fields, names::CONVERSATION)? {
+        Value::Array(turns) if turns.iter().any(Value::is_object) => Some(turns.clone()),
+        Value::String(text) if text.trim_start().starts_with('[') => serde_json::from_str(text).ok(),
+        _ => None,
+    }
+}
+
+/// Removes the fields of these names, in any case.
+pub(super) fn remove(fields: &mut Map<String, Value>, names: &[&[&str]]) {
+    fields.retain(|field, _| !names.iter().copied().flatten().any(|name| name.eq_ignore_ascii_case(field)));
 }
 
 fn image_fields(image: impl Into<Value>) -> Map<String, Value> {
@@ -171,15 +190,26 @@ fn image_fields(image: impl Into<Value>) -> Map<String, Value> {
 
 /// What a result repeats of a record.
 pub(super) fn about(fields: &Map<String, Value>) -> Map<String, Value> {
-    let id = first_set(fields, &["id"]).map(|id| ("id".to_owned(), repeated(id)));
-    let image = first_set(fields, &IMAGE_FIELDS).map_or(Value::Null, repeated);
-    let question = first_set(fields, &QUESTION_FIELDS).map(|question| ("question".to_owned(), repeated(question)));
-    id.into_iter().chain([("image".to_owned(), image)]).chain(question).collect()
+    let id = first_set(fields, names::ID).map(|id| ("id".to_owned(), repeated(id)));
+    let video = first_set(fields, names::VIDEO).map(|video| ("video".to_owned(), repeated(video)));
+    let image = first_set(fields, names::IMAGE).map(repeated);
+    // A record without either says so.
+    let image = if video.is_some() { image } else { Some(image.unwrap_or_default()) };
+    let image = image.map(|image| ("image".to_owned(), image));
+    let question = first_set(fields, names::QUESTION).map(|question| ("question".to_owned(), repeated(question)));
+    id.into_iter().chain(image).chain(video).chain(question).collect()
 }
 
-/// The first of some fields that is set and not `null`.
+/// The first of some fields, named in any case, that is set: not `null`, a blank text or an empty list.
 pub(super) fn first_set<'a>(fields: &'a Map<String, Value>, names: &[&str]) -> Option<&'a Value> {
-    names.iter().filter_map(|name| fields.get(*name)).find(|value| !value.is_null())
+    let is_set = |value: &&Value| match value {
+        Value::Null => false,
+        Value::String(text) => !text.trim().is_empty(),
+        Value::Array(values) => !values.is_empty(),
+        _ => true,
+    };
+    let named = |name: &&str| fields.iter().find(|(field, value)| field.eq_ignore_ascii_case(name) && is_set(value));
+    names.iter().find_map(named).map(|(_, value)| value)
 }
 
 /// A value as a result repeats it: long texts, such as an image in a data URL, are cut and say so.
@@ -210,14 +240,19 @@ mod tests {
 
     #[test]
     fn questions_come_from_the_record_or_else_from_the_caller() {
-        let turns = |record| awaiting_answer(fields(record), "default?".into()).unwrap()["conversations"].clone();
-        let asked = |text: &str| json!([{ "from": "human", "value": text }, { "from": "gpt", "value": "-" }]);
-        assert_eq!(turns(json!({ "image": "a.png" })), asked("default?"));
-        assert_eq!(turns(json!({ "image": "a.png", "question": "own?", "answer": "yes" })), asked("own?"));
-        assert_eq!(turns(json!({ "image": "a.png", "prompt": "own?", "conversations": null })), asked("own?"));
+        let awaiting = |record| Value::from(awaiting_answer(fields(record), "default?".into()).unwrap());
+        let asked = |text: &str| json!({ "image": "a.png", "question": text, "answer": "-" });
+        assert_eq!(awaiting(json!({ "image": "a.png", "text": "x" })), asked("default?"));
+        assert_eq!(awaiting(json!({ "image": "a.png", "question": "own?", "Answer": "yes" })), asked("own?"));
+        let prompt = json!({ "image": "a.png", "prompt": "own?", "conversations": null });
+        assert_eq!(awaiting(prompt), json!({ "image": "a.png", "prompt": "own?", "answer": "-" }));
         let messages = json!([{ "role": "user", "content": "first?" }, { "role": "assistant", "content": "no" }]);
-        let found = turns(json!({ "messages": messages, "caption": "x" }));
-        assert_eq!((found.as_array().unwrap().len(), &found[0]), (3, &messages[0]));
+        for messages in [messages.clone(), messages.to_string().into()] {
+            let found = awaiting(json!({ "messages": messages, "caption": "x" }));
+            let turns = found["conversations"].as_array().unwrap();
+            assert_eq!((turns.len(), &turns[0]["content"]), (3, &json!("first?")));
+            assert!(found.get("caption").is_none());
+        }
         let message = awaiting_answer(fields(json!({ "image": "a.png" })), String::new()).unwrap_err().to_string();
         assert!(message.contains("has no `question`"), "{message}");
     }

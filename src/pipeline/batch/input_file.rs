@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::Input;
 use super::json_lines::next_line;
-use crate::data::RecordIndex;
+use crate::data::{RecordFile, RecordIndex};
 use crate::error::one_line;
 use crate::{Result, files};
 
@@ -33,14 +33,18 @@ impl InputFile {
     /// of the file.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) if the file cannot be read, and the errors of [`RecordIndex::open`].
+    /// [`Error::Io`](crate::Error::Io) if the file cannot be read, and the errors of [`RecordFile::open`].
     pub fn open(path: impl AsRef<Path>, images: Option<&Path>) -> Result<Self> {
         let path = path.as_ref();
         let folder = images.or(path.parent()).unwrap_or(Path::new("")).to_path_buf();
         let is_list = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt"));
         let form = match is_list {
             true => Form::Lines(BufReader::new(files::open(path)?)),
-            false => Form::Records { index: RecordIndex::open(path)?, next: 0 },
+            false => {
+                // Explains a file whose records are in a list within an object.
+                RecordFile::open(path, &folder)?;
+                Form::Records { index: RecordIndex::open(path)?, next: 0 }
+            }
         };
         Ok(Self { form, images: folder })
     }

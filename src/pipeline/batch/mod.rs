@@ -32,7 +32,7 @@ mod result_file;
 mod runner;
 mod typed_path;
 
-pub use image_list::{ImageList, LeftOut};
+pub use image_list::ImageList;
 pub use input::Input;
 pub use input_file::InputFile;
 pub use question_file::{QuestionFile, TestQuestion};

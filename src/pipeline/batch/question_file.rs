@@ -2,21 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::Request;
-use super::input::{ANSWER_FIELDS, CONVERSATION_FIELDS, QUESTION_FIELDS, about, first_set};
-use crate::data::{self, IMAGE_MARKER, Record, RecordFile, RecordIndex, Records};
+use super::input::{about, first_set, remove, turns};
+use crate::data::{
+    self, IMAGE_MARKER, Record, RecordFile, RecordIndex, Records, VIDEO_MARKER, field_names as names, lenient_json,
+};
 use crate::eval::commonest_answer;
 use crate::processor::Role;
 use crate::{Error, Result};
 
 /// Fields that hold the kind of a question, the first that is set counts.
 const KIND_FIELDS: [&str; 4] = ["kind", "question_type", "category", "type"];
-/// Fields that hold the right answer, or a list of them.
-const RIGHT_FIELDS: [&str; 3] = ["answers", "answer", "multiple_choice_answer"];
-/// Fields that hold the id of a question.
-const ID_FIELDS: [&str; 2] = ["question_id", "id"];
+/// Field of the most common answer in VQA, beside the list of all answers.
+const VQA_ANSWER: &str = "multiple_choice_answer";
 
 /// A test set: a file of records in any format of training data, each with one or several questions.
 ///
@@ -68,11 +68,16 @@ impl QuestionFile {
         let path = path.as_ref();
         let is_json =
             |kind: &std::ffi::OsStr| ["json", "jsonl", "ndjson"].iter().any(|name| kind.eq_ignore_ascii_case(name));
+        let folder = images.or(path.parent()).unwrap_or(Path::new("")).to_path_buf();
         let form = match path.extension().is_some_and(is_json) && !path.is_dir() {
-            true => Form::Json(RecordIndex::open(path)?),
+            true => {
+                // Explains a file whose records are in a list within an object.
+                RecordFile::open(path, &folder)?;
+                Form::Json(RecordIndex::open(path)?)
+            }
             false => Form::Other(data::open(path, images)?),
         };
-        Ok(Self { form, images: images.or(path.parent()).unwrap_or(Path::new("")).to_path_buf() })
+        Ok(Self { form, images: folder })
     }
 
     /// Number of records.
@@ -116,10 +121,10 @@ impl QuestionFile {
 
     /// The fields of a JSON record, the record, and its right answers if they are a list of their own.
     fn graded(&self, json: &[u8]) -> Result<(Map<String, Value>, Record, Option<Vec<String>>)> {
-        let fields: Map<String, Value> = serde_json::from_slice(json)
+        let fields: Map<String, Value> = lenient_json(json)
             .map_err(|e| Error::data(format!("the record is not a JSON object ({e})")).caused_by(e))?;
-        let (conversation, answers) = with_conversation(fields.clone())?;
-        Ok((fields, RecordFile::parse(Value::from(conversation).to_string().as_bytes(), &self.images)?, answers))
+        let (record, answers) = with_one_answer(fields.clone())?;
+        Ok((fields, RecordFile::parse(Value::from(record).to_string().as_bytes(), &self.images)?, answers))
     }
 }
 
@@ -133,10 +138,10 @@ fn questions(fields: &Map<String, Value>, record: &Record, answers: Option<Vec<S
         let mut asked = record.clone();
         asked.turns.truncate(at);
         Some(TestQuestion {
-            id: first_set(fields, &ID_FIELDS).cloned().unwrap_or_default(),
+            id: first_set(fields, names::ID).cloned().unwrap_or_default(),
             image: about.get("image").cloned().unwrap_or_default(),
             kind: first_set(fields, &KIND_FIELDS).map(text),
-            question: question.text.replace(IMAGE_MARKER, "").trim().to_owned(),
+            question: question.text.replace(IMAGE_MARKER, "").replace(VIDEO_MARKER, "").trim().to_owned(),
             answers: answers.clone().unwrap_or_else(|| vec![right.text.trim().to_owned()]),
             asked,
         })
@@ -145,34 +150,24 @@ fn questions(fields: &Map<String, Value>, record: &Record, answers: Option<Vec<S
     turns.filter_map(question).collect()
 }
 
-/// The record with its question and answer as a conversation, and the right answers if they are a list. A record that
-/// has a conversation keeps it; one without a question, such as a caption, stays as it is.
-fn with_conversation(mut fields: Map<String, Value>) -> Result<(Map<String, Value>, Option<Vec<String>>)> {
-    let has_turns = first_set(&fields, &CONVERSATION_FIELDS).is_some();
-    let Some(question) = first_set(&fields, &QUESTION_FIELDS).filter(|_| !has_turns).cloned() else {
-        if has_turns {
-            remove(&mut fields, &[&QUESTION_FIELDS, &ANSWER_FIELDS, &RIGHT_FIELDS]);
-        }
+/// The record with one right answer, and all right answers if they are a list. A record that has a conversation keeps it.
+fn with_one_answer(mut fields: Map<String, Value>) -> Result<(Map<String, Value>, Option<Vec<String>>)> {
+    if turns(&fields).is_some() {
+        remove(&mut fields, &[names::QUESTION, names::ANSWER, &[VQA_ANSWER]]);
         return Ok((fields, None));
-    };
-    let right = first_set(&fields, &RIGHT_FIELDS).map(right_answers).unwrap_or_default();
+    }
+    let fields_of_answers = ["answers", VQA_ANSWER];
+    let right = [&fields_of_answers, names::ANSWER, names::TEXT].iter().find_map(|names| first_set(&fields, names));
+    let mut right = right.map(right_answers).unwrap_or_default();
     let Some(commonest) = commonest_answer(&right).map(str::to_owned) else {
-        return Err(Error::data("the record has a question, but no `answer` or `answers`, expected a text or a list"));
+        return Err(Error::data("the record has no `answer`, `answers` or `conversations`, expected one of them"));
     };
-    remove(&mut fields, &[&CONVERSATION_FIELDS, &QUESTION_FIELDS, &ANSWER_FIELDS, &RIGHT_FIELDS]);
-    let turns = json!([{ "from": "human", "value": question }, { "from": "gpt", "value": commonest }]);
-    fields.insert("conversations".into(), turns);
-    let mut answers = right;
-    if let Some(first) = answers.iter().position(|answer| *answer == commonest) {
-        answers.swap(0, first);
+    remove(&mut fields, &[names::CONVERSATION, names::ANSWER, names::TEXT, names::LABEL, &[VQA_ANSWER]]);
+    fields.insert("answer".into(), commonest.as_str().into());
+    if let Some(first) = right.iter().position(|answer| *answer == commonest) {
+        right.swap(0, first);
     }
-    Ok((fields, Some(answers)))
-}
-
-fn remove(fields: &mut Map<String, Value>, names: &[&[&str]]) {
-    for name in names.iter().copied().flatten() {
-        fields.remove(*name);
-    }
+    Ok((fields, Some(right)))
 }
 
 /// The right answers of a field: a text, a number, or a list of these or of objects with `answer`.
@@ -188,6 +183,8 @@ fn right_answers(value: &Value) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn read(lines: &str) -> (tempfile::TempDir, QuestionFile) {
@@ -228,7 +225,7 @@ mod tests {
         let first = one(0).unwrap();
         assert_eq!((first.answers, first.id), (vec!["2".to_owned()], json!(5)));
         assert_eq!(one(1).unwrap().answers, ["Two", "three", "2", "two"]);
-        assert!(one(2).unwrap_err().to_string().contains("no `answer`"));
+        assert!(one(2).unwrap_err().to_string().contains("no `answer`, `answers`"));
         assert_eq!(one(3).unwrap().answers, ["a cat"]);
         assert!(one(4).unwrap_err().to_string().contains("no answer of the assistant"));
         assert!(one(5).unwrap_err().to_string().contains("not a JSON object"));
