@@ -3,6 +3,9 @@
 //! The conversion gives the ids of Hugging Face's slow tokenizers, which call SentencePiece itself. Two things differ
 //! from the fast tokenizers: a space before a text is kept beside the prefix, and user-defined pieces do not get a prefix
 //! behind them.
+//!
+//! Some rare texts differ from SentencePiece: Unigram splits with equal scores, which it decides by rounding to f32;
+//! characters before a combining mark that a character map replaces; and user-defined pieces whose characters it replaces.
 
 mod bpe;
 mod proto;
