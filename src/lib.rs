@@ -83,6 +83,7 @@ pub mod model;
 pub mod nn;
 pub mod optim;
 pub mod options;
+mod panics;
 pub mod patch_grid;
 pub mod pipeline;
 pub mod prelude;

@@ -230,6 +230,9 @@ fn texts_are_read_under_every_common_name() {
         r#""prompt":"q?","response":"a""#,
         r#""Query":"q?","Output":"a""#,
         r#""instruction":"q?","input":"","output":"a""#,
+        r#""input":"q?","output":"a""#,
+        r#""user":"q?","assistant":"a""#,
+        r#""query":"q?","label":["a"]"#,
         r#""question":"q?","answers":["b","a","a"]"#,
         r#""question":"q?","answers":[{"answer":"a"},{"answer":"a"}]"#,
     ] {
@@ -289,6 +292,7 @@ fn fields_that_name_images_are_never_ignored() {
         r#"{"thumbnail":"https://example.com/a.jpg?size=2","text":"x"}"#,
         r#"{"movie":"old.mp4","text":"x"}"#,
         r#"{"scan":"photo.heic","text":"x"}"#,
+        r#"{"photo":"data:image/png;base64,iVBORw0KGgo","text":"x"}"#,
     ] {
         assert!(matches!(get(record), Err(BadSample::UnreadMedia { .. })), "{record}");
         assert!(refused(record).contains("but is not read: name it `image` or `video`"));
@@ -296,6 +300,7 @@ fn fields_that_name_images_are_never_ignored() {
     // Beside an image that is read, a name counts if the file exists and is another one.
     assert!(refused(r#"{"image":"a.png","image2":"b.png","text":"x"}"#).starts_with("field `image2` names \"b.png\""));
     for record in [
+        r#"{"video":"clip\\frame2.png","text":"written on Windows"}"#,
         r#"{"image":"a.png","original":"a.png","text":"x"}"#,
         r#"{"image":"a.png","source":"elsewhere/c.jpg","text":"x"}"#,
         r#"{"id":"a.png","text":"see a.png"}"#,

@@ -66,6 +66,8 @@ fn tables_with_a_header_are_read() {
     for (name, content) in [
         ("tabs.tsv", "image\tcaption\na.png\tok\n"),
         ("bom.csv", "\u{feff}image,caption\r\na.png,ok\r\n"),
+        // Letters that bitmap files begin with.
+        ("letters.csv", "BM,image,caption\n1,a.png,ok\n"),
         ("semicolons.csv", "image;caption\na.png;ok"),
         (
             "json.csv",
@@ -130,6 +132,9 @@ fn other_formats_are_named_with_the_remedy() {
         ("a.arrow", b"ARROW1\0\0", "save the data set as Parquet"),
         ("a.jsonl.zst", b"\x28\xb5\x2f\xfd", "is compressed with zstd"),
         ("a.parquet", b"PA", "is no Parquet file"),
+        ("a.jpg", b"x", "is an image: name its folder"),
+        ("a.bin", b"\x89PNG\r\n\x1a\n", "is an image: name its folder"),
+        ("a.mp4", b"x", "is an .mp4 video"),
     ] {
         let path = folder.path().join(name);
         fs::write(&path, content).unwrap();
@@ -260,6 +265,11 @@ fn folders_of_images_and_of_shards_are_read_and_the_rest_is_counted() {
     ]);
     let records = open(shards.path(), None).unwrap();
     assert_eq!((answers(&records), records.left_out().files), (vec!["a".to_string(), "b".into()], 2));
+    #[cfg(unix)]
+    for link in 0..20 {
+        std::os::unix::fs::symlink("..", nested.path().join(format!("empty/up{link}"))).unwrap();
+    }
+    assert_eq!(answers(&open(nested.path(), None).unwrap()), ["a", "b"]);
     let empty = folder(&[("readme.md", "x")]);
     assert!(refused(empty.path()).contains("contains no image and no data file; expected JSON"));
 }

@@ -52,6 +52,12 @@ pub(super) fn is_video_container(bytes: &[u8]) -> bool {
     (at(4, b"ftyp") && !still) || at(0, b"\x1a\x45\xdf\xa3") || (at(0, b"RIFF") && at(8, b"AVI "))
 }
 
+/// Whether a content is that of an image file, by first bytes that no text begins with.
+pub(in crate::data) fn is_image_content(bytes: &[u8]) -> bool {
+    use image::ImageFormat::{Avif, Gif, Jpeg, Png, Tiff, WebP};
+    matches!(image::guess_format(bytes), Ok(Avif | Gif | Jpeg | Png | Tiff | WebP))
+}
+
 fn data_url(url: &str, field: &str) -> SampleResult<EmbeddedFile> {
     let broken = |what: &str| BadSample::BrokenRecord(format!("field `{field}` is a data URL {what}"));
     let (head, payload) = url.split_once(',').ok_or_else(|| broken("without a comma before its data"))?;

@@ -127,7 +127,12 @@ impl MediaReader {
         };
         problem
             .map_err(|problem| BadSample::BrokenRecord(format!("field `{field}`: \"{}\" {problem}", brief(name))))?;
-        within(&self.folder, name)
+        let path = within(&self.folder, name)?;
+        if path.exists() || !name.contains('\\') {
+            return Ok(path);
+        }
+        // A name that was written on Windows.
+        within(&self.folder, &name.replace('\\', "/"))
     }
 }
 

@@ -27,6 +27,10 @@ pub(crate) const IMAGE: &[&str] = &[
     "image_urls",
     "image_bytes",
     "image_base64",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
 ];
 pub(crate) const VIDEO: &[&str] =
     &["video", "videos", "video_path", "video_paths", "video_file", "video_name", "video_url", "clip", "frames"];
@@ -36,9 +40,11 @@ pub(crate) const TEXT: &[&str] =
     &["text", "caption", "captions", "texts", "txt", "description", "sentences", "alt_text"];
 /// A class name, read as text if there is no other.
 pub(crate) const LABEL: &[&str] = &["label", "class_name"];
-pub(crate) const QUESTION: &[&str] = &["question", "prompt", "query", "instruction"];
+pub(crate) const QUESTION: &[&str] = &["question", "prompt", "query", "instruction", "user", "human"];
+/// What an instruction is about, or the question if there is none.
 pub(super) const CONTEXT: &[&str] = &["input"];
-pub(crate) const ANSWER: &[&str] = &["answer", "answers", "response", "output", "completion", "reply"];
+pub(crate) const ANSWER: &[&str] =
+    &["answer", "answers", "response", "output", "completion", "reply", "assistant", "gpt"];
 pub(super) const SYSTEM: &[&str] = &["system", "system_prompt"];
 pub(super) const ROLE: &[&str] = &["from", "role", "speaker", "author"];
 pub(super) const CONTENT: &[&str] = &["value", "content", "text", "message"];

@@ -66,14 +66,26 @@ impl RecordReader {
         let text = field(&columns.text, names::TEXT, "text")?;
         let label = match columns.names_text() || text.is_some() {
             true => None,
-            false => names::set(row, names::LABEL).into_iter().find(|field| matches!(field.value, Value::Text(_))),
+            false => names::set(row, names::LABEL).into_iter().find(|field| is_text(field.value)),
         };
         let question = match &columns.question {
             Some(column) => names::column(row, column),
             None if columns.text.is_some() && columns.answer.is_none() => None,
-            None => names::one(&names::set(row, names::QUESTION), "question")?,
+            None => match names::one(&names::set(row, names::QUESTION), "question")? {
+                Some(question) => Some(question),
+                None => names::set(row, names::CONTEXT).first().copied(),
+            },
         };
         Ok(Texts { question, answer: field(&columns.answer, names::ANSWER, "answer")?, text: text.or(label) })
+    }
+}
+
+/// Whether a class is given by name, not by number.
+fn is_text(value: &Value) -> bool {
+    match value {
+        Value::Text(_) => true,
+        Value::List(values) => values.iter().all(|value| matches!(value, Value::Text(_))),
+        _ => false,
     }
 }
 

@@ -71,6 +71,10 @@ pub(in crate::data) fn parse_object(json: &[u8]) -> SampleResult<Row> {
 
 /// Value of a JSON text, as lenient as [`parse_object`].
 pub(super) fn parse(json: &[u8]) -> SampleResult<Value> {
+    if let Err(e) = std::str::from_utf8(json) {
+        let message = format!("is not UTF-8 from byte {} on: save the file as UTF-8", e.valid_up_to());
+        return Err(BadSample::BrokenRecord(message));
+    }
     lenient_json(json).map_err(|e| BadSample::BrokenRecord(e.to_string()))
 }
 

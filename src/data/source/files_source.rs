@@ -28,7 +28,15 @@ pub enum SourcePaths {
     Many(Vec<PathBuf>),
 }
 
-/// Records in files. See [`open`](super::open) for the formats.
+/// Records in files. See [`open`](super::open) for the formats and the names of fields. In a recipe:
+///
+/// ```toml
+/// [[data.train]]
+/// kind = "files"
+/// path = ["llava.json", "shards/*.tar"]
+/// images = "images"
+/// columns = { image = "img", text = "alt" }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::super::fields::extension;
+use super::super::fields::{extension, has_image_name, is_image_content, video_problem};
 use crate::{Error, Result};
 
 /// What is read, for messages.
@@ -66,6 +66,12 @@ pub(super) fn kind(path: &Path, name: &str, head: &[u8]) -> Result<Kind> {
     let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
     if let Some((_, problem)) = OTHERS.iter().find(|(magic, _)| head.starts_with(magic) || text.starts_with(magic)) {
         return not(problem);
+    }
+    if has_image_name(name) || is_image_content(head) {
+        return not("is an image: name its folder, with a text of the same name beside it");
+    }
+    if let Some(problem) = video_problem(name) {
+        return not(&problem);
     }
     match extension(name).as_str() {
         "csv" => Ok(Kind::Csv),

@@ -45,7 +45,9 @@ impl Listing {
     fn add(&mut self, path: PathBuf, name: &str) {
         let lower = name.to_lowercase();
         if path.is_dir() {
-            self.folders.push(path);
+            if !is_loop(&path, &self.folder) {
+                self.folders.push(path);
+            }
         } else if has_image_name(name) {
             self.images.push(path);
         } else if is_unreadable_image(name) {
@@ -72,4 +74,13 @@ impl Listing {
         self.unreadable.sort();
         self.data.sort_by(|(a, _), (b, _)| a.cmp(b));
     }
+}
+
+/// Whether a folder in `folder` is a link to that folder or to one above it.
+fn is_loop(path: &Path, folder: &Path) -> bool {
+    path.is_symlink()
+        && match (fs::canonicalize(path), fs::canonicalize(folder)) {
+            (Ok(target), Ok(folder)) => folder.starts_with(target),
+            _ => true,
+        }
 }

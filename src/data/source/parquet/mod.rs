@@ -9,7 +9,6 @@ mod spill;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -21,6 +20,7 @@ use super::super::dataset::out_of_range;
 use super::super::fields::Row;
 use super::super::{BadSample, SampleResult};
 use super::rows::Rows;
+use crate::panics::catch;
 use crate::{Error, Result, files};
 use spill::Spill;
 
@@ -134,7 +134,7 @@ impl Rows for ParquetRows {
             let decoded = state.get_or_insert_with(|| self.decode(number, group.limit));
             decoded.rows.get(index - group.rows.start).cloned().ok_or_else(|| {
                 let failure = decoded.failure.as_deref().unwrap_or("it ends before this row");
-                BadSample::BrokenRecord(format!("row group {number} is damaged: {failure}"))
+                BadSample::BrokenRecord(format!("row group {number} cannot be decoded: {failure}"))
             })?
         };
         self.spill.read(range)
@@ -162,9 +162,9 @@ impl Rows for ParquetRows {
 
 /// Runs the Parquet library, which panics on some damaged files.
 fn quietly<T>(call: impl FnOnce() -> std::result::Result<T, ParquetError>) -> std::result::Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => result.map_err(|e| e.to_string()),
-        Err(_) => Err("the Parquet library panicked".into()),
+    match catch(call) {
+        Some(result) => result.map_err(|e| e.to_string()),
+        None => Err("the Parquet library panicked".into()),
     }
 }
 
