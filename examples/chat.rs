@@ -7,10 +7,14 @@ mod cli;
 mod common;
 #[path = "common/download.rs"]
 mod download;
+#[path = "common/images.rs"]
+mod images;
 #[path = "common/lines.rs"]
 mod lines;
 #[path = "common/model.rs"]
 mod model;
+#[path = "common/sampling.rs"]
+mod sampling;
 #[path = "common/words.rs"]
 mod words;
 
@@ -18,10 +22,11 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail, ensure};
 use clap::Parser;
+use haplovl::pipeline::batch::typed_path;
 use haplovl::pipeline::{Chat, LoadedModel};
-use haplovl::processor::{Content, Conversation, ImageDecoder, Message};
+use haplovl::processor::{Content, Conversation, Message};
 use serde_json::json;
 
 const COMMANDS: &str = "In the chat:\n  \
@@ -73,7 +78,7 @@ fn main() -> ExitCode {
                     cli::note(COMMANDS);
                     Ok(())
                 }
-                "/image" => named(rest).and_then(open).map(|image| images.push(image)),
+                "/image" => named(rest).and_then(|path| open(&path)).map(|image| images.push(image)),
                 command if command.starts_with('/') => Err(unknown(command)),
                 _ => turn(&mut chat, &model, &images, line.trim(), arguments.options.json).map(|()| images.clear()),
             };
@@ -95,13 +100,14 @@ fn new_chat(arguments: &Arguments, model: &LoadedModel) -> Result<Chat> {
 }
 
 fn open(path: &Path) -> Result<Content> {
-    Ok(ImageDecoder::default().open(path)?.into())
+    ensure!(path != Path::new("-"), "the lines of stdin are the chat, so it cannot hold an image: name a file");
+    Ok(images::open(path)?.into())
 }
 
-fn named(path: &str) -> Result<&Path> {
+fn named(path: &str) -> Result<PathBuf> {
     match path.trim() {
         "" => bail!("/image needs a file name"),
-        path => Ok(Path::new(path)),
+        path => Ok(typed_path(path)),
     }
 }
 

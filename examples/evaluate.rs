@@ -1,6 +1,6 @@
-//! Example: evaluates a model on held-out scenes of shapes world.
+//! Example: evaluates a model on your own questions, or on held-out scenes of shapes world.
 //!
-//! `cargo run --release --example evaluate -- --scenes 2000`
+//! `cargo run --release --example evaluate -- --questions test.jsonl`, or `-- --scenes 2000`
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -10,6 +10,10 @@ mod download;
 mod memory;
 #[path = "common/model.rs"]
 mod model;
+#[path = "common/questions.rs"]
+mod questions;
+#[path = "common/sampling.rs"]
+mod sampling;
 
 use std::process::ExitCode;
 
@@ -26,19 +30,33 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
 use model::ModelOptions;
+use questions::QuestionOptions;
+use sampling::SamplingOptions;
 
-/// Evaluates a model on held-out scenes of shapes world: one question of every kind and a caption for each scene.
+/// Evaluates a model on a test set of questions (--questions), or on held-out scenes of shapes world.
 ///
-/// Prints a table of accuracy by kind of question beside two baselines that do not see the image: "most common" always
+/// A test set has records as in training; a table by kind and one by right answer give the share of exact matches, of
+/// matches after normalisation (lower case; without articles and punctuation; number words as digits), and of the
+/// baseline that always gives the most common right answer of the kind.
+///
+/// Shapes world: one question of every kind and a caption for each scene.
+/// A table of accuracy by kind of question stands beside two baselines that do not see the image: "most common" always
 /// gives the most common answer among training scenes, "no image" is the same model without the image. Captions are
 /// counted as correct if they contain no wrong statement, and as complete if they also name every object.
+///
+/// Answers are the most likely ones unless a sampling option is given.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:\n  \
     evaluate --scenes 200\n  \
+    evaluate --model runs/own/export --questions test.jsonl --images photos --predictions predictions.jsonl\n  \
     evaluate --model runs/shapes/relate/export --scenes 2000 --json")]
 struct Arguments {
     #[command(flatten)]
     model: ModelOptions,
+    #[command(flatten)]
+    questions: QuestionOptions,
+    #[command(flatten)]
+    sampling: SamplingOptions,
     /// Number of scenes
     #[arg(long, default_value_t = 2000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     scenes: u64,
@@ -82,7 +100,14 @@ fn main() -> ExitCode {
             "the images take {bytes} bytes, expected at most {MAX_BYTES}: lower --scenes or --side"
         );
         memory::keep();
+        arguments.sampling.check()?;
+        let test_set = arguments.questions.open()?;
         let model = arguments.model.load()?;
+        let config = arguments.sampling.generation(greedy(&model))?;
+        if let Some(test_set) = test_set {
+            let Arguments { batch, show, json, .. } = arguments;
+            return test_set.evaluate(&model, config, batch as usize, show, json);
+        }
         let exams = (0..arguments.scenes).map(|index| Exam::of(Split::Test, index, arguments.side));
         let exams: Vec<Exam> = exams.collect();
         let questions: Vec<(&Exam, &Question)> =
@@ -90,9 +115,9 @@ fn main() -> ExitCode {
         let bar = ProgressBar::new(2 * questions.len() as u64 + arguments.scenes);
         bar.set_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} answers, {eta} left")?);
         let batch = arguments.batch as usize;
-        let seen = answer(&model, &questions, batch, true, &bar)?;
-        let blind = answer(&model, &questions, batch, false, &bar)?;
-        let captions = caption(&model, &exams, batch, &bar)?;
+        let seen = answer(&model, &config, &questions, batch, true, &bar)?;
+        let blind = answer(&model, &config, &questions, batch, false, &bar)?;
+        let captions = caption(&model, &config, &exams, batch, &bar)?;
         bar.finish_and_clear();
         let wrong = questions.iter().zip(&seen).filter(|((_, question), answer)| **answer != question.answer);
         for ((exam, question), answer) in wrong.take(arguments.show) {
@@ -106,12 +131,13 @@ fn main() -> ExitCode {
 /// The model's answers, with or without the images.
 fn answer(
     model: &LoadedModel,
+    config: &GenerationConfig,
     questions: &[(&Exam, &Question)],
     batch: usize,
     with_image: bool,
     bar: &ProgressBar,
 ) -> Result<Vec<String>> {
-    let answerer = VisualQuestionAnswerer::new(model).with_generation(greedy(model));
+    let answerer = VisualQuestionAnswerer::new(model).with_generation(config.clone());
     let mut answers = Vec::with_capacity(questions.len());
     for questions in questions.chunks(batch) {
         let request =
@@ -123,8 +149,14 @@ fn answer(
     Ok(answers)
 }
 
-fn caption(model: &LoadedModel, exams: &[Exam], batch: usize, bar: &ProgressBar) -> Result<Vec<CaptionScore>> {
-    let captioner = Captioner::new(model).with_generation(greedy(model));
+fn caption(
+    model: &LoadedModel,
+    config: &GenerationConfig,
+    exams: &[Exam],
+    batch: usize,
+    bar: &ProgressBar,
+) -> Result<Vec<CaptionScore>> {
+    let captioner = Captioner::new(model).with_generation(config.clone());
     let mut scores = Vec::with_capacity(exams.len());
     for exams in exams.chunks(batch) {
         let captions = captioner.caption_all(exams.iter().map(|exam| exam.image.clone()))?;

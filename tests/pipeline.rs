@@ -102,6 +102,15 @@ fn without_generation_config_the_tokenizer_defines_the_eos_token() {
 }
 
 #[test]
+fn answers_end_at_the_ends_of_the_file_the_template_and_the_tokenizer() {
+    let folder = checkpoint();
+    write(folder.path(), "generation_config.json", &json!({ "eos_token_id": [0] }));
+    assert_eq!(load(folder.path()).unwrap().generation().eos_token_id, [0, 91]);
+    write(folder.path(), "tokenizer_config.json", &json!({ "eos_token": "<|im_start|>" }));
+    assert_eq!(load(folder.path()).unwrap().generation().eos_token_id, [0, 91, 90]);
+}
+
+#[test]
 fn questions_accept_several_images_or_none() {
     let folder = checkpoint();
     let model = load(folder.path()).unwrap();

@@ -11,25 +11,15 @@ use serde_json::{Value, json};
 
 use crate::cli;
 use crate::model::ModelOptions;
+use crate::sampling::SamplingOptions;
 
 /// Options of every example that generates text.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
     model: ModelOptions,
-    /// Largest number of tokens of an answer
-    #[arg(long, value_name = "N")]
-    max_new_tokens: Option<usize>,
-    /// Sample at this temperature: below 1 more predictable, above 1 more varied; 0 takes the most likely token each
-    /// time [default: the model's own]
-    #[arg(long, value_name = "X")]
-    temperature: Option<f64>,
-    /// Sample only among the most likely tokens whose total probability is X (top-p)
-    #[arg(long, value_name = "X")]
-    top_p: Option<f64>,
-    /// Seed of sampling, and of the scene that is drawn if no image is given
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pub seed: u64,
+    #[command(flatten)]
+    pub sampling: SamplingOptions,
     /// Print one line of JSON: text, token counts, seconds to the first token, tokens per second
     #[arg(long)]
     pub json: bool,
@@ -38,32 +28,13 @@ pub struct Options {
 impl Options {
     /// Loads the model, and prints its size and device on stderr.
     pub fn load(&self) -> Result<LoadedModel> {
-        // Invalid settings are reported before the weights are loaded.
-        self.changed(GenerationConfig::default())?;
+        self.sampling.check()?;
         self.model.load()
     }
 
     /// The model's generation settings, changed by the options.
     pub fn generation(&self, model: &LoadedModel) -> Result<GenerationConfig> {
-        self.changed(model.generation().clone())
-    }
-
-    fn changed(&self, mut own: GenerationConfig) -> Result<GenerationConfig> {
-        // A greedy default of the model would make the options ineffective.
-        if self.temperature.is_some_and(|temperature| temperature > 0.0) || self.top_p.is_some() {
-            own.top_k = own.top_k.filter(|k| *k != 1);
-            own.temperature = own.temperature.filter(|temperature| *temperature > 0.0);
-        }
-        let config = GenerationConfig {
-            do_sample: own.do_sample || self.temperature.is_some() || self.top_p.is_some(),
-            temperature: self.temperature.or(own.temperature),
-            top_p: self.top_p.or(own.top_p),
-            max_new_tokens: self.max_new_tokens.or(own.max_new_tokens),
-            seed: self.seed,
-            ..own
-        };
-        config.validate()?;
-        Ok(config)
+        self.sampling.generation(model.generation().clone())
     }
 }
 

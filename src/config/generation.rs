@@ -3,14 +3,16 @@
 use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use super::validate::at_most;
 use crate::{Error, Result, files};
 
 /// Generation settings: sampling and stop conditions.
 ///
-/// HF's `generation_config.json` is read; unknown fields are ignored, and `null` equals absent, except for
-/// `max_new_tokens`, where `null` removes the default limit. The default is greedy decoding.
+/// HF's `generation_config.json` is read; `null` equals absent, except for `max_new_tokens`, where `null` removes the
+/// default limit. Fields that change texts in HF and have no counterpart here are listed in [`Self::unsupported`], other
+/// unknown fields are ignored. The default is greedy decoding.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GenerationConfig {
@@ -51,6 +53,10 @@ pub struct GenerationConfig {
     /// Strings that end an answer and are left out of it.
     #[serde(deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub stop_strings: Vec<String>,
+    /// Settings of the file that would change texts but are not supported, such as `num_beams = 4`; set by
+    /// [`Self::from_file`]. They have no effect.
+    #[serde(skip)]
+    pub unsupported: Vec<String>,
 }
 
 impl Default for GenerationConfig {
@@ -68,8 +74,57 @@ impl Default for GenerationConfig {
             max_new_tokens: Some(512),
             seed: 0,
             stop_strings: vec![],
+            unsupported: vec![],
         }
     }
+}
+
+/// Fields of HF's generation settings that change texts and are not supported, with the value that has no effect;
+/// `null`, `false` and an empty list have none in any field.
+const UNSUPPORTED: [(&str, f64); 24] = [
+    ("bad_words_ids", 0.0),
+    ("begin_suppress_tokens", 0.0),
+    ("constraints", 0.0),
+    ("diversity_penalty", 0.0),
+    ("dola_layers", 0.0),
+    ("encoder_no_repeat_ngram_size", 0.0),
+    ("encoder_repetition_penalty", 1.0),
+    ("epsilon_cutoff", 0.0),
+    ("eta_cutoff", 0.0),
+    ("exponential_decay_length_penalty", 0.0),
+    ("force_words_ids", 0.0),
+    ("forced_bos_token_id", -1.0),
+    ("forced_decoder_ids", 0.0),
+    ("forced_eos_token_id", -1.0),
+    ("guidance_scale", 1.0),
+    ("max_time", 0.0),
+    ("min_length", 0.0),
+    ("min_new_tokens", 0.0),
+    ("no_repeat_ngram_size", 0.0),
+    ("num_beams", 1.0),
+    ("penalty_alpha", 0.0),
+    ("sequence_bias", 0.0),
+    ("suppress_tokens", 0.0),
+    ("typical_p", 1.0),
+];
+
+/// Longest value that is shown of a field, in characters.
+const MAX_SHOWN_CHARS: usize = 40;
+
+/// The settings of a file that would change texts but are not supported.
+fn unsupported(file: &Value) -> Vec<String> {
+    let set = |(field, neutral): &(&str, f64)| {
+        let value = file.get(field)?;
+        let has_effect = match value {
+            Value::Null | Value::Bool(false) => false,
+            Value::Array(items) => !items.is_empty(),
+            Value::Object(fields) => !fields.is_empty(),
+            value => value.as_f64() != Some(*neutral),
+        };
+        let shown: String = value.to_string().chars().take(MAX_SHOWN_CHARS).collect();
+        has_effect.then(|| format!("{field} = {shown}"))
+    };
+    UNSUPPORTED.iter().filter_map(set).collect()
 }
 
 impl GenerationConfig {
@@ -104,8 +159,13 @@ impl GenerationConfig {
     /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is not valid, and [`Error::Config`] as in
     /// [`Self::validate`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
-        let config: Self = files::read_json(path.as_ref())?;
+        let path = path.as_ref();
+        let mut config: Self = files::read_json(path)?;
         config.validate().map_err(|e| e.in_file(path))?;
+        config.unsupported = unsupported(&files::read_json(path)?);
+        if !config.unsupported.is_empty() {
+            tracing::warn!(file = %path.display(), settings = ?config.unsupported, "generation settings without effect");
+        }
         Ok(config)
     }
 
@@ -254,6 +314,21 @@ mod tests {
     fn answers_without_a_limit_end() {
         assert_eq!(parse(r#"{"max_new_tokens": null}"#).token_limit(), GenerationConfig::MAX_NEW_TOKENS);
         assert_eq!(parse(r#"{"max_new_tokens": 7}"#).token_limit(), 7);
+    }
+
+    #[test]
+    fn settings_that_would_change_texts_and_are_not_supported_are_named() {
+        let found = |json: &str| unsupported(&serde_json::from_str(json).unwrap());
+        let neutral = r#"{"num_beams": 1, "typical_p": 1.0, "min_length": 0, "bad_words_ids": null, "max_time": null,
+            "suppress_tokens": [], "guidance_scale": 1, "transformers_version": "4.37.0", "num_beam_groups": 1}"#;
+        assert!(found(neutral).is_empty());
+        let set = r#"{"num_beams": 4, "no_repeat_ngram_size": 3, "suppress_tokens": [1, 2], "top_p": 0.8}"#;
+        assert_eq!(found(set), ["no_repeat_ngram_size = 3", "num_beams = 4", "suppress_tokens = [1,2]"]);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("generation_config.json");
+        std::fs::write(&path, format!(r#"{{"min_new_tokens": "{}"}}"#, "9".repeat(4000))).unwrap();
+        let named = GenerationConfig::from_file(&path).unwrap().unsupported;
+        assert!(named.len() == 1 && named[0].len() < 80, "{named:?}");
     }
 
     #[test]

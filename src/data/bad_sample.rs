@@ -100,3 +100,13 @@ pub enum BadSample {
     #[error(transparent)]
     Failed(#[from] Error),
 }
+
+impl From<BadSample> for Error {
+    /// The error itself where another one made the sample bad, else [`Error::Data`].
+    fn from(bad: BadSample) -> Self {
+        match bad {
+            BadSample::Failed(error) => error,
+            other => Self::data(other.to_string()),
+        }
+    }
+}

@@ -25,6 +25,7 @@ pub use loader::{BadReport, Group, Loader, LoaderConfig, LoaderState};
 pub use media::{EmbeddedFile, ImageSource, VideoSource};
 pub use order::Portion;
 pub(crate) use order::check_weight;
+pub(crate) use prefetch::Prefetch;
 pub use record::{IMAGE_MARKER, Record, Turn, VIDEO_MARKER};
 pub use source::{FilesSource, ImageFolder, RecordFile, RecordIndex, SourcePaths, open};
 pub use summary::{LeftOut, SourceSummary, summarise};

@@ -13,7 +13,7 @@ type Job<I, O> = (I, SyncSender<O>);
 
 /// Pool of threads that map inputs to outputs. The caller bounds the number of inputs in flight by requesting one
 /// result per input.
-pub(super) struct Prefetch<I, O> {
+pub(crate) struct Prefetch<I, O> {
     jobs: Option<Sender<Job<I, O>>>,
     results: VecDeque<Receiver<O>>,
     workers: Vec<JoinHandle<()>>,
@@ -22,7 +22,7 @@ pub(super) struct Prefetch<I, O> {
 
 impl<I: Send + 'static, O: Send + 'static> Prefetch<I, O> {
     /// Starts `workers` threads (at least one) that run `work`.
-    pub(super) fn new(workers: usize, work: impl Fn(I) -> O + Send + Sync + 'static) -> Result<Self> {
+    pub(crate) fn new(workers: usize, work: impl Fn(I) -> O + Send + Sync + 'static) -> Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job<I, O>>();
         let queue = Arc::new(Mutex::new(queue));
         let work = Arc::new(work);
@@ -48,12 +48,12 @@ impl<I: Send + 'static, O: Send + 'static> Prefetch<I, O> {
     }
 
     /// Number of inputs whose result was not taken yet.
-    pub(super) fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.results.len()
     }
 
     /// Queues an input.
-    pub(super) fn push(&mut self, input: I) {
+    pub(crate) fn push(&mut self, input: I) {
         let (sender, receiver) = mpsc::sync_channel(1);
         if let Some(jobs) = &self.jobs {
             // Cannot fail while workers are alive; otherwise the result channel reports the failure.
@@ -63,7 +63,7 @@ impl<I: Send + 'static, O: Send + 'static> Prefetch<I, O> {
     }
 
     /// Waits for the result of the oldest input and returns it; `None` if there is no input.
-    pub(super) fn pop(&mut self) -> Option<Result<O>> {
+    pub(crate) fn pop(&mut self) -> Option<Result<O>> {
         let result = self.results.pop_front()?.recv();
         Some(result.map_err(|_| Error::data("a loader thread panicked while preparing a sample: see its message")))
     }

@@ -39,8 +39,13 @@ impl Accuracy {
     /// Counts an answer, which is right if [`answers_match`], and returns whether it is right.
     pub fn add(&mut self, kind: impl ToString, given: &str, expected: &str) -> bool {
         let right = answers_match(given, expected);
-        self.kinds.entry(kind.to_string()).or_default().add(right);
+        self.count(kind, right);
         right
+    }
+
+    /// Counts an answer that was judged elsewhere.
+    pub fn count(&mut self, kind: impl ToString, right: bool) {
+        self.kinds.entry(kind.to_string()).or_default().add(right);
     }
 
     /// Count of each kind, sorted by name.

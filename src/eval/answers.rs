@@ -4,8 +4,13 @@
 const ARTICLES: [&str; 3] = ["a", "an", "the"];
 const NUMBERS: [&str; 11] = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"];
 
-/// Normal form of a short answer: lower case, without punctuation and articles, with single spaces and numbers up to
-/// ten as digits, as the VQA benchmark normalises answers.
+/// Normal form of a short answer, similar to the VQA benchmark's:
+///
+/// 1. lower case;
+/// 2. ASCII punctuation becomes a space, apart from apostrophes, and `.`, `,` and `:` between two digits;
+/// 3. the words `a`, `an` and `the` are removed;
+/// 4. the words `zero` to `ten` become digits;
+/// 5. words are separated by single spaces.
 pub fn normalise_answer(answer: &str) -> String {
     let lower = answer.to_lowercase();
     let plain: String = lower.char_indices().map(|(at, c)| if is_mark(&lower, at, c) { ' ' } else { c }).collect();
@@ -30,6 +35,20 @@ pub fn answers_match(given: &str, expected: &str) -> bool {
     !given.is_empty() && given == normalise_answer(expected)
 }
 
+/// The answer that most of `answers` match, the first of them in case of a tie; `None` for no answers.
+pub fn commonest_answer<A: AsRef<str>>(answers: &[A]) -> Option<&str> {
+    let mut counts: Vec<(String, usize, &str)> = Vec::new();
+    for answer in answers.iter().map(AsRef::as_ref) {
+        let normal = normalise_answer(answer);
+        match counts.iter_mut().find(|(other, ..)| *other == normal) {
+            Some((_, count, _)) => *count += 1,
+            None => counts.push((normal, 1, answer)),
+        }
+    }
+    // The last of equal ones is the largest, so that the first answer comes last.
+    counts.into_iter().rev().max_by_key(|(_, count, _)| *count).map(|(_, _, answer)| answer)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +65,13 @@ mod tests {
         ] {
             assert!(answers_match(given, expected), "{given:?} and {expected:?}");
         }
+    }
+
+    #[test]
+    fn the_commonest_answer_is_counted_in_normal_form() {
+        assert_eq!(commonest_answer(&["red", "Two", "2", "red", "two."]), Some("Two"));
+        assert_eq!(commonest_answer(&["b", "a"]), Some("b"));
+        assert_eq!(commonest_answer::<&str>(&[]), None);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Evaluation: accuracy of answers, and divergence between the predictions of two models.
 
 mod accuracy;
+mod answer_scores;
 mod answers;
 mod divergence;
 
 pub use accuracy::{Accuracy, CommonestAnswers, Tally};
-pub use answers::{answers_match, normalise_answer};
+pub use answer_scores::{AnswerScore, AnswerScores};
+pub use answers::{answers_match, commonest_answer, normalise_answer};
 pub use divergence::Divergence;

@@ -32,6 +32,16 @@ pub trait CausalModel {
     /// # Errors
     /// The errors of [`Self::prefill`].
     fn decode(&self, ids: &[u32], cache: &mut Self::Cache) -> Result<Tensor>;
+
+    /// Removes a row from the cache, whose place the last row takes, and returns whether it did; later decode steps
+    /// then have one row less. By default nothing is removed, and finished rows are fed padding.
+    ///
+    /// # Errors
+    /// From the tensor library, for example when memory runs out.
+    fn swap_remove_row(&self, cache: &mut Self::Cache, row: usize) -> Result<bool> {
+        let _ = (cache, row);
+        Ok(false)
+    }
 }
 
 impl CausalModel for HaploVl {
@@ -51,5 +61,10 @@ impl CausalModel for HaploVl {
 
     fn decode(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
         self.decode(ids, cache)
+    }
+
+    fn swap_remove_row(&self, cache: &mut Cache, row: usize) -> Result<bool> {
+        cache.swap_remove_row(row)?;
+        Ok(true)
     }
 }

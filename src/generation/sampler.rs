@@ -66,6 +66,11 @@ impl Sampler {
         })
     }
 
+    /// Sets the stream of the seed that draws come from.
+    pub(super) fn set_stream(&mut self, stream: u64) {
+        self.rng.set_stream(stream);
+    }
+
     /// The same sampler with banned ids, which it never picks.
     #[must_use]
     pub fn ban(mut self, ids: &[u32]) -> Self {

@@ -10,7 +10,7 @@ type RowDecode = Box<dyn Fn(&[u32]) -> Result<String> + Send + Sync>;
 
 /// State of one sequence of the batch: sampler, text so far, and finish reason.
 pub(super) struct SequenceState {
-    sampler: Sampler,
+    pub(super) sampler: Sampler,
     stream: TextStream<RowDecode>,
     eos: Vec<u32>,
     pad: u32,

@@ -25,6 +25,8 @@ enum Input {
 pub struct GenerationSession {
     input: Input,
     rows: Vec<SequenceState>,
+    /// Index in `rows` of each row of the cache; finished sequences may have left it.
+    cached_rows: Vec<usize>,
     cancel: CancelToken,
     clock: Clock,
     prompt_tokens: usize,
@@ -60,6 +62,7 @@ impl GenerationSession {
             Ok(SequenceState::new(sampler, config, budget, pad, decode.clone()))
         };
         Ok(Self {
+            cached_rows: (0..prompts.len()).collect(),
             rows: prompts.into_iter().enumerate().map(row).collect::<Result<_>>()?,
             input: Input::Prompt(Box::new(batch)),
             cancel: CancelToken::default(),
@@ -73,6 +76,14 @@ impl GenerationSession {
     #[must_use]
     pub fn with_cancel(mut self, cancel: CancelToken) -> Self {
         self.cancel = cancel;
+        self
+    }
+
+    /// The same session with the random stream of each row. By default a row's stream is its number; a caller that
+    /// numbers its requests gets texts that do not depend on how they are grouped in batches.
+    #[must_use]
+    pub fn with_streams(mut self, streams: impl IntoIterator<Item = u64>) -> Self {
+        self.rows.iter_mut().zip(streams).for_each(|(row, stream)| row.sampler.set_stream(stream));
         self
     }
 
@@ -103,7 +114,8 @@ impl GenerationSession {
             return Ok(false);
         }
         let logits = self.next_logits(model, cache)?;
-        self.input = Input::Tokens(self.sample(logits, &mut on_text)?);
+        let ids = self.sample(logits, &mut on_text)?;
+        self.input = Input::Tokens(self.without_finished(ids, model, cache)?);
         self.clock.step(self.new_tokens());
         if self.is_finished() {
             let Timings { new_tokens, seconds, tokens_per_second, .. } = self.timings();
@@ -115,7 +127,7 @@ impl GenerationSession {
     /// The logits of every row after the input: a prefill of the prompt at first, then a decode step of one token a
     /// row.
     fn next_logits<M: CausalModel>(&self, model: &M, cache: &mut M::Cache) -> Result<Vec<Vec<f32>>> {
-        let rows = self.rows.len();
+        let rows = self.cached_rows.len();
         match &self.input {
             Input::Prompt(batch) => {
                 let tokens = self.prompt_tokens - self.cached_tokens;
@@ -132,10 +144,11 @@ impl GenerationSession {
         }
     }
 
-    /// Samples a token for every row, and returns the ids to feed to the model next.
+    /// Samples a token for every row of the cache, and returns the ids to feed to the model next.
     fn sample(&mut self, mut logits: Vec<Vec<f32>>, on_text: &mut impl FnMut(usize, &str)) -> Result<Vec<u32>> {
-        let mut next = Vec::with_capacity(self.rows.len());
-        for (i, (row, logits)) in self.rows.iter_mut().zip(&mut logits).enumerate() {
+        let mut next = Vec::with_capacity(self.cached_rows.len());
+        for (&i, logits) in self.cached_rows.iter().zip(&mut logits) {
+            let Some(row) = self.rows.get_mut(i) else { continue };
             let shown = row.text.len();
             next.push(row.step(logits)?);
             if let Some(new) = row.text.get(shown..).filter(|new| !new.is_empty()) {
@@ -143,6 +156,30 @@ impl GenerationSession {
             }
         }
         Ok(next)
+    }
+
+    /// Removes finished rows from the cache, if the model can and others remain, and returns the ids of the rows left.
+    fn without_finished<M: CausalModel>(
+        &mut self,
+        mut ids: Vec<u32>,
+        model: &M,
+        cache: &mut M::Cache,
+    ) -> Result<Vec<u32>> {
+        if self.is_finished() {
+            return Ok(ids);
+        }
+        for row in (0..ids.len()).rev() {
+            let finished = self.rows.get(self.cached_rows[row]).is_some_and(|row| row.finish_reason.is_some());
+            if !finished {
+                continue;
+            }
+            if !model.swap_remove_row(cache, row)? {
+                break;
+            }
+            self.cached_rows.swap_remove(row);
+            ids.swap_remove(row);
+        }
+        Ok(ids)
     }
 
     /// Takes steps until the first row has new text, and returns the text; `None` at the end, and after an error.

@@ -67,6 +67,22 @@ impl Cache {
         self.pre.iter_mut().chain(&mut self.post).for_each(|layer| layer.truncate(len));
     }
 
+    /// Removes a row; the last row takes its place.
+    ///
+    /// # Errors
+    /// [`Error::Batch`] if there is no such row, and errors of candle.
+    pub fn swap_remove_row(&mut self, row: usize) -> Result<()> {
+        if row >= self.batch {
+            return Err(Error::batch(format!("has no row {row} to remove, its KV cache has {}", self.batch)));
+        }
+        self.pre.iter_mut().chain(&mut self.post).try_for_each(|layer| layer.swap_remove_row(row))?;
+        if row < self.starts.len() {
+            self.starts.swap_remove(row);
+        }
+        self.batch -= 1;
+        Ok(())
+    }
+
     /// Copies the cache into new buffers, so that two continuations can start from one prefix.
     ///
     /// # Errors

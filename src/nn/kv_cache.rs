@@ -74,6 +74,22 @@ impl LayerCache {
         self.len = self.len.min(len);
     }
 
+    /// Removes a row; the last row takes its place. No memory is freed.
+    ///
+    /// # Errors
+    /// Errors of candle, if there is no such row.
+    pub fn swap_remove_row(&mut self, row: usize) -> Result<()> {
+        for buffer in [&mut self.keys, &mut self.values] {
+            let last = buffer.dim(0)?.saturating_sub(1);
+            if row != last && self.len > 0 {
+                let moved = buffer.narrow(0, last, 1)?.narrow(2, 0, self.len)?.force_contiguous()?;
+                buffer.narrow(0, row, 1)?.slice_set(&moved, 2, 0)?;
+            }
+            *buffer = buffer.narrow(0, 0, last)?;
+        }
+        Ok(())
+    }
+
     /// Copies the cache into new buffers; candle's `clone` would share them, and an append would overwrite the
     /// original's.
     ///
@@ -111,5 +127,25 @@ mod tests {
         }
         let one = all.narrow(1, 0, 1).unwrap();
         assert!(cache.append(&one, &one).unwrap_err().to_string().contains("capacity"));
+    }
+
+    #[test]
+    fn the_last_row_takes_the_place_of_a_removed_one() {
+        // With buffers that are full, and with room to spare.
+        for len in [FIRST_ROOM, 90] {
+            let mut cache = LayerCache::new((3, 2 * FIRST_ROOM, 2, 4), DType::F32, &Device::Cpu).unwrap();
+            let all = values(&[3, len, 2, 4], 0.3);
+            cache.append(&all, &all).unwrap();
+            cache.swap_remove_row(0).unwrap();
+            let new = values(&[2, 1, 2, 4], 0.7);
+            let (keys, stored) = cache.append(&new, &new).unwrap();
+            let rows = [2, 1].map(|row| all.narrow(0, row, 1).unwrap());
+            let expected = Tensor::cat(&[&Tensor::cat(&rows, 0).unwrap(), &new], 1).unwrap();
+            assert_eq!((max_diff(&keys, &expected), max_diff(&stored, &expected)), (0.0, 0.0));
+            cache.swap_remove_row(1).unwrap();
+            let (keys, _) = cache.append(&new.narrow(0, 0, 1).unwrap(), &new.narrow(0, 0, 1).unwrap()).unwrap();
+            assert_eq!(max_diff(&keys.narrow(1, 0, len + 1).unwrap(), &expected.narrow(0, 0, 1).unwrap()), 0.0);
+            assert!(cache.swap_remove_row(1).is_err());
+        }
     }
 }

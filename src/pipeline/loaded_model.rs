@@ -234,14 +234,14 @@ fn open(folder: &Path) -> Result<(HaploVlConfig, Processor, GenerationConfig, Ar
     Ok((config, processor, generation, open_weights(folder)?))
 }
 
-/// The checkpoint's generation settings; where they name no end token, the tokenizer's end tokens.
+/// The checkpoint's generation settings. Answers end at the union of their end tokens, the token that ends a turn in the
+/// chat template, and the tokenizer's `eos_token`: published files often name one and a template writes another.
 fn generation_defaults(folder: &Path, model: &HaploVlConfig, processor: &Processor) -> Result<GenerationConfig> {
     let path = folder.join("generation_config.json");
     let mut config =
         if files::exists(&path)? { GenerationConfig::from_file(&path)? } else { GenerationConfig::default() };
     config.check_vocabulary(model.vocab_size).map_err(|e| e.in_file(&path))?;
-    if config.eos_token_id.is_empty() {
-        config.eos_token_id = processor.eos_ids();
-    }
+    let missing = processor.eos_ids().into_iter().filter(|id| !config.eos_token_id.contains(id));
+    config.eos_token_id.extend(missing.collect::<Vec<_>>());
     Ok(config)
 }

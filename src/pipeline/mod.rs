@@ -15,6 +15,7 @@
 //! # }
 //! ```
 
+pub mod batch;
 #[cfg(feature = "builtin")]
 mod builtin;
 mod captioner;

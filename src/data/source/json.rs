@@ -26,6 +26,11 @@ impl RecordFile {
         Self::of(path, files::open(path)?, reader)
     }
 
+    /// Parses one record, as in a file; image names are relative to the folder `images`.
+    pub(crate) fn parse(json: &[u8], images: &Path) -> SampleResult<Record> {
+        RecordReader::new(images, Columns::default()).read(&parse_object(json)?)
+    }
+
     /// As [`Self::open`], for an open file that is called `path` in messages.
     pub(super) fn of(path: &Path, file: File, reader: RecordReader) -> Result<Self> {
         let rows = JsonRows(RecordIndex::of(path, file)?);

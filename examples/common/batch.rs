@@ -1,0 +1,237 @@
+//! Batch inference for the examples: many images or records, one result each.
+
+use std::iter;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use haplovl::config::GenerationConfig;
+use haplovl::generation::GeneratedSequence;
+use haplovl::pipeline::LoadedModel;
+use haplovl::pipeline::batch::{BatchRunner, ImageList, Input, InputFile, ResultFile};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value, json};
+
+use crate::{cli, images};
+
+/// Options of batch inference.
+#[derive(Debug, Args)]
+pub struct BatchOptions {
+    /// Images: files, folders, patterns such as 'images/*.jpg', or - for an image on stdin
+    #[arg(value_name = "IMAGE", conflicts_with = "input")]
+    pub names: Vec<PathBuf>,
+    /// File of inputs: JSON records, one a line or in an array, with `image` and perhaps `question` and `id`; or a .txt
+    /// list of image files. - reads lines from stdin
+    #[arg(long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// Folder that image names of the records are relative to and must lie in [default: that of the file]
+    #[arg(long = "images", value_name = "DIR", requires = "input")]
+    folder: Option<PathBuf>,
+    /// File to write, one line of JSON for each input, in order
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Continue after the results that --output holds already
+    #[arg(long, requires = "output")]
+    resume: bool,
+    /// Images per batch
+    #[arg(long, default_value_t = BatchRunner::DEFAULT_BATCH_SIZE as u32, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    batch: u32,
+}
+
+/// Inputs of a run and the place of its results, opened before the model is loaded.
+pub struct Run<'a> {
+    inputs: Box<dyn Iterator<Item = Input> + 'a>,
+    /// The first input without a result.
+    next: Option<Input>,
+    sink: Sink,
+    asked: Asked<'a>,
+    batch: usize,
+}
+
+/// A question for all inputs that have none, under a name for results.
+pub struct Asked<'a> {
+    pub field: &'static str,
+    pub text: &'a str,
+}
+
+impl BatchOptions {
+    /// The file of the only image, if a single answer is asked for, to be shown while it is generated; `-` is stdin.
+    pub fn only_image(&self) -> Result<Option<&Path>> {
+        match self.names.as_slice() {
+            [name] if self.output.is_none() && ImageList::find([name])?.images == [name.as_path()] => Ok(Some(name)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether any option of this group asks for several results.
+    pub fn is_given(&self) -> bool {
+        !self.names.is_empty() || self.input.is_some() || self.output.is_some()
+    }
+
+    /// Opens inputs and output, and passes over inputs that have a result.
+    pub fn open<'a>(&self, asked: Asked<'a>, json: bool) -> Result<Run<'a>> {
+        let mut inputs = self.inputs()?;
+        let mut sink = self.sink(json)?;
+        let next = sink.skip_done(&mut inputs, &asked)?;
+        Ok(Run { inputs, next, sink, asked, batch: self.batch as usize })
+    }
+
+    fn inputs<'a>(&self) -> Result<Box<dyn Iterator<Item = Input> + 'a>> {
+        Ok(match self.input.as_deref() {
+            Some(file) if file == Path::new("-") => {
+                let folder = self.folder.clone().unwrap_or_default();
+                Box::new(InputFile::from_lines(std::io::stdin().lock(), folder))
+            }
+            Some(file) => Box::new(InputFile::open(file, self.folder.as_deref())?),
+            None => Box::new(named(&self.names)?.into_iter()),
+        })
+    }
+
+    fn sink(&self, json: bool) -> Result<Sink> {
+        let file = match &self.output {
+            Some(path) if self.resume => Some(ResultFile::resume(path)?),
+            Some(path) => Some(ResultFile::create(path)?),
+            None => None,
+        };
+        Ok(Sink { file, json, written: 0, failed: 0 })
+    }
+}
+
+impl Run<'_> {
+    /// Answers all inputs. Failed ones are reported and passed over, and are an error at the end.
+    pub fn answer(self, model: &LoadedModel, generation: GenerationConfig) -> Result<()> {
+        let Self { inputs, next, mut sink, asked, batch } = self;
+        let done = sink.count();
+        let bar = progress_bar(inputs.size_hint().1.map(|left| left + usize::from(next.is_some())), done)?;
+        let runner = BatchRunner::new(model).with_generation(generation).with_batch_size(batch);
+        let requests = next.into_iter().chain(inputs).map(|input| {
+            let about = asked.with(input.about().clone());
+            ((input.name(), about), input.request(asked.text))
+        });
+        for ((name, about), answer) in runner.with_first_stream(done as u64).run(requests)? {
+            bar.suspend(|| sink.write(&name, about, answer))?;
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        sink.finish()
+    }
+}
+
+impl Asked<'_> {
+    /// The fields of an input with the question that is asked about it.
+    fn with(&self, mut about: Map<String, Value>) -> Map<String, Value> {
+        if !about.contains_key("question") && !self.text.is_empty() {
+            about.insert(self.field.into(), self.text.into());
+        }
+        about
+    }
+}
+
+/// The place of results: a file, or stdout.
+struct Sink {
+    file: Option<ResultFile>,
+    json: bool,
+    written: usize,
+    failed: usize,
+}
+
+impl Sink {
+    /// Passes over the inputs whose results are in the file, and returns the first one that has none.
+    fn skip_done(&mut self, inputs: &mut impl Iterator<Item = Input>, asked: &Asked<'_>) -> Result<Option<Input>> {
+        let Some(file) = &mut self.file else { return Ok(inputs.next()) };
+        for input in inputs.by_ref() {
+            if !file.has(&asked.with(input.about().clone()))? {
+                return Ok(Some(input));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Number of results so far.
+    fn count(&self) -> usize {
+        self.file.as_ref().map_or(self.written, ResultFile::lines)
+    }
+
+    fn write(
+        &mut self,
+        name: &str,
+        mut line: Map<String, Value>,
+        answer: haplovl::Result<GeneratedSequence>,
+    ) -> Result<()> {
+        self.written += 1;
+        match &answer {
+            Ok(answer) => {
+                line.insert("text".into(), answer.text.trim().into());
+                line.insert("finish_reason".into(), answer.finish_reason.to_string().into());
+                line.insert("new_tokens".into(), answer.tokens.len().into());
+            }
+            Err(error) => {
+                self.failed += 1;
+                line.insert("error".into(), error.to_string().into());
+                cli::note_error(&named_error(name, error));
+            }
+        }
+        match (&mut self.file, &answer) {
+            (Some(file), _) => Ok(file.write(&line)?),
+            (None, _) if self.json => cli::print(json!(line)),
+            (None, Ok(answer)) => cli::print(format_args!("{name}\t{}", one_line(&answer.text))),
+            (None, Err(_)) => Ok(()),
+        }
+    }
+
+    /// Reports the number of results.
+    fn finish(self) -> Result<()> {
+        let (total, failed) = match self.file {
+            Some(file) => {
+                let counts = (file.lines(), file.failed());
+                file.finish()?;
+                counts
+            }
+            None => (self.written, self.failed),
+        };
+        if failed > 0 {
+            bail!("{failed} of {total} inputs failed, each with an error of its own");
+        }
+        Ok(())
+    }
+}
+
+/// The inputs of names on a command line.
+fn named(names: &[PathBuf]) -> Result<Vec<Input>> {
+    let mut inputs = Vec::new();
+    for name in names {
+        if name == Path::new("-") {
+            inputs.push(Input::pixels("-", images::open(name)?));
+            continue;
+        }
+        let list = ImageList::find(iter::once(name))?;
+        let left_out = list.left_out.to_string();
+        if !left_out.is_empty() {
+            cli::note(format_args!("note: {}: {left_out}", name.display()));
+        }
+        inputs.extend(list.images.into_iter().map(Input::image));
+    }
+    Ok(inputs)
+}
+
+/// An error that names its input.
+fn named_error(name: &str, error: &haplovl::Error) -> anyhow::Error {
+    let message = error.to_string();
+    if message.contains(name) { anyhow::anyhow!(message) } else { anyhow::anyhow!("{name}: {message}") }
+}
+
+/// A text without line breaks, since each result is one line.
+fn one_line(text: &str) -> String {
+    text.trim().replace(['\n', '\r', '\t'], " ")
+}
+
+/// A progress bar, which is not shown unless stderr is a terminal.
+fn progress_bar(left: Option<usize>, done: usize) -> Result<ProgressBar> {
+    let bar = match left {
+        Some(left) => ProgressBar::new((done + left) as u64)
+            .with_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec}, {eta} left")?),
+        None => ProgressBar::no_length().with_style(ProgressStyle::with_template("{spinner} {pos} {per_sec}")?),
+    };
+    Ok(bar.with_position(done as u64))
+}

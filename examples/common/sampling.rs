@@ -1,0 +1,81 @@
+//! Sampling options of the examples.
+
+use anyhow::Result;
+use clap::Args;
+use haplovl::config::GenerationConfig;
+
+use crate::cli;
+
+/// Options of sampling and of the end of answers, named as in HF's generation settings. Each replaces the model's own
+/// setting.
+#[derive(Debug, Args)]
+pub struct SamplingOptions {
+    /// Largest number of tokens of an answer
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+    /// Sample at this temperature: below 1 more predictable, above 1 more varied; 0 takes the most likely token each
+    /// time [default: the model's own]
+    #[arg(long, value_name = "X")]
+    temperature: Option<f64>,
+    /// Sample only among the most likely tokens whose total probability is X (top-p)
+    #[arg(long, value_name = "X")]
+    top_p: Option<f64>,
+    /// Sample only among the N most likely tokens (top-k); 0: all
+    #[arg(long, value_name = "N")]
+    top_k: Option<usize>,
+    /// Sample only among tokens with at least X times the probability of the most likely one (min-p)
+    #[arg(long, value_name = "X")]
+    min_p: Option<f64>,
+    /// Divide the scores of tokens that occur already by X: above 1 avoids repetition
+    #[arg(long, value_name = "X")]
+    repetition_penalty: Option<f64>,
+    /// End an answer before this text; may be given several times
+    #[arg(long = "stop", value_name = "TEXT")]
+    stop_strings: Vec<String>,
+    /// Seed of sampling, and of a scene that is drawn
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+}
+
+impl SamplingOptions {
+    /// Checks the options without a model, so that invalid ones are reported before weights are loaded.
+    pub fn check(&self) -> Result<()> {
+        self.changed(GenerationConfig::default()).map(drop)
+    }
+
+    /// The model's `own` settings, changed by the options. Settings without effect are named on stderr.
+    pub fn generation(&self, own: GenerationConfig) -> Result<GenerationConfig> {
+        for setting in &own.unsupported {
+            cli::note(format_args!(
+                "note: the model's generation setting {setting} is not supported and has no effect"
+            ));
+        }
+        self.changed(own)
+    }
+
+    fn changed(&self, mut own: GenerationConfig) -> Result<GenerationConfig> {
+        let samples = self.temperature.is_some_and(|temperature| temperature > 0.0)
+            || self.top_p.is_some()
+            || self.top_k.is_some()
+            || self.min_p.is_some();
+        // A greedy default of the model would make the options ineffective.
+        if samples {
+            own.top_k = own.top_k.filter(|k| *k != 1);
+            own.temperature = own.temperature.filter(|temperature| *temperature > 0.0);
+        }
+        own.stop_strings.extend(self.stop_strings.iter().cloned());
+        let config = GenerationConfig {
+            do_sample: own.do_sample || samples,
+            temperature: self.temperature.or(own.temperature),
+            top_p: self.top_p.or(own.top_p),
+            top_k: self.top_k.or(own.top_k),
+            min_p: self.min_p.or(own.min_p),
+            repetition_penalty: self.repetition_penalty.or(own.repetition_penalty),
+            max_new_tokens: self.max_new_tokens.or(own.max_new_tokens),
+            seed: self.seed,
+            ..own
+        };
+        config.validate()?;
+        Ok(config)
+    }
+}

@@ -1,0 +1,237 @@
+//! Test sets: questions with right answers, from files of training data.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::Request;
+use super::input::{ANSWER_FIELDS, CONVERSATION_FIELDS, QUESTION_FIELDS, about, first_set};
+use crate::data::{self, IMAGE_MARKER, Record, RecordFile, RecordIndex, Records};
+use crate::eval::commonest_answer;
+use crate::processor::Role;
+use crate::{Error, Result};
+
+/// Fields that hold the kind of a question, the first that is set counts.
+const KIND_FIELDS: [&str; 4] = ["kind", "question_type", "category", "type"];
+/// Fields that hold the right answer, or a list of them.
+const RIGHT_FIELDS: [&str; 3] = ["answers", "answer", "multiple_choice_answer"];
+/// Fields that hold the id of a question.
+const ID_FIELDS: [&str; 2] = ["question_id", "id"];
+
+/// A test set: a file of records in any format of training data, each with one or several questions.
+///
+/// Every turn of the assistant is a right answer, and what stands before it is the question. Records of JSON files may
+/// instead have `question` with `answer`, or with `answers`: a list of texts, or of objects with `answer`, as in VQA;
+/// and their kind as `kind`, `question_type`, `category` or `type`.
+pub struct QuestionFile {
+    form: Form,
+    images: PathBuf,
+}
+
+enum Form {
+    Json(RecordIndex),
+    Other(Records),
+}
+
+/// A question of a test set.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct TestQuestion {
+    /// The id of the record, if it has one.
+    pub id: Value,
+    /// The images as the record names them; long data is cut.
+    pub image: Value,
+    /// Kind of the question, if the record says it.
+    pub kind: Option<String>,
+    /// Text of the question.
+    pub question: String,
+    /// All answers that are right; the first is the most common one.
+    pub answers: Vec<String>,
+    /// The conversation up to the question.
+    asked: Record,
+}
+
+impl TestQuestion {
+    /// The request for the model's answer.
+    pub fn request(&self) -> Request {
+        let asked = self.asked.clone();
+        Request::new(move |processor| Ok(asked.conversation(processor)?))
+    }
+}
+
+impl QuestionFile {
+    /// Opens a file or folder of records; image names are relative to the folder `images`, by default that of the file.
+    ///
+    /// # Errors
+    /// The errors of [`data::open`].
+    pub fn open(path: impl AsRef<Path>, images: Option<&Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let is_json =
+            |kind: &std::ffi::OsStr| ["json", "jsonl", "ndjson"].iter().any(|name| kind.eq_ignore_ascii_case(name));
+        let form = match path.extension().is_some_and(is_json) && !path.is_dir() {
+            true => Form::Json(RecordIndex::open(path)?),
+            false => Form::Other(data::open(path, images)?),
+        };
+        Ok(Self { form, images: images.or(path.parent()).unwrap_or(Path::new("")).to_path_buf() })
+    }
+
+    /// Number of records.
+    pub fn len(&self) -> usize {
+        match &self.form {
+            Form::Json(index) => index.len(),
+            Form::Other(records) => records.len(),
+        }
+    }
+
+    /// Whether there are no records.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Name of a record for messages.
+    pub fn describe(&self, index: usize) -> String {
+        match &self.form {
+            Form::Json(file) => format!("{} record {}", file.path().display(), index + 1),
+            Form::Other(records) => records.describe(index),
+        }
+    }
+
+    /// The questions of a record.
+    ///
+    /// # Errors
+    /// What is wrong with the record.
+    pub fn questions(&self, index: usize) -> Result<Vec<TestQuestion>> {
+        let (fields, record, answers) = match &self.form {
+            Form::Json(file) => self.graded(&file.read(index)?)?,
+            Form::Other(records) => {
+                (Map::from_iter([("image".to_owned(), self.describe(index).into())]), records.get(index)?, None)
+            }
+        };
+        let questions = questions(&fields, &record, answers);
+        if questions.is_empty() {
+            return Err(Error::data("the record has no answer of the assistant after a turn of the user"));
+        }
+        Ok(questions)
+    }
+
+    /// The fields of a JSON record, the record, and its right answers if they are a list of their own.
+    fn graded(&self, json: &[u8]) -> Result<(Map<String, Value>, Record, Option<Vec<String>>)> {
+        let fields: Map<String, Value> = serde_json::from_slice(json)
+            .map_err(|e| Error::data(format!("the record is not a JSON object ({e})")).caused_by(e))?;
+        let (conversation, answers) = with_conversation(fields.clone())?;
+        Ok((fields, RecordFile::parse(Value::from(conversation).to_string().as_bytes(), &self.images)?, answers))
+    }
+}
+
+/// The questions of a record: one for each turn of the assistant that follows a turn of the user.
+fn questions(fields: &Map<String, Value>, record: &Record, answers: Option<Vec<String>>) -> Vec<TestQuestion> {
+    let about = about(fields);
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let question = |(at, right): (usize, &data::Turn)| {
+        let asked = record.turns.get(..at)?;
+        let question = asked.iter().rev().find(|turn| turn.role == Role::User)?;
+        let mut asked = record.clone();
+        asked.turns.truncate(at);
+        Some(TestQuestion {
+            id: first_set(fields, &ID_FIELDS).cloned().unwrap_or_default(),
+            image: about.get("image").cloned().unwrap_or_default(),
+            kind: first_set(fields, &KIND_FIELDS).map(text),
+            question: question.text.replace(IMAGE_MARKER, "").trim().to_owned(),
+            answers: answers.clone().unwrap_or_else(|| vec![right.text.trim().to_owned()]),
+            asked,
+        })
+    };
+    let turns = record.turns.iter().enumerate().filter(|(_, turn)| turn.role == Role::Assistant);
+    turns.filter_map(question).collect()
+}
+
+/// The record with its question and answer as a conversation, and the right answers if they are a list. A record that
+/// has a conversation keeps it; one without a question, such as a caption, stays as it is.
+fn with_conversation(mut fields: Map<String, Value>) -> Result<(Map<String, Value>, Option<Vec<String>>)> {
+    let has_turns = first_set(&fields, &CONVERSATION_FIELDS).is_some();
+    let Some(question) = first_set(&fields, &QUESTION_FIELDS).filter(|_| !has_turns).cloned() else {
+        if has_turns {
+            remove(&mut fields, &[&QUESTION_FIELDS, &ANSWER_FIELDS, &RIGHT_FIELDS]);
+        }
+        return Ok((fields, None));
+    };
+    let right = first_set(&fields, &RIGHT_FIELDS).map(right_answers).unwrap_or_default();
+    let Some(commonest) = commonest_answer(&right).map(str::to_owned) else {
+        return Err(Error::data("the record has a question, but no `answer` or `answers`, expected a text or a list"));
+    };
+    remove(&mut fields, &[&CONVERSATION_FIELDS, &QUESTION_FIELDS, &ANSWER_FIELDS, &RIGHT_FIELDS]);
+    let turns = json!([{ "from": "human", "value": question }, { "from": "gpt", "value": commonest }]);
+    fields.insert("conversations".into(), turns);
+    let mut answers = right;
+    if let Some(first) = answers.iter().position(|answer| *answer == commonest) {
+        answers.swap(0, first);
+    }
+    Ok((fields, Some(answers)))
+}
+
+fn remove(fields: &mut Map<String, Value>, names: &[&[&str]]) {
+    for name in names.iter().copied().flatten() {
+        fields.remove(*name);
+    }
+}
+
+/// The right answers of a field: a text, a number, or a list of these or of objects with `answer`.
+fn right_answers(value: &Value) -> Vec<String> {
+    match value {
+        Value::Array(values) => values.iter().flat_map(right_answers).collect(),
+        Value::Object(fields) => fields.get("answer").map(right_answers).unwrap_or_default(),
+        Value::String(text) => Some(text.trim().to_owned()).filter(|text| !text.is_empty()).into_iter().collect(),
+        Value::Number(number) => vec![number.to_string()],
+        Value::Null | Value::Bool(_) => vec![],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(lines: &str) -> (tempfile::TempDir, QuestionFile) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.jsonl");
+        std::fs::write(&path, lines).unwrap();
+        std::fs::write(folder.path().join("a.png"), "").unwrap();
+        (folder, QuestionFile::open(path, None).unwrap())
+    }
+
+    #[test]
+    fn each_turn_of_the_assistant_is_a_question_with_what_stands_before_it() {
+        let line = json!({"id": "x", "image": "a.png", "category": "c", "conversations": [
+            {"from": "human", "value": "<image>\nfirst?"}, {"from": "gpt", "value": "one"},
+            {"from": "human", "value": "second?"}, {"from": "gpt", "value": " two "}]});
+        let (_folder, file) = read(&line.to_string());
+        let found = file.questions(0).unwrap();
+        let shown =
+            Vec::from_iter(found.iter().map(|q| (q.question.as_str(), q.answers.as_slice(), q.asked.turns.len())));
+        assert_eq!(shown, [("first?", &["one".to_owned()][..], 1), ("second?", &["two".to_owned()], 3)]);
+        assert_eq!(
+            (&found[1].id, &found[1].image, found[1].kind.as_deref()),
+            (&json!("x"), &json!("a.png"), Some("c"))
+        );
+    }
+
+    #[test]
+    fn answers_may_be_one_or_a_list() {
+        let (_folder, file) = read(
+            r#"{"question_id": 5, "image": "a.png", "question": "how many?", "answer": 2}
+               {"question": "how many?", "answers": ["three", "Two", "2", {"answer": "two "}]}
+               {"question": "how many?"}
+               {"image": "a.png", "caption": "a cat"}
+               {"text": "no question"}
+               nonsense"#,
+        );
+        let one = |index| file.questions(index).map(|mut found| found.remove(0));
+        let first = one(0).unwrap();
+        assert_eq!((first.answers, first.id), (vec!["2".to_owned()], json!(5)));
+        assert_eq!(one(1).unwrap().answers, ["Two", "three", "2", "two"]);
+        assert!(one(2).unwrap_err().to_string().contains("no `answer`"));
+        assert_eq!(one(3).unwrap().answers, ["a cat"]);
+        assert!(one(4).unwrap_err().to_string().contains("no answer of the assistant"));
+        assert!(one(5).unwrap_err().to_string().contains("not a JSON object"));
+        assert_eq!((file.len(), file.is_empty()), (6, false));
+    }
+}
