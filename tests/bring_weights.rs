@@ -23,8 +23,8 @@ use haplovl::weights::{
 };
 
 const CPU: Device = Device::Cpu;
-const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 fn fixtures(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -157,6 +157,16 @@ fn pickles_are_the_models_of_the_safetensors() {
     }
     assert!(run >= 4, "{run} cases");
     say(&format!("bring, models as pickles: {run} cases"));
+}
+
+#[test]
+fn one_file_of_weights_is_opened_beside_its_configuration() {
+    let folder = ClipSource::open(fixtures("bring/clip_bin")).unwrap();
+    let file = ClipSource::open(fixtures("bring/clip_bin/pytorch_model.bin")).unwrap();
+    assert_eq!(file.config(), folder.config());
+    assert_eq!(file.tensors().tensor_names(), folder.tensors().tensor_names());
+    let file = LlmSource::open(fixtures("bring/qwen3/model.safetensors")).unwrap();
+    assert!(file.config().decoder.qk_norm && file.tensors().has_tensor("model.layers.0.self_attn.k_norm.weight"));
 }
 
 #[test]
@@ -315,7 +325,8 @@ fn qwen3_is_inherited_exactly() {
 
 /// Pixels normalised as for CLIP, from those normalised as for SigLIP.
 fn clip_pixels(siglip: &Tensor) -> Tensor {
-    let channels = |values: [f32; 3]| Tensor::new(&values, &CPU).unwrap().reshape((1, 3, 1, 1)).unwrap();
+    let channels =
+        |values: [f64; 3]| Tensor::new(&values.map(|value| value as f32), &CPU).unwrap().reshape((1, 3, 1, 1)).unwrap();
     let plain = ((siglip * 0.5).unwrap() + 0.5).unwrap();
     plain.broadcast_sub(&channels(CLIP_MEAN)).unwrap().broadcast_div(&channels(CLIP_STD)).unwrap()
 }
@@ -332,15 +343,18 @@ fn siglip_is_a_teacher_and_a_source() {
     let pixels = load(&case, "pixel_values");
     close(&clip().patches(&pixels).unwrap(), &load(&case, "patches"), 1e-4, "siglip patches");
     assert!(clip().pooled(&pixels).unwrap_err().to_string().contains("no class token"));
-    let features = ClipTeacher::new(clip(), -1).unwrap().features(&clip_pixels(&pixels)).unwrap();
-    close(&features, &expected[2], 1e-3, "siglip teacher");
+    // Images of 44 pixels have 3 x 3 whole patches of 14.
+    let teacher = ClipTeacher::new(clip(), -1).unwrap();
+    assert_eq!(teacher.tile_and_patch(), (42, 14));
+    let pixels = pixels.narrow(2, 0, 42).unwrap().narrow(3, 0, 42).unwrap();
+    close(&teacher.features(&clip_pixels(&pixels)).unwrap(), &expected[2], 1e-3, "siglip teacher");
 
     let vision = source.config();
     let config = HaploVlConfig {
         vision: VisionConfig {
             patch_size: vision.patch_size,
-            image_size: vision.image_size,
-            image_grid_pinpoints: VisionConfig::default_pinpoints(vision.image_size),
+            image_size: vision.side_of_patches(),
+            image_grid_pinpoints: VisionConfig::default_pinpoints(vision.side_of_patches()),
             ..HaploVlConfig::tiny().vision
         },
         pre_decoder: DecoderConfig { rope: Rope::None, ..vision.decoder.clone() },

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use candle_core::Device;
 use haplovl::data::shapes::{Scene, ShapesConfig, Split, check_caption};
 use haplovl::eval::Accuracy;
 use haplovl::generation::GeneratedSequence;
@@ -13,6 +14,7 @@ use haplovl::options::DeviceChoice;
 use haplovl::options::Quantization;
 use haplovl::pipeline::{Captioner, LoadOptions, LoadedModel, ModelSource, VisualQuestionAnswerer};
 use haplovl::processor::{Content, Message, RgbImage};
+use haplovl::train::{Recipe, Run};
 use image::Rgb;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -86,4 +88,50 @@ fn it_captions_held_out_scenes() {
     let all_right = |(scene, caption): &(Scene, &GeneratedSequence)| check_caption(scene, &caption.text).all_right();
     let right = scenes(40).zip(&captions.sequences).filter(all_right).count();
     assert!(right >= 33, "{right} of 40 captions are right");
+}
+
+/// A recipe that fine-tunes the built-in model, named `builtin` in every field.
+fn fine_tuning(folder: &Path, fields: &[(&str, &str)]) -> haplovl::Result<Recipe> {
+    let text = r#"
+        output = "run"
+        config = "builtin"
+        tokenizer = "builtin"
+        stage = { kind = "tune", init_from = { stage = "builtin" } }
+        update = { steps = 1, batch_size = 1, learning_rate = 1e-9 }
+        [data]
+        max_length = 512
+        train = [{ kind = "shapes", split = "train", scenes = 8, side = 64, content = "captions" }]
+    "#;
+    let path = folder.join("recipe.toml");
+    std::fs::write(&path, text).unwrap();
+    let overrides = fields.iter().chain(&[("root", ".")]).map(|(field, value)| format!("{field}={value}"));
+    Recipe::read(&path, &overrides.collect::<Vec<_>>())
+}
+
+fn refused(folder: &Path, field: &str, source: &str) -> String {
+    let recipe = fine_tuning(folder, &[(field, source)]).unwrap();
+    Run::new(recipe, Device::Cpu).err().unwrap().to_string()
+}
+
+#[test]
+fn it_is_named_alike_in_every_field_of_a_recipe() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = fine_tuning(folder.path(), &[]).unwrap();
+    assert_eq!(recipe.model_config().unwrap().vocab_size, 104);
+    let facts = Run::new(recipe, Device::Cpu).unwrap().facts().to_string();
+    assert!(facts.contains("0 parameters fresh"), "{facts}");
+}
+
+#[test]
+fn fields_that_name_no_model_are_named_with_the_folder_looked_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let inside = folder.path().display().to_string();
+    for field in ["config", "tokenizer", "stage.init_from.stage", "stage.init_from.llm", "stage.init_from.clip"] {
+        let error = refused(folder.path(), field, "./none");
+        assert!(error.contains(&format!("`{field}`")) && error.contains(&inside), "{field}: {error}");
+    }
+    for field in ["stage.init_from.llm", "stage.init_from.clip"] {
+        let error = refused(folder.path(), field, "builtin");
+        assert!(error.contains(&format!("`{field}`")) && error.contains("`init_from.stage`"), "{field}: {error}");
+    }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use haplovl::pipeline::{LoadOptions, LoadedModel};
 use haplovl::processor::{RgbImage, TextTokenizer};
-use haplovl::train::{Outcome, Recipe, Run};
+use haplovl::train::{Outcome, Recipe, Run, Stage};
 
 const CAPTIONS: [&str; 4] =
     ["a dachshund wears an earring.", "an earring and a ring.", "a dachshund!", "A Dachshund with a red ring."];
@@ -96,6 +96,37 @@ fn new_words_of_a_folder_of_images_become_tokens_and_old_rows_stay() {
             (0..old[0].len()).map(|i| old.iter().map(|row| row[i]).sum::<f32>() / old.len() as f32).collect();
         assert!(new[old.len()..].iter().all(|row| near(row, &mean)), "{name}");
     }
+}
+
+#[test]
+fn a_next_stage_may_have_more_words() {
+    let folder = tempfile::tempdir().unwrap();
+    images(folder.path());
+    // A next stage with more words than the export it starts from.
+    let first = recipe(folder.path(), "first", &grown("add_missing = 20"));
+    let export = export(first, false);
+    let mut next = recipe(folder.path(), "next", &grown("add = [\"poodle\"], add_missing = 20"));
+    let Stage::Tune { init_from } = &mut next.stage else { panic!("{:?}", next.stage) };
+    init_from.stage = Some(export.display().to_string());
+    let facts = Run::new(next, Device::Cpu).unwrap().facts().to_string();
+    let (old, grown) = (TextTokenizer::from_folder(&export).unwrap(), TextTokenizer::from_folder(builtin()).unwrap());
+    // `poodle` comes first, and moves the words that were added before.
+    let moved = old.size() - grown.size();
+    let expected =
+        format!("{} rows kept, {moved} moved, 0 new from their pieces, 1 new from the mean, 0 dropped", grown.size());
+    assert!(facts.contains(&expected), "{expected}: {facts}");
+}
+
+#[cfg(feature = "builtin")]
+#[test]
+fn the_builtin_model_grows_by_its_name_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    images(folder.path());
+    let path = folder.path().join("run.toml");
+    recipe(folder.path(), "run", &grown("add_missing = 20"));
+    let settings = ["config=builtin", "tokenizer.source=builtin", "stage.init_from.stage=builtin"].map(String::from);
+    let run = Run::new(Recipe::read(path, &settings).unwrap(), Device::Cpu).unwrap();
+    assert!(run.facts().to_string().contains("\"dachshund\""), "{}", run.facts());
 }
 
 #[test]

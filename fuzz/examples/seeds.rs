@@ -90,6 +90,7 @@ fn main() -> Result<()> {
     write("recipe", "whole", &[b"\0", recipe.as_bytes()].concat())?;
     let tokenizer = builtin_json("tokenizer.json").to_string();
     write("tokenizer", "whole", &[b"\0", tokenizer.as_bytes()].concat())?;
+    write_all("pickle", pickles())?;
     write_all("gguf", [gguf("llama"), gguf("qwen2"), gguf("haplovl")])?;
     write_images()
 }
@@ -116,6 +117,13 @@ fn write_images() -> Result<()> {
         image.save(folder.join(format!("seed.{extension}")))?;
     }
     Ok(())
+}
+
+/// A program with one tensor for the archive of the fuzz target, and one that refers to a function.
+fn pickles() -> [Vec<u8>; 2] {
+    let tensor = b"\x01\x80\x02}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\n\
+        X\x01\0\0\x000X\x03\0\0\0cpuK\x40tQK\0K\x08K\x08\x86K\x01K\x08\x86\x89ccollections\nOrderedDict\n)RtRs.";
+    [tensor.to_vec(), b"\0\x80\x02cposix\nsystem\n)R.".to_vec()]
 }
 
 /// A GGUF file of version 3 with the metadata of a language model and one matrix of 2 rows of 32 floats.

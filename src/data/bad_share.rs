@@ -46,6 +46,6 @@ mod tests {
         assert!(first(1, true) < 10, "{}", first(1, true));
         assert!(first(2, true) < 30 && first(10, true) < 300, "{} {}", first(2, true), first(10, true));
         assert_eq!(first(1, false), 10_001);
-        assert!(!is_above(0.01, 10_000, 900_000, 1_000_000, true));
+        assert!(!is_above(0.01, 9_100, 900_000, 1_000_000, true));
     }
 }

@@ -94,7 +94,7 @@ impl ClipVision {
 
     /// Embeds patches, after the class token of a CLIP: (tiles, tokens, hidden_size) without positions.
     fn embed(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        let patches = self.patch_embedding.forward(pixel_values)?;
+        let patches = self.patch_embedding.forward(&self.whole_patches(pixel_values)?)?;
         let patches = match &self.patch_bias {
             Some(bias) => patches.broadcast_add(bias)?,
             None => patches,
@@ -103,6 +103,18 @@ impl ClipVision {
         let (tiles, hidden) = (patches.dim(0)?, patches.dim(D::Minus1)?);
         let class = class.reshape((1, 1, hidden))?.broadcast_as((tiles, 1, hidden))?;
         Ok(Tensor::cat(&[&class.contiguous()?, &patches], 1)?)
+    }
+
+    /// Pixels without the last rows and columns that are no whole patch; some SigLIPs have images of 384 pixels and patches of
+    /// 14.
+    fn whole_patches(&self, pixel_values: &Tensor) -> Result<Tensor> {
+        let (side, whole) = (self.config.image_size, self.config.side_of_patches());
+        match pixel_values.dims() {
+            [_, _, height, width] if (*height, *width) == (side, side) && whole < side => {
+                Ok(pixel_values.narrow(2, 0, whole)?.narrow(3, 0, whole)?.contiguous()?)
+            }
+            _ => Ok(pixel_values.clone()),
+        }
     }
 
     /// The patches of a hidden state: (tiles, tokens, hidden_size) -> (tiles, patches, hidden_size).

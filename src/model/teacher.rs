@@ -58,7 +58,7 @@ impl VisionTeacher for ClipTeacher {
     }
 
     fn tile_and_patch(&self) -> (usize, usize) {
-        (self.clip.config().image_size, self.clip.config().patch_size)
+        (self.clip.config().side_of_patches(), self.clip.config().patch_size)
     }
 
     fn features(&self, pixel_values: &Tensor) -> Result<Tensor> {

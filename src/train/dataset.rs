@@ -36,8 +36,8 @@ pub(super) struct TrainingData {
     /// Number of samples and weight of each source.
     pub portions: Vec<Portion>,
     pub limit: Limit,
-    pub vocabulary: Vocabulary,
     form: SampleForm,
+    pub vocabulary: Vocabulary,
 }
 
 impl TrainingData {
@@ -50,20 +50,12 @@ impl TrainingData {
             portions.push(Portion { samples: opened.len(), weight: *weight });
             sources.push(Arc::new(opened));
         }
-        let samples = Concat::new(sources.clone());
-        let vocabulary = Vocabulary::open(recipe, config, &samples).map_err(|e| recipe.in_field("tokenizer", e))?;
-        let limit = Limit { longest: longest(recipe, &vocabulary.config), truncates: recipe.data.truncate_answers };
-        let processor = (*vocabulary.processor).clone().with_max_length(limit.longest.saturating_mul(TOKENISED));
-        let form = recipe.stage.sample_form();
-        Ok(Self {
-            processor: Arc::new(processor),
-            samples: Arc::new(samples),
-            sources,
-            portions,
-            limit,
-            vocabulary,
-            form,
-        })
+        let samples = Arc::new(Concat::new(sources.clone()));
+        let vocabulary = Vocabulary::open(recipe, config, &*samples)?;
+        let limit = Limit { longest: longest(recipe, config), truncates: recipe.data.truncate_answers };
+        let processor = Processor::clone(&vocabulary.processor);
+        let processor = Arc::new(processor.with_max_length(limit.longest.saturating_mul(TOKENISED)));
+        Ok(Self { processor, samples, sources, portions, limit, form: recipe.stage.sample_form(), vocabulary })
     }
 
     /// A loader that starts at `state`, and the samples that it skips.

@@ -51,24 +51,34 @@ impl Facts {
         }
         let (all, learnt) = parts.values().fold((0, 0), |(a, t), (all, learnt)| (a + all, t + learnt));
         let static_bytes = static_bytes(all as f64, learnt as f64, averaged) as usize;
-        let data = DataFacts::default();
-        Self { parts, inheritance, vocabulary, static_bytes, data, warnings: Vec::new(), sample }
+        let (data, warnings) = (DataFacts::default(), Vec::new());
+        Self { parts, inheritance, vocabulary, static_bytes, data, warnings, sample }
     }
 
-    pub(super) fn with_data(self, data: DataFacts, warnings: Vec<String>) -> Self {
-        Self { data, warnings, ..self }
+    /// The facts with those about the data, and what in the recipe may not be meant.
+    pub(super) fn with_data(self, data: DataFacts, recipe: &Recipe, config: &HaploVlConfig) -> Self {
+        Self { warnings: warnings(recipe, config, &data), data, ..self }
     }
 }
 
 /// What in a recipe may not be meant, each as a line.
-pub(super) fn warnings(recipe: &Recipe, config: &HaploVlConfig) -> Vec<String> {
+fn warnings(recipe: &Recipe, config: &HaploVlConfig, data: &DataFacts) -> Vec<String> {
     let (longest, context) = (recipe.data.max_length, config.max_position_embeddings);
     let beyond = (longest > context).then(|| {
         format!(
             "`data.max_length` is {longest}, but the model's context has {context} tokens: longer samples are too long"
         )
     });
-    recipe.notice().map(String::from).into_iter().chain(beyond).collect()
+    let (share, most) = (data.unusable_share(), recipe.data.max_bad_share);
+    let unusable = (share > most).then(|| {
+        format!(
+            "about {:.1} % of the samples cannot be used, and the run stops above {:.1} % (`data.max_bad_share`): mend them, \
+             or for long ones raise `data.max_length` or set `data.truncate_answers`",
+            100.0 * share,
+            100.0 * most
+        )
+    });
+    recipe.notice().map(String::from).into_iter().chain(beyond).chain(unusable).collect()
 }
 
 /// Bytes of f32 parameters and, for the trained ones, of a gradient, two moments and on request an EMA. In floating

@@ -63,8 +63,7 @@ impl DataReport {
     /// A line about the samples, if there is something to say.
     pub(super) fn notice(&self) -> Option<String> {
         let Self { seen, bad, cut } = self;
-        let cut = if *cut > 0 { format!(", {cut} had the end of their last answer cut") } else { String::new() };
-        let said = *bad > 0 || !cut.is_empty();
-        said.then(|| format!("of {seen} samples seen, {bad} were bad and skipped{cut}"))
+        let said = *bad > 0 || *cut > 0;
+        said.then(|| format!("{seen} samples seen; bad and skipped: {bad}; answers cut at the end: {cut}"))
     }
 }

@@ -8,7 +8,7 @@ use candle_core::{Device, Var};
 use super::checkpoint::CheckpointManager;
 use super::data_facts::DataFacts;
 use super::dataset::{TrainingData, ValidationData};
-use super::facts::{Facts, describe, warnings};
+use super::facts::{Facts, describe};
 use super::memory::MemoryNeeds;
 use super::observer::{Observers, RunStart};
 use super::recipe::Recipe;
@@ -74,11 +74,11 @@ impl Run {
         let optimizer = AdamW::new(&vars, adamw_config(&recipe, &vars))?;
         let averaged = recipe.optimizer.ema_decay.is_some();
         let sample = describe(&first, &data.processor)?;
-        let inheritance = report.map(|report| report.to_string());
         let validation = ValidationData::open(&recipe, &config, &data, &device)?;
         let (data_facts, length) = DataFacts::new(&recipe, &data, &validation);
+        let inheritance = report.map(|report| report.to_string());
         let facts = Facts::new(&parameters, &vars, averaged, inheritance, data.vocabulary.to_string(), sample)
-            .with_data(data_facts, warnings(&recipe, &config));
+            .with_data(data_facts, &recipe, &config);
         let trainer = Trainer::new(objective, vars, optimizer, update_rule(&recipe, length));
         Ok(Self {
             trainer: trainer.with_parallel(recipe.update.parallel_micro_batches)?,

@@ -11,7 +11,7 @@ use super::export::{clip_of, llm_of, save_clip, save_distilled, save_llm, save_m
 use super::init::{lay_out_positions, whiten_patches};
 use super::memory::MemoryNeeds;
 use super::recipe::{ConnectorStart, InitFrom, Recipe, Stage};
-use super::vocabulary::row_map;
+use super::vocabulary::{SourceVocabulary, row_map};
 use super::{Contrastive, Distillation, Language, NextToken, Objective};
 use crate::batch::{MultimodalBatch, Visual};
 use crate::config::{HaploVlConfig, MlpKind, NormKind};
@@ -22,8 +22,8 @@ use crate::nn::Activations;
 use crate::optim::trainable;
 use crate::processor::{Processor, TextTokenizer};
 use crate::weights::{
-    ClipSource, InitReport, LlmSource, ParameterShapes, Parameters, SaveOptions, check_model_folder, init_from_clip,
-    init_from_llm, init_text_embedding, open_weights,
+    ClipSource, InitReport, LlmSource, ParameterShapes, Parameters, RowMap, SaveOptions, check_model_folder,
+    init_from_clip, init_from_llm, init_text_embedding, is_known_buffer, open_weights,
 };
 use crate::{Error, Result};
 
@@ -246,11 +246,10 @@ fn load_pretrained(
     Ok(reports.into_iter().reduce(InitReport::merge))
 }
 
-/// Opens a language model, whose rows follow the tokens of the run if it has a tokenizer.
+/// Opens a language model, whose rows follow the tokens of the run if it has a vocabulary.
 fn open_llm(path: &Path, tokenizer: &TextTokenizer, config: &HaploVlConfig) -> Result<LlmSource> {
     let llm = LlmSource::open(path)?;
-    let folder = if path.is_file() { path.parent().unwrap_or(Path::new("")) } else { path };
-    match TextTokenizer::find(folder)? {
+    match SourceVocabulary::of_llm(path)? {
         Some(own) => {
             let rows = row_map(&own, llm.config().vocab_size, tokenizer, config.vocab_size)?;
             Ok(llm.with_rows(rows))
@@ -264,27 +263,27 @@ fn open_llm(path: &Path, tokenizer: &TextTokenizer, config: &HaploVlConfig) -> R
 fn load_stage(folder: &Path, tokenizer: &TextTokenizer, parameters: &Parameters) -> Result<InitReport> {
     check_model_folder(folder)?;
     let files = open_weights(folder)?;
-    let own = TextTokenizer::find(folder)?;
+    let own = SourceVocabulary::of_folder(folder)?;
     let mut report = InitReport::default();
     for (name, var) in parameters.iter() {
         let Some(shape) = files.tensor_shape(&name) else {
             report.fresh.push(name);
             continue;
         };
-        let values = files.load_tensor(&name, var.dtype(), var.device())?;
-        let rows = own.as_ref().filter(|_| ROWS_OF_TOKENS.contains(&name.as_str()) && shape.len() == 2);
-        let values = match rows {
-            Some(own) => {
-                let rows = row_map(own, shape[0], tokenizer, var.dim(0)?)?;
-                report.rows = vec![rows.counts()];
-                rows.apply(&values)?
-            }
-            None => values,
-        };
+        let mut values = files.load_tensor(&name, var.dtype(), var.device())?;
+        if let ([old, _], true) = (shape, ROWS_OF_TOKENS.contains(&name.as_str())) {
+            let rows = match &own {
+                Some(own) => row_map(own, *old, tokenizer, var.dim(0)?)?,
+                None => RowMap::by_id(*old, var.dim(0)?),
+            };
+            values = rows.apply(&values)?;
+            report.rows = vec![rows.counts()];
+        }
         parameters.set(&name, &values)?;
         report.copied.push(name);
     }
-    report.unused = files.tensor_names().into_iter().filter(|name| parameters.get(name).is_none()).collect();
+    let others = files.tensor_names().into_iter().filter(|name| parameters.get(name).is_none());
+    (report.ignored, report.unused) = others.partition(|name| is_known_buffer(name));
     Ok(report)
 }
 

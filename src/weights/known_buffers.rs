@@ -13,7 +13,7 @@ const BUFFERS: [&[&str]; 8] = [
 ];
 
 /// Whether a tensor of this name is a buffer: RoPE frequencies, position ids or a causal mask.
-pub(super) fn is_known_buffer(name: &str) -> bool {
+pub(crate) fn is_known_buffer(name: &str) -> bool {
     BUFFERS.iter().any(|end| name.rsplit('.').zip(end.iter().rev()).filter(|(a, b)| a == *b).count() == end.len())
 }
 

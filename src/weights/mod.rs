@@ -34,6 +34,7 @@ pub use init_from::{
     ClipConfig, ClipSource, InitReport, LlmConfig, LlmSource, RowCounts, RowMap, RowSource, TextInit, VisionFamily,
     init_from_clip, init_from_llm, init_text_embedding, principal_components,
 };
+pub(crate) use known_buffers::is_known_buffer;
 pub(crate) use model_folder::check_model_folder;
 #[cfg(not(feature = "builtin"))]
 pub(crate) use model_source::no_builtin;

@@ -81,9 +81,7 @@ impl SafetensorsFiles {
         match (single.is_file(), index.is_file()) {
             (true, _) => Self::open_single(path, &single),
             (false, true) => Self::open_sharded(path),
-            (false, false) => {
-                Err(Error::format(path, format!("the folder holds neither {SINGLE_FILE} nor {INDEX_FILE}")))
-            }
+            (false, false) => Err(Error::format(path, format!("holds neither {SINGLE_FILE} nor {INDEX_FILE}"))),
         }
     }
 

@@ -4,7 +4,12 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod formats;
 mod hostile;
+mod large;
 mod loader;
+#[cfg(feature = "parquet")]
+mod parquet_files;
 mod records;
 mod shapes;
+mod sources;

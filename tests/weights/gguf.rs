@@ -1,6 +1,6 @@
 //! GGUF: the parity fixtures in llama.cpp's format, and hostile headers.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -10,7 +10,9 @@ use haplovl::weights::{GgufFile, GgufValue, LlmSource, TensorSource};
 
 use super::inherit::fixture;
 
-const PARTS: [(&str, &str); 9] = [
+const PARTS: [(&str, &str); 11] = [
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -21,6 +23,11 @@ const PARTS: [(&str, &str); 9] = [
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
 ];
+
+/// HF folder of a fixture.
+fn hf_folder(name: &str) -> PathBuf {
+    if name == "qwen3" { fixture("../bring/qwen3") } else { fixture("llm").join(name) }
+}
 
 fn gguf_name(hf: &str) -> String {
     let mut name = hf.replace("model.layers.", "blk.");
@@ -48,7 +55,7 @@ fn interleave(tensor: &Tensor, heads: usize) -> Tensor {
 
 /// Writes a fixture as GGUF with additional metadata and tensors.
 fn write(path: &Path, name: &str, dtype: GgmlDType, metadata: &[(&str, Value)], tensors: &[(&str, Tensor)]) {
-    let source = LlmSource::open(fixture("llm").join(name)).unwrap();
+    let source = LlmSource::open(hf_folder(name)).unwrap();
     let decoder = &source.config().decoder;
     let key = |key: &str| format!("{name}.{key}");
     let number = |n: usize| Value::U32(n as u32);
@@ -63,8 +70,11 @@ fn write(path: &Path, name: &str, dtype: GgmlDType, metadata: &[(&str, Value)], 
         (key("attention.head_count_kv"), number(decoder.num_key_value_heads)),
         (key("attention.layer_norm_rms_epsilon"), Value::F32(decoder.norm_eps as f32)),
         (key("rope.freq_base"), Value::F32(decoder.rope_theta as f32)),
-        (key("context_length"), number(512)),
+        (key("context_length"), number(source.config().max_position_embeddings)),
     ];
+    if decoder.head_dim.is_some() {
+        values.push((key("attention.key_length"), number(decoder.head_dim())));
+    }
     values.extend(metadata.iter().map(|(key, value)| (key.to_string(), value.clone())));
     let mut stored = Vec::new();
     for hf in source.tensors().tensor_names() {
@@ -102,9 +112,9 @@ fn open_error(path: &Path) -> String {
 
 #[test]
 fn gguf_equals_the_hf_folder() {
-    for name in ["llama", "qwen2"] {
+    for name in ["llama", "qwen2", "qwen3"] {
         let (_folder, path) = written(name, &[], &[]);
-        let (gguf, hf) = (LlmSource::open(&path).unwrap(), LlmSource::open(fixture("llm").join(name)).unwrap());
+        let (gguf, hf) = (LlmSource::open(&path).unwrap(), LlmSource::open(hf_folder(name)).unwrap());
         assert_eq!(gguf.config(), hf.config());
         assert_eq!(gguf.tensors().tensor_names(), hf.tensors().tensor_names());
         for tensor in hf.tensors().tensor_names() {
@@ -115,6 +125,39 @@ fn gguf_equals_the_hf_folder() {
             assert_eq!(values(&a), values(&b), "{tensor}");
         }
     }
+}
+
+/// Writes a part of a split file with one tensor.
+fn write_part(path: &Path, part: u16, name: &str) {
+    let tensor = Tensor::new(&[f32::from(part); 8], &Device::Cpu).unwrap();
+    let tensor = QTensor::quantize(&tensor, GgmlDType::F32).unwrap();
+    let values =
+        [("split.no", Value::U16(part)), ("split.count", Value::U16(2)), ("split.tensors.count", Value::I32(2))];
+    let values: Vec<_> = values.iter().map(|(key, value)| (*key, value)).collect();
+    gguf_file::write(&mut std::fs::File::create(path).unwrap(), &values, &[(name, &tensor)]).unwrap();
+}
+
+#[test]
+fn every_part_of_a_split_file_opens_the_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = |number: usize| folder.path().join(format!("m-{number:05}-of-00002.gguf"));
+    let error = |path: &Path| GgufFile::open(path).unwrap_err().to_string();
+    write_part(&part(1), 0, "a");
+    assert!(error(&part(1)).contains("`m-00002-of-00002.gguf` is not beside it"), "{}", error(&part(1)));
+    write_part(&part(2), 1, "b");
+    for number in [1, 2] {
+        let file = GgufFile::open(part(number)).unwrap();
+        assert_eq!(file.tensor_names(), ["a", "b"]);
+        let values = file.load_tensor("b", DType::F32, &Device::Cpu).unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values, [1.0; 8]);
+    }
+    write_part(&part(2), 1, "a");
+    assert!(error(&part(1)).contains("two tensors"), "{}", error(&part(1)));
+    write_part(&part(2), 0, "b");
+    assert!(error(&part(1)).contains("is part 1 of 2 by its content, expected part 2 of 2"), "{}", error(&part(1)));
+    let alone = folder.path().join("alone.gguf");
+    write_part(&alone, 0, "a");
+    assert!(error(&alone).contains("is one of 2 parts, but is not named like one"), "{}", error(&alone));
 }
 
 #[test]
@@ -153,6 +196,7 @@ fn metadata_can_be_read() {
     assert_eq!(file.metadata()["llama.attention.layer_norm_rms_epsilon"], GgufValue::Float(1e-5));
     assert_eq!(file.metadata()["tokenizer.ggml.tokens"], GgufValue::Array(2));
     assert_eq!(file.shape("model.layers.0.mlp.down_proj.weight"), Some([48, 112].as_slice()));
+    assert_eq!(file.tokens().unwrap().unwrap(), ["a", "b"]);
 }
 
 #[test]
@@ -184,8 +228,10 @@ fn llama_3_1_rope_scaling_is_detected() {
 #[test]
 fn unsupported_values_are_named() {
     let cases = [
-        (("general.architecture", Value::String("gemma".into())), "expected `llama` or `qwen2`"),
-        (("llama.attention.key_length", Value::U32(16)), "head_dim"),
+        (("general.architecture", Value::String("gemma".into())), "expected `llama`, `qwen2` or `qwen3`"),
+        (("llama.rope.dimension_count", Value::U32(4)), "`rope.dimension_count` is 4, expected 8"),
+        (("llama.attention.value_length", Value::U32(16)), "`attention.value_length` is 16, expected 8"),
+        (("llama.attention.key_length", Value::U32(0)), "llm.head_dim"),
         (("llama.attention.head_count", Value::String("six".into())), "attention.head_count"),
         (("llama.attention.head_count", Value::U32(0)), "num_attention_heads"),
         (("llama.attention.head_count", Value::I32(-6)), "attention.head_count"),
@@ -243,7 +289,9 @@ fn inconsistent_headers_are_rejected() {
         ("odd offset", header(1, 0, &description(&[1], 0, 1)), "does not lie in the file"),
         ("no elements", header(1, 0, &description(&[0], 0, 0)), "does not lie in the file"),
         ("part of a block", header(1, 0, &description(&[2, 16], 8, 0)), "does not lie in the file"),
-        ("unknown dtype", header(1, 0, &description(&[1], 99, 0)), "unsupported GGML type 99"),
+        ("unknown dtype", header(1, 0, &description(&[1], 99, 0)), "unknown GGML type 99"),
+        ("known dtype", header(1, 0, &description(&[256], 20, 0)), "GGML type IQ4_NL, which cannot be read: use"),
+        ("known dtype", header(1, 0, &description(&[256], 23, 0)), "GGML type IQ4_XS, which cannot be read: use"),
     ];
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hostile.gguf");

@@ -1,12 +1,14 @@
 //! Initialisation from the CLIP and language models of the parity fixtures.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::Init;
 use haplovl::config::{DecoderConfig, HaploVlConfig, MlpKind, NormKind, Rope, TextEmbedding};
 use haplovl::weights::{
-    ClipSource, LlmSource, Parameters, TensorSource, TextInit, init_from_clip, init_from_llm, principal_components,
+    ClipSource, LlmSource, Parameters, SaveOptions, TensorSource, TextInit, check_source, init_from_clip,
+    init_from_llm, open_weights, principal_components, save_safetensors,
 };
 
 pub fn fixture(path: &str) -> PathBuf {
@@ -316,4 +318,91 @@ fn errors_of_broken_sources_name_the_file() {
     assert!(open().contains("model.safetensors"));
     let message = ClipSource::open(folder.path()).map(|_| ()).unwrap_err().to_string();
     assert!(message.contains("`llama`"), "{message}");
+}
+
+/// Writes a copy of a fixture's language model with other names and additional tensors.
+fn renamed(name: &str, rename: impl Fn(&str) -> Option<String>, more: &[&str]) -> tempfile::TempDir {
+    let (folder, source) = (tempfile::tempdir().unwrap(), llm(name));
+    let names = source.tensors().tensor_names();
+    let tensors = names.iter().filter_map(|name| Some((rename(name)?, theirs(source.tensors(), name))));
+    let one = || Tensor::new(&[1f32], &Device::Cpu).unwrap();
+    let all = tensors.chain(more.iter().map(|name| (name.to_string(), one()))).collect();
+    save_safetensors(folder.path(), &all, &SaveOptions::default()).unwrap();
+    std::fs::copy(fixture("llm").join(name).join("config.json"), folder.path().join("config.json")).unwrap();
+    folder
+}
+
+#[test]
+fn the_language_half_of_a_larger_model_is_the_model() {
+    let buffer = "language_model.model.layers.0.self_attn.rotary_emb.inv_freq";
+    let prefixed = |name: &str| Some(format!("language_model.{name}"));
+    let folder = renamed("llama", prefixed, &[buffer, "multi_modal_projector.bias"]);
+    let (half, alone) = (LlmSource::open(folder.path()).unwrap(), llm("llama"));
+    assert_eq!(half.config(), alone.config());
+    let config = config(&alone, &clip());
+    let both = [&half, &alone].map(|source| {
+        let parameters = parameters(&config);
+        (init_from_llm(source, &config, &parameters, TextInit::Random).unwrap(), parameters)
+    });
+    let [(report, found), (reference, expected)] = &both;
+    assert_eq!(report.copied, reference.copied);
+    assert_eq!(report.unused, ["multi_modal_projector.bias"]);
+    assert_eq!(report.ignored, ["model.layers.0.self_attn.rotary_emb.inv_freq"]);
+    assert_eq!(report.renamed, ["`language_model.model.*` as `model.*`"]);
+    assert!(report.to_string().contains("1 buffers and tied heads of the source ignored"), "{report}");
+    for (name, var) in expected.iter() {
+        close(found.get(&name).unwrap().as_tensor(), var.as_tensor(), 0.0);
+    }
+}
+
+#[test]
+fn a_model_without_a_head_has_the_embedding_table_as_its_head() {
+    let folder = renamed("llama", |name| (name != "lm_head.weight").then(|| name.to_string()), &[]);
+    let source = LlmSource::open(folder.path()).unwrap();
+    assert!(source.config().tie_word_embeddings);
+    let ours = config(&source, &clip());
+    let parameters = self::parameters(&ours);
+    init_from_llm(&source, &ours, &parameters, TextInit::Random).unwrap();
+    let head = parameters.get("lm_head.weight").unwrap().narrow(0, 0, source.config().vocab_size).unwrap();
+    close(&head, &theirs(source.tensors(), "model.embed_tokens.weight"), 0.0);
+    // The stored head of a tied model is not used, and said to be ignored.
+    let folder = renamed("qwen2", |name| Some(name.to_string()), &["lm_head.weight"]);
+    let source = LlmSource::open(folder.path()).unwrap();
+    assert!(source.config().tie_word_embeddings);
+    let ours = config(&source, &clip());
+    let report = init_from_llm(&source, &ours, &self::parameters(&ours), TextInit::Random).unwrap();
+    assert_eq!(report.ignored, ["lm_head.weight"]);
+}
+
+#[test]
+fn models_of_other_kinds_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let clip = || ClipSource::open(folder.path()).map(|_| ()).unwrap_err().to_string();
+    std::fs::write(folder.path().join("open_clip_config.json"), "{}").unwrap();
+    assert!(clip().contains("open_clip"), "{}", clip());
+    std::fs::write(folder.path().join("config.json"), r#"{"model_type": "clip"}"#).unwrap();
+    let visual = [("visual.conv1.weight".to_string(), Tensor::new(&[1f32], &Device::Cpu).unwrap())];
+    save_safetensors(folder.path(), &visual.into(), &SaveOptions::default()).unwrap();
+    assert!(clip().contains("open_clip"), "{}", clip());
+    std::fs::write(folder.path().join("config.json"), r#"{"model_type": "haplo"}"#).unwrap();
+    assert!(clip().contains("init_from.stage"), "{}", clip());
+    let llm = LlmSource::open(folder.path()).map(|_| ()).unwrap_err().to_string();
+    assert!(llm.contains("init_from.stage"), "{llm}");
+}
+
+#[test]
+fn extra_tensors_of_a_model_are_errors_unless_they_hold_nothing_of_their_own() {
+    let one = |value: f32| Tensor::new(&[value], &Device::Cpu).unwrap();
+    let expected = BTreeMap::from([("model.embed_tokens.weight".to_string(), vec![1])]);
+    let check = |extra: &str, value: f32| {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors = [("model.embed_tokens.weight".to_string(), one(1.0)), (extra.to_string(), one(value))];
+        save_safetensors(folder.path(), &tensors.into(), &SaveOptions::default()).unwrap();
+        check_source(&*open_weights(folder.path()).unwrap(), &expected).map_err(|e| e.to_string())
+    };
+    check("model.layers.0.self_attn.rotary_emb.inv_freq", 3.0).unwrap();
+    check("vision_model.embeddings.position_ids", 3.0).unwrap();
+    check("lm_head.weight", 1.0).unwrap();
+    assert!(check("lm_head.weight", 2.0).unwrap_err().contains("tie_word_embeddings"));
+    assert!(check("model.layers.9.mlp.up_proj.weight", 1.0).unwrap_err().contains("1 unexpected"));
 }

@@ -24,7 +24,7 @@ pub(crate) fn expand(path: &Path) -> Result<Vec<PathBuf>> {
     let matches = glob_with(&pattern_of(path), options).map_err(|e| bad(format!("is invalid: {e}")))?;
     let mut found = Vec::new();
     for path in matches.take(MAX_MATCHES + 1) {
-        found.push(path.map_err(|e| Error::io(e.path().to_path_buf(), e.into()))?);
+        found.push(path.map_err(|e| bad(format!("cannot be matched: {e}")))?);
     }
     match found.len() {
         0 => Err(bad("matches no file: check the path".into())),

@@ -16,6 +16,8 @@ use super::rows::Rows;
 use super::shared_file::SharedFile;
 use crate::{Error, Result};
 
+/// Files fill whole blocks.
+const BLOCK_BYTES: u64 = 512;
 /// Longest image in an archive, in bytes.
 const MAX_IMAGE_BYTES: u64 = 1 << 30;
 /// Longest name of a file in an archive, in bytes.
@@ -60,7 +62,6 @@ impl TarRows {
             let entry = entry.map_err(|e| damaged(path, &e.to_string()))?;
             index.add(entry).map_err(|problem| damaged(path, &problem))?;
         }
-        drop(archive);
         let Index { mut samples, left_out, .. } = index;
         if samples.is_empty() {
             return Err(Error::format(path, "contains no record: expected files such as 0001.jpg beside 0001.txt"));
@@ -162,7 +163,8 @@ impl Index {
     /// Adds an entry; extended headers are entries of their own. The error says what is damaged.
     fn add<R: Read>(&mut self, mut entry: Entry<'_, R>) -> std::result::Result<(), String> {
         let (start, bytes) = (entry.raw_file_position(), entry.size());
-        if start.checked_add(bytes).is_none_or(|end| end > self.end) {
+        let end = bytes.checked_next_multiple_of(BLOCK_BYTES).and_then(|whole| start.checked_add(whole));
+        if end.is_none_or(|end| end > self.end) {
             return Err(format!("it ends within the file at byte {start}"));
         }
         match entry.header().entry_type() {

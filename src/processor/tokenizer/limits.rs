@@ -12,7 +12,7 @@ use tokenizers::{ModelWrapper, Tokenizer};
 /// Maximum size of a `tokenizer.json` in bytes; the largest published ones have 34 MB.
 pub(super) const MAX_FILE_BYTES: u64 = 64 << 20;
 /// Maximum bytes of a text after normalisation; each byte takes about 50 bytes of memory.
-const MAX_NORMALIZED_BYTES: usize = 16 << 20;
+const MAX_NORMALIZED_BYTES: usize = 8 << 20;
 /// Maximum growth of a text by normalizer and pre-tokenizer; published ones reach 300.
 const MAX_TEXT_GROWTH: usize = 512;
 /// Maximum growth of a token by the decoder; published ones reach 6.
@@ -80,6 +80,20 @@ impl Components {
         Ok(())
     }
 
+    /// Checks that the model has its token for unknown text. Byte-level models never need it.
+    pub(super) fn check_unknown(&self, tokenizer: &Tokenizer) -> Refused<()> {
+        let unknown = match tokenizer.get_model() {
+            ModelWrapper::WordLevel(model) => Some(&model.unk_token),
+            ModelWrapper::WordPiece(model) => Some(&model.unk_token),
+            ModelWrapper::BPE(model) if !is_byte_level(self.pre_tokenizer.as_ref()) => model.unk_token.as_ref(),
+            _ => None,
+        };
+        match unknown.filter(|token| tokenizer.token_to_id(token).is_none()) {
+            Some(token) => Err(format!("`unk_token` of the model is `{token}`, which its vocabulary lacks: add it")),
+            None => Ok(()),
+        }
+    }
+
     /// Checks all components and returns the maximum length of texts for the tokenizer, in bytes.
     pub(super) fn max_text_bytes(&self) -> Refused<usize> {
         if self.added_tokens.len() > MAX_ADDED_TOKENS {
@@ -92,6 +106,13 @@ impl Components {
         growth_of("post_processor", self.post_processor.as_ref(), 1)?;
         Ok(MAX_NORMALIZED_BYTES / growth)
     }
+}
+
+/// Whether a pre-tokenizer turns text into bytes.
+fn is_byte_level(pre_tokenizer: Option<&Value>) -> bool {
+    let mut steps = Vec::new();
+    pre_tokenizer.is_some_and(|step| flatten("pre_tokenizer", step, &mut steps).is_ok())
+        && steps.iter().any(|step| kind(step) == Some("ByteLevel"))
 }
 
 /// Checks the tokenizer's other parts, and returns the length of its longest token in bytes.
@@ -116,7 +137,8 @@ fn growth_of(part: &str, component: Option<&Value>, most: usize) -> Refused<usiz
     flatten(part, component, &mut steps)?;
     let growth = steps.iter().try_fold(1usize, |growth, step| {
         let factor = step_growth(step).map_err(|problem| format!("`{part}`: {problem}"))?;
-        Ok::<_, String>(growth.saturating_mul(factor))
+        let prefix = prefix_growth(step).map_err(|problem| format!("`{part}`: {problem}"))?;
+        Ok::<_, String>(growth.saturating_mul(factor).saturating_add(prefix))
     })?;
     if growth > most {
         return Err(format!(
@@ -149,7 +171,6 @@ fn kind(component: &Value) -> Option<&str> {
 fn step_growth(step: &Value) -> Refused<usize> {
     match kind(step).ok_or("a step has no `type`")? {
         "Replace" => replace_growth(step),
-        "Prepend" => Ok(1 + inserted(step, "prepend")?),
         "Precompiled" => precompiled_growth(step["precompiled_charsmap"].as_str().unwrap_or_default()),
         // Unicode's worst characters, and the worst of several changes of one step.
         "NFKC" | "NFKD" => Ok(11),
@@ -163,6 +184,11 @@ fn step_growth(step: &Value) -> Refused<usize> {
         }
         _ => Ok(1),
     }
+}
+
+/// A prefix stands before every part of the text between two added tokens: at most once for two bytes of it.
+fn prefix_growth(step: &Value) -> Refused<usize> {
+    if kind(step) == Some("Prepend") { Ok(inserted(step, "prepend")?.div_ceil(2)) } else { Ok(0) }
 }
 
 /// Bytes of the text that a step inserts.
@@ -237,7 +263,7 @@ mod tests {
         };
         let llama =
             r#"{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}"#;
-        assert_eq!(growth(sequence(llama)), Ok(12));
+        assert_eq!(growth(sequence(llama)), Ok(9));
         assert_eq!(growth(serde_json::json!({ "type": "NFC" })), Ok(3));
         let spaces = r#"{"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}"#;
         assert_eq!(growth(sequence(spaces)), Ok(2));

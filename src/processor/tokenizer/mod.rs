@@ -85,6 +85,8 @@ impl TextTokenizer {
                 .map_err(|e| Error::tokenizer(format!("{e}; {advice}")).caused_by(e))?;
             return Self::parse(&text, config, &path, advice);
         };
+        // Written as tokenizer.json from now on, which HF's class of the slow tokenizer would convert again.
+        config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
         Self::parse(&slow.to_string(), config, folder, "copy the tokenizer's files again, or bring tokenizer.json")
     }
 
@@ -108,8 +110,10 @@ impl TextTokenizer {
         components.max_text_bytes().map_err(|problem| fail(&problem))?;
         // Not `from_bytes`, which is generic: this crate would compile the parser of every kind of tokenizer again.
         let tokenizer = guarded(|| text.parse::<Tokenizer>()).map_err(|e| fail(&e).caused_by(e))?;
-        components.check_ids(&tokenizer).map_err(|problem| fail(&problem))?;
-        Self::new(tokenizer, config)
+        let tokenizer = Self::new(tokenizer, config)?;
+        components.check_ids(tokenizer.inner()).map_err(|problem| fail(&problem))?;
+        components.check_unknown(tokenizer.inner()).map_err(|problem| fail(&problem))?;
+        Ok(tokenizer)
     }
 
     /// Encodes a text with control tokens as plain text, and without added special tokens.
@@ -157,7 +161,7 @@ impl TextTokenizer {
             ModelWrapper::BPE(model) => model.unk_token.as_deref().map_or_else(named, |token| self.id(token)),
             ModelWrapper::WordLevel(model) => self.id(&model.unk_token),
             ModelWrapper::WordPiece(model) => self.id(&model.unk_token),
-            ModelWrapper::Unigram(_) => named(),
+            ModelWrapper::Unigram(_) => named().or_else(|| self.id("<unk>")),
         }
     }
 

@@ -67,24 +67,11 @@ fn flag(config: &Map<String, Value>, name: &str) -> Option<bool> {
     config.get(name).and_then(Value::as_bool)
 }
 
-/// The tokens named by fields of the configuration, with their ids.
-fn named<'c>(config: &'c Map<String, Value>, tokens: &[Value], fields: &[&str]) -> Vec<(&'c str, u32)> {
-    let id = |text: &str| tokens.iter().find(|token| token["content"] == text)?["id"].as_u64();
-    let named = fields.iter().filter_map(|field| content(config.get(*field)?));
-    named.filter_map(|text| Some((text, u32::try_from(id(text)?).ok()?))).collect()
-}
-
-/// Adds the added tokens and the post-processor to a converted tokenizer.
-fn finish(
-    folder: &Path,
-    config: &Map<String, Value>,
-    mut tokenizer: Value,
-    (before, after): (&[&str], &[&str]),
-) -> Result<Value> {
-    let tokens = added_tokens(folder, config, &vocabulary(&tokenizer))?;
-    tokenizer["post_processor"] = surround(&named(config, &tokens, before), &named(config, &tokens, after));
-    tokenizer["added_tokens"] = tokens.into();
-    Ok(tokenizer)
+/// The token named by a field of the configuration, with its id.
+fn named<'c>(config: &'c Map<String, Value>, tokens: &[Value], field: &str) -> Option<(&'c str, u32)> {
+    let text = content(config.get(field)?)?;
+    let id = tokens.iter().find(|token| token["content"] == text)?["id"].as_u64()?;
+    Some((text, u32::try_from(id).ok()?))
 }
 
 /// Ids of the model's tokens.
@@ -97,37 +84,76 @@ fn vocabulary(tokenizer: &Value) -> HashMap<String, u32> {
     }
 }
 
+/// A class of tokenizers: its name, the special tokens that it has by default, and those that it puts around a text.
+struct Class {
+    name: &'static str,
+    defaults: &'static [(&'static str, &'static str)],
+    before: Option<&'static str>,
+    after: Option<&'static str>,
+}
+
+impl Class {
+    /// The class of this name among `known`.
+    fn find(folder: &Path, name: &str, known: &'static [Self]) -> Result<&'static Self> {
+        let names = || known.iter().map(|class| class.name).collect::<Vec<_>>().join(", ");
+        known.iter().find(|class| class.name == name).ok_or_else(|| unsupported(folder, name, &names()))
+    }
+
+    /// Adds the added tokens and the post-processor to a converted tokenizer. `add_bos_token` and `add_eos_token` of the
+    /// configuration take precedence over the class.
+    fn finish(&self, folder: &Path, config: &Map<String, Value>, mut tokenizer: Value) -> Result<Value> {
+        let tokens = added_tokens(folder, config, &vocabulary(&tokenizer))?;
+        let field = |own: Option<&'static str>, name: &'static str, setting: &str| match flag(config, setting) {
+            Some(true) => Some(own.unwrap_or(name)),
+            Some(false) => None,
+            None => own,
+        };
+        let before = field(self.before, "bos_token", "add_bos_token").and_then(|name| named(config, &tokens, name));
+        let after = field(self.after, "eos_token", "add_eos_token").and_then(|name| named(config, &tokens, name));
+        tokenizer["post_processor"] = surround(before, after);
+        tokenizer["added_tokens"] = tokens.into();
+        Ok(tokenizer)
+    }
+}
+
+/// Classes that use a SentencePiece model as it is.
+const SENTENCEPIECE_CLASSES: &[Class] = &[
+    Class { name: "LlamaTokenizer", defaults: LLAMA_TOKENS, before: Some("bos_token"), after: None },
+    Class { name: "CodeLlamaTokenizer", defaults: LLAMA_TOKENS, before: Some("bos_token"), after: None },
+    Class {
+        name: "T5Tokenizer",
+        defaults: &[("eos_token", "</s>"), ("unk_token", "<unk>"), ("pad_token", "<pad>")],
+        before: None,
+        after: Some("eos_token"),
+    },
+    Class {
+        name: "GemmaTokenizer",
+        defaults: &[("bos_token", "<bos>"), ("eos_token", "<eos>"), ("unk_token", "<unk>"), ("pad_token", "<pad>")],
+        before: Some("bos_token"),
+        after: None,
+    },
+];
+const LLAMA_TOKENS: &[(&str, &str)] = &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")];
+
 fn sentencepiece(folder: &Path, name: &str, config: &mut Map<String, Value>) -> Result<Value> {
     let path = folder.join(name);
-    let class = class(config);
-    let class = class.as_deref().unwrap_or("LlamaTokenizer");
-    let llama = [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")];
-    let t5 = [("eos_token", "</s>"), ("unk_token", "<unk>"), ("pad_token", "<pad>")];
-    let gemma = [("bos_token", "<bos>"), ("eos_token", "<eos>"), ("unk_token", "<unk>"), ("pad_token", "<pad>")];
-    let (defaults, bos, eos): (&[_], bool, bool) = match class {
-        "LlamaTokenizer" | "CodeLlamaTokenizer" | "PreTrainedTokenizer" => (&llama, true, false),
-        "T5Tokenizer" => (&t5, false, true),
-        "GemmaTokenizer" => (&gemma, true, false),
-        other => return Err(unsupported(folder, other, "LlamaTokenizer, T5Tokenizer and GemmaTokenizer")),
-    };
-    let options = match class {
+    let class = class(config).unwrap_or_else(|| "LlamaTokenizer".into());
+    let class = Class::find(folder, &class, SENTENCEPIECE_CLASSES)?;
+    let options = match class.name {
         "GemmaTokenizer" => Options { legacy: true, add_prefix_space: false, strip: false },
-        _ => Options {
+        name => Options {
             legacy: flag(config, "legacy").unwrap_or(true),
             add_prefix_space: flag(config, "add_prefix_space").unwrap_or(true),
-            strip: class == "T5Tokenizer",
+            strip: name == "T5Tokenizer",
         },
     };
     let bytes = files::read(&path, MAX_FILE_BYTES)?;
     let tokenizer = convert(&bytes, options).map_err(|problem| broken(&path, &problem))?;
-    complete(config, folder, defaults)?;
-    if class == "T5Tokenizer" {
+    complete(config, folder, class.defaults)?;
+    if class.name == "T5Tokenizer" {
         add_extra_ids(config, &tokenizer);
     }
-    let used = |field: &'static str, used: bool| if used { vec![field] } else { vec![] };
-    let before = used("bos_token", flag(config, "add_bos_token").unwrap_or(bos));
-    let after = used("eos_token", flag(config, "add_eos_token").unwrap_or(eos));
-    finish(folder, config, tokenizer, (&before, &after))
+    class.finish(folder, config, tokenizer)
 }
 
 /// T5's sentinels, which stand behind the vocabulary in falling order.
@@ -144,6 +170,41 @@ fn broken(path: &Path, problem: &str) -> Error {
     Error::tokenizer(format!("{} {problem}: copy or download it again", path.display()))
 }
 
+/// Classes with byte-level BPE.
+const BYTE_LEVEL_CLASSES: &[Class] = &[
+    Class { name: "GPT2Tokenizer", defaults: GPT2_TOKENS, before: None, after: None },
+    Class { name: "CodeGenTokenizer", defaults: GPT2_TOKENS, before: None, after: None },
+    Class {
+        name: "Qwen2Tokenizer",
+        defaults: &[("eos_token", "<|endoftext|>"), ("pad_token", "<|endoftext|>")],
+        before: None,
+        after: None,
+    },
+    Class {
+        name: "CLIPTokenizer",
+        defaults: &[
+            ("bos_token", "<|startoftext|>"),
+            ("eos_token", "<|endoftext|>"),
+            ("unk_token", "<|endoftext|>"),
+            ("pad_token", "<|endoftext|>"),
+        ],
+        before: Some("bos_token"),
+        after: Some("eos_token"),
+    },
+    Class { name: "RobertaTokenizer", defaults: ROBERTA_TOKENS, before: Some("cls_token"), after: Some("sep_token") },
+    Class { name: "BartTokenizer", defaults: ROBERTA_TOKENS, before: Some("cls_token"), after: Some("sep_token") },
+];
+const GPT2_TOKENS: &[(&str, &str)] =
+    &[("bos_token", "<|endoftext|>"), ("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>")];
+const ROBERTA_TOKENS: &[(&str, &str)] = &[
+    ("bos_token", "<s>"),
+    ("cls_token", "<s>"),
+    ("eos_token", "</s>"),
+    ("sep_token", "</s>"),
+    ("unk_token", "<unk>"),
+    ("pad_token", "<pad>"),
+];
+
 /// Byte-level BPE of `vocab.json` and `merges.txt`.
 fn byte_level(folder: &Path, config: &mut Map<String, Value>) -> Result<Value> {
     let Some(class) = class(config) else {
@@ -153,40 +214,16 @@ fn byte_level(folder: &Path, config: &mut Map<String, Value>) -> Result<Value> {
             folder.display()
         )));
     };
-    let endoftext = ["bos_token", "eos_token", "unk_token"].map(|name| (name, "<|endoftext|>"));
-    let qwen = [("eos_token", "<|endoftext|>"), ("pad_token", "<|endoftext|>")];
-    let clip = [("bos_token", "<|startoftext|>"), ("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>")];
-    let roberta = [
-        ("bos_token", "<s>"),
-        ("cls_token", "<s>"),
-        ("eos_token", "</s>"),
-        ("sep_token", "</s>"),
-        ("unk_token", "<unk>"),
-        ("pad_token", "<pad>"),
-    ];
-    let (defaults, around): (&[_], (&[&str], &[&str])) = match class.as_str() {
-        "GPT2Tokenizer" | "CodeGenTokenizer" if flag(config, "add_bos_token") == Some(true) => {
-            (&endoftext, (&["bos_token"], &[]))
-        }
-        "GPT2Tokenizer" | "CodeGenTokenizer" => (&endoftext, (&[], &[])),
-        "Qwen2Tokenizer" => (&qwen, (&[], &[])),
-        "CLIPTokenizer" => (&clip, (&["bos_token"], &["eos_token"])),
-        "RobertaTokenizer" | "BartTokenizer" => (&roberta, (&["cls_token"], &["sep_token"])),
-        other => {
-            let known =
-                "GPT2Tokenizer, CodeGenTokenizer, Qwen2Tokenizer, CLIPTokenizer, RobertaTokenizer and BartTokenizer";
-            return Err(unsupported(folder, other, known));
-        }
-    };
+    let class = Class::find(folder, &class, BYTE_LEVEL_CLASSES)?;
     let (vocab, merges) = (read_vocab(&folder.join(VOCAB_JSON))?, read_merges(&folder.join(MERGES))?);
     let prefix = flag(config, "add_prefix_space").unwrap_or(false);
-    complete(config, folder, defaults)?;
-    let tokenizer = match class.as_str() {
+    complete(config, folder, class.defaults)?;
+    let tokenizer = match class.name {
         "CLIPTokenizer" => clip_form(&vocab, &merges, config),
         "Qwen2Tokenizer" => byte_level_form(&vocab, &merges, json!({ "type": "NFC" }), QWEN2_WORDS, false),
         _ => byte_level_form(&vocab, &merges, Value::Null, GPT2_WORDS, prefix),
     };
-    finish(folder, config, tokenizer, around)
+    class.finish(folder, config, tokenizer)
 }
 
 fn byte_level_form(
@@ -223,7 +260,7 @@ fn clip_form(vocab: &Map<String, Value>, merges: &[[String; 2]], config: &Map<St
         "post_processor": null,
         "decoder": { "type": "Sequence", "decoders": [
             bytes, replace(json!({ "String": "</w>" }), " "), { "type": "Fuse" },
-            { "type": "Strip", "content": " ", "start": 0, "stop": 1 },
+            replace(json!({ "Regex": r" \z" }), ""),
         ] },
         "model": { "type": "BPE", "dropout": null, "unk_token": config.get("unk_token").and_then(content),
                    "continuing_subword_prefix": "", "end_of_word_suffix": "</w>", "fuse_unk": false,
@@ -231,40 +268,50 @@ fn clip_form(vocab: &Map<String, Value>, merges: &[[String; 2]], config: &Map<St
     })
 }
 
+/// Classes with WordPiece.
+const WORD_PIECE_CLASSES: &[Class] = &[
+    Class { name: "BertTokenizer", defaults: BERT_TOKENS, before: Some("cls_token"), after: Some("sep_token") },
+    Class { name: "DistilBertTokenizer", defaults: BERT_TOKENS, before: Some("cls_token"), after: Some("sep_token") },
+    Class { name: "ElectraTokenizer", defaults: BERT_TOKENS, before: Some("cls_token"), after: Some("sep_token") },
+];
+const BERT_TOKENS: &[(&str, &str)] = &[
+    ("unk_token", "[UNK]"),
+    ("sep_token", "[SEP]"),
+    ("pad_token", "[PAD]"),
+    ("cls_token", "[CLS]"),
+    ("mask_token", "[MASK]"),
+];
+
 /// BERT's WordPiece of `vocab.txt`, one token a line.
 fn word_piece(folder: &Path, config: &mut Map<String, Value>) -> Result<Value> {
     let class = class(config).unwrap_or_else(|| "BertTokenizer".into());
-    if !matches!(class.as_str(), "BertTokenizer" | "DistilBertTokenizer" | "ElectraTokenizer") {
-        return Err(unsupported(folder, &class, "BertTokenizer, DistilBertTokenizer and ElectraTokenizer"));
-    }
-    let defaults = [
-        ("unk_token", "[UNK]"),
-        ("sep_token", "[SEP]"),
-        ("pad_token", "[PAD]"),
-        ("cls_token", "[CLS]"),
-        ("mask_token", "[MASK]"),
-    ];
-    complete(config, folder, &defaults)?;
-    let path = folder.join(VOCAB_TXT);
-    let text = files::read_text(&path, MAX_FILE_BYTES)?;
-    let mut vocab = Map::new();
-    for (id, token) in text.lines().enumerate() {
-        if vocab.insert(token.trim_end_matches('\r').into(), json!(id)).is_some() {
-            return Err(broken(&path, &format!("has the token `{token}` twice")));
-        }
-    }
-    let lower = flag(config, "do_lower_case").unwrap_or(true);
+    let class = Class::find(folder, &class, WORD_PIECE_CLASSES)?;
+    complete(config, folder, class.defaults)?;
+    let vocab = read_lines(&folder.join(VOCAB_TXT))?;
     let tokenizer = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
         "normalizer": { "type": "BertNormalizer", "clean_text": true,
                         "handle_chinese_chars": flag(config, "tokenize_chinese_chars").unwrap_or(true),
-                        "strip_accents": config.get("strip_accents"), "lowercase": lower },
+                        "strip_accents": config.get("strip_accents"),
+                        "lowercase": flag(config, "do_lower_case").unwrap_or(true) },
         "pre_tokenizer": { "type": "BertPreTokenizer" }, "post_processor": null,
         "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
         "model": { "type": "WordPiece", "unk_token": config.get("unk_token").and_then(content),
                    "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": vocab },
     });
-    finish(folder, config, tokenizer, (&["cls_token"], &["sep_token"]))
+    class.finish(folder, config, tokenizer)
+}
+
+/// Tokens, one a line, with the number of the line as id.
+fn read_lines(path: &Path) -> Result<Map<String, Value>> {
+    let text = files::read_text(path, MAX_FILE_BYTES)?;
+    let mut vocab = Map::new();
+    for (id, token) in text.lines().enumerate() {
+        if vocab.insert(token.into(), json!(id)).is_some() {
+            return Err(broken(path, &format!("has the token `{token}` twice")));
+        }
+    }
+    Ok(vocab)
 }
 
 fn read_vocab(path: &Path) -> Result<Map<String, Value>> {

@@ -151,19 +151,18 @@ fn parse_id(text: &str, id: &str) -> Result<u32> {
         .map_err(|_| Error::tokenizer(format!("the added token `{text}` has id {id}, expected a number below 2^32")))
 }
 
-/// A post-processor that puts tokens before and after a text; `null` for none.
-pub(super) fn surround(before: &[(&str, u32)], after: &[(&str, u32)]) -> Value {
-    if before.is_empty() && after.is_empty() {
+/// A post-processor that puts a token before and another one after a text; `null` for none.
+pub(super) fn surround(before: Option<(&str, u32)>, after: Option<(&str, u32)>) -> Value {
+    if before.is_none() && after.is_none() {
         return Value::Null;
     }
-    let special = |&(token, _): &(&str, u32)| json!({ "SpecialToken": { "id": token, "type_id": 0 } });
-    let text = |name: &str| json!({ "Sequence": { "id": name, "type_id": 0 } });
-    let around = |name: &str| before.iter().map(special).chain([text(name)]).chain(after.iter().map(special));
-    let tokens: Map<String, Value> = before
-        .iter()
-        .chain(after)
-        .map(|&(token, id)| (token.to_string(), json!({ "id": token, "ids": [id], "tokens": [token] })))
-        .collect();
+    let special = |(token, _): (&str, u32)| json!({ "SpecialToken": { "id": token, "type_id": 0 } });
+    let around = |name: &str| {
+        let text = json!({ "Sequence": { "id": name, "type_id": 0 } });
+        before.map(special).into_iter().chain([text]).chain(after.map(special))
+    };
+    let entry = |(token, id): (&str, u32)| (token.to_string(), json!({ "id": token, "ids": [id], "tokens": [token] }));
+    let tokens: Map<String, Value> = before.into_iter().chain(after).map(entry).collect();
     json!({
         "type": "TemplateProcessing", "special_tokens": tokens,
         "single": around("A").collect::<Vec<_>>(), "pair": around("A").chain(around("B")).collect::<Vec<_>>(),

@@ -39,9 +39,9 @@ use crate::{Error, Result};
 pub struct Recipe {
     /// Folder that relative paths of the recipe are relative to. In a recipe file `root` is itself relative to the
     /// folder of that file: `root = "."` means the recipe's own folder. [`Recipe::read`] makes it absolute. If the file
-    /// has none, it is the file's folder, or the current folder if that has a path of the recipe that the file's folder
-    /// lacks; then a [notice](Self::notice) says so. For a recipe that was not read from a file, an absent `root` means
-    /// the current folder.
+    /// has none, it is the file's folder, or the current folder if only that has an input of the recipe or the checkpoints
+    /// of its run; then a [notice](Self::notice) says so. For a recipe that was not read from a file, an absent `root`
+    /// means the current folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<PathBuf>,
     /// Folder of the run: checkpoints, metrics, plots, and the trained model under `export/`.
@@ -178,17 +178,12 @@ impl Recipe {
     /// # Errors
     /// [`Error::Config`], [`Error::Format`] or [`Error::Io`] if there is no such preset and no such valid file.
     pub fn model_config(&self) -> Result<HaploVlConfig> {
-        match self.config.as_str() {
-            "haplovl_7b_pro" => Ok(HaploVlConfig::haplovl_7b_pro()),
-            "haplovl_8b" => Ok(HaploVlConfig::haplovl_8b()),
-            "haplovl_7b" => Ok(HaploVlConfig::haplovl_7b()),
-            "tiny" => Ok(HaploVlConfig::tiny()),
-            source => {
-                let model = self.open_model_source("config", source)?;
-                let path = model.path();
-                HaploVlConfig::from_file(if path.is_dir() { path.join("config.json") } else { path.to_path_buf() })
-            }
+        if let Some(preset) = preset(&self.config) {
+            return Ok(preset);
         }
+        let model = self.open_model_source("config", &self.config)?;
+        let path = model.path();
+        HaploVlConfig::from_file(if path.is_dir() { path.join("config.json") } else { path.to_path_buf() })
     }
 
     /// Identity of the run in its checkpoints: with other samples or other batches, a checkpoint's position in the data
@@ -206,5 +201,16 @@ impl Recipe {
             self.config,
             self.seed
         ))
+    }
+}
+
+/// Model configuration of this name.
+fn preset(name: &str) -> Option<HaploVlConfig> {
+    match name {
+        "haplovl_7b_pro" => Some(HaploVlConfig::haplovl_7b_pro()),
+        "haplovl_8b" => Some(HaploVlConfig::haplovl_8b()),
+        "haplovl_7b" => Some(HaploVlConfig::haplovl_7b()),
+        "tiny" => Some(HaploVlConfig::tiny()),
+        _ => None,
     }
 }

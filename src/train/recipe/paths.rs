@@ -36,8 +36,12 @@ impl Recipe {
     /// # Errors
     /// [`Error::Config`] naming the field, with the errors of [`ModelSource::resolve`].
     pub(in crate::train) fn open_model_source(&self, field: &str, source: &str) -> Result<ResolvedModel> {
-        let model = ModelSource::located(source, self.resolve(source)).and_then(|source| source.resolve());
-        model.map_err(|e| Error::config(field, e.to_string()).caused_by(e))
+        let path = self.resolve(source);
+        let model = ModelSource::located(source, path.clone()).and_then(|source| source.resolve());
+        model.map_err(|e| match &e {
+            Error::Hub(_) => Error::config(field, format!("{e}; nor is there {}", path.display())).caused_by(e),
+            _ => Error::config(field, e.to_string()).caused_by(e),
+        })
     }
 }
 

@@ -182,6 +182,25 @@ fn paths_are_relative_to_the_root() {
 }
 
 #[test]
+fn a_tokenizer_is_a_string_or_a_table_with_words() {
+    let plain = read(RECIPE, &[]).unwrap();
+    assert_eq!(plain.tokenizer, TokenizerConfig::new("shapes"));
+    let grown = read(RECIPE, &["tokenizer.add=[\"cat\"]", "tokenizer.add_missing=5"]).unwrap();
+    assert_eq!((grown.tokenizer.source.as_str(), grown.tokenizer.add_missing), ("shapes", 5));
+    assert_eq!(read(&toml::to_string(&grown).unwrap(), &[]).unwrap(), grown);
+    // Words are part of the run's identity, and a run without any keeps its identity.
+    assert_ne!(grown.identity().unwrap(), plain.identity().unwrap());
+    assert!(!plain.identity().unwrap().contains("added words"));
+    let table = RECIPE.replace(r#"tokenizer = "shapes""#, r#"tokenizer = { source = "shapes" }"#);
+    assert_eq!(read(&table, &[]).unwrap(), plain);
+    let message = |setting: &str| read(RECIPE, &[setting]).unwrap_err().to_string();
+    assert!(message("tokenizer.add=[\"a \"]").contains("tokenizer.add"));
+    assert!(message("tokenizer.ad=[]").contains("`ad`"), "{}", message("tokenizer.ad=[]"));
+    assert!(message("tokenizer=5").contains("a string, or a table with `source`"), "{}", message("tokenizer=5"));
+    assert!(message("data.max_unknown_share=1.5").contains("data.max_unknown_share"));
+}
+
+#[test]
 fn without_a_root_paths_start_from_the_recipe_or_else_from_the_current_folder() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("recipe.toml");

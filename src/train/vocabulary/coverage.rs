@@ -1,10 +1,9 @@
 //! Coverage of the words to learn by the vocabulary, over a sample of the training data.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::data::{Concat, Dataset, IMAGE_MARKER, Record, Records, guarded};
+use crate::data::{Dataset, IMAGE_MARKER, Record, Turn, VIDEO_MARKER, guarded};
 use crate::processor::{CoverageCheck, Role, TextTokenizer};
 use crate::train::collate::SampleForm;
 use crate::train::recipe::Recipe;
@@ -21,7 +20,7 @@ const LISTED_CHARS: usize = 16;
 
 /// Training records, and what of them is learnt.
 pub(super) struct Sample<'a> {
-    pub samples: &'a Concat<Arc<Records>>,
+    pub samples: &'a dyn Dataset<Item = Record>,
     pub form: SampleForm,
 }
 
@@ -46,7 +45,12 @@ impl Sample<'_> {
 
 fn texts(record: &Record, wanted: impl Fn(Role) -> bool) -> Vec<String> {
     let turns = record.turns.iter().filter(|turn| wanted(turn.role));
-    turns.map(|turn| turn.text.replace(IMAGE_MARKER, " ")).collect()
+    let text = |turn: &Turn| match turn.role {
+        // Markers are words there.
+        Role::Assistant => turn.text.clone(),
+        _ => turn.text.replace(IMAGE_MARKER, " ").replace(VIDEO_MARKER, " "),
+    };
+    turns.map(text).collect()
 }
 
 /// Share of the words to learn that the vocabulary lacks.

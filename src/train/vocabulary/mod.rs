@@ -9,13 +9,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use self::coverage::{CoverageReport, Sample, check_coverage};
-pub(super) use self::rows::row_map;
+pub(super) use self::rows::{SourceVocabulary, row_map};
 pub(super) use self::words::write_chosen;
 use super::recipe::Recipe;
 use crate::Result;
 use crate::config::HaploVlConfig;
 use crate::data::shapes::tokenizer as shapes_tokenizer;
-use crate::data::{Concat, Records};
+use crate::data::{Dataset, Record};
 use crate::processor::{ChatTemplate, Processor, ProcessorSettings, TextTokenizer, missing_tokens};
 
 /// Added tokens that a message lists; more are only counted.
@@ -39,7 +39,7 @@ impl Vocabulary {
     /// # Errors
     /// The errors of the tokenizer's files, and [`Error::Data`](crate::Error::Data) if it lacks too many of the words to
     /// learn.
-    pub fn open(recipe: &Recipe, config: &HaploVlConfig, samples: &Concat<Arc<Records>>) -> Result<Self> {
+    pub fn open(recipe: &Recipe, config: &HaploVlConfig, samples: &dyn Dataset<Item = Record>) -> Result<Self> {
         let Parts { tokenizer, template, mut settings } = Parts::open(recipe, config)?;
         let special = missing_tokens(&tokenizer, template.as_ref(), &settings.tokens)?;
         let sample = Sample { samples, form: recipe.stage.sample_form() };

@@ -1,15 +1,70 @@
 //! Rows of a pretrained model's vocabulary for the tokens of a run.
 
+use std::collections::HashMap;
+use std::path::Path;
+
 use crate::Result;
 use crate::processor::TextTokenizer;
-use crate::weights::{RowMap, RowSource};
+use crate::weights::{GgufFile, RowMap, RowSource};
+
+/// Vocabulary of a pretrained model.
+pub(in crate::train) enum SourceVocabulary {
+    /// A tokenizer, which also splits a token into pieces.
+    Tokenizer(Box<TextTokenizer>),
+    /// The tokens of a GGUF file with their ids.
+    Tokens(HashMap<String, u32>),
+}
+
+impl SourceVocabulary {
+    /// The vocabulary of a model folder; `None` if the folder has no tokenizer.
+    pub fn of_folder(folder: &Path) -> Result<Option<Self>> {
+        Ok(TextTokenizer::find(folder)?.map(|tokenizer| Self::Tokenizer(Box::new(tokenizer))))
+    }
+
+    /// The vocabulary of a language model: of its folder, or of a GGUF file, whose tokens say whether a tokenizer beside it
+    /// is its own.
+    pub fn of_llm(path: &Path) -> Result<Option<Self>> {
+        if path.is_dir() {
+            return Self::of_folder(path);
+        }
+        let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+        let tokens = if is_gguf { GgufFile::open(path)?.tokens()? } else { None };
+        let beside = Self::of_folder(path.parent().unwrap_or(Path::new("")))?;
+        let Some(tokens) = tokens else { return Ok(beside) };
+        let ids: HashMap<String, u32> = tokens.into_iter().zip(0..).collect();
+        let agrees = |beside: &Self| ids.iter().all(|(token, &id)| beside.id(token).is_none_or(|found| found == id));
+        Ok(beside.filter(agrees).or(Some(Self::Tokens(ids))))
+    }
+
+    fn id(&self, token: &str) -> Option<u32> {
+        match self {
+            Self::Tokenizer(tokenizer) => tokenizer.id(token),
+            Self::Tokens(ids) => ids.get(token).copied(),
+        }
+    }
+
+    /// Whether an id has no token, as that of a row with which a table is padded.
+    fn is_padding(&self, id: u32) -> bool {
+        match self {
+            Self::Tokenizer(tokenizer) => tokenizer.inner().id_to_token(id).is_none(),
+            Self::Tokens(ids) => id as usize >= ids.len(),
+        }
+    }
+
+    /// Known pieces of a text.
+    fn pieces(&self, text: &str) -> Vec<u32> {
+        let Self::Tokenizer(tokenizer) = self else { return Vec::new() };
+        let pieces = tokenizer.encode(text).unwrap_or_default();
+        pieces.into_iter().filter(|id| !tokenizer.is_unknown(*id)).collect()
+    }
+}
 
 /// The source of each row of the run's vocabulary of `new_rows` rows: the row of the same token of `source`, whose table
 /// has `old_rows` rows, or the mean of the rows of its pieces.
 ///
 /// Rows beyond both vocabularies, with which published tables are padded, stay where they are.
 pub(in crate::train) fn row_map(
-    source: &TextTokenizer,
+    source: &SourceVocabulary,
     old_rows: usize,
     run: &TextTokenizer,
     new_rows: usize,
@@ -17,8 +72,7 @@ pub(in crate::train) fn row_map(
     let has_row = |id: &u32| (*id as usize) < old_rows;
     let row = |id: u32| -> RowSource {
         let Some(token) = run.inner().id_to_token(id) else {
-            let padding = has_row(&id) && source.inner().id_to_token(id).is_none();
-            return if padding { RowSource::Row(id) } else { RowSource::Mean };
+            return if has_row(&id) && source.is_padding(id) { RowSource::Row(id) } else { RowSource::Mean };
         };
         match source.id(&token).filter(has_row) {
             Some(old) => RowSource::Row(old),
@@ -30,7 +84,7 @@ pub(in crate::train) fn row_map(
 
 /// Rows of the pieces of a token that the source lacks.
 fn pieces(
-    source: &TextTokenizer,
+    source: &SourceVocabulary,
     run: &TextTokenizer,
     id: u32,
     token: &str,
@@ -41,7 +95,46 @@ fn pieces(
     }
     // A part of a character has no text.
     let text = run.decode(&[id], false).ok().filter(|text| !text.is_empty() && !text.contains('\u{FFFD}'));
-    let pieces = source.encode(text.as_deref().unwrap_or(token)).unwrap_or_default();
-    let known: Vec<u32> = pieces.into_iter().filter(|id| has_row(id) && !source.is_unknown(*id)).collect();
-    if known.is_empty() { RowSource::Mean } else { RowSource::Pieces(known) }
+    let mut rows = source.pieces(text.as_deref().unwrap_or(token));
+    rows.retain(has_row);
+    if rows.is_empty() { RowSource::Mean } else { RowSource::Pieces(rows) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, json};
+    use tokenizers::Tokenizer;
+
+    use super::*;
+
+    /// A tokenizer of characters and the pairs of `merges`, in this order.
+    fn tokenizer(tokens: &[&str], merges: &[[&str; 2]]) -> TextTokenizer {
+        let vocab: Map<_, _> = tokens.iter().zip(0..).map(|(token, id)| (token.to_string(), json!(id))).collect();
+        let file = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": null, "post_processor": null, "decoder": { "type": "Fuse" },
+            "model": { "type": "BPE", "vocab": vocab, "merges": merges, "unk_token": tokens[0] },
+        });
+        TextTokenizer::new(file.to_string().parse::<Tokenizer>().unwrap(), Map::new()).unwrap()
+    }
+
+    #[test]
+    fn rows_follow_tokens_pieces_and_padding() {
+        use RowSource::{Mean, Pieces, Row};
+        let source = SourceVocabulary::Tokenizer(Box::new(tokenizer(&["?", "a", "b", "x"], &[])));
+        let run = tokenizer(&["?", "b", "a", "ab", "z", "az"], &[["a", "b"], ["a", "z"]]);
+        let map = row_map(&source, 8, &run, 9).unwrap();
+        // The unknown z has no pieces, and of `az` only the known one counts.
+        let rows = vec![Row(0), Row(2), Row(1), Pieces(vec![1, 2]), Mean, Pieces(vec![1]), Row(6), Row(7), Mean];
+        assert_eq!(map, RowMap::new(rows, 8).unwrap());
+        let same = tokenizer(&["?", "a", "b", "x"], &[]);
+        assert!(row_map(&source, 8, &same, 8).unwrap().is_identity());
+    }
+
+    #[test]
+    fn tokens_of_a_file_are_enough() {
+        let source = SourceVocabulary::Tokens([("?".into(), 0), ("b".into(), 1)].into());
+        let map = row_map(&source, 2, &tokenizer(&["?", "a", "b"], &[]), 3).unwrap();
+        assert_eq!(map, RowMap::new(vec![RowSource::Row(0), RowSource::Mean, RowSource::Row(1)], 2).unwrap());
+    }
 }

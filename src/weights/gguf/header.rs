@@ -89,6 +89,25 @@ impl Header {
     }
 }
 
+/// Texts of an array of the metadata, which [`Header`] does not keep; `None` if there is no such array of texts.
+pub(super) fn texts(file: &[u8], key: &str) -> Parsed<Option<Vec<String>>> {
+    let mut reader = Reader { file, position: MAGIC.len() };
+    let (_version, _tensors, values) = (reader.u32()?, reader.u64()?, reader.u64()?);
+    for _ in 0..values {
+        let (found, kind) = (reader.name("a metadata key", MAX_KEY)?, reader.u32()?);
+        if found != key {
+            reader.value(kind)?;
+            continue;
+        }
+        if kind != ARRAY || reader.u32()? != STRING {
+            return Ok(None);
+        }
+        let length = reader.u64()?;
+        return (0..length).map(|_| reader.text()).collect::<Parsed<_>>().map(Some);
+    }
+    Ok(None)
+}
+
 /// Rejects tensors that overlap or have gaps larger than the alignment requires: a wrong offset would read another
 /// tensor's data.
 fn check_places(tensors: &BTreeMap<String, TensorInfo>, data: usize, alignment: usize, file: usize) -> Parsed<()> {

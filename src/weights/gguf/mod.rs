@@ -27,6 +27,9 @@ use crate::{Error, Result, files};
 /// File name of the weights in the folder of a quantised model.
 pub(super) const MODEL_FILE: &str = "model.gguf";
 
+/// Metadata key of the vocabulary.
+const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
+
 /// A `.gguf` file: a language model of architecture `llama`, `qwen2` or `qwen3`, or a quantised HaploVL.
 ///
 /// A file that is split into parts (`NAME-00001-of-00003.gguf`) is opened by the name of any part.
@@ -87,6 +90,15 @@ impl GgufFile {
     /// The metadata by GGUF key. Arrays are represented by their length.
     pub fn metadata(&self) -> &BTreeMap<String, GgufValue> {
         &self.metadata
+    }
+
+    /// The vocabulary in the order of ids, as the file's tokenizer writes tokens; `None` if the file has none.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if the list is broken.
+    pub fn tokens(&self) -> Result<Option<Vec<String>>> {
+        let Some(file) = self.maps.first() else { return Ok(None) };
+        header::texts(file, TOKENS_KEY).map_err(|message| Error::format(&self.path, message))
     }
 
     /// Shape of the tensor with this HF name, outermost dimension first as in HF; `None` if there is none.

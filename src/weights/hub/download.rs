@@ -10,17 +10,19 @@ use super::{environment, split_id};
 use crate::{Error, Result};
 
 /// The files of a repository that a model is made of. Weights in other formats and copies stay where they are.
-const CHECKPOINT_FILES: [&str; 15] = [
+const CHECKPOINT_FILES: [&str; 17] = [
     "config.json",
     "generation_config.json",
     "model.gguf",
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
+    "spiece.model",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
     "chat_template.json",
     "chat_template.jinja",
     "preprocessor_config.json",

@@ -27,7 +27,8 @@ use crate::Result;
 /// at the start and end of each file, and `Hub::with_progress` takes a function that shows how far it is.
 ///
 /// # Errors
-/// [`Error::Hub`] saying what failed and what to do; always, if this crate was built without the feature `hub`.
+/// [`Error::Hub`](crate::Error::Hub) saying what failed and what to do; always, if this crate was built without the feature
+/// `hub`.
 pub fn download(id: &str, revision: Option<&str>) -> Result<PathBuf> {
     #[cfg(feature = "hub")]
     return Hub::from_env().download(id, revision);

@@ -83,6 +83,11 @@ impl ClipConfig {
         self.image_size / self.patch_size.max(1)
     }
 
+    /// Side of the square that whole patches cover, in pixels; at most `image_size`.
+    pub fn side_of_patches(&self) -> usize {
+        self.patches_per_side() * self.patch_size
+    }
+
     /// Tokens before the patches.
     pub fn class_tokens(&self) -> usize {
         usize::from(self.family == VisionFamily::Clip)

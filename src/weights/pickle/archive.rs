@@ -224,3 +224,6 @@ fn contents(
     }
     Ok(Contents { tensors, others: found.others.into_iter().map(String::from).collect() })
 }
+
+#[cfg(test)]
+mod tests;

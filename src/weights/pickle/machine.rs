@@ -10,7 +10,7 @@ use super::rebuild;
 use super::value::{Id, Value, Values};
 
 /// Most values of a program; a checkpoint has some twenty a tensor.
-const MAX_VALUES: usize = 1 << 21;
+const MAX_VALUES: usize = 1 << 20;
 /// Most opcodes of a program.
 const MAX_STEPS: usize = 1 << 23;
 /// Highest memo index, which is the number of memorised values in real programs.
@@ -176,8 +176,8 @@ impl<'a> Machine<'a> {
         match Global::find(module, name).filter(|_| code != b'i') {
             Some(global) => self.push(Value::Global(global)),
             None => Err(format!(
-                "refers to the Python object `{module}.{name}`, which is no part of a tensor; nothing of the file was run: \
-                 use a file of tensors alone (a state_dict, or safetensors) from a source you trust"
+                "refers to the Python object `{module}.{name}`, which no tensor needs; nothing of the file was run: get \
+                 a state_dict or safetensors from a source you trust"
             )),
         }
     }

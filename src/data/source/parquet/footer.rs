@@ -53,7 +53,9 @@ fn is_shallow(children: &[usize]) -> bool {
 }
 
 // Types of Thrift's compact protocol.
+const STOP: u8 = 0;
 const BYTE: u8 = 3;
+const INT32: u8 = 5;
 const DOUBLE: u8 = 7;
 const BINARY: u8 = 8;
 const LIST: u8 = 9;
@@ -74,8 +76,10 @@ impl Footer<'_> {
     /// Reads the whole footer.
     fn children(mut self) -> Option<Vec<usize>> {
         let mut field = 0;
-        while let Some(kind) = self.field(&mut field)? {
+        loop {
+            let kind = self.field(&mut field)?;
             match (field, kind) {
+                (_, STOP) => return Some(self.children),
                 (2, LIST) => {
                     let (count, _) = self.list()?;
                     (0..count).try_for_each(|_| self.schema_element())?;
@@ -83,14 +87,15 @@ impl Footer<'_> {
                 _ => self.skip(kind, 0)?,
             }
         }
-        Some(self.children)
     }
 
     fn schema_element(&mut self) -> Option<()> {
         let (mut field, mut children) = (0, 0);
-        while let Some(kind) = self.field(&mut field)? {
-            match field {
-                5 => {
+        loop {
+            let kind = self.field(&mut field)?;
+            match (field, kind) {
+                (_, STOP) => break,
+                (5, INT32) => {
                     let zigzag = self.varint()?;
                     children = if zigzag & 1 == 0 { usize::try_from(zigzag >> 1).ok()? } else { return None };
                 }
@@ -101,12 +106,11 @@ impl Footer<'_> {
         Some(())
     }
 
-    /// Type of the next field of a struct, whose number is put in `field`; `None` within at the end of the struct.
-    #[expect(clippy::option_option, reason = "not well-formed, or at the end")]
-    fn field(&mut self, field: &mut i64) -> Option<Option<u8>> {
+    /// Type of the next field of a struct, whose number is put in `field`, or [`STOP`].
+    fn field(&mut self, field: &mut i64) -> Option<u8> {
         let byte = self.byte()?;
-        if byte == 0 {
-            return Some(None);
+        if byte == STOP {
+            return Some(STOP);
         }
         *field = match byte >> 4 {
             0 => {
@@ -115,7 +119,7 @@ impl Footer<'_> {
             }
             step => field.checked_add(i64::from(step))?,
         };
-        Some(Some(byte & 15))
+        Some(byte & 15)
     }
 
     /// Number and type of a list's elements; each takes at least a byte.
@@ -151,10 +155,12 @@ impl Footer<'_> {
             MAP => self.skip_map(level),
             STRUCT => {
                 let mut field = 0;
-                while let Some(kind) = self.field(&mut field)? {
-                    self.skip(kind, level + 1)?;
+                loop {
+                    match self.field(&mut field)? {
+                        STOP => return Some(()),
+                        kind => self.skip(kind, level + 1)?,
+                    }
                 }
-                Some(())
             }
             _ => None,
         }

@@ -176,9 +176,13 @@ fn decoder(model: &ModelProto, options: Options) -> Value {
         (true, false) => own + 1,
         (false, false) => own,
     };
-    let stop = if options.strip { ALL_SPACES } else { 0 };
-    if start + stop > 0 {
-        steps.push(json!({ "type": "Strip", "content": " ", "start": start, "stop": stop }));
+    if start > 0 {
+        steps.push(json!({ "type": "Strip", "content": " ", "start": start, "stop": 0 }));
+    }
+    if options.strip {
+        // Not `Strip`, which fails on an empty text.
+        let pattern = json!({ "Regex": r"(?<! ) +\z" });
+        steps.push(json!({ "type": "Replace", "pattern": pattern, "content": "" }));
     }
     json!({ "type": "Sequence", "decoders": steps })
 }
