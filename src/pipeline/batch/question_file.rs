@@ -51,6 +51,13 @@ pub struct TestQuestion {
     asked: Record,
 }
 
+/// A record with its fields, and its right answers if it has them apart from its turns.
+struct Graded {
+    fields: Map<String, Value>,
+    record: Record,
+    answers: Option<Vec<String>>,
+}
+
 impl TestQuestion {
     /// The request for the model's answer.
     pub fn request(&self) -> Request {
@@ -106,10 +113,11 @@ impl QuestionFile {
     /// # Errors
     /// What is wrong with the record.
     pub fn questions(&self, index: usize) -> Result<Vec<TestQuestion>> {
-        let (fields, record, answers) = match &self.form {
+        let Graded { fields, record, answers } = match &self.form {
             Form::Json(file) => self.graded(&file.read(index)?)?,
             Form::Other(records) => {
-                (Map::from_iter([("image".to_owned(), self.describe(index).into())]), records.get(index)?, None)
+                let fields = Map::from_iter([("image".to_owned(), self.describe(index).into())]);
+                Graded { fields, record: records.get(index)?, answers: None }
             }
         };
         let questions = questions(&fields, &record, answers);
@@ -119,12 +127,14 @@ impl QuestionFile {
         Ok(questions)
     }
 
-    /// The fields of a JSON record, the record, and its right answers if they are a list of their own.
-    fn graded(&self, json: &[u8]) -> Result<(Map<String, Value>, Record, Option<Vec<String>>)> {
+    /// A record of a JSON file.
+    fn graded(&self, json: &[u8]) -> Result<Graded> {
         let fields: Map<String, Value> = lenient_json(json)
             .map_err(|e| Error::data(format!("the record is not a JSON object ({e})")).caused_by(e))?;
-        let (record, answers) = with_one_answer(fields.clone())?;
-        Ok((fields, RecordFile::parse(Value::from(record).to_string().as_bytes(), &self.images)?, answers))
+        let mut with_answer = fields.clone();
+        let answers = keep_one_answer(&mut with_answer)?;
+        let record = RecordFile::parse(Value::from(with_answer).to_string().as_bytes(), &self.images)?;
+        Ok(Graded { fields, record, answers })
     }
 }
 
@@ -150,24 +160,25 @@ fn questions(fields: &Map<String, Value>, record: &Record, answers: Option<Vec<S
     turns.filter_map(question).collect()
 }
 
-/// The record with one right answer, and all right answers if they are a list. A record that has a conversation keeps it.
-fn with_one_answer(mut fields: Map<String, Value>) -> Result<(Map<String, Value>, Option<Vec<String>>)> {
-    if turns(&fields).is_some() {
-        remove(&mut fields, &[names::QUESTION, names::ANSWER, &[VQA_ANSWER]]);
-        return Ok((fields, None));
+/// Leaves one right answer in the fields, and returns all of them. A record that has a conversation keeps it, and has no
+/// answers beside.
+fn keep_one_answer(fields: &mut Map<String, Value>) -> Result<Option<Vec<String>>> {
+    if turns(fields).is_some() {
+        remove(fields, &[names::QUESTION, names::ANSWER, &[VQA_ANSWER]]);
+        return Ok(None);
     }
     let fields_of_answers = ["answers", VQA_ANSWER];
-    let right = [&fields_of_answers, names::ANSWER, names::TEXT].iter().find_map(|names| first_set(&fields, names));
+    let right = [&fields_of_answers, names::ANSWER, names::TEXT].iter().find_map(|names| first_set(fields, names));
     let mut right = right.map(right_answers).unwrap_or_default();
     let Some(commonest) = commonest_answer(&right).map(str::to_owned) else {
         return Err(Error::data("the record has no `answer`, `answers` or `conversations`, expected one of them"));
     };
-    remove(&mut fields, &[names::CONVERSATION, names::ANSWER, names::TEXT, names::LABEL, &[VQA_ANSWER]]);
+    remove(fields, &[names::CONVERSATION, names::ANSWER, names::TEXT, names::LABEL, &[VQA_ANSWER]]);
     fields.insert("answer".into(), commonest.as_str().into());
     if let Some(first) = right.iter().position(|answer| *answer == commonest) {
         right.swap(0, first);
     }
-    Ok((fields, Some(right)))
+    Ok(Some(right))
 }
 
 /// The right answers of a field: a text, a number, or a list of these or of objects with `answer`.
