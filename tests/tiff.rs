@@ -1,5 +1,7 @@
 //! TIFF kinds beyond those of the `image` crate: palettes, YCbCr, float and wide samples, in both byte orders.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use haplovl::processor::ImageDecoder;
 use image::RgbImage;
 use proptest::prelude::*;
