@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
@@ -17,6 +17,12 @@ pub(crate) const MAX_TEXT_BYTES: u64 = 4 << 20;
 /// Most bytes of a JSON file of a model folder. Published ones have 1.2 MB at most, but a `tokenizer_config.json` grows with
 /// the added tokens; parsed JSON takes up to 30 times its bytes.
 pub(crate) const MAX_MODEL_JSON_BYTES: u64 = 16 << 20;
+
+/// The path that `~/..` stands for, in the home folder; `None` for other paths.
+pub(crate) fn in_home(path: impl AsRef<Path>) -> Option<PathBuf> {
+    let rest = path.as_ref().strip_prefix("~").ok()?;
+    Some(std::env::home_dir()?.join(rest))
+}
 
 /// Opens a regular file for reading.
 ///
