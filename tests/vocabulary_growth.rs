@@ -203,6 +203,28 @@ fn rows_follow_tokens_whose_ids_differ() {
 }
 
 #[test]
+fn an_unknown_token_that_is_a_control_token_stands_for_unknown_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = changed(folder.path(), |tokenizer| {
+        let id = tokenizer["model"]["vocab"]["<unk>"].clone();
+        let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+        added.push(serde_json::json!({ "id": id, "content": "<unk>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true }));
+    });
+    let model = LoadedModel::from_folder(model, LoadOptions::default()).unwrap();
+    let processor = model.processor();
+    let unknown = processor.tokenizer().id("<unk>").unwrap();
+    let count = |text: &str| {
+        let sequence = processor.sequence(&haplovl::processor::Conversation::ask([], text), true).unwrap();
+        sequence.input_ids.iter().filter(|&&id| id == unknown).count()
+    };
+    assert_eq!(count("a zorp ∑ ring"), 2);
+    // Spelt out it is plain text, of three unknown words.
+    assert_eq!(count("a <unk> ring"), 3);
+    assert!(!processor.eos_ids().contains(&unknown));
+}
+
+#[test]
 fn placeholders_and_control_tokens_are_added_and_other_words_for_placeholders_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     images(folder.path());
