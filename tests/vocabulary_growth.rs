@@ -225,6 +225,24 @@ fn an_unknown_token_that_is_a_control_token_stands_for_unknown_text() {
 }
 
 #[test]
+fn words_that_are_there_already_are_not_added_again() {
+    let tokenizer = || TextTokenizer::from_folder(fixtures("sentencepiece")).unwrap();
+    let old = tokenizer();
+    // A piece that is found behind others only, and a control token.
+    let piece = old.id("old").unwrap();
+    assert_ne!(old.encode("old").unwrap(), [piece]);
+    let words = ["old", "</s>", "zebra", "zebra"].map(String::from);
+    let (new, added) = tokenizer().with_tokens(&[], &words).unwrap();
+    assert_eq!((added, new.size()), (vec!["zebra".to_string()], old.size() + 1));
+    assert!(new.encode("old").unwrap().contains(&piece) && new.is_special(new.id("</s>").unwrap()));
+    assert_eq!(new.encode("told").unwrap(), old.encode("told").unwrap());
+}
+
+fn fixtures(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/bring").join(name)
+}
+
+#[test]
 fn placeholders_and_control_tokens_are_added_and_other_words_for_placeholders_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     images(folder.path());

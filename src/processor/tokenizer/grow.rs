@@ -13,7 +13,8 @@ impl TextTokenizer {
     /// order of their ids, which follow all others.
     ///
     /// A word is found as a whole word only: `ring` is not found in `earring`. A special token that is in the vocabulary
-    /// as an ordinary one becomes special and keeps its id. Words that are one token already are left out.
+    /// as an ordinary one becomes special and keeps its id, and a word that is there only as a part of others is found as a
+    /// word under that id. Words that are one token or an added token already are left out.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] naming a word that is empty or too long, or if the ids of the tokenizer have holes, so that
@@ -95,7 +96,8 @@ impl<'t> Growth<'t> {
 
     fn add_word(&mut self, word: &str) -> Result<()> {
         let normalized = normalized(self.tokenizer, word)?;
-        if self.added.contains(&normalized) || self.added.iter().any(|added| added == word) {
+        let is_listed = self.entries()?.iter().any(|entry| entry["content"] == word);
+        if is_listed || self.added.contains(&normalized) || self.added.iter().any(|added| added == word) {
             return Ok(());
         }
         // Only a vocabulary of words gets a new word of its own; other models would find it within words.
@@ -105,7 +107,8 @@ impl<'t> Growth<'t> {
             return self.extend_model(&normalized, id);
         }
         let uncased = self::normalized(self.tokenizer, "A")? == "a";
-        let id = self.new_id(word);
+        // A piece of words that is found only behind others, such as `ing`, is a whole word under its id from now on.
+        let id = self.tokenizer.token_to_id(word).unwrap_or_else(|| self.new_id(word));
         self.add_entry(id, word, json!({ "special": false, "normalized": uncased, "single_word": true }))
     }
 
