@@ -238,6 +238,46 @@ fn words_that_are_there_already_are_not_added_again() {
     assert_eq!(new.encode("told").unwrap(), old.encode("told").unwrap());
 }
 
+/// The tokenizer of the SentencePiece fixture, after a change of its `tokenizer.json`.
+fn sentencepiece(change: impl FnOnce(&mut serde_json::Value)) -> TextTokenizer {
+    let plain = TextTokenizer::from_folder(fixtures("sentencepiece")).unwrap();
+    let mut file = serde_json::from_str(&plain.inner().to_string(false).unwrap()).unwrap();
+    change(&mut file);
+    TextTokenizer::new(file.to_string().parse().unwrap(), serde_json::Map::new()).unwrap()
+}
+
+#[test]
+fn texts_around_added_words_keep_their_spaces() {
+    let metaspace = |scheme: &str| serde_json::json!({ "type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": scheme, "split": false });
+    let replace =
+        |from: serde_json::Value, to: &str| serde_json::json!({ "type": "Replace", "pattern": from, "content": to });
+    let spaces = replace(serde_json::json!({ "String": " " }), "\u{2581}");
+    let forms = [
+        sentencepiece(|_| ()),
+        // As published with Llama 2, and as converted from vocabularies that take spaces off the ends.
+        sentencepiece(|file| {
+            file["pre_tokenizer"] = serde_json::Value::Null;
+            let prefix = serde_json::json!({ "type": "Prepend", "prepend": "\u{2581}" });
+            file["normalizer"] = serde_json::json!({ "type": "Sequence", "normalizers": [prefix, spaces.clone()] });
+        }),
+        sentencepiece(|file| {
+            file["pre_tokenizer"] = metaspace("always");
+            let strip = replace(serde_json::json!({ "Regex": "\u{2581}+\\z" }), "");
+            file["normalizer"] = serde_json::json!({ "type": "Sequence", "normalizers": [spaces.clone(), strip] });
+        }),
+    ];
+    for (form, tokenizer) in forms.into_iter().enumerate() {
+        let text = "a zebra, the red zebra. (zebra) zebra's is a zebra";
+        assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap(), true).unwrap(), text, "{form}");
+        let (grown, added) = tokenizer.with_tokens(&[], &["zebra".into(), "red".into()]).unwrap();
+        let ids = grown.encode(text).unwrap();
+        // `red` is a word of the vocabulary, with the space before it.
+        assert_eq!(added, ["zebra"], "{form}");
+        assert_eq!(ids.iter().filter(|id| Some(**id) == grown.id("zebra")).count(), 5, "{form}");
+        assert_eq!(grown.decode(&ids, true).unwrap(), text, "{form}");
+    }
+}
+
 fn fixtures(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/bring").join(name)
 }
