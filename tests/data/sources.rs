@@ -171,7 +171,6 @@ fn other_formats_are_named_with_the_remedy() {
         ("a.xml", b"<annotation>", "is XML or HTML"),
         ("a.json", b"<!doctype html>", "is XML or HTML"),
         ("a.txt", b"a.png a cat\n", "is plain text"),
-        ("a.json", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
         ("a.arrow", b"ARROW1\0\0", "save the data set as Parquet"),
         ("a.jsonl.zst", b"\x28\xb5\x2f\xfd", "is compressed with zstd"),
         ("a.parquet", b"PA", "is no Parquet file"),
@@ -187,6 +186,8 @@ fn other_formats_are_named_with_the_remedy() {
         let message = refused(&path);
         assert!(message.contains(problem) && message.contains("expected JSON, JSON lines, CSV"), "{name}: {message}");
     }
+    fs::write(folder.path().join("a.json"), "version https://git-lfs.github.com/spec/v1\n").unwrap();
+    assert!(refused(&folder.path().join("a.json")).contains("is a Git LFS pointer"));
     for (content, problem) in [
         (r#"{"data":[{"image":"a.png","text":"x"}]}"#, "with its records in the list `data`"),
         ("{\n \"data\": [\n {\"image\":\"a.png\",\"text\":\"x\"}\n]\n}\n", "with its records in the list `data`"),

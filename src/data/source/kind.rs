@@ -27,13 +27,12 @@ pub(super) enum Kind {
 }
 
 /// First bytes of other formats, and what to say of them.
-const OTHERS: [(&[u8], &str); 17] = [
+const OTHERS: [(&[u8], &str); 16] = [
     (b"\xff\xfe", "is UTF-16 text: save it as UTF-8"),
     (b"\xfe\xff", "is UTF-16 text: save it as UTF-8"),
     (b"PK\x03\x04", "is a zip archive or an Excel workbook: unpack it, or save the sheet as CSV"),
     (b"\xd0\xcf\x11\xe0", "is an old Excel workbook: save the sheet as CSV"),
     (b"<", "is XML or HTML: convert it to JSON lines, or download it again if it should be data"),
-    (b"version https://git-lfs", "is a Git LFS pointer, not the data: run `git lfs pull`"),
     (b"ARROW1", "is an Arrow file: save the data set as Parquet (`to_parquet`)"),
     (b"\xff\xff\xff\xff", "is an Arrow stream: save the data set as Parquet (`to_parquet`)"),
     (b"\x28\xb5\x2f\xfd", "is compressed with zstd: decompress it with `unzstd`"),
