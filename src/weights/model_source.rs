@@ -8,7 +8,7 @@ use super::hub::{download, split_id};
 use crate::{Error, Result};
 
 /// Ends of file names, which no hub id has: a name with one of them is the path of a file.
-const FILE_NAMES: [&str; 8] = [".json", ".gguf", ".safetensors", ".bin", ".pt", ".pth", ".model", ".toml"];
+const FILE_NAMES: [&str; 9] = [".json", ".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".model", ".toml"];
 
 /// The source of a model: `builtin`, a folder or file, or a hub id with an optional `@revision`.
 ///

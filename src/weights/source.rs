@@ -16,8 +16,8 @@ use crate::nn::ops::QuantizedWeight;
 use crate::options::Quantization;
 use crate::{Error, Result};
 
-/// Ends of the names of files of weights.
-const WEIGHTS: [&str; 6] = ["safetensors", "gguf", "bin", "pt", "pth", "ckpt"];
+/// Ends of the names of files of `torch.save`.
+const PICKLES: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 /// Name of the embedding table.
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Name of the language head.
@@ -101,27 +101,29 @@ pub fn open_weights(path: impl AsRef<Path>) -> Result<Arc<dyn TensorSource>> {
     }
 }
 
-/// The error for a folder without weights under one of the known names, which names files that may be meant.
+/// The error for a folder without weights under one of the known names, which names the first file that may be meant.
 fn no_weights(folder: &Path) -> Error {
     let (single, pickle) = (safetensors::SINGLE_FILE, pickle::SINGLE_FILE);
-    let expected =
-        format!("expected {single}, {pickle}, one of the two with `.index.json` and its shards, or {MODEL_FILE}");
     let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let mut files: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
-    files.retain(|name| {
-        Path::new(name).extension().is_some_and(|e| WEIGHTS.iter().any(|known| e.eq_ignore_ascii_case(known)))
-    });
-    files.sort();
+    let known_name = |name: &str| match Path::new(name).extension()?.to_str()?.to_ascii_lowercase().as_str() {
+        "safetensors" => Some(single),
+        "gguf" => Some(MODEL_FILE),
+        extension => PICKLES.contains(&extension).then_some(pickle),
+    };
+    let other = names.filter_map(|name| Some((name.to_str()?.to_string(), known_name(name.to_str()?)?))).min();
     Error::format(
         folder,
-        match files.as_slice() {
-            [] => format!("holds no weights: {expected}"),
-            [only] => format!(
-                "holds `{only:.60}`, but no weights under a known name: {expected}; rename it, or name the file itself"
+        match other {
+            Some((name, _)) if name.starts_with("adapter_model.") => format!(
+                "holds the adapter `{name:.60}`, but no model: merge it into its model (`merge_and_unload`) and save that"
             ),
-            [first, ..] => format!(
-                "holds {} files such as `{first:.60}`, but no weights under a known name: {expected}",
-                files.len()
+            Some((name, known)) => format!(
+                "holds `{name:.60}`, but no weights under a known name: rename it to {known}, shards with their \
+                 `.index.json`, or name the file itself instead of the folder"
+            ),
+            None => format!(
+                "holds no weights: expected {single}, {pickle}, one of the two with `.index.json` and its shards, or \
+                 {MODEL_FILE}"
             ),
         },
     )
@@ -141,7 +143,7 @@ fn open_file(path: &Path) -> Result<Arc<dyn TensorSource>> {
     match extension.as_str() {
         "safetensors" => Ok(Arc::new(SafetensorsFiles::open(path)?)),
         "gguf" => Ok(Arc::new(GgufFile::open(path)?)),
-        "bin" | "pt" | "pth" | "ckpt" => Ok(Arc::new(PickleFiles::open(path)?)),
+        pickle if PICKLES.contains(&pickle) => Ok(Arc::new(PickleFiles::open(path)?)),
         _ => {
             let expected = "expected a file named .safetensors, .gguf, .bin, .pt, .pth or .ckpt, or a model folder";
             Err(Error::format(path, format!("is no file of weights by its name: {expected}")))
