@@ -33,9 +33,7 @@ impl RecordFile {
 
     /// As [`Self::open`], for an open file that is called `path` in messages.
     pub(super) fn of(path: &Path, file: File, reader: RecordReader) -> Result<Self> {
-        let rows = JsonRows(RecordIndex::of(path, file)?);
-        rows.reject_one_object()?;
-        Ok(Self(RowDataset::new(rows, reader)?))
+        Ok(Self(RowDataset::new(JsonRows::new(path, file)?, reader)?))
     }
 }
 
@@ -55,8 +53,9 @@ impl Dataset for RecordFile {
     }
 }
 
+/// Records of a JSON array or JSONL file as fields.
 #[derive(Debug)]
-struct JsonRows(RecordIndex);
+pub(super) struct JsonRows(RecordIndex);
 
 impl Rows for JsonRows {
     fn len(&self) -> usize {
@@ -73,6 +72,13 @@ impl Rows for JsonRows {
 }
 
 impl JsonRows {
+    /// Indexes an open file that is called `path` in messages.
+    pub fn new(path: &Path, file: File) -> Result<Self> {
+        let rows = Self(RecordIndex::of(path, file)?);
+        rows.reject_one_object()?;
+        Ok(rows)
+    }
+
     /// Rejects a file of one object over several lines, and one whose only object holds the records in a list, such as
     /// `{"data": [..]}`.
     fn reject_one_object(&self) -> Result<()> {
