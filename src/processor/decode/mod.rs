@@ -76,7 +76,8 @@ impl ImageDecoder {
     pub fn read(&self, path: impl AsRef<Path>) -> Result<Vec<u8>> {
         let path = path.as_ref();
         let most = self.max_file_bytes();
-        let length = files::open(path)?.metadata().map_err(|e| Error::io(path, e))?.len();
+        let file = files::open(path).map_err(|e| address(path).unwrap_or(e))?;
+        let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
         if length > most {
             let message = format!("is {length} bytes, expected at most {most}: shrink it, or raise `max_pixels`");
             return Err(Error::image(path.display().to_string(), message));
@@ -90,6 +91,9 @@ impl ImageDecoder {
     /// [`Error::Image`] if it is empty, of an unknown format, above a limit, damaged or truncated.
     pub fn decode(&self, bytes: &[u8], name: &str) -> Result<RgbImage> {
         let format = self.format(bytes, name)?;
+        if let Some(kind) = unsupported(format, bytes) {
+            return Err(Error::image(name, format!("is {kind}, which is not supported: convert it to PNG or JPEG")));
+        }
         let bytes = complete(format, bytes);
         let named = |e| image_error(name, e);
         if let Some(tiff) = SpecialTiff::of(&bytes).filter(|_| format == ImageFormat::Tiff) {
@@ -252,6 +256,16 @@ impl ImageDecoder {
     }
 }
 
+/// The error for an address in the place of a file's name: nothing is downloaded.
+fn address(path: &Path) -> Option<Error> {
+    let name = path.to_string_lossy();
+    let problem = match name.split_once("://")?.0 {
+        "file" => "is an address: name the file by its path, without `file://`",
+        _ => "is an address, which is not fetched: download it, and name the file",
+    };
+    Some(Error::image(name, problem))
+}
+
 /// Memory that a decoder allocates besides the file and its output.
 fn working_bytes(format: ImageFormat, bytes: &[u8], decoder: &impl image::ImageDecoder) -> u64 {
     let (width, height) = decoder.dimensions();
@@ -272,6 +286,15 @@ fn complete(format: ImageFormat, bytes: &[u8]) -> Cow<'_, [u8]> {
         ImageFormat::Png => png::complete(bytes),
         ImageFormat::Tiff => tiff::complete(bytes),
         _ => Cow::Borrowed(bytes),
+    }
+}
+
+/// Kind of a file that the decoder would take for another one, or for a damaged one.
+fn unsupported(format: ImageFormat, bytes: &[u8]) -> Option<&'static str> {
+    match format {
+        ImageFormat::Jpeg => jpeg::unsupported(bytes),
+        ImageFormat::Tiff => tiff::unsupported(bytes),
+        _ => None,
     }
 }
 
