@@ -299,7 +299,7 @@ fn templates_of_known_model_families_work() {
         // It ignores `add_generation_prompt`, but starts the assistant's turn.
         (headers, "now<|im_start|>(system)be brief;(user)hi;(assistant)yes;(user)ok;(assistant)"),
         (thinking, "U1:be briefU2:hi A:yes<|endoftext|>U4:ok3"),
-        (turns, "<U>hi,<U>ok<A>yes"),
+        (turns, "<U>be brief\n\nhi,<U>ok<A>yes<A>"),
     ] {
         assert_eq!(render(template, &conversation).unwrap(), expected);
     }

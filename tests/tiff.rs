@@ -174,6 +174,15 @@ fn grey_of_few_bits_and_with_alpha_is_read() {
     let pairs: Vec<u8> = levels().into_iter().flat_map(|level| [level, 0]).collect();
     let clear = Tiff::new(1, &[8, 8], vec![pairs]).with(338, 3, &[2]);
     assert_eq!(clear.decode(), grey(&[255; 15]), "transparent pixels are white");
+    // Colours of associated alpha are multiplied by it: black and white of half the weight.
+    let rgba = |level: u8| [level, level, level, 128].repeat(15);
+    for (level, stored, kind) in [(127, 0, 1), (255, 128, 1), (127, 0, 2), (191, 128, 2)] {
+        let tiff = Tiff::new(2, &[8; 4], vec![rgba(stored)]).with(338, 3, &[kind]);
+        assert_eq!(tiff.decode(), grey(&[level; 15]), "{stored} {kind}");
+    }
+    let odd = Tiff::new(1, &[6], vec![vec![0; 12]]).bytes();
+    let message = ImageDecoder::default().decode(&odd, "a.tif").unwrap_err().to_string();
+    assert!(message.contains("not supported"), "{message}");
 }
 
 /// LZW data of literals alone, with a clear code before the codes need more than 9 bits.

@@ -9,7 +9,7 @@ mod signatures;
 mod tiff;
 
 use std::borrow::Cow;
-use std::io::Cursor;
+use std::io::{Cursor, ErrorKind};
 use std::path::Path;
 
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
@@ -21,7 +21,7 @@ use image::{
 
 use crate::{Error, Result, files};
 use ::tiff::TiffError;
-use convert::{on_white, to_rgb};
+use convert::{Alpha, on_white, to_rgb};
 use tiff::SpecialTiff;
 
 /// Frames of an animation, decoded one by one on demand.
@@ -96,6 +96,7 @@ impl ImageDecoder {
         }
         let bytes = complete(format, bytes);
         let named = |e| image_error(name, e);
+        let alpha = if format == ImageFormat::Tiff { tiff::alpha(&bytes) } else { Alpha::Straight };
         if let Some(tiff) = SpecialTiff::of(&bytes).filter(|_| format == ImageFormat::Tiff) {
             return self.special_tiff(&tiff, &bytes, name);
         }
@@ -107,7 +108,7 @@ impl ImageDecoder {
         let extra = working_bytes(format, &bytes, &decoder).saturating_add(bytes.len() as u64);
         self.check_memory(&decoder, orientation, extra, name)?;
         check(format, &bytes).map_err(|message| damaged(name, &message))?;
-        let mut rgb = DynamicImage::ImageRgb8(to_rgb(DynamicImage::from_decoder(decoder).map_err(named)?));
+        let mut rgb = DynamicImage::ImageRgb8(to_rgb(DynamicImage::from_decoder(decoder).map_err(named)?, alpha));
         rgb.apply_orientation(orientation);
         Ok(rgb.into_rgb8())
     }
@@ -121,7 +122,7 @@ impl ImageDecoder {
         }
         check(ImageFormat::Tiff, bytes).map_err(|message| damaged(name, &message))?;
         let image = tiff.decode(self.max_bytes).map_err(|e| tiff_error(name, e))?;
-        let mut rgb = DynamicImage::ImageRgb8(to_rgb(image));
+        let mut rgb = DynamicImage::ImageRgb8(to_rgb(image, tiff::alpha(bytes)));
         rgb.apply_orientation(tiff.orientation());
         Ok(rgb.into_rgb8())
     }
@@ -161,7 +162,7 @@ impl ImageDecoder {
             }
             _ => return Ok(Box::new(std::iter::once(self.decode(bytes, name)))),
         };
-        let rgb = |frame: image::Frame| on_white(frame.into_buffer());
+        let rgb = |frame: image::Frame| on_white(frame.into_buffer(), Alpha::Straight);
         Ok(Box::new(frames.map(move |frame| frame.map(rgb).map_err(|e| image_error(name, e)))))
     }
 
@@ -317,12 +318,15 @@ fn damaged(name: &str, message: &str) -> Error {
 fn tiff_error(name: &str, error: TiffError) -> Error {
     match &error {
         TiffError::LimitsExceeded => Error::image(name, "needs more memory than `max_bytes` allows: shrink it"),
-        TiffError::UnsupportedError(e) => {
-            Error::image(name, format!("is a TIFF of a kind that is not supported ({e}): convert it to PNG or JPEG"))
-        }
+        TiffError::UnsupportedError(e) => unsupported_tiff(name, e),
+        TiffError::IoError(e) if e.kind() == ErrorKind::Unsupported => unsupported_tiff(name, e),
         e => damaged(name, &e.to_string()),
     }
     .caused_by(error)
+}
+
+fn unsupported_tiff(name: &str, kind: &dyn std::fmt::Display) -> Error {
+    Error::image(name, format!("is a TIFF of a kind that is not supported ({kind}): convert it to PNG or JPEG"))
 }
 
 fn image_error(name: &str, error: ImageError) -> Error {

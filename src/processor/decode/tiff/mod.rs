@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use directory::{Directory, tag};
 pub(super) use special::SpecialTiff;
 
+use super::convert::Alpha;
 use super::{Checked, jpeg};
 
 /// Bytes that the LZW decoder reads ahead.
@@ -38,6 +39,13 @@ pub(super) fn unsupported(bytes: &[u8]) -> Option<&'static str> {
     let directory = Directory::first(bytes)?;
     let is_reduced = directory.integer_of(tag::NEW_SUBFILE_TYPE).is_some_and(|kind| kind & 1 != 0);
     (is_canon || is_reduced && directory.integer_of(tag::SUB_IFDS).is_some()).then_some("a camera's raw image")
+}
+
+/// How the alpha channel, if there is one, relates to the colours.
+pub(super) fn alpha(bytes: &[u8]) -> Alpha {
+    const ASSOCIATED: u64 = 1;
+    let kind = Directory::first(bytes).and_then(|directory| directory.integer_of(tag::EXTRA_SAMPLES));
+    if kind == Some(ASSOCIATED) { Alpha::Premultiplied } else { Alpha::Straight }
 }
 
 /// Rejects a TIFF whose strips or tiles are not entirely in the file, and one with a truncated JPEG in a strip: its
