@@ -22,7 +22,8 @@ const OPTIONS: MatchOptions =
 /// # Errors
 /// [`Error::Io`] for a folder that cannot be read, and [`Error::Data`] for a pattern that is invalid or has no match.
 pub(crate) fn expand(path: &Path) -> Result<Vec<PathBuf>> {
-    if path.exists() || !is_pattern(path.as_os_str()) {
+    let has_braces = path.to_string_lossy().contains('{');
+    if path.exists() || !(is_pattern(path.as_os_str()) || has_braces) {
         return Ok(vec![path.to_path_buf()]);
     }
     let bad = |message: &str| Error::data(format!("the pattern {} {message}", path.display()));
@@ -33,6 +34,7 @@ pub(crate) fn expand(path: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     search(folder, &parts, &mut found)?;
     match found.len() {
+        0 if has_braces => Err(bad("matches no file, and braces are not expanded: use `*` or `?`, or name a list")),
         0 => Err(bad("matches no file: check the path")),
         count if count > MAX_MATCHES => Err(bad(&format!("matches more than {MAX_MATCHES} files"))),
         _ => {

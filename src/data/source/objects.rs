@@ -23,8 +23,12 @@ impl JsonObjects {
     pub fn open(path: &Path) -> Result<Option<Self>> {
         let (file, kind) = plain_file(path)?;
         Ok(Some(Self(match kind {
-            Kind::Json => Box::new(JsonRows::new(path, file)?),
-            Kind::Csv | Kind::Tsv => Box::new(CsvRows::new(path, file, kind == Kind::Tsv)?),
+            Kind::Json => {
+                let rows = JsonRows::new(path, file)?;
+                rows.reject_one_object()?;
+                Box::new(rows)
+            }
+            Kind::Csv | Kind::Tsv => Box::new(CsvRows::new(path, file)?),
             Kind::Tar | Kind::Parquet => return Ok(None),
         })))
     }
