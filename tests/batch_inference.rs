@@ -148,7 +148,10 @@ fn records_bring_their_own_questions() {
             {"from": "gpt", "value": "two"}, {"from": "human", "value": "and then?"}]}"#,
         r#"{"image": "0.png"}"#,
         r#"{"image": "missing.png"}"#,
+        // Nothing to ask, and nothing to ask about.
+        r#"{"id": 7}"#,
         "nonsense",
+        r#"{"question_id": 1, "image": "0.png", "text": "how many objects are there?"}"#,
     ];
     std::fs::write(&file, lines.map(|line| line.replace('\n', " ")).join("\n")).unwrap();
     let answerer = VisualQuestionAnswerer::new(&model).with_generation(short(&model));
@@ -157,7 +160,7 @@ fn records_bring_their_own_questions() {
     let inputs = InputFile::open(&file, None).unwrap();
     let requests = inputs.map(|input| (input.name(), input.request(PROMPT)));
     let answers = BatchRunner::new(&model).with_generation(short(&model)).run(requests).unwrap();
-    assert_eq!(texts(answers), [counted.clone(), counted, alone(PROMPT), None, None]);
+    assert_eq!(texts(answers), [counted.clone(), counted.clone(), alone(PROMPT), None, None, None, counted]);
     // Images out of the folder are refused, as in training.
     let outside = Input::record(br#"{"image": "../0.png"}"#, Path::new("folder")).request(PROMPT);
     let (_, answer) = BatchRunner::new(&model).run([((), outside)]).unwrap().next().unwrap();

@@ -296,9 +296,10 @@ fn templates_of_known_model_families_work() {
         (chatml, "<S>be brief.<user>hi .<assistant>yes.<user>ok.<A>"),
         (vision, "<system>be brief.<user>hi .<assistant>yes.<user>ok.<A>"),
         (alternating, "<|im_start|>[Q] be brief hi [/Q] yes <|endoftext|>[Q] ok [/Q]"),
-        (headers, "<|im_start|>(system)be brief;(user)hi;(assistant)yes;(user)ok;"),
+        // It ignores `add_generation_prompt`, but starts the assistant's turn.
+        (headers, "now<|im_start|>(system)be brief;(user)hi;(assistant)yes;(user)ok;(assistant)"),
         (thinking, "U1:be briefU2:hi A:yes<|endoftext|>U4:ok3"),
-        (turns, "<U>hi,<U>ok<A>yes"),
+        (turns, "<U>be brief\n\nhi,<U>ok<A>yes<A>"),
     ] {
         assert_eq!(render(template, &conversation).unwrap(), expected);
     }

@@ -85,8 +85,10 @@ mod decoding {
         assert!(decode_error(b"<html>not found</html>").contains("is a web page instead of an image"));
         assert!(decode_error(b"words").contains("is not a PNG, JPEG, WebP, GIF, BMP or TIFF"));
         assert!(decode_error(b"qoif\0\0\0\x01\0\0\0\x01\x03\0").contains("is Qoi, which is not supported: convert it"));
-        let missing = ImageDecoder::default().open("no/such.png").unwrap_err().to_string();
-        assert!(missing.contains("no/such.png"), "{missing}");
+        let missing = |path| ImageDecoder::default().open(path).unwrap_err().to_string();
+        assert!(missing("no/such.png").contains("no/such.png"));
+        assert!(missing("https://example.org/a.png").contains("which is not fetched: download it"));
+        assert!(missing("file:///no/such.png").contains("without `file://`"));
     }
 
     #[test]
@@ -403,11 +405,49 @@ mod prompts {
         let sequence = processor.training_sequence(&conversation).unwrap();
         let expected = "user: what? assistant: a cat user: sure? assistant: yes<|endoftext|> ";
         assert_eq!(decoded(&processor, sequence.input_ids), expected);
-        assert_eq!(decoded(&processor, sequence.labels.unwrap()), "a cat yes<|endoftext|>");
+        assert_eq!(decoded(&processor, sequence.labels.unwrap()), " a cat  yes<|endoftext|>");
 
         let processor = with_template(endless);
         assert_eq!(processor.end_of_turn(), EndOfTurn::Missing);
         assert_eq!(tiny_processor().end_of_turn(), EndOfTurn::Template(93));
+    }
+
+    /// Prompt and training sample of a template must be the same up to the first learned token.
+    #[test]
+    fn training_learns_all_that_follows_the_prompt() {
+        let vicuna = "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}{% else %}\
+            {{ 'ASSISTANT: ' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}\
+            {% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}";
+        let llama = "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}{% else %}\
+            {{ ' ' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}";
+        // These two ignore `add_generation_prompt`, but start the assistant's turn.
+        let chatml =
+            "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}";
+        let plain = "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}";
+        let turns = ["what?", "a cat", "sure?", "yes"].into_iter().enumerate();
+        let turns = turns.map(|(n, text)| match n % 2 {
+            0 => Message::user([text.into()]),
+            _ => Message::assistant(text),
+        });
+        let turns = Vec::from_iter(turns);
+        for (template, prompt) in [
+            (vicuna, "USER: what? ASSISTANT:"),
+            (llama, "[INST] what? [/INST]"),
+            (chatml, "<|im_start|>user\nwhat?<|im_end|>\n<|im_start|>assistant\n"),
+            (plain, "user: what?<|im_end|>assistant:"),
+        ] {
+            let processor = with_template(template);
+            for asked in [1, 3] {
+                let sample = processor.training_sequence(&turns[..=asked].iter().cloned().collect()).unwrap();
+                let labels = sample.labels.unwrap();
+                let last = labels.iter().rposition(|&label| label != IGNORE_INDEX).unwrap();
+                let start = labels[..last].iter().rposition(|&label| label == IGNORE_INDEX).unwrap() + 1;
+                let asked = processor.sequence(&turns[..asked].iter().cloned().collect(), true).unwrap().input_ids;
+                assert_eq!(sample.input_ids[..start], asked, "{}", decoded(&processor, asked.clone()));
+            }
+            let asked = processor.sequence(&Conversation::ask([], "what?"), true).unwrap().input_ids;
+            assert_eq!(decoded(&processor, asked), prompt);
+        }
     }
 
     #[test]
@@ -442,6 +482,10 @@ mod prompts {
         let sequence = with_template(strict).training_sequence(&conversation).unwrap();
         let text = decoded(&tiny_processor(), sequence.input_ids);
         assert_eq!(text, "[be brief\n\nwhat?]<|im_end|>[a cat]<|im_end|>");
+        // Mistral's drops it once an answer follows.
+        let forgetful = "{% for m in messages if m.role != 'system' %}[{{ m.content }}]<|im_end|>{% endfor %}";
+        let sequence = with_template(forgetful).training_sequence(&conversation).unwrap();
+        assert_eq!(decoded(&tiny_processor(), sequence.input_ids), text);
     }
 
     /// Templates of three model families, rewritten; only the positions of their parts matter.
@@ -458,7 +502,7 @@ mod prompts {
         conversation.push(Message::assistant("a cat"));
         for (template, expected, learned) in [
             (parts, "user \nwhat?assistant \na cat", "a cat<|im_end|>"),
-            (text_only, "user: what? assistant: a cat ", "a cat <|endoftext|>"),
+            (text_only, "user: what? assistant: a cat ", " a cat <|endoftext|>"),
         ] {
             let processor = with_template(template);
             let sequence = processor.training_sequence(&conversation).unwrap();

@@ -58,8 +58,10 @@ impl Tiff {
             offsets.push(file.len() as u64);
             file.extend(strip);
         }
-        tags.push((273, 4, offsets));
-        tags.push((279, 4, self.strips.iter().map(|strip| strip.len() as u64).collect()));
+        let has_tiles = tags.iter().any(|(tag, _, _)| *tag == 322);
+        tags.push((if has_tiles { 324 } else { 273 }, 4, offsets));
+        let lengths = self.strips.iter().map(|strip| strip.len() as u64).collect();
+        tags.push((if has_tiles { 325 } else { 279 }, 4, lengths));
         tags.sort();
         let mut directory = self.integer(tags.len() as u64, if self.big { 8 } else { 2 });
         for (tag, kind, values) in tags {
@@ -172,6 +174,40 @@ fn grey_of_few_bits_and_with_alpha_is_read() {
     let pairs: Vec<u8> = levels().into_iter().flat_map(|level| [level, 0]).collect();
     let clear = Tiff::new(1, &[8, 8], vec![pairs]).with(338, 3, &[2]);
     assert_eq!(clear.decode(), grey(&[255; 15]), "transparent pixels are white");
+    // Colours of associated alpha are multiplied by it: black and white of half the weight.
+    let rgba = |level: u8| [level, level, level, 128].repeat(15);
+    for (level, stored, kind) in [(127, 0, 1), (255, 128, 1), (127, 0, 2), (191, 128, 2)] {
+        let tiff = Tiff::new(2, &[8; 4], vec![rgba(stored)]).with(338, 3, &[kind]);
+        assert_eq!(tiff.decode(), grey(&[level; 15]), "{stored} {kind}");
+    }
+    let odd = Tiff::new(1, &[6], vec![vec![0; 12]]).bytes();
+    let message = ImageDecoder::default().decode(&odd, "a.tif").unwrap_err().to_string();
+    assert!(message.contains("not supported"), "{message}");
+}
+
+/// LZW data of literals alone, with a clear code before the codes need more than 9 bits.
+fn lzw(bytes: &[u8]) -> Vec<u8> {
+    let clear = std::iter::once(256);
+    let codes = bytes.chunks(200).flat_map(|part| clear.clone().chain(part.iter().map(|&byte| u16::from(byte))));
+    let bits = codes.chain([257]).flat_map(|code| (0..9).rev().map(move |bit| code >> bit & 1));
+    let bits = Vec::from_iter(bits);
+    bits.chunks(8).map(|byte| byte.iter().enumerate().fold(0, |sum, (n, &bit)| sum | (bit as u8) << (7 - n))).collect()
+}
+
+#[test]
+fn lzw_tiles_are_read_to_their_last_bytes() {
+    // The decoder is asked for rows of 16 pixels.
+    let tile: Vec<u8> = (0..=255).collect();
+    for (big_endian, big) in [(false, false), (true, false), (false, true), (true, true)] {
+        let tiff = Tiff::new(1, &[8], vec![lzw(&tile)]).with(259, 3, &[5]).with(322, 3, &[16]).with(323, 3, &[16]);
+        let tiff = Tiff { big_endian, big, ..tiff.with(256, 3, &[16]).with(257, 3, &[16]) };
+        let expected = RgbImage::from_fn(16, 16, |x, y| image::Rgb([(16 * y + x) as u8; 3]));
+        assert_eq!(tiff.decode(), expected, "{big_endian} {big}");
+        let bytes = tiff.bytes();
+        let cut = Tiff { strips: vec![lzw(&tile[..200])], ..tiff }.bytes();
+        assert!(ImageDecoder::default().decode(&cut, "a.tif").is_err());
+        assert!(ImageDecoder::default().decode(&bytes[..bytes.len() - 9], "a.tif").is_err());
+    }
 }
 
 #[test]
@@ -208,11 +244,20 @@ fn other_kinds_of_files_are_named_with_a_remedy() {
         (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
         (b"8BPS\0\x01", "Photoshop"),
         (b"<?xml version='1.0'?><svg/>", "SVG"),
-        (b"<!DOCTYPE html><html>", "web page"),
+        (b"<!DOCTYPE html><html>", "web page instead of an image (a failed download?): download it again"),
+        (b"<!-- by a program -->\n<svg/>", "SVG"),
+        (b"{\n \"error\": 404}", "JSON text instead of an image (a failed download?): download it again"),
+        (b"PK\x03\x04", "a zip archive, not an image: unpack it"),
+        (b"\xff\xd8\xff\xc9\0\x0b\x08\0\x08\0\x08\x01\x01\x11\0", "a JPEG with arithmetic coding, which is not"),
+        (b"\xff\xd8\xff\xc0\0\x0b\x0c\0\x08\0\x08\x01\x01\x11\0", "a JPEG of 12 bits per sample, which is not"),
+        (b"\xff\xd8\xff\xf7\0\x0b\x08\0\x08\0\x08\x01\x01\x11\0", "a JPEG-LS image, which is not"),
     ] {
         let message = message(bytes);
         assert!(message.contains(name) && message.len() < 300, "{message}");
     }
+    // A preview, with the image proper in a directory below.
+    let raw = palette(8).with(254, 4, &[1]).with(330, 4, &[8]).bytes();
+    assert!(message(&raw).contains("a camera's raw image, which is not supported: convert"), "{}", message(&raw));
     assert!(message(b"\0\0\0\x18ftypisom\0\0\0\0isommp42").contains("extract frames"));
     assert!(message(b"version https://git-lfs.github.com/spec/v1\n").contains("git lfs pull"));
 }

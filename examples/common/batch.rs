@@ -3,7 +3,7 @@
 use std::iter;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 use haplovl::config::GenerationConfig;
 use haplovl::generation::GeneratedSequence;
@@ -26,8 +26,8 @@ pub struct BatchOptions {
     /// A video: an animated GIF, WebP or PNG, or a folder of frames; may be given several times
     #[arg(long = "video", value_name = "FILE", conflicts_with = "input")]
     videos: Vec<PathBuf>,
-    /// File of inputs: JSON records, one a line or in an array, with `image` and perhaps `question` and `id`; or a .txt
-    /// list of image files. - reads lines from stdin
+    /// File of inputs: records as JSON, CSV or TSV with `image` and perhaps `question` and `id`; or a list of image
+    /// files (.txt, .lst), one a line. - reads lines from stdin
     #[arg(long, value_name = "FILE")]
     pub input: Option<PathBuf>,
     /// Folder that image names of the records are relative to and must lie in [default: that of the file]
@@ -83,10 +83,11 @@ impl BatchOptions {
 
     /// Opens inputs and output, and passes over inputs that have a result.
     pub fn open<'a>(&self, asked: Asked<'a>, json: bool) -> Result<Run<'a>> {
-        let mut inputs = self.inputs()?;
+        let mut inputs = self.inputs()?.peekable();
+        ensure!(inputs.peek().is_some(), "there is no input: the list is empty");
         let mut sink = self.sink(json)?;
         let next = sink.skip_done(&mut inputs, &asked)?;
-        Ok(Run { inputs, next, sink, asked, batch: self.batch as usize })
+        Ok(Run { inputs: Box::new(inputs), next, sink, asked, batch: self.batch as usize })
     }
 
     fn inputs<'a>(&self) -> Result<Box<dyn Iterator<Item = Input> + 'a>> {
@@ -105,6 +106,12 @@ impl BatchOptions {
 
     fn sink(&self, json: bool) -> Result<Sink> {
         let file = match &self.output {
+            Some(path) if path == Path::new("-") => {
+                bail!("--output - names no file: leave it out for results on stdout, with --json as JSON")
+            }
+            Some(path) if !self.resume && path.is_file() => {
+                bail!("{}: exists already: add --resume to continue it, or name another file", path.display())
+            }
             Some(path) if self.resume => Some(ResultFile::resume(path)?),
             Some(path) => Some(ResultFile::create(path)?),
             None => None,
@@ -190,7 +197,7 @@ impl Sink {
         match (&mut self.file, &answer) {
             (Some(file), _) => Ok(file.write(&line)?),
             (None, _) if self.json => cli::print(json!(line)),
-            (None, Ok(answer)) => cli::print(format_args!("{name}\t{}", one_line(&answer.text))),
+            (None, Ok(answer)) => cli::print(format_args!("{}\t{}", cli::escaped(name), one_line(&answer.text))),
             (None, Err(_)) => Ok(()),
         }
     }
@@ -234,7 +241,9 @@ fn named(names: &[PathBuf]) -> Result<Vec<Input>> {
 /// An error that names its input.
 fn named_error(name: &str, error: &haplovl::Error) -> anyhow::Error {
     let message = error.to_string();
-    if message.contains(name) { anyhow::anyhow!(message) } else { anyhow::anyhow!("{name}: {message}") }
+    // Messages hold names without control characters and without white space around them.
+    let is_named = message.contains(name) || message.contains(cli::escaped(name).trim());
+    if is_named { anyhow::anyhow!(message) } else { anyhow::anyhow!("{name}: {message}") }
 }
 
 /// A text without line breaks, since each result is one line.

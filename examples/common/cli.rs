@@ -63,15 +63,16 @@ pub fn note(line: impl fmt::Display) {
 
 /// Writes an error to stderr as one line without control characters.
 pub fn note_error(error: &anyhow::Error) {
+    note(format_args!("error: {}", escaped(&error.to_string().replace('\n', " "))));
+}
+
+/// A text with its control characters escaped.
+pub fn escaped(text: &str) -> String {
     let mut line = String::new();
-    for c in error.to_string().chars() {
-        match c {
-            '\n' => line.push(' '),
-            c if c.is_control() => line.extend(c.escape_default()),
-            c => line.push(c),
-        }
+    for c in text.chars() {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
     }
-    note(format_args!("error: {line}"));
+    line
 }
 
 /// Error for a stdout that its reader has closed, which is not a failure of the program.

@@ -35,11 +35,6 @@ impl Images {
 
 /// Opens an image file, or reads the image on stdin for `-`.
 pub fn open(path: &Path) -> Result<RgbImage> {
-    let name = path.to_string_lossy();
-    ensure!(
-        !name.starts_with("http://") && !name.starts_with("https://"),
-        "{name}: is an address, which is not fetched: download it, and name the file"
-    );
     if path == Path::new("-") { from_stdin() } else { Ok(ImageDecoder::default().open(path)?) }
 }
 

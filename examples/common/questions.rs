@@ -21,8 +21,8 @@ const NO_KIND: &str = "question";
 /// Options of a test set.
 #[derive(Debug, Args)]
 pub struct QuestionOptions {
-    /// Test set: a file of records as in training, JSON or JSONL. Each turn of the assistant is a right answer;
-    /// `question` with `answer`, or with a list `answers`, is read too
+    /// Test set: a file of records as in training. Each turn of the assistant is a right answer; `question` with
+    /// `answer`, or with a list `answers`, is read too, and `text` with `label` and `question_id`
     #[arg(long, value_name = "FILE", conflicts_with_all = ["scenes", "side"])]
     questions: Option<PathBuf>,
     /// Folder that image names of the records are relative to [default: that of the file]

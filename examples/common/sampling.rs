@@ -11,29 +11,29 @@ use crate::cli;
 #[derive(Debug, Args)]
 pub struct SamplingOptions {
     /// Largest number of tokens of an answer
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     max_new_tokens: Option<usize>,
     /// Sample at this temperature: below 1 more predictable, above 1 more varied; 0 takes the most likely token each
     /// time [default: the model's own]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     temperature: Option<f64>,
     /// Sample only among the most likely tokens whose total probability is X (top-p)
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Sample only among the N most likely tokens (top-k); 0: all
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     top_k: Option<usize>,
     /// Sample only among tokens with at least X times the probability of the most likely one (min-p)
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     min_p: Option<f64>,
     /// Divide the scores of tokens that occur already by X: above 1 avoids repetition
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     repetition_penalty: Option<f64>,
     /// End an answer before this text; may be given several times
     #[arg(long = "stop", value_name = "TEXT")]
     stop_strings: Vec<String>,
     /// Seed of sampling, and of a scene that is drawn
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true)]
     pub seed: u64,
 }
 

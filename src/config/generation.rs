@@ -51,7 +51,7 @@ pub struct GenerationConfig {
     /// Seed of sampling: equal seeds give equal texts.
     pub seed: u64,
     /// Strings that end an answer and are left out of it.
-    #[serde(deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub stop_strings: Vec<String>,
     /// Settings of the file that would change texts but are not supported, such as `num_beams = 4`; set by
     /// [`Self::from_file`]. They have no effect.
@@ -217,17 +217,19 @@ fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<u32>, D::Error> {
+fn one_or_many<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> std::result::Result<Vec<T>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "expected a token id or a list of token ids")]
-    enum OneOrMany {
-        One(u32),
-        Many(Vec<u32>),
+    #[serde(untagged, expecting = "expected one token id or text, or a list of these")]
+    enum OneOrMany<T> {
+        One(T),
+        Many(Vec<T>),
     }
     Ok(match Option::deserialize(deserializer)? {
         None => vec![],
-        Some(OneOrMany::One(id)) => vec![id],
-        Some(OneOrMany::Many(ids)) => ids,
+        Some(OneOrMany::One(value)) => vec![value],
+        Some(OneOrMany::Many(values)) => values,
     })
 }
 
@@ -257,6 +259,7 @@ mod tests {
     #[test]
     fn one_end_id_nulls_and_nothing_at_all() {
         assert_eq!(parse(r#"{"eos_token_id": 2}"#).eos_token_id, [2]);
+        assert_eq!(parse(r#"{"stop_strings": "USER:"}"#).stop_strings, ["USER:"]);
         let nulls = r#"{"eos_token_id": null, "do_sample": null, "temperature": null, "stop_strings": null}"#;
         assert_eq!(parse(nulls), GenerationConfig::default());
         assert_eq!(parse("{}"), GenerationConfig::default());

@@ -28,8 +28,8 @@ pub use order::Portion;
 pub(crate) use order::check_weight;
 pub(crate) use prefetch::Prefetch;
 pub use record::{IMAGE_MARKER, Record, Turn, VIDEO_MARKER};
-pub(crate) use source::expand_pattern;
 pub use source::{FilesSource, ImageFolder, RecordFile, RecordIndex, SourcePaths, open};
+pub(crate) use source::{JsonObjects, expand_pattern};
 pub use summary::{LeftOut, SourceSummary, summarise};
 
 use rand::SeedableRng;

@@ -33,7 +33,7 @@ pub(super) enum ContentFormat {
 ///
 /// Templates are untrusted programs. The interpreter supports the part of Jinja that chat templates use, bounds time (1
 /// million steps), memory (texts of 16 MiB, 128 MiB of values), nesting and recursion, and has neither clock nor file
-/// access. An unsupported feature is an error that names it.
+/// access: `strftime_now` gives 26 July 2024, so that prompts stay the same. An unsupported feature is an error that names it.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     source: String,
@@ -173,6 +173,9 @@ mod tests {
         ] {
             assert_eq!(render(source).unwrap(), expected, "{source}");
         }
+        let date = "{% if strftime_now is defined %}{{ strftime_now('%A, %-d %B %Y, 100%%; %b %m') }}{% endif %}";
+        assert_eq!(render(date).unwrap(), "Friday, 26 July 2024, 100%; Jul 07");
+        assert!(render("{{ strftime_now('%é') }}").unwrap_err().to_string().contains("supports dates"));
         for source in ["{{ '{:,}'.format('abc') }}", "{{ '{:08,}'.format(1234) }}"] {
             assert!(render(source).unwrap_err().to_string().contains("commas"), "{source}");
         }

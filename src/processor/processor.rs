@@ -69,6 +69,16 @@ pub struct Processor {
     end_of_turn: EndOfTurn,
     /// Whether the template accepts system messages.
     takes_system: bool,
+    lead: Lead,
+}
+
+/// What the template writes between its prompt for an answer and the assistant's text.
+#[derive(Debug, Clone, Default)]
+struct Lead {
+    /// Start of the assistant's turn, which a template that ignores `add_generation_prompt` leaves out of the prompt.
+    prompted: String,
+    /// The rest, which the model has to write: the space after Vicuna's `ASSISTANT:`.
+    learned: String,
 }
 
 /// End of the assistant's turn.
@@ -123,11 +133,13 @@ impl Processor {
             model: model.clone(),
             end_of_turn: EndOfTurn::Missing,
             takes_system: true,
+            lead: Lead::default(),
             settings,
             tokenizer,
             template,
         };
         processor.takes_system = processor.probe_system();
+        processor.lead = processor.probe_lead().unwrap_or_default();
         processor.end_of_turn = processor.probe_end_of_turn();
         if processor.end_of_turn.id().is_none() && !own {
             return Err(Error::tokenizer(
@@ -308,7 +320,12 @@ impl Processor {
         let tags: Vec<&str> = self.template.tags().iter().map(String::as_str).filter(is_plain).collect();
         let conversation = self.for_template(conversation);
         let tokens = &self.settings.tokens;
-        Prompt::render(&self.template, &conversation, add_generation_prompt, tokens, &tags, special)
+        let mut prompt = Prompt::render(&self.template, &conversation, add_generation_prompt, tokens, &tags, special)?;
+        let awaits_answer = conversation.messages.last().is_some_and(|message| message.role != Role::Assistant);
+        if add_generation_prompt && awaits_answer {
+            prompt.text.push_str(&self.lead.prompted);
+        }
+        Ok(prompt)
     }
 
     /// The conversation in a form that the template accepts: without support for system messages, their text comes
@@ -323,7 +340,10 @@ impl Processor {
     fn labels(&self, prompt: &Prompt, tokens: &[Token]) -> Vec<u32> {
         let mut labels = vec![IGNORE_INDEX; tokens.len()];
         for span in prompt.spans.iter().filter(|span| span.assistant) {
-            let first = tokens.partition_point(|token| token.range.end <= span.range.start);
+            let lead = prompt.text[..span.range.start].strip_suffix(&self.lead.learned);
+            let start = lead.map_or(span.range.start, str::len);
+            let first =
+                tokens.partition_point(|token| token.range.end <= span.range.start && token.range.start < start);
             for (label, token) in labels.iter_mut().zip(tokens).skip(first) {
                 let said = token.range.start < span.range.end;
                 let after = prompt.text.get(span.range.end..token.range.end).unwrap_or_default();
@@ -379,10 +399,25 @@ impl Processor {
         }
     }
 
-    /// Whether the template accepts a system message before messages that it accepts.
+    /// Whether the template writes a system message before messages that it accepts; some refuse it, some drop it.
     fn probe_system(&self) -> bool {
         let with_system = [Message::system("a")].into_iter().chain(probe().messages).collect();
-        self.render(&with_system, true).is_ok() || self.render(&probe(), true).is_err()
+        let is_whole = |prompt: Prompt| prompt.spans.len() > probe().messages.len();
+        self.render(&with_system, true).is_ok_and(is_whole) || self.render(&probe(), true).is_err()
+    }
+
+    /// What stands between a prompt and its answer in a training sample.
+    fn probe_lead(&self) -> Option<Lead> {
+        let question = probe().messages.into_iter().take(1).collect();
+        let prompt = self.render(&question, true).ok()?.text;
+        let answered = self.render(&probe(), false).ok()?;
+        let span = answered.spans.iter().find(|span| span.assistant)?;
+        let lead = answered.text[..span.range.start].strip_prefix(&prompt)?;
+        let is_ignored = self.render(&question, false).is_ok_and(|without| without.text == prompt);
+        // A space becomes part of the first word in most vocabularies.
+        let prompted = if is_ignored { lead.trim_end_matches(' ') } else { "" };
+        let prompted = if prompted.trim().is_empty() { "" } else { prompted };
+        Some(Lead { prompted: prompted.to_owned(), learned: lead[prompted.len()..].to_owned() })
     }
 
     /// Rejects what cannot fit the context before any pixel is read.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
@@ -117,23 +118,10 @@ impl Opening<'_> {
 
     /// Opens a file whose images are in `folder` or, by default, beside it.
     pub fn file(&self, path: &Path, folder: Option<&Path>) -> Result<Records> {
-        let mut file = files::open(path)?;
-        let mut head_bytes = head(path, &file)?;
-        let lower = path.to_string_lossy().to_lowercase();
-        let mut name = lower.as_str();
-        if head_bytes.starts_with(gzip::MAGIC) {
-            if lower.ends_with(".tar.gz") || lower.ends_with(".tgz") {
-                let message =
-                    "is a compressed archive, which cannot be read at any place: unpack it with `gunzip` to .tar";
-                return Err(Error::format(path, message));
-            }
-            file = gzip::decompress(path, &file)?;
-            head_bytes = head(path, &file)?;
-            name = lower.strip_suffix(".gz").unwrap_or(name);
-        }
+        let (file, kind) = plain_file(path)?;
         let beside = path.parent().unwrap_or(Path::new(""));
         let reader = RecordReader::new(self.images.or(folder).unwrap_or(beside), self.columns.clone());
-        match kind(path, name, &head_bytes)? {
+        match kind {
             Kind::Json => Ok(Box::new(RecordFile::of(path, file, reader)?)),
             Kind::Csv | Kind::Tsv => Ok(Box::new(RowDataset::new(CsvRows::new(path, file)?, reader)?)),
             Kind::Tar => Ok(Box::new(RowDataset::new(TarRows::new(path, file)?, reader)?)),
@@ -142,13 +130,31 @@ impl Opening<'_> {
     }
 }
 
+/// Opens a file of data, decompressed if it is compressed, and tells its kind.
+pub(super) fn plain_file(path: &Path) -> Result<(File, Kind)> {
+    let file = files::open(path)?;
+    let head_bytes = head(path, &file)?;
+    let name = path.to_string_lossy().to_lowercase();
+    if !head_bytes.starts_with(gzip::MAGIC) {
+        let kind = kind(path, &name, &head_bytes)?;
+        return Ok((file, kind));
+    }
+    if name.ends_with(".tar.gz") || name.ends_with(".tgz") {
+        let message = "is a compressed archive, which cannot be read at any place: unpack it with `gunzip` to .tar";
+        return Err(Error::format(path, message));
+    }
+    let file = gzip::decompress(path, &file)?;
+    let kind = kind(path, name.strip_suffix(".gz").unwrap_or(&name), &head(path, &file)?)?;
+    Ok((file, kind))
+}
+
 #[cfg(feature = "parquet")]
-fn open_parquet(path: &Path, file: std::fs::File, reader: RecordReader) -> Result<Records> {
+fn open_parquet(path: &Path, file: File, reader: RecordReader) -> Result<Records> {
     Ok(Box::new(RowDataset::new(super::parquet::ParquetRows::new(path, file)?, reader)?))
 }
 
 #[cfg(not(feature = "parquet"))]
-fn open_parquet(path: &Path, _: std::fs::File, _: RecordReader) -> Result<Records> {
+fn open_parquet(path: &Path, _: File, _: RecordReader) -> Result<Records> {
     Err(Error::format(path, "is a Parquet file: build with --features parquet to read it"))
 }
 

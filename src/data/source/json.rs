@@ -33,7 +33,7 @@ impl RecordFile {
 
     /// As [`Self::open`], for an open file that is called `path` in messages.
     pub(super) fn of(path: &Path, file: File, reader: RecordReader) -> Result<Self> {
-        let rows = JsonRows(RecordIndex::of(path, file)?);
+        let rows = JsonRows::new(path, file)?;
         if reader.columns().is_empty() {
             rows.reject_one_object()?;
         }
@@ -61,8 +61,9 @@ impl Dataset for RecordFile {
     }
 }
 
+/// Records of a JSON array or JSONL file as fields.
 #[derive(Debug)]
-struct JsonRows(RecordIndex);
+pub(super) struct JsonRows(RecordIndex);
 
 impl Rows for JsonRows {
     fn len(&self) -> usize {
@@ -79,9 +80,14 @@ impl Rows for JsonRows {
 }
 
 impl JsonRows {
+    /// Indexes an open file that is called `path` in messages.
+    pub fn new(path: &Path, file: File) -> Result<Self> {
+        Ok(Self(RecordIndex::of(path, file)?))
+    }
+
     /// Rejects a file of one object over several lines, and one whose only object holds the records in a list, such as
     /// `{"data": [..]}`.
-    fn reject_one_object(&self) -> Result<()> {
+    pub fn reject_one_object(&self) -> Result<()> {
         if let Some(bytes) = self.0.huge_object() {
             return Err(Error::format(
                 self.0.path(),

@@ -9,6 +9,7 @@ mod image_folder;
 mod json;
 mod kind;
 mod listing;
+mod objects;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod record_index;
@@ -22,6 +23,7 @@ pub use files_source::{FilesSource, SourcePaths};
 pub(crate) use glob::expand as expand_pattern;
 pub use image_folder::ImageFolder;
 pub use json::RecordFile;
+pub(crate) use objects::JsonObjects;
 pub use record_index::RecordIndex;
 
 use super::Records;

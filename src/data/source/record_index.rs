@@ -58,7 +58,8 @@ impl RecordIndex {
     /// The bytes of one record, without the separator to the next record.
     ///
     /// # Errors
-    /// [`BadSample::HugeRecord`], and [`BadSample::Failed`] if the file cannot be read.
+    /// [`BadSample::HugeRecord`](super::super::BadSample::HugeRecord), and
+    /// [`BadSample::Failed`](super::super::BadSample::Failed) if the file cannot be read.
     pub fn read(&self, index: usize) -> SampleResult<Vec<u8>> {
         let (Some(&start), Some(&end)) = (self.offsets.get(index), self.offsets.get(index.saturating_add(1))) else {
             return Err(out_of_range(index, self.len()));

@@ -39,11 +39,21 @@ impl ImageList {
                 // An address may hold the characters of a pattern.
                 list.images.push(name.to_path_buf());
             } else {
-                let found = expand_pattern(name)?;
-                list.images.extend(found.into_iter().filter(|path| path == name || !path.is_dir()));
+                list.add_matches(name)?;
             }
         }
         Ok(list)
+    }
+
+    fn add_matches(&mut self, pattern: &Path) -> Result<()> {
+        let before = self.images.len();
+        let found = expand_pattern(pattern)?.into_iter();
+        self.images.extend(found.filter(|path| path == pattern || !path.is_dir()));
+        if self.images.len() == before {
+            let message = format!("the pattern {} matches folders only: add `/*` to it", pattern.display());
+            return Err(Error::data(message));
+        }
+        Ok(())
     }
 
     fn add_folder(&mut self, folder: &Path) -> Result<()> {
@@ -151,6 +161,13 @@ mod tests {
         let folder = folder(&[]);
         let path = folder.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9.png"));
         fs::write(&path, "").unwrap();
-        assert_eq!(ImageList::find([folder.path()]).unwrap().images, [path]);
+        fs::create_dir(folder.path().join("sub")).unwrap();
+        for pattern in ["", "*.png", "caf?.png", "**/*.png"] {
+            let found = ImageList::find([folder.path().join(pattern)]).unwrap();
+            assert_eq!(found.images, [path.as_path()], "{pattern}");
+        }
+        let find = |pattern: &str| ImageList::find([folder.path().join(pattern)]).unwrap_err().to_string();
+        assert!(find("*.jpg").contains("matches no file"));
+        assert!(find("s*").contains("matches folders only"));
     }
 }

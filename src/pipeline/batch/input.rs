@@ -51,16 +51,21 @@ impl Input {
     }
 
     /// A JSON record in any format of training data, whose image names are relative to the folder `images`. Its
-    /// conversation is read up to the first turn of the user. Answers and captions are not read.
+    /// conversation is read up to the first turn of the user. Answers and captions are not read. In LLaVA's question
+    /// files, whose records have a `question_id`, `text` is the question.
     ///
     /// A record that is no JSON object, and later an image that cannot be read, are errors of its request.
     pub fn record(json: &[u8], images: &Path) -> Self {
         match lenient_json(json) {
-            Ok(fields) => {
-                Self { about: about(&fields), source: Source::Record { fields, images: images.to_path_buf() } }
-            }
+            Ok(fields) => Self::fields(fields, images),
             Err(e) => Self::bad(format!("the record is not a JSON object ({e})")),
         }
+    }
+
+    /// A record as its fields, see [`Self::record`].
+    pub(super) fn fields(mut fields: Map<String, Value>, images: &Path) -> Self {
+        name_question(&mut fields);
+        Self { about: about(&fields), source: Source::Record { fields, images: images.to_path_buf() } }
     }
 
     /// An input that cannot be read, for this reason.
@@ -104,12 +109,8 @@ impl Input {
     pub fn request(self, question: impl Into<String>) -> Request {
         let question = question.into();
         Request::new(move |processor| match self.source {
-            Source::File(path) => {
-                check_not_address(&path)?;
-                Ok(asked(processor.decoder().open(path)?.into(), question))
-            }
+            Source::File(path) => Ok(asked(processor.decoder().open(path)?.into(), question)),
             Source::Video(path) => {
-                check_not_address(&path)?;
                 let frames = processor.videos().load(path, processor.decoder())?;
                 Ok(asked(frames.into(), question))
             }
@@ -124,15 +125,6 @@ fn asked(image: Content, question: String) -> Conversation {
     Message::user([image, question.into()]).into()
 }
 
-/// An address in the place of a file name is refused as such: nothing is downloaded.
-fn check_not_address(path: &Path) -> Result<()> {
-    let name = path.to_string_lossy();
-    if name.starts_with("http://") || name.starts_with("https://") {
-        return Err(Error::image(name, "is an address, which is not fetched: download it, and name the file"));
-    }
-    Ok(())
-}
-
 /// The conversation of a record up to its first turn of the user, with the images of these turns.
 fn conversation(
     fields: Map<String, Value>,
@@ -140,8 +132,12 @@ fn conversation(
     question: String,
     processor: &Processor,
 ) -> Result<Conversation> {
+    let own = first_set(&fields, names::QUESTION).is_some() || turns(&fields).is_some();
     let json = Value::from(awaiting_answer(fields, question)?).to_string();
     let mut record = RecordFile::parse(json.as_bytes(), images)?;
+    if !own && record.images.is_empty() && record.videos.is_empty() {
+        return Err(Error::data("the record has neither an image nor a question of its own: name its image `image`"));
+    }
     if let Some(first) = record.turns.iter().position(|turn| turn.role == Role::User) {
         record.turns.truncate(first + 1);
     }
@@ -168,6 +164,19 @@ fn awaiting_answer(mut fields: Map<String, Value>, question: String) -> Result<M
     }
     fields.insert("answer".into(), "-".into());
     Ok(fields)
+}
+
+/// Renames `text` to `question` where it is one: beside an answer or a `question_id`, as in LLaVA's question files and
+/// POPE, or with a question mark at its end.
+pub(super) fn name_question(fields: &mut Map<String, Value>) {
+    let text = first_set(fields, &["text"]).and_then(Value::as_str);
+    let Some(text) = text.map(str::to_owned) else { return };
+    let has = |names| first_set(fields, names).is_some();
+    let is_question = has(names::ANSWER) || has(&["question_id"]) || text.trim_end().ends_with('?');
+    if is_question && !has(names::QUESTION) && turns(fields).is_none() {
+        remove(fields, &[&["text"]]);
+        fields.insert("question".into(), text.into());
+    }
 }
 
 /// The turns of a record's conversation, which a table holds as the text of its JSON.
@@ -266,12 +275,5 @@ mod tests {
         assert_eq!(found["image"][1], "b.png");
         assert_eq!(Input::image("a.png").about(), &fields(json!({ "image": "a.png" })));
         assert_eq!(Input::record(br#"{"id": "x"}"#, Path::new("")).name(), "x");
-    }
-
-    #[test]
-    fn addresses_are_said_not_to_be_fetched() {
-        assert!(check_not_address(Path::new("https.png")).is_ok());
-        let message = check_not_address(Path::new("https://example.org/a.png")).unwrap_err().to_string();
-        assert!(message.contains("not fetched"), "{message}");
     }
 }

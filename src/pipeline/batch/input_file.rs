@@ -4,17 +4,21 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-use super::Input;
 use super::json_lines::next_line;
-use crate::data::{RecordFile, RecordIndex};
+use super::{Input, typed_path};
+use crate::data::JsonObjects;
 use crate::error::one_line;
-use crate::{Result, files};
+use crate::{Error, Result, files};
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The inputs of a file, read one by one: an iterator of [`Input`]s.
 ///
-/// - A file with the extension `txt` is a list of image files, one a line; blank lines are skipped. Relative names are
-///   relative to the folder of the list.
-/// - Any other file holds JSON records, one a line or in an array; see [`Input::record`].
+/// - A file with the extension `txt`, `lst` or `list` or without one is a list of image files, one a line, unless it
+///   starts as JSON. Blank lines, and lines with `#` in front that name no file, are skipped. Relative names are relative
+///   to the folder of the list; quotes, `~/` and spaces around a name are taken off.
+/// - Any other file holds records: JSON, one a line or in an array, or CSV or TSV, also compressed with gzip; see
+///   [`Input::record`].
 #[derive(Debug)]
 pub struct InputFile<R = BufReader<File>> {
     form: Form<R>,
@@ -23,7 +27,7 @@ pub struct InputFile<R = BufReader<File>> {
 
 #[derive(Debug)]
 enum Form<R> {
-    Records { index: RecordIndex, next: usize },
+    Records { objects: JsonObjects, next: usize },
     Lines(R),
     Ended,
 }
@@ -33,17 +37,15 @@ impl InputFile {
     /// of the file.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) if the file cannot be read, and the errors of [`RecordFile::open`].
+    /// [`Error::Io`] if the file cannot be read, and [`Error::Format`] if it is of another format or without records.
     pub fn open(path: impl AsRef<Path>, images: Option<&Path>) -> Result<Self> {
         let path = path.as_ref();
         let folder = images.or(path.parent()).unwrap_or(Path::new("")).to_path_buf();
-        let is_list = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt"));
-        let form = match is_list {
-            true => Form::Lines(BufReader::new(files::open(path)?)),
-            false => {
-                // Explains a file whose records are in a list within an object.
-                RecordFile::open(path, &folder)?;
-                Form::Records { index: RecordIndex::open(path)?, next: 0 }
+        let form = match list(path)? {
+            Some(lines) => Form::Lines(lines),
+            None => {
+                let other = || Error::format(path, "is no list of images and no JSON or CSV: name one of these");
+                Form::Records { objects: JsonObjects::open(path)?.ok_or_else(other)?, next: 0 }
             }
         };
         Ok(Self { form, images: folder })
@@ -63,25 +65,43 @@ impl<R: BufRead> InputFile<R> {
             match next_line(lines) {
                 Ok(None) => return None,
                 Ok(Some(line)) if line.content.trim_ascii().is_empty() => {}
-                Ok(Some(line)) => return Some(Ok(of_line(&line.content, images))),
+                Ok(Some(line)) => {
+                    if let Some(input) = of_line(&line.content, images) {
+                        return Some(Ok(input));
+                    }
+                }
                 Err(e) => return Some(Err(format!("the inputs cannot be read any further ({e})"))),
             }
         }
     }
 }
 
-/// The input of a line: a record if it begins as a JSON object, else the name of an image file.
-fn of_line(line: &[u8], images: &Path) -> Input {
-    let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
-    if line.first() == Some(&b'{') {
-        return Input::record(line, images);
+/// The lines of a file that is a list of images.
+fn list(path: &Path) -> Result<Option<BufReader<File>>> {
+    let extension = path.extension().unwrap_or_default();
+    if !["", "txt", "lst", "list"].iter().any(|name| extension.eq_ignore_ascii_case(name)) {
+        return Ok(None);
+    }
+    let mut lines = BufReader::new(files::open(path)?);
+    let start = lines.fill_buf().map_err(|e| Error::io(path, e))?;
+    let start = start.strip_prefix(BYTE_ORDER_MARK).unwrap_or(start).trim_ascii_start();
+    Ok((start.first() != Some(&b'[') && !start.contains(&0)).then_some(lines))
+}
+
+/// The input of a line: a record if it begins as a JSON object, else the name of an image file; `None` for a comment.
+fn of_line(line: &[u8], images: &Path) -> Option<Input> {
+    let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
+    if line.trim_ascii_start().first() == Some(&b'{') {
+        return Some(Input::record(line, images));
     }
     match path(line) {
-        Some(path) if is_address(&path) => Input::image(path),
-        Some(path) => Input::image(images.join(path)),
+        Some(path) if is_address(&path) => Some(Input::image(path)),
+        Some(path) if images.join(&path).symlink_metadata().is_ok() => Some(Input::image(images.join(path))),
+        Some(_) if line.first() == Some(&b'#') => None,
+        Some(path) => Some(Input::image(images.join(path.to_str().map_or(path.clone(), typed_path)))),
         None => {
             let shown = one_line(&String::from_utf8_lossy(line));
-            Input::bad(format!("the line `{shown}` is not UTF-8, expected the name of an image file"))
+            Some(Input::bad(format!("the line `{shown}` is not UTF-8, expected the name of an image file")))
         }
     }
 }
@@ -108,7 +128,7 @@ impl<R: BufRead> Iterator for InputFile<R> {
 
     fn size_hint(&self) -> (usize, Option<usize>) {
         match &self.form {
-            Form::Records { index, next } => (index.len() - next, Some(index.len() - next)),
+            Form::Records { objects, next } => (objects.len() - next, Some(objects.len() - next)),
             Form::Lines(_) => (0, None),
             Form::Ended => (0, Some(0)),
         }
@@ -116,16 +136,14 @@ impl<R: BufRead> Iterator for InputFile<R> {
 
     fn next(&mut self) -> Option<Input> {
         match &mut self.form {
-            Form::Records { index, next } => {
+            Form::Records { objects, next } => {
                 let at = *next;
-                if at >= index.len() {
+                if at >= objects.len() {
                     return None;
                 }
                 *next += 1;
-                Some(match index.read(at) {
-                    Ok(json) => Input::record(&json, &self.images).numbered(at),
-                    Err(e) => Input::bad(e.to_string()).numbered(at),
-                })
+                let fields = objects.read(at).map(|fields| Input::fields(fields, &self.images));
+                Some(fields.unwrap_or_else(|e| Input::bad(e.to_string())).numbered(at))
             }
             Form::Lines(lines) => match Self::next_line(lines, &self.images)? {
                 Ok(input) => Some(input),
@@ -155,10 +173,17 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             path
         };
-        let list = write("list.txt", "\u{feff}a.png\r\n\n  sub/b c.png\n/c.png");
-        let expected = ["a.png", "  sub/b c.png"].map(|name| folder.path().join(name).display().to_string());
-        let found = names(InputFile::open(list, None).unwrap());
-        assert_eq!((&found[..2], found[2].as_str()), (&expected[..], "/c.png"));
+        write("  odd.png", "");
+        write("#1.png", "");
+        let text = "\u{feff}a.png\r\n\n# comment\n#1.png\n  odd.png\n 'sub/b c.png' \n/c.png";
+        let expected = ["a.png", "#1.png", "  odd.png", "sub/b c.png", "/c.png"];
+        for name in ["list.txt", "list.lst", "list"] {
+            let found = names(InputFile::open(write(name, text), None).unwrap());
+            assert_eq!(found, expected.map(|name| folder.path().join(name).display().to_string()), "{name}");
+        }
+        let table = write("a.csv", "image,question,id\na.png,how many?,3\n");
+        let found = InputFile::open(table, None).unwrap().next().unwrap();
+        assert_eq!((found.name(), found.question()), ("a.png".to_owned(), Some("how many?")));
         let lines = write("a.jsonl", "{\"image\": \"a.png\"}\nnonsense\n{\"id\": 3}\n");
         assert_eq!(names(InputFile::open(lines, None).unwrap()), ["a.png", "record 2", "3"]);
         let array = write("a.json", "[{\"image\": [\"a.png\", \"b.png\"]}, {}]");

@@ -5,10 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::Request;
-use super::input::{about, first_set, remove, turns};
-use crate::data::{
-    self, IMAGE_MARKER, Record, RecordFile, RecordIndex, Records, VIDEO_MARKER, field_names as names, lenient_json,
-};
+use super::input::{about, first_set, name_question, remove, turns};
+use crate::data::{self, IMAGE_MARKER, JsonObjects, Record, RecordFile, Records, VIDEO_MARKER, field_names as names};
 use crate::eval::commonest_answer;
 use crate::processor::Role;
 use crate::{Error, Result};
@@ -20,16 +18,17 @@ const VQA_ANSWER: &str = "multiple_choice_answer";
 
 /// A test set: a file of records in any format of training data, each with one or several questions.
 ///
-/// Every turn of the assistant is a right answer, and what stands before it is the question. Records of JSON files may
-/// instead have `question` with `answer`, or with `answers`: a list of texts, or of objects with `answer`, as in VQA;
-/// and their kind as `kind`, `question_type`, `category` or `type`.
+/// Every turn of the assistant is a right answer, and what stands before it is the question. Records of JSON and CSV
+/// files may instead have `question` with `answer`, or with `answers`: a list of texts, or of objects with `answer`, as in
+/// VQA; or `text` with `question_id` and `label`, as in LLaVA's question files and POPE; and their kind as `kind`,
+/// `question_type`, `category` or `type`.
 pub struct QuestionFile {
     form: Form,
     images: PathBuf,
 }
 
 enum Form {
-    Json(RecordIndex),
+    Objects(JsonObjects),
     Other(Records),
 }
 
@@ -73,16 +72,11 @@ impl QuestionFile {
     /// The errors of [`data::open`].
     pub fn open(path: impl AsRef<Path>, images: Option<&Path>) -> Result<Self> {
         let path = path.as_ref();
-        let is_json =
-            |kind: &std::ffi::OsStr| ["json", "jsonl", "ndjson"].iter().any(|name| kind.eq_ignore_ascii_case(name));
         let folder = images.or(path.parent()).unwrap_or(Path::new("")).to_path_buf();
-        let form = match path.extension().is_some_and(is_json) && !path.is_dir() {
-            true => {
-                // Explains a file whose records are in a list within an object.
-                RecordFile::open(path, &folder)?;
-                Form::Json(RecordIndex::open(path)?)
-            }
-            false => Form::Other(data::open(path, images)?),
+        let objects = if path.is_file() { JsonObjects::open(path)? } else { None };
+        let form = match objects {
+            Some(objects) => Form::Objects(objects),
+            None => Form::Other(data::open(path, images)?),
         };
         Ok(Self { form, images: folder })
     }
@@ -90,7 +84,7 @@ impl QuestionFile {
     /// Number of records.
     pub fn len(&self) -> usize {
         match &self.form {
-            Form::Json(index) => index.len(),
+            Form::Objects(objects) => objects.len(),
             Form::Other(records) => records.len(),
         }
     }
@@ -103,7 +97,7 @@ impl QuestionFile {
     /// Name of a record for messages.
     pub fn describe(&self, index: usize) -> String {
         match &self.form {
-            Form::Json(file) => format!("{} record {}", file.path().display(), index + 1),
+            Form::Objects(objects) => objects.describe(index),
             Form::Other(records) => records.describe(index),
         }
     }
@@ -114,7 +108,7 @@ impl QuestionFile {
     /// What is wrong with the record.
     pub fn questions(&self, index: usize) -> Result<Vec<TestQuestion>> {
         let Graded { fields, record, answers } = match &self.form {
-            Form::Json(file) => self.graded(&file.read(index)?)?,
+            Form::Objects(objects) => self.graded(objects.read(index)?)?,
             Form::Other(records) => {
                 let fields = Map::from_iter([("image".to_owned(), self.describe(index).into())]);
                 Graded { fields, record: records.get(index)?, answers: None }
@@ -127,10 +121,9 @@ impl QuestionFile {
         Ok(questions)
     }
 
-    /// A record of a JSON file.
-    fn graded(&self, json: &[u8]) -> Result<Graded> {
-        let fields: Map<String, Value> = lenient_json(json)
-            .map_err(|e| Error::data(format!("the record is not a JSON object ({e})")).caused_by(e))?;
+    /// A record of a JSON or CSV file.
+    fn graded(&self, mut fields: Map<String, Value>) -> Result<Graded> {
+        name_question(&mut fields);
         let mut with_answer = fields.clone();
         let answers = keep_one_answer(&mut with_answer)?;
         let record = RecordFile::parse(Value::from(with_answer).to_string().as_bytes(), &self.images)?;
@@ -169,6 +162,7 @@ fn keep_one_answer(fields: &mut Map<String, Value>) -> Result<Option<Vec<String>
     }
     let fields_of_answers = ["answers", VQA_ANSWER];
     let right = [&fields_of_answers, names::ANSWER, names::TEXT].iter().find_map(|names| first_set(fields, names));
+    let right = right.or(first_set(fields, names::LABEL).filter(|label| label.is_string()));
     let mut right = right.map(right_answers).unwrap_or_default();
     let Some(commonest) = commonest_answer(&right).map(str::to_owned) else {
         return Err(Error::data("the record has no `answer`, `answers` or `conversations`, expected one of them"));
@@ -230,7 +224,10 @@ mod tests {
                {"question": "how many?"}
                {"image": "a.png", "caption": "a cat"}
                {"text": "no question"}
-               nonsense"#,
+               nonsense
+               {"question_id": 1, "image": "a.png", "text": "a cat?", "label": "yes", "category": "random"}
+               {"image": "a.png", "text": "a cat?", "Answer": "no"}
+               {"question_id": 1, "image": "a.png", "text": "a cat?"}"#,
         );
         let one = |index| file.questions(index).map(|mut found| found.remove(0));
         let first = one(0).unwrap();
@@ -239,7 +236,13 @@ mod tests {
         assert!(one(2).unwrap_err().to_string().contains("no `answer`, `answers`"));
         assert_eq!(one(3).unwrap().answers, ["a cat"]);
         assert!(one(4).unwrap_err().to_string().contains("no answer of the assistant"));
-        assert!(one(5).unwrap_err().to_string().contains("not a JSON object"));
-        assert_eq!((file.len(), file.is_empty()), (6, false));
+        assert!(one(5).unwrap_err().to_string().contains("broken record"));
+        for (index, answer) in [(6, "yes"), (7, "no")] {
+            let found = one(index).unwrap();
+            assert_eq!((found.question.as_str(), found.answers), ("a cat?", vec![answer.to_owned()]));
+            assert_eq!(found.asked.turns[0].text, "<image>\na cat?");
+        }
+        assert!(one(8).unwrap_err().to_string().contains("no `answer`, `answers`"));
+        assert_eq!((file.len(), file.is_empty()), (9, false));
     }
 }

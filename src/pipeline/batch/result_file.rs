@@ -1,6 +1,6 @@
 //! A file of results, one JSON line each, to which an interrupted run is added.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufReader, Write};
 use std::path::{Path, PathBuf};
 
@@ -25,15 +25,16 @@ impl ResultFile {
     /// Creates a file, which must not exist.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file exists or cannot be written.
+    /// [`Error::Io`] if the file exists, cannot be written, or is being written by another process.
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = OpenOptions::new().create_new(true).append(true).open(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::AlreadyExists => {
-                Error::io(path, std::io::Error::other("exists already: name another file, or resume this one"))
+                Error::io(path, std::io::Error::other("exists already: name another file, or remove it first"))
             }
             _ => Error::io(path, e),
         })?;
+        lock(&file, path)?;
         Ok(Self { path: path.to_path_buf(), file, earlier: None, lines: 0, failed: 0 })
     }
 
@@ -41,15 +42,17 @@ impl ResultFile {
     /// [`Self::has`] then tells which inputs are done.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file is not a regular one, or cannot be read or written.
+    /// [`Error::Io`] if the file is not a regular one, cannot be read or written, or is being written by another process.
     pub fn resume(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if !files::exists(path)? {
             return Self::create(path);
         }
         let io = |e| Error::io(path, e);
-        let length = complete_length(&mut BufReader::new(files::open(path)?)).map_err(io)?;
+        files::open(path)?;
         let file = OpenOptions::new().append(true).open(path).map_err(io)?;
+        lock(&file, path)?;
+        let length = complete_length(&mut BufReader::new(files::open(path)?)).map_err(io)?;
         file.set_len(length).map_err(io)?;
         let earlier = Some(BufReader::new(files::open(path)?));
         Ok(Self { path: path.to_path_buf(), file, earlier, lines: 0, failed: 0 })
@@ -119,6 +122,18 @@ impl ResultFile {
     }
 }
 
+/// Locks a file of results while it is open, so that no two processes mix their lines.
+fn lock(file: &File, path: &Path) -> Result<()> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            let message = "is being written by another process: wait for it, or name another file";
+            Err(Error::io(path, std::io::Error::other(message)))
+        }
+        // Some file systems do not support locks; other processes are not excluded there.
+        _ => Ok(()),
+    }
+}
+
 /// Whether a line is a result, not an input: it has an answer, or the error in its place.
 fn is_result(line: &Map<String, Value>) -> bool {
     ["text", "error"].iter().any(|name| line.get(*name).is_some_and(Value::is_string))
@@ -158,6 +173,7 @@ mod tests {
         first.write(&fields(json!({ "image": "a", "text": "x" }))).unwrap();
         first.write(&fields(json!({ "image": "b", "error": "y" }))).unwrap();
         assert_eq!((first.lines(), first.failed()), (2, 1));
+        drop(first);
         std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"image\": \"c\", \"te").unwrap();
         let mut next = ResultFile::resume(&path).unwrap();
         assert!(next.has(&about("a")).unwrap() && next.has(&about("b")).unwrap() && !next.has(&about("c")).unwrap());
@@ -168,6 +184,18 @@ mod tests {
         assert_eq!(text.lines().count(), 3);
         assert!(text.ends_with("{\"image\":\"c\",\"text\":\"z\"}\n"), "{text}");
         assert!(ResultFile::create(&path).unwrap_err().to_string().contains("exists already"));
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_is_not_resumed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.jsonl");
+        let mut first = ResultFile::create(&path).unwrap();
+        first.write(&fields(json!({ "image": "a", "text": "x" }))).unwrap();
+        let message = ResultFile::resume(&path).unwrap_err().to_string();
+        assert!(message.contains("written by another process"), "{message}");
+        drop(first);
+        assert!(ResultFile::resume(&path).unwrap().has(&about("a")).unwrap());
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod signatures;
 mod tiff;
 
 use std::borrow::Cow;
-use std::io::Cursor;
+use std::io::{Cursor, ErrorKind};
 use std::path::Path;
 
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
@@ -21,7 +21,7 @@ use image::{
 
 use crate::{Error, Result, files};
 use ::tiff::TiffError;
-use convert::{on_white, to_rgb};
+use convert::{Alpha, on_white, to_rgb};
 use tiff::SpecialTiff;
 
 /// Frames of an animation, decoded one by one on demand.
@@ -76,7 +76,8 @@ impl ImageDecoder {
     pub fn read(&self, path: impl AsRef<Path>) -> Result<Vec<u8>> {
         let path = path.as_ref();
         let most = self.max_file_bytes();
-        let length = files::open(path)?.metadata().map_err(|e| Error::io(path, e))?.len();
+        let file = files::open(path).map_err(|e| address(path).unwrap_or(e))?;
+        let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
         if length > most {
             let message = format!("is {length} bytes, expected at most {most}: shrink it, or raise `max_pixels`");
             return Err(Error::image(path.display().to_string(), message));
@@ -90,8 +91,12 @@ impl ImageDecoder {
     /// [`Error::Image`] if it is empty, of an unknown format, above a limit, damaged or truncated.
     pub fn decode(&self, bytes: &[u8], name: &str) -> Result<RgbImage> {
         let format = self.format(bytes, name)?;
+        if let Some(kind) = unsupported(format, bytes) {
+            return Err(Error::image(name, format!("is {kind}, which is not supported: convert it to PNG or JPEG")));
+        }
         let bytes = complete(format, bytes);
         let named = |e| image_error(name, e);
+        let alpha = if format == ImageFormat::Tiff { tiff::alpha(&bytes) } else { Alpha::Straight };
         if let Some(tiff) = SpecialTiff::of(&bytes).filter(|_| format == ImageFormat::Tiff) {
             return self.special_tiff(&tiff, &bytes, name);
         }
@@ -103,7 +108,7 @@ impl ImageDecoder {
         let extra = working_bytes(format, &bytes, &decoder).saturating_add(bytes.len() as u64);
         self.check_memory(&decoder, orientation, extra, name)?;
         check(format, &bytes).map_err(|message| damaged(name, &message))?;
-        let mut rgb = DynamicImage::ImageRgb8(to_rgb(DynamicImage::from_decoder(decoder).map_err(named)?));
+        let mut rgb = DynamicImage::ImageRgb8(to_rgb(DynamicImage::from_decoder(decoder).map_err(named)?, alpha));
         rgb.apply_orientation(orientation);
         Ok(rgb.into_rgb8())
     }
@@ -117,7 +122,7 @@ impl ImageDecoder {
         }
         check(ImageFormat::Tiff, bytes).map_err(|message| damaged(name, &message))?;
         let image = tiff.decode(self.max_bytes).map_err(|e| tiff_error(name, e))?;
-        let mut rgb = DynamicImage::ImageRgb8(to_rgb(image));
+        let mut rgb = DynamicImage::ImageRgb8(to_rgb(image, tiff::alpha(bytes)));
         rgb.apply_orientation(tiff.orientation());
         Ok(rgb.into_rgb8())
     }
@@ -157,7 +162,7 @@ impl ImageDecoder {
             }
             _ => return Ok(Box::new(std::iter::once(self.decode(bytes, name)))),
         };
-        let rgb = |frame: image::Frame| on_white(frame.into_buffer());
+        let rgb = |frame: image::Frame| on_white(frame.into_buffer(), Alpha::Straight);
         Ok(Box::new(frames.map(move |frame| frame.map(rgb).map_err(|e| image_error(name, e)))))
     }
 
@@ -252,6 +257,16 @@ impl ImageDecoder {
     }
 }
 
+/// The error for an address in the place of a file's name: nothing is downloaded.
+fn address(path: &Path) -> Option<Error> {
+    let name = path.to_string_lossy();
+    let problem = match name.split_once("://")?.0 {
+        "file" => "is an address: name the file by its path, without `file://`",
+        _ => "is an address, which is not fetched: download it, and name the file",
+    };
+    Some(Error::image(name, problem))
+}
+
 /// Memory that a decoder allocates besides the file and its output.
 fn working_bytes(format: ImageFormat, bytes: &[u8], decoder: &impl image::ImageDecoder) -> u64 {
     let (width, height) = decoder.dimensions();
@@ -275,6 +290,15 @@ fn complete(format: ImageFormat, bytes: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
+/// Kind of a file that the decoder would take for another one, or for a damaged one.
+fn unsupported(format: ImageFormat, bytes: &[u8]) -> Option<&'static str> {
+    match format {
+        ImageFormat::Jpeg => jpeg::unsupported(bytes),
+        ImageFormat::Tiff => tiff::unsupported(bytes),
+        _ => None,
+    }
+}
+
 /// Rejects truncated files whose decoder would fill in the rest.
 fn check(format: ImageFormat, bytes: &[u8]) -> Checked<()> {
     match format {
@@ -294,12 +318,15 @@ fn damaged(name: &str, message: &str) -> Error {
 fn tiff_error(name: &str, error: TiffError) -> Error {
     match &error {
         TiffError::LimitsExceeded => Error::image(name, "needs more memory than `max_bytes` allows: shrink it"),
-        TiffError::UnsupportedError(e) => {
-            Error::image(name, format!("is a TIFF of a kind that is not supported ({e}): convert it to PNG or JPEG"))
-        }
+        TiffError::UnsupportedError(e) => unsupported_tiff(name, e),
+        TiffError::IoError(e) if e.kind() == ErrorKind::Unsupported => unsupported_tiff(name, e),
         e => damaged(name, &e.to_string()),
     }
     .caused_by(error)
+}
+
+fn unsupported_tiff(name: &str, kind: &dyn std::fmt::Display) -> Error {
+    Error::image(name, format!("is a TIFF of a kind that is not supported ({kind}): convert it to PNG or JPEG"))
 }
 
 fn image_error(name: &str, error: ImageError) -> Error {

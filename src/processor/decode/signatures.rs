@@ -3,7 +3,7 @@
 use image::ImageFormat;
 
 /// First bytes of files that people take for images, at an offset, and what they are.
-const SIGNATURES: [(usize, &[u8], &str); 20] = [
+const SIGNATURES: [(usize, &[u8], &str); 30] = [
     (0, b"\x00\x00\x00\x0cJXL ", "a JPEG XL image"),
     (0, b"\xff\x0a", "a JPEG XL image"),
     (0, b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image"),
@@ -22,7 +22,17 @@ const SIGNATURES: [(usize, &[u8], &str); 20] = [
     (0, b"\x93NUMPY", "a NumPy array"),
     (0, b"\x89HDF", "an HDF5 file"),
     (0, b"version https://git-lfs", "a pointer of Git LFS instead of the image"),
-    (0, b"{\"", "JSON text"),
+    (0, b"II\xbc\x01", "a JPEG XR image"),
+    (128, b"DICM", "a DICOM image"),
+    (0, b"icns", "an icon of macOS"),
+    (0, b"IIU\0", "a camera's raw image"),
+    (0, b"IIRO", "a camera's raw image"),
+    (0, b"\0\0\x01\xba", "an MPEG video"),
+    (0, b"FLV\x01", "a Flash video"),
+    (0, b"BZh", "a bzip2 archive"),
+    (0, b"\xfd7zXZ", "an xz archive"),
+    (0, b"Rar!", "a RAR archive"),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd archive"),
     (8, b"AVI ", "an AVI video"),
 ];
 
@@ -41,6 +51,8 @@ pub(super) fn problem(bytes: &[u8], format: Option<ImageFormat>) -> String {
     let known = kind(bytes).map(String::from).or_else(|| format.map(|format| format!("{format:?}")));
     match known {
         Some(kind) if kind.contains("Git LFS") => format!("is {kind}: fetch it with `git lfs pull`"),
+        Some(kind) if kind.contains("instead") => format!("is {kind} (a failed download?): download it again"),
+        Some(kind) if kind.contains("archive") => format!("is {kind}, not an image: unpack it"),
         Some(kind) if kind.contains("video") => format!("is {kind}, not an image: extract frames as PNG or JPEG"),
         Some(kind) => format!("is {kind}, which is not supported: convert it to PNG or JPEG"),
         None => "is not a PNG, JPEG, WebP, GIF, BMP or TIFF image: convert it to one of these".into(),
@@ -60,11 +72,14 @@ fn kind(bytes: &[u8]) -> Option<&'static str> {
     }
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
     let markup = |name: &[u8]| text.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
-    if markup(b"<svg") || markup(b"<?xml") {
+    if markup(b"<svg") || markup(b"<?xml") || markup(b"<!--") {
         return Some("an SVG drawing or another XML file");
     }
     if markup(b"<!doctype") || markup(b"<html") {
-        return Some("a web page instead of an image (a failed download?)");
+        return Some("a web page instead of an image");
+    }
+    if markup(b"{") || markup(b"[") {
+        return Some("JSON text instead of an image");
     }
     SIGNATURES.iter().find(|(at, signature, _)| starts(*at, signature)).map(|(_, _, kind)| *kind)
 }

@@ -6,6 +6,49 @@ use super::text::{Writer, float, to_text};
 use super::value::Value;
 use super::{Failure, Result};
 
+/// Fields of `strftime` and their values on 26 July 2024 at noon.
+const DATE_FIELDS: [(&str, &str); 24] = [
+    ("%%", "%"),
+    ("%A", "Friday"),
+    ("%a", "Fri"),
+    ("%B", "July"),
+    ("%b", "Jul"),
+    ("%h", "Jul"),
+    ("%d", "26"),
+    ("%e", "26"),
+    ("%-d", "26"),
+    ("%m", "07"),
+    ("%-m", "7"),
+    ("%Y", "2024"),
+    ("%y", "24"),
+    ("%F", "2024-07-26"),
+    ("%j", "208"),
+    ("%H", "12"),
+    ("%-H", "12"),
+    ("%I", "12"),
+    ("%-I", "12"),
+    ("%p", "PM"),
+    ("%M", "00"),
+    ("%-M", "0"),
+    ("%S", "00"),
+    ("%T", "12:00:00"),
+];
+
+/// `strftime_now(format)` on a day that stays the same, so that prompts do too: the one that Llama 3.1's template takes
+/// where there is no clock.
+pub(super) fn strftime(budget: &Budget, format: &str) -> Result<Value> {
+    let (mut writer, mut rest) = (Writer::new(budget), format);
+    while let Some(at) = rest.find('%') {
+        writer.push(&rest[..at])?;
+        let known = DATE_FIELDS.iter().find(|(field, _)| rest[at..].starts_with(field));
+        let (field, value) = known.ok_or_else(|| Failure::new("`strftime_now` supports dates and times only"))?;
+        writer.push(value)?;
+        rest = &rest[at + field.len()..];
+    }
+    writer.push(rest)?;
+    Ok(writer.text.into())
+}
+
 /// `text % values`: `%s`, `%d`, `%f` and `%%`.
 pub(super) fn percent(budget: &Budget, text: &str, values: &Value) -> Result<Value> {
     let single = std::slice::from_ref(values);

@@ -7,6 +7,7 @@ use super::arguments::{Arguments, int, text};
 use super::ast::{Args, Expr, For, MacroDecl, Stmt, StmtKind, Target};
 use super::budget::Budget;
 use super::filters::{self, elements};
+use super::format::strftime;
 use super::text::Writer;
 use super::value::{Loop, Macro, Value};
 use super::{Failure, Result, methods, operators, predicates};
@@ -14,7 +15,7 @@ use super::{Failure, Result, methods, operators, predicates};
 /// Longest list of `range`.
 const MAX_RANGE: usize = 100_000;
 /// Functions that every template may call.
-const FUNCTIONS: [&str; 4] = ["dict", "namespace", "raise_exception", "range"];
+const FUNCTIONS: [&str; 5] = ["dict", "namespace", "raise_exception", "range", "strftime_now"];
 
 /// Renders a template.
 pub(super) fn render<'k>(body: &[Stmt], variables: impl IntoIterator<Item = (&'k str, Value)>) -> Result<String> {
@@ -405,6 +406,10 @@ impl Interpreter<'_> {
                 Value::dict(self.budget, given)
             }
             Value::Function("namespace") => self.namespace(args),
+            Value::Function("strftime_now") => {
+                let [format] = args.bind(["format"])?;
+                strftime(self.budget, text(&format.unwrap_or("%c".into()))?)
+            }
             Value::Function(_) => {
                 let [message] = args.bind(["message"])?;
                 Err(Failure::new(text(&message.unwrap_or("the template refuses these messages".into()))?))

@@ -24,6 +24,22 @@ pub(super) fn check(bytes: &[u8]) -> Checked<()> {
     Parser::new(bytes).run()
 }
 
+/// Kind of a JPEG that the decoder takes for a damaged one.
+pub(super) fn unsupported(bytes: &[u8]) -> Option<&'static str> {
+    let mut parser = Parser::new(bytes);
+    loop {
+        match parser.next_segment().ok()? {
+            (0xDA | 0xD9, _) | (0xC0..=0xC2, [8, ..]) => return None,
+            (0xC0..=0xC2, _) => return Some("a JPEG of 12 bits per sample"),
+            (0xC3, _) => return Some("a lossless JPEG"),
+            (0xC9..=0xCB | 0xCD..=0xCF, _) => return Some("a JPEG with arithmetic coding"),
+            (0xC5..=0xC7, _) => return Some("a hierarchical JPEG"),
+            (0xF7, _) => return Some("a JPEG-LS image"),
+            _ => {}
+        }
+    }
+}
+
 /// Bytes of coefficients that the decoder holds besides the image: progressive files, and files with one scan per
 /// component, are decoded after all scans are read.
 pub(super) fn coefficient_bytes(bytes: &[u8]) -> u64 {

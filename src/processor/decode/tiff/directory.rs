@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 /// Tags that this crate reads; the numbers are those of the TIFF 6.0 specification.
 pub(super) mod tag {
+    pub const NEW_SUBFILE_TYPE: u16 = 254;
     pub const WIDTH: u16 = 256;
     pub const HEIGHT: u16 = 257;
     pub const BITS_PER_SAMPLE: u16 = 258;
@@ -18,6 +19,7 @@ pub(super) mod tag {
     pub const COLOR_MAP: u16 = 320;
     pub const TILE_OFFSETS: u16 = 324;
     pub const TILE_BYTES: u16 = 325;
+    pub const SUB_IFDS: u16 = 330;
     pub const EXTRA_SAMPLES: u16 = 338;
     pub const SAMPLE_FORMAT: u16 = 339;
     pub const JPEG_TABLES: u16 = 347;
@@ -131,14 +133,34 @@ impl<'a> Directory<'a> {
             let word = if self.big { 8 } else { 4 };
             // Field type LONG, one value, which stands at the start of its field in either byte order.
             for (at, size, value) in [(at + 2, 2, 4), (at + 4, word, 1), (at + 4 + word, 4, u64::from(value))] {
-                let mut written = value.to_le_bytes()[..size].to_vec();
-                if !self.little {
-                    written.reverse();
-                }
-                bytes.get_mut(at..at + size)?.copy_from_slice(&written);
+                self.write(&mut bytes, at, size, value)?;
             }
         }
         Some(bytes)
+    }
+
+    /// A copy of the file with `extra` added to each value of a tag of unsigned integers, and as many zeros at its end;
+    /// `None` if the tag is absent or damaged, or a sum does not fit its field.
+    pub fn with_added(&self, tag: u16, extra: u8) -> Option<Vec<u8>> {
+        let Entry { kind, values, .. } = self.entry(tag)?;
+        let size = value_bytes(kind)?;
+        let mut bytes = self.bytes.to_vec();
+        for (n, value) in self.integers(tag).into_iter().enumerate() {
+            let sum = value.checked_add(extra.into()).filter(|sum| size == 8 || sum >> (8 * size) == 0)?;
+            self.write(&mut bytes, values + n * size, size, sum)?;
+        }
+        bytes.resize(bytes.len() + usize::from(extra), 0);
+        Some(bytes)
+    }
+
+    /// Writes an unsigned integer of `size` bytes at an offset of a copy of the file.
+    fn write(&self, bytes: &mut [u8], at: usize, size: usize, value: u64) -> Option<()> {
+        let mut written = value.to_le_bytes()[..size].to_vec();
+        if !self.little {
+            written.reverse();
+        }
+        bytes.get_mut(at..at.checked_add(size)?)?.copy_from_slice(&written);
+        Some(())
     }
 }
 

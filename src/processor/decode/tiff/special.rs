@@ -215,6 +215,9 @@ impl Samples {
         let directory = Directory::first(bytes);
         let first = |tag| directory.as_ref().and_then(|directory| directory.integer_of(tag)).unwrap_or(1) as usize;
         let (bits, samples) = (first(tag::BITS_PER_SAMPLE), first(tag::SAMPLES_PER_PIXEL));
+        if bits < 8 && !matches!(bits, 1 | 2 | 4) {
+            return Err(unsupported(&format!("samples of {bits} bits")));
+        }
         let is_planar = samples > 1 && original.integer_of(tag::PLANAR) == Some(2);
         let pixel = if is_planar { 1 } else { samples };
         let row = if bits < 8 { (width * pixel * bits).div_ceil(8) * 8 / bits.max(1) } else { width * pixel };

@@ -1,0 +1,75 @@
+//! Records as JSON objects, whose fields are not interpreted.
+
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
+
+use super::csv::CsvRows;
+use super::files_source::plain_file;
+use super::json::JsonRows;
+use super::kind::Kind;
+use super::rows::Rows;
+use crate::Result;
+use crate::data::fields::Value;
+
+/// Records of a JSON, CSV or TSV file, also compressed with gzip, as JSON objects.
+pub(crate) struct JsonObjects(Box<dyn Rows>);
+
+impl JsonObjects {
+    /// Opens a file; `None` for a file of another format of data.
+    ///
+    /// # Errors
+    /// As [`open`](super::open).
+    pub fn open(path: &Path) -> Result<Option<Self>> {
+        let (file, kind) = plain_file(path)?;
+        Ok(Some(Self(match kind {
+            Kind::Json => {
+                let rows = JsonRows::new(path, file)?;
+                rows.reject_one_object()?;
+                Box::new(rows)
+            }
+            Kind::Csv | Kind::Tsv => Box::new(CsvRows::new(path, file)?),
+            Kind::Tar | Kind::Parquet => return Ok(None),
+        })))
+    }
+
+    /// Number of records.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Name of a record for messages.
+    pub fn describe(&self, index: usize) -> String {
+        self.0.describe(index)
+    }
+
+    /// Fields of a record.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) for a record that is broken or no object.
+    pub fn read(&self, index: usize) -> Result<Map<String, Json>> {
+        Ok(object(self.0.row(index)?))
+    }
+}
+
+impl std::fmt::Debug for JsonObjects {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JsonObjects").field("len", &self.len()).finish()
+    }
+}
+
+fn object(fields: Vec<(String, Value)>) -> Map<String, Json> {
+    fields.into_iter().map(|(name, value)| (name, json(value))).collect()
+}
+
+fn json(value: Value) -> Json {
+    match value {
+        Value::Null => Json::Null,
+        Value::Bool(value) => value.into(),
+        Value::Number(number) => serde_json::from_str(&number).unwrap_or(Json::String(number)),
+        Value::Text(text) => text.into(),
+        Value::Bytes(bytes) => String::from_utf8_lossy(&bytes).into_owned().into(),
+        Value::List(values) => values.into_iter().map(json).collect(),
+        Value::Object(fields) => object(fields).into(),
+    }
+}
