@@ -2,6 +2,7 @@
 
 mod causal_model;
 mod detokenizer;
+mod engine;
 mod generator;
 mod output;
 mod prefix_cache;
@@ -13,6 +14,7 @@ mod text_stream;
 
 pub use causal_model::CausalModel;
 pub use detokenizer::Detokenizer;
+pub use engine::ServedModel;
 pub use generator::{Generator, TextIter};
 pub use output::{Answer, GeneratedSequence, Generation, Timings};
 pub use prefix_cache::PrefixCache;
