@@ -29,6 +29,12 @@ pub struct SamplingOptions {
     /// Divide the scores of tokens that occur already by X: above 1 avoids repetition
     #[arg(long, value_name = "X")]
     repetition_penalty: Option<f64>,
+    /// Lower the scores of tokens by X for each time that the answer has them already, as OpenAI's API does
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    frequency_penalty: Option<f64>,
+    /// Lower the scores of tokens that the answer has already by X, as OpenAI's API does
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    presence_penalty: Option<f64>,
     /// End an answer before this text; may be given several times
     #[arg(long = "stop", value_name = "TEXT")]
     stop_strings: Vec<String>,
@@ -71,6 +77,8 @@ impl SamplingOptions {
             top_k: self.top_k.or(own.top_k),
             min_p: self.min_p.or(own.min_p),
             repetition_penalty: self.repetition_penalty.or(own.repetition_penalty),
+            frequency_penalty: self.frequency_penalty.or(own.frequency_penalty),
+            presence_penalty: self.presence_penalty.or(own.presence_penalty),
             max_new_tokens: self.max_new_tokens.or(own.max_new_tokens),
             seed: self.seed,
             ..own

@@ -10,6 +10,7 @@ pub(crate) mod validate;
 mod vision;
 
 pub(crate) use file::from_value;
+pub(crate) use validate::at_most;
 
 pub use decoder::{Activation, DecoderConfig, MlpKind, NormKind, Rope, RopeScaling};
 pub use generation::GenerationConfig;

@@ -20,14 +20,20 @@ pub mod batch;
 mod builtin;
 mod captioner;
 mod chat;
+mod engine;
 mod loaded_model;
 mod question_answerer;
 mod word_attention;
 
 pub use captioner::Captioner;
 pub use chat::{Chat, Reply};
+pub use engine::{Engine, Prompt};
 pub use loaded_model::{LoadOptions, LoadedModel, quantize_folder};
 pub use question_answerer::{AnswerStream, VisualQuestionAnswerer};
 
+pub use crate::generation::{
+    EngineConfig, Event, Finished, Handle, Histogram, Metrics, PrefixCacheMetrics, Request, RequestCounts, SubmitError,
+    TokenLogprob,
+};
 pub use crate::options::{DeviceChoice, DtypeChoice, KvCacheDtype, Precision, Quantization};
 pub use crate::weights::ModelSource;

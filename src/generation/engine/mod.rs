@@ -1,5 +1,19 @@
-//! Serving: many requests answered at the same time, each as if it were alone.
+//! Serving: many requests answered at the same time, each as if it were alone. Continuous batching, a prefix cache over
+//! requests, admission by memory.
 
+mod config;
+mod event;
+mod handle;
+mod metrics;
+mod provisional;
+mod request;
+mod scheduler;
 mod served_model;
 
+pub use config::EngineConfig;
+pub use event::{Event, Finished, TokenLogprob};
+pub use handle::Handle;
+pub use metrics::{Histogram, Metrics, PrefixCacheMetrics, RequestCounts};
+pub use request::{Request, SubmitError};
+pub use scheduler::Scheduler;
 pub use served_model::ServedModel;
