@@ -210,6 +210,16 @@ fn collect_candidates(logits: &[f32], top_k: usize, candidates: &mut Vec<Candida
     }
 }
 
+/// The `count` likeliest tokens with their logits, likeliest first.
+pub(super) fn likeliest(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
+    let mut candidates = Vec::new();
+    if count > 0 {
+        collect_candidates(logits, count, &mut candidates);
+    }
+    candidates.sort_unstable_by(Candidate::likelier_first);
+    candidates.into_iter().map(|candidate| (candidate.id, candidate.score)).collect()
+}
+
 /// Keeps the `count` likeliest candidates and returns the lowest score among them.
 fn keep_likeliest(candidates: &mut Vec<Candidate>, count: usize) -> f32 {
     if candidates.len() <= count {

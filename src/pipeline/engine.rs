@@ -112,9 +112,7 @@ impl Engine {
     /// # Errors
     /// [`SubmitError::QueueFull`], and the reasons why this request or any other can never run.
     pub fn submit(&self, request: Request<impl Into<Prompt>>) -> Result<Handle, SubmitError> {
-        self.scheduler.check_open()?;
-        let request = request.try_map(|prompt| prompt.into().batch(&self.model));
-        self.scheduler.submit(self.scheduler.count_invalid(request)?)
+        self.scheduler.submit(request, |prompt| prompt.into().batch(&self.model))
     }
 
     /// The same as [`Self::submit`], with `sink` called for each event on a thread of its own; a `sink` that returns
