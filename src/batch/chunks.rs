@@ -41,10 +41,9 @@ impl MultimodalBatch {
         self.validate()?;
         match self.layout.rows.as_slice() {
             [row] if matches!(row.as_slice(), [one] if one.range == (0..self.layout.seq_len)) => Ok(&row[0]),
-            rows => Err(Error::batch(format!(
-                "of {} rows, expected one row of one sequence without padding",
-                rows.len()
-            ))),
+            rows => {
+                Err(Error::batch(format!("of {} rows, expected one row of one sequence without padding", rows.len())))
+            }
         }
     }
 

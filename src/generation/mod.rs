@@ -1,4 +1,5 @@
-//! Text generation: prefill and decode loop, sampling, stop conditions, incremental decoding, prefix caching.
+//! Text generation: prefill and decode loop, sampling, stop conditions, incremental decoding, prefix caching, and a
+//! scheduler of many requests.
 
 mod causal_model;
 mod detokenizer;

@@ -1,4 +1,5 @@
-//! Pipelines: captioning, visual question answering and chat over a loaded model.
+//! Pipelines: captioning, visual question answering and chat over a loaded model, and an [`Engine`] for many requests at
+//! once.
 //!
 //! [`LoadedModel`] is a handle that is cheap to clone; pipelines, chats and streams own what they need and are `Send`,
 //! so that a server can keep them in a map and move them between threads.

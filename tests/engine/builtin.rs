@@ -56,5 +56,8 @@ fn a_text_is_continued_without_the_chat_template() {
     assert!((tokens..=tokens + 1).contains(&answer.timings.prompt_tokens));
     let error = engine.submit(Request::new("", generation)).unwrap_err().to_string();
     assert!(error.contains("empty"), "{error}");
-    assert_eq!(engine.run(|model| model.model().config().vocab_size).unwrap(), engine.model().model().config().vocab_size);
+    assert_eq!(
+        engine.run(|model| model.model().config().vocab_size).unwrap(),
+        engine.model().model().config().vocab_size
+    );
 }

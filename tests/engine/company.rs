@@ -57,8 +57,13 @@ fn plan() -> impl Strategy<Value = Plan> {
         },
     );
     let cancelled = prop::option::weighted(0.2, 0usize..10);
-    (prompt, generation, 0u64..2, 0u64..3, cancelled)
-        .prop_map(|(prompt, generation, stream, pause, cancelled)| Plan { prompt, generation, stream, pause, cancelled })
+    (prompt, generation, 0u64..2, 0u64..3, cancelled).prop_map(|(prompt, generation, stream, pause, cancelled)| Plan {
+        prompt,
+        generation,
+        stream,
+        pause,
+        cancelled,
+    })
 }
 
 proptest! {

@@ -157,7 +157,11 @@ fn sinks_that_refuse_panic_or_are_slow_harm_no_one_else() {
     fixture.submit(endless_request(1)).unwrap().forward(stop).unwrap();
     fixture.submit(endless_request(2)).unwrap().forward(|_| panic!("on purpose")).unwrap();
     let (_held, wait) = channel::<()>();
-    fixture.submit(Request::new(Prompt::text(&[3]), endless(50))).unwrap().forward(move |_| wait.recv().is_ok()).unwrap();
+    fixture
+        .submit(Request::new(Prompt::text(&[3]), endless(50)))
+        .unwrap()
+        .forward(move |_| wait.recv().is_ok())
+        .unwrap();
     fixture.answer(Request::new(Prompt::text(&[4]), endless(100))).unwrap();
     eventually(|| fixture.scheduler.metrics().requests.ended() == 4);
     let requests = fixture.scheduler.metrics().requests;

@@ -120,11 +120,8 @@ fn penalties_count_the_answer_and_not_the_prompt() {
     let fixture = Fixture::new(roomy());
     let answer = |frequency, presence| {
         let penalties = (Some(frequency), Some(presence));
-        let generation = GenerationConfig {
-            frequency_penalty: penalties.0,
-            presence_penalty: penalties.1,
-            ..endless(60)
-        };
+        let generation =
+            GenerationConfig { frequency_penalty: penalties.0, presence_penalty: penalties.1, ..endless(60) };
         fixture.answer(Request::new(Prompt::long(2, 20), generation)).unwrap().sequence.tokens
     };
     let distinct = |mut ids: Vec<u32>| {
