@@ -16,7 +16,9 @@ fn endless_request(seed: u64) -> Request<Prompt> {
 
 /// A model that takes a millisecond for each step.
 fn slow() -> Mock {
-    Mock { step_time: Duration::from_millis(1), item_time: Duration::from_millis(1), ..Mock::new() }
+    let mut model = Mock::new();
+    (model.step_time, model.item_time) = (Duration::from_millis(1), Duration::from_millis(1));
+    model
 }
 
 /// Waits for something that comes within a moment.

@@ -74,9 +74,8 @@ impl Scheduler {
         prepare: impl FnOnce(P) -> Result<MultimodalBatch>,
     ) -> Result<Handle, SubmitError> {
         let clock = Clock::start();
-        let result = Shared::check_room(&self.shared.inbox(), &self.config)
-            .and_then(|()| Ok(request.try_map(prepare)?))
-            .and_then(|request| self.enqueue(request, clock));
+        let room = Shared::check_room(&self.shared.inbox(), &self.config);
+        let result = room.and_then(|()| Ok(request.try_map(prepare)?)).and_then(|request| self.enqueue(request, clock));
         match &result {
             Ok(_) => {}
             Err(SubmitError::QueueFull { .. }) => self.shared.metrics().requests.queue_full += 1,
