@@ -1,12 +1,11 @@
 //! Queue, time-outs, cancellation, errors, jobs, the end of the engine.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use haplovl::Error;
-use haplovl::generation::{EngineConfig, Event, FinishReason, Request, SubmitError};
+use haplovl::generation::{EngineConfig, Event, FinishReason, Handle, Request, SubmitError};
 
 use crate::mock::{FAIL, FAIL_STEP, Fixture, Mock, NAN, PANIC, Prompt, Work, endless, greedy, letters, roomy};
 
@@ -51,27 +50,21 @@ fn a_full_queue_refuses_and_takes_again_later() {
 }
 
 #[test]
-fn nobody_starves() {
-    let fixture = Fixture::new(roomy().with_max_batch(3).with_queue(100));
-    let order = Arc::new(AtomicUsize::new(0));
-    fixture.model.close();
-    let started = Vec::from_iter((0..40).map(|n| {
-        let order = Arc::clone(&order);
-        let (sender, place) = channel();
-        let handle = fixture.submit(Request::new(Prompt::long(n, 20 + 10 * n as usize % 300), endless(9))).unwrap();
-        let sink = move |event| {
-            if let Event::Started { .. } = event {
-                sender.send(order.fetch_add(1, Ordering::SeqCst)).unwrap();
-            }
-            true
-        };
-        handle.forward(sink).unwrap();
-        place
-    }));
-    fixture.model.open();
-    let places = Vec::from_iter(started.iter().map(|place| place.recv().unwrap()));
-    // Events of different requests are delivered by different threads: the order is that of arrival but for neighbours.
-    assert!(places.iter().enumerate().all(|(n, place)| n.abs_diff(*place) <= 4), "{places:?}");
+fn requests_start_in_the_order_of_their_arrival() {
+    let fixture = Fixture::over(slow(), roomy().with_max_batch(3).with_queue(100));
+    let submit = |n| {
+        let now = Instant::now();
+        let prompt = Prompt::long(n, 20 + 10 * n as usize % 300);
+        (now, fixture.submit(Request::new(prompt, endless(9))).unwrap())
+    };
+    let handles = Vec::from_iter((0..40).map(submit));
+    let start = |(submitted, handle): (Instant, Handle)| match handle.last() {
+        Some(Event::Finished(finished)) => submitted + Duration::from_secs_f64(finished.queue_seconds),
+        other => panic!("{other:?}"),
+    };
+    let starts = Vec::from_iter(handles.into_iter().map(start));
+    // A prefill takes at least three milliseconds.
+    assert!(starts.windows(2).all(|pair| pair[0] + Duration::from_millis(2) < pair[1]), "{starts:?}");
 }
 
 #[test]
@@ -91,18 +84,24 @@ fn streams_go_on_while_a_long_prompt_is_prefilled() {
 
 #[test]
 fn a_time_limit_holds_in_the_queue_and_while_running() {
-    let fixture = Fixture::over(slow(), roomy().with_max_batch(1).with_timeout(Duration::from_millis(60)));
-    let [runs, waits] = [1, 2].map(|seed| fixture.submit(endless_request(seed)).unwrap());
+    let limit = Duration::from_millis(60);
+    let fixture = Fixture::over(slow(), roomy().with_max_batch(1).with_timeout(limit));
+    let runs = fixture.submit(endless_request(1)).unwrap();
+    fixture.model.close();
+    let waits = fixture.submit(endless_request(2)).unwrap();
+    std::thread::sleep(limit);
+    fixture.model.open();
     let events = Vec::from_iter(waits);
     let [Event::Finished(finished)] = &events[..] else { panic!("{events:?}") };
     assert_eq!((&finished.reason, finished.tokens.len()), (&FinishReason::TimedOut, 0));
     assert!(finished.queue_seconds >= 0.06);
     let answer = runs.answer().unwrap();
     assert_eq!(answer.sequence.finish_reason, FinishReason::TimedOut);
-    let tokens = answer.sequence.tokens;
-    assert!((1..61).contains(&tokens.len()), "{}", tokens.len());
-    assert_eq!(answer.sequence.text, letters(&tokens).unwrap());
-    assert_eq!(fixture.scheduler.metrics().requests.timed_out, 2);
+    let answer = fixture.submit(endless_request(3)).unwrap().answer().unwrap().sequence;
+    assert_eq!(answer.finish_reason, FinishReason::TimedOut);
+    assert!((1..61).contains(&answer.tokens.len()), "{}", answer.tokens.len());
+    assert_eq!(answer.text, letters(&answer.tokens).unwrap());
+    assert_eq!(fixture.scheduler.metrics().requests.timed_out, 3);
 }
 
 #[test]

@@ -13,14 +13,14 @@ use haplovl::patch_grid::Size;
 use haplovl::{Error, Result};
 
 pub const EOS: u32 = 90;
-/// In a prompt: the logits become NaN after the first token.
-pub const NAN: u32 = 80;
-/// In a prompt: the prefill fails.
-pub const FAIL: u32 = 81;
-/// In a prompt: the prefill panics.
-pub const PANIC: u32 = 82;
-/// In a prompt: the first decode step fails for all its sequences.
-pub const FAIL_STEP: u32 = 83;
+/// In a prompt, as are the next three; none is ever generated. The logits become NaN after the first token.
+pub const NAN: u32 = 200;
+/// The prefill fails.
+pub const FAIL: u32 = 201;
+/// The prefill panics.
+pub const PANIC: u32 = 202;
+/// The first decode step fails for all its sequences.
+pub const FAIL_STEP: u32 = 203;
 pub const BYTES_PER_POSITION: usize = 10;
 
 /// What the model did.
