@@ -12,7 +12,8 @@ impl MultimodalBatch {
     /// Cuts a prompt, a batch of one row without padding, into chunks.
     ///
     /// Cuts lie after each image or video and after every 128 text positions since the previous cut, except at the end
-    /// of the prompt: they depend only on the positions before them. Prompts with a common beginning have common chunks.
+    /// of the prompt. They depend only on the positions before them, so prompts with a common beginning have common
+    /// chunks.
     ///
     /// # Errors
     /// [`Error::Batch`] unless the batch is one sequence without padding.
@@ -41,10 +42,9 @@ impl MultimodalBatch {
         self.validate()?;
         match self.layout.rows.as_slice() {
             [row] if matches!(row.as_slice(), [one] if one.range == (0..self.layout.seq_len)) => Ok(&row[0]),
-            rows => Err(Error::batch(format!(
-                "of {} rows, expected one row of one sequence without padding",
-                rows.len()
-            ))),
+            rows => {
+                Err(Error::batch(format!("of {} rows, expected one row of one sequence without padding", rows.len())))
+            }
         }
     }
 

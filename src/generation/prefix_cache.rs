@@ -3,10 +3,10 @@
 use candle_core::DType;
 
 use super::{GenerationSession, Generator};
+use crate::Result;
 use crate::batch::{MultimodalBatch, Sample, Visual};
 use crate::config::GenerationConfig;
 use crate::model::{Cache, HaploVl};
-use crate::Result;
 
 /// The KV cache of one growing text, with the token ids and images that it holds.
 ///

@@ -10,7 +10,7 @@ use crate::nn::ops::{KeyRanges, last_positions, on_pool};
 use crate::nn::{DecoderLayer, HeldKv, KvStore, RotaryAngles, key_ranges};
 use crate::{Error, Result};
 
-/// Number of positions that one work item takes through a layer; the last items of a chunk may have half as many more.
+/// Number of positions that one work item takes through a layer, about.
 const ITEM_POSITIONS: usize = 512;
 
 /// Prefill of a chunk under way: hidden states between two layers, or within one.
@@ -35,7 +35,8 @@ pub struct ChunkPrefill {
 }
 
 impl ChunkPrefill {
-    /// The positions of the next block, of blocks of about [`ITEM_POSITIONS`]; the last layer needs the last position only.
+    /// The positions of the next block, one of equal blocks of about [`ITEM_POSITIONS`]. Of the last layer, only the
+    /// last position is needed.
     fn next_block(&self, is_last_layer: bool) -> Range<usize> {
         if is_last_layer {
             return self.positions - 1..self.positions;
@@ -82,15 +83,12 @@ impl HaploVl {
     ///
     /// # Errors
     /// [`Error::Generation`] if the sequence has changed since the prefill began, and errors of candle.
-    pub fn advance_prefill(
-        &self,
-        prefill: &mut ChunkPrefill,
-        sequence: &mut SequenceCache,
-    ) -> Result<Option<Tensor>> {
+    pub fn advance_prefill(&self, prefill: &mut ChunkPrefill, sequence: &mut SequenceCache) -> Result<Option<Tensor>> {
         let held = sequence.layers.len();
         if sequence.len() != prefill.past || prefill.layer > held {
             return Err(Error::generation(format!(
-                "a prefill after {} positions cannot go on in a sequence of {}: it is over, or the sequence has changed",
+                "a prefill after {} positions cannot go on in a sequence of {}: it is over, or the sequence was \
+                 changed meanwhile",
                 prefill.past,
                 sequence.len()
             )));
@@ -140,7 +138,8 @@ impl HaploVl {
         let (pre, post) = (self.front().pre_decoder().layers(), self.post_decoder().layers());
         let found = pre.get(layer).map(|layer| (layer, 0));
         let found = found.or_else(|| Some((post.get(layer.checked_sub(pre.len())?)?, 1)));
-        found.ok_or_else(|| Error::generation(format!("a prefill reached layer {layer}, which the model does not have")))
+        found
+            .ok_or_else(|| Error::generation(format!("a prefill reached layer {layer}, which the model does not have")))
     }
 
     /// The hidden states after the layers before `layer`, behind the connector from the first layer of the post-decoder

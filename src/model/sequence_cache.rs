@@ -60,9 +60,8 @@ impl SequenceCache {
             )));
         }
         let layers = decoders(config).into_iter().flat_map(|d| (0..d.num_hidden_layers).map(move |_| d));
-        let layer = |d: &DecoderConfig| {
-            SequenceLayer::new((capacity, d.num_key_value_heads, d.head_dim()), dtype, device)
-        };
+        let layer =
+            |d: &DecoderConfig| SequenceLayer::new((capacity, d.num_key_value_heads, d.head_dim()), dtype, device);
         Ok(Self {
             layers: layers.map(layer).collect::<Result<_>>()?,
             first_post: config.pre_decoder.num_hidden_layers,
@@ -190,7 +189,8 @@ impl HaploVl {
         sequences.iter_mut().for_each(|sequence| sequence.drop_unfinished());
         let ranges = KeyRanges::new(sequences.iter().map(|sequence| vec![0..sequence.len + 1]).collect());
         let positions: Vec<Vec<u32>> = sequences.iter().map(|sequence| vec![sequence.len as u32]).collect();
-        let (pre, post) = sequences.iter_mut().map(|sequence| sequence.layers.split_at_mut(sequence.first_post)).unzip();
+        let (pre, post) =
+            sequences.iter_mut().map(|sequence| sequence.layers.split_at_mut(sequence.first_post)).unzip();
         let caches = [PassCaches::Sequences(pre), PassCaches::Sequences(post)];
         let logits = on_pool(self.device(), || {
             let last = self.run(&batch, &ranges, &positions, &[], caches, Some(1))?.post_decoder_output;

@@ -30,7 +30,14 @@ pub struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// Creates a pass over all positions, without KV caches and without attention weights.
     pub fn new(ranges: &'a KeyRanges, angles: Option<RotaryAngles>) -> Self {
-        Self { ranges, angles, caches: PassCaches::None, attention_layers: &[], last: None, activations: Activations::Kept }
+        Self {
+            ranges,
+            angles,
+            caches: PassCaches::None,
+            attention_layers: &[],
+            last: None,
+            activations: Activations::Kept,
+        }
     }
 }
 
@@ -51,7 +58,9 @@ impl PassCaches<'_> {
         match self {
             Self::None => KvStore::None,
             Self::Layers(layers) => layers.get_mut(i).map_or(KvStore::None, KvStore::Cache),
-            Self::Sequences(rows) => KvStore::Sequences(rows.iter_mut().filter_map(|layers| layers.get_mut(i)).collect()),
+            Self::Sequences(rows) => {
+                KvStore::Sequences(rows.iter_mut().filter_map(|layers| layers.get_mut(i)).collect())
+            }
         }
     }
 }

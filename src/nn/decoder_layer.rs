@@ -58,7 +58,8 @@ impl DecoderLayer {
         self.finish(&ops::last_positions(x, queries)?, &attended)
     }
 
-    /// The first half of [`Self::forward`]: appends the keys and values of `x`, and returns all that `store` then holds.
+    /// The first half of [`Self::forward`]: appends the keys and values of `x`, and returns all that `store` then
+    /// holds.
     ///
     /// # Errors
     /// The errors of [`Self::forward`].
@@ -71,13 +72,7 @@ impl DecoderLayer {
     ///
     /// # Errors
     /// If shapes do not fit.
-    pub fn attend(
-        &self,
-        x: &Tensor,
-        angles: Option<&RotaryAngles>,
-        ranges: &KeyRanges,
-        kv: &HeldKv,
-    ) -> Result<Tensor> {
+    pub fn attend(&self, x: &Tensor, angles: Option<&RotaryAngles>, ranges: &KeyRanges, kv: &HeldKv) -> Result<Tensor> {
         let q = self.self_attn.queries(&self.input_layernorm.forward(x)?, angles)?;
         self.finish(x, &self.self_attn.attend(&q, ranges, kv)?)
     }

@@ -34,12 +34,7 @@ impl LayerCache {
     ///
     /// # Errors
     /// The errors of [`Self::new`].
-    pub fn with_room(
-        shape: (usize, usize, usize, usize),
-        room: usize,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Self> {
+    pub fn with_room(shape: (usize, usize, usize, usize), room: usize, dtype: DType, device: &Device) -> Result<Self> {
         let (batch, capacity, heads, head_dim) = shape;
         let empty = || Tensor::zeros((batch, heads, capacity.min(room), head_dim), dtype, device);
         Ok(Self { keys: empty()?, values: empty()?, len: 0, capacity })

@@ -66,8 +66,8 @@ impl SequenceLayer {
         Ok(())
     }
 
-    /// Makes a shared segment of the tail and returns it. Keys and values are copied only if their buffers have room for
-    /// more.
+    /// Makes a shared segment of the tail and returns it. Keys and values are copied only if their buffers have room
+    /// for more.
     ///
     /// # Errors
     /// Errors of candle only.

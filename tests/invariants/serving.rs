@@ -267,7 +267,7 @@ fn a_prefill_given_up_leaves_the_sequence_as_it_was() {
         let found = model.decode_sequences(&[3], &mut [&mut sequence]).unwrap();
         assert_eq!(bits(&found), bits(&model.decode_sequences(&[3], &mut [&mut other]).unwrap()));
         let error = model.advance_prefill(&mut prefill, &mut sequence).unwrap_err();
-        assert!(error.to_string().contains("changed"), "{error}");
+        assert!(error.to_string().contains("was changed"), "{error}");
     }
 }
 

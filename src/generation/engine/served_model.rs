@@ -12,8 +12,8 @@ use crate::model::{ChunkPrefill, HaploVl, KvChunk, SequenceCache};
 /// A model that answers many sequences at the same time, each with a KV cache of its own.
 ///
 /// A prompt is prefilled in the chunks of [`MultimodalBatch::chunks`], each on its own; a decode step appends one token
-/// to each of several sequences. The logits of a sequence depend neither on the other sequences of a step nor on whether
-/// its chunks were computed for it or for another one.
+/// to each of several sequences. The logits of a sequence depend neither on the other sequences of a step nor on
+/// whether its chunks were computed for it or for another one.
 pub trait ServedModel: Send + Sync + 'static {
     /// KV cache of one sequence.
     type Sequence: Send;

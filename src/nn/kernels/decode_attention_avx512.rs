@@ -185,13 +185,7 @@ impl<T: KvElement> DecodeAttentionAvx512<'_, T> {
     /// # Safety
     /// The CPU must have AVX-512, and rows must be whole registers.
     #[target_feature(enable = "avx512f")]
-    unsafe fn values<const HEADS: usize>(
-        &self,
-        tile: &Tile<'_, T>,
-        keys: usize,
-        scores: &[f32],
-        out: &mut [f32],
-    ) {
+    unsafe fn values<const HEADS: usize>(&self, tile: &Tile<'_, T>, keys: usize, scores: &[f32], out: &mut [f32]) {
         let mut at = 0;
         while at < tile.rows.columns() {
             // SAFETY: the caller vouches for the rows.

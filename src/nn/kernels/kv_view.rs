@@ -114,7 +114,9 @@ impl KvHead<'_> {
         scratch.resize(positions * head_dim, 0.0);
         match self {
             Self::F32(parts) => fill(parts, scratch, |part, to| {
-                to.chunks_exact_mut(head_dim.max(1)).enumerate().for_each(|(row, to)| to.copy_from_slice(part.row(row)));
+                to.chunks_exact_mut(head_dim.max(1))
+                    .enumerate()
+                    .for_each(|(row, to)| to.copy_from_slice(part.row(row)));
             }),
             Self::F16(parts) => fill(parts, scratch, |part, to| widen(*part, to)),
         }

@@ -433,9 +433,8 @@ mod tests {
             for dtype in [DType::F32, DType::F16, DType::BF16] {
                 let keys = [230, 75];
                 let q = values(&[2, queries, 2 * group, head_dim], 0.1);
-                let kv = keys.map(|keys| {
-                    [0.2, 0.3].map(|seed| values(&[1, keys, 2, head_dim], seed).to_dtype(dtype).unwrap())
-                });
+                let kv = keys
+                    .map(|keys| [0.2, 0.3].map(|seed| values(&[1, keys, 2, head_dim], seed).to_dtype(dtype).unwrap()));
                 let row = |keys: usize, from| (0..queries).map(|i| from..keys - queries + i + 1).collect();
                 let ranges = KeyRanges::new(vec![row(keys[0], 0), row(keys[1], 3)]);
                 for cuts in [[vec![], vec![]], [vec![1, 64, 65, 190], vec![70]], [vec![128], vec![2, 3, 5, 50]]] {
