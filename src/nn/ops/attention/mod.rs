@@ -4,7 +4,7 @@ mod backward_cpu;
 mod forward_cpu;
 mod key_ranges;
 
-use std::sync::RwLockReadGuard;
+use std::ops::Deref;
 
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Storage, Tensor, WithDType};
 
@@ -200,18 +200,18 @@ fn kv_view<'a>(storage: &'a CpuStorage, layout: &Layout, row: usize) -> Result<K
 impl AttentionOp {
     /// Attention over the segments of each batch row, all on the CPU and of one dtype, f32 or f16.
     fn forward_over(&self, q: &Tensor, rows: &[Vec<KvSegment>]) -> Result<Tensor> {
-        let read = |segment: &KvSegment| [segment.keys.storage_and_layout(), segment.values.storage_and_layout()];
-        let guards = Vec::from_iter(rows.iter().map(|row| Vec::from_iter(row.iter().map(read))));
-        let kv = |row: &Vec<_>| Ok(Kv { k: segments_view(row, 0)?, v: segments_view(row, 1)? });
-        let kv: Vec<Kv> = guards.iter().map(kv).collect::<Result<_>>()?;
+        let locked = rows.iter().map(|row| {
+            let parts = row.iter().map(|segment| [&segment.keys, &segment.values].map(Tensor::storage_and_layout));
+            Vec::from_iter(parts)
+        });
+        let locked = Vec::from_iter(locked);
+        let kv = locked.iter().map(|row| Ok(Kv { k: segments_view(row, 0)?, v: segments_view(row, 1)? }));
+        let kv: Vec<Kv> = kv.collect::<Result<_>>()?;
         let (storage, layout) = q.storage_and_layout();
         let out = self.forward(head_view(cpu(&storage)?, layout)?, &kv);
         Tensor::from_vec(out, q.shape(), q.device())
     }
 }
-
-/// A tensor's storage, locked for reading, and its layout.
-type Locked<'a> = (RwLockReadGuard<'a, Storage>, &'a Layout);
 
 fn cpu(storage: &Storage) -> Result<&CpuStorage> {
     match storage {
@@ -220,19 +220,26 @@ fn cpu(storage: &Storage) -> Result<&CpuStorage> {
     }
 }
 
-/// The keys (part 0) or values (part 1) of segments.
-fn segments_view<'a>(segments: &'a [[Locked<'a>; 2]], part: usize) -> Result<KvView<'a>> {
-    fn views<'a, T: WithDType>(segments: &'a [[Locked<'a>; 2]], part: usize) -> Result<Segments<'a, T>> {
-        let view = |segment: &'a [Locked<'a>; 2]| {
-            let (storage, layout) = &segment[part];
-            Ok((head_view(cpu(storage)?, layout)?, layout.shape().dims4()?.1))
-        };
-        segments.iter().map(view).collect::<Result<_>>().map(Segments::new)
-    }
+/// The keys (part 0) or values (part 1) of segments, given their locked storages and their layouts.
+fn segments_view<'a, L: Deref<Target = Storage>>(
+    segments: &'a [[(L, &'a Layout); 2]],
+    part: usize,
+) -> Result<KvView<'a>> {
     match segments.first().map(|segment| segment[part].0.dtype()) {
-        Some(DType::F16) => views(segments, part).map(KvView::F16),
-        _ => views(segments, part).map(KvView::F32),
+        Some(DType::F16) => segment_views(segments, part).map(KvView::F16),
+        _ => segment_views(segments, part).map(KvView::F32),
     }
+}
+
+fn segment_views<'a, T: WithDType, L: Deref<Target = Storage>>(
+    segments: &'a [[(L, &'a Layout); 2]],
+    part: usize,
+) -> Result<Segments<'a, T>> {
+    let view = |segment: &'a [(L, &'a Layout); 2]| {
+        let (storage, layout) = &segment[part];
+        Ok((head_view(cpu(storage)?, layout)?, layout.shape().dims4()?.1))
+    };
+    segments.iter().map(view).collect::<Result<_>>().map(Segments::new)
 }
 
 impl CustomOp3 for AttentionOp {
