@@ -39,7 +39,7 @@ fn prompts(config: &HaploVlConfig) -> Vec<Sequence> {
     push_visual(&mut images, config, image(config, 28, 28, 6));
     push_visual(&mut images, config, image(config, 150, 60, 7));
     push_text(&mut frames, &text(3, 4));
-    push_visual(&mut frames, config, video(config, 300, 8));
+    push_visual(&mut frames, config, video(config, 200, 8));
     push_text(&mut frames, &text(2, 5));
     prompts.extend([long, mixed, images, frames]);
     prompts
@@ -74,8 +74,9 @@ fn last_logits(model: &HaploVl, sequence: &Sequence) -> Tensor {
     all.i((0, sequence.len() - 1)).unwrap()
 }
 
-fn argmax(logits: &Tensor) -> u32 {
-    logits.argmax(0).unwrap().to_scalar().unwrap()
+/// The most likely text token; the last ids are placeholders of images.
+fn greedy(logits: &Tensor) -> u32 {
+    logits.narrow(0, 0, 94).unwrap().argmax(0).unwrap().to_scalar().unwrap()
 }
 
 #[test]
@@ -121,8 +122,8 @@ fn chunked_prompts_and_their_greedy_answers_equal_the_uncached_model() {
                 let expected = last_logits(&model, &prompt);
                 let error = max_diff(&logits, &expected);
                 assert!(error < CLOSE, "{name}, prompt {n}, step {step}: off by {error}");
-                assert_eq!((argmax(&logits), sequence.len()), (argmax(&expected), prompt.len()), "{name}, prompt {n}");
-                let id = argmax(&logits);
+                assert_eq!((greedy(&logits), sequence.len()), (greedy(&expected), prompt.len()), "{name}, prompt {n}");
+                let id = greedy(&logits);
                 push_text(&mut prompt, &[id]);
                 if step < 4 {
                     logits = model.decode_sequences(&[id], &mut [&mut sequence]).unwrap().squeeze(0).unwrap();
@@ -197,24 +198,24 @@ fn unfrozen_chunks_equal_frozen_ones_to_the_bit() {
 }
 
 #[test]
-fn quantised_models_with_f16_caches_serve_what_they_prefill() {
+fn quantised_models_with_f16_caches_equal_one_cache_that_grows_chunk_by_chunk() {
     let wide = |d: DecoderConfig| DecoderConfig { hidden_size: 256, intermediate_size: 256, head_dim: Some(16), ..d };
     let tiny = long_context(HaploVlConfig::tiny());
     let config =
         HaploVlConfig { pre_decoder: wide(tiny.pre_decoder), post_decoder: wide(tiny.post_decoder.clone()), ..tiny };
-    for (kind, tolerance) in [(Quantization::Q8_0, 0.01), (Quantization::Q6K, 0.05), (Quantization::Q4K, 0.05)] {
+    for kind in [Quantization::Q8_0, Quantization::Q6K, Quantization::Q4K] {
         let mut model = model(&config).with_cache_dtype(DType::F16);
         model.try_for_each_linear(|_, linear| linear.quantize(kind)).unwrap();
-        for prompt in prompts(&config) {
+        for prompt in prompts(&config).into_iter().skip(3) {
             let (mut sequence, logits, _) = prefilled(&model, &prompt, 1);
             let mut cache = model.cache(1, prompt.len() + 1).unwrap();
-            let whole = model.prefill(&batch(&config, &[prompt], PaddingSide::Left), &mut cache).unwrap();
+            let chunks = batch_of_one(&config, &prompt).chunks().unwrap();
+            let whole = chunks.iter().map(|chunk| model.prefill(chunk, &mut cache).unwrap()).last().unwrap();
             let decoded = model.decode_sequences(&[7], &mut [&mut sequence]).unwrap();
             let expected = model.decode(&[7], &mut cache).unwrap();
             for (found, expected) in [(&logits.unsqueeze(0).unwrap(), &whole), (&decoded, &expected)] {
-                let size = expected.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-                let error = max_diff(found, expected) / size;
-                assert!(error < tolerance, "{kind}: off by {error} of {size}");
+                let error = max_diff(found, expected);
+                assert!(error < CLOSE, "{kind}: off by {error}");
             }
         }
     }
@@ -228,7 +229,7 @@ fn full_sequences_and_wrong_input_are_errors_and_change_nothing() {
     let (mut full, ..) = prefilled(&model, prompt, 0);
     let (mut open, ..) = prefilled(&model, prompt, 1);
     let (mut expected, ..) = prefilled(&model, prompt, 1);
-    let mut decode = |ids: &[u32], sequences: &mut [&mut SequenceCache]| {
+    let decode = |ids: &[u32], sequences: &mut [&mut SequenceCache]| {
         model.decode_sequences(ids, sequences).unwrap_err().to_string()
     };
     assert!(decode(&[1, 1], &mut [&mut open, &mut full]).contains("cannot take 1 more"));
@@ -239,8 +240,7 @@ fn full_sequences_and_wrong_input_are_errors_and_change_nothing() {
     let start = |batch: &MultimodalBatch, sequence| model.start_prefill(batch, sequence).unwrap_err().to_string();
     assert!(start(&rows, &open).contains("expected one row"));
     assert!(rows.chunks().unwrap_err().to_string().contains("expected one row"));
-    let padded = MultimodalBatch { ..rows.rows(0..3).unwrap() };
-    assert!(start(&padded.rows(2..3).unwrap(), &full).contains("cannot take"));
+    assert!(start(&rows.rows(2..3).unwrap(), &full).contains("cannot take"));
     assert!(model.sequence_cache(257).unwrap_err().to_string().contains("context"));
     // A chunk cannot follow positions that are not frozen, nor exceed the capacity.
     let chunk = prefilled(&model, prompt, 0).2.remove(0);
