@@ -12,7 +12,8 @@ impl MultimodalBatch {
     /// Cuts a prompt, a batch of one row without padding, into chunks.
     ///
     /// Cuts lie after each image or video and after every 128 text positions since the previous cut, except at the end
-    /// of the prompt: they depend only on the positions before them. Prompts with a common beginning have common chunks.
+    /// of the prompt. They depend only on the positions before them, so prompts with a common beginning have common
+    /// chunks.
     ///
     /// # Errors
     /// [`Error::Batch`] unless the batch is one sequence without padding.
@@ -47,12 +48,28 @@ impl MultimodalBatch {
         }
     }
 
-    /// Some positions of a batch of one sequence, whose bounds lie in no image.
+    /// The error of a layout with another number of images than there are.
+    pub(crate) fn visual_count_error(&self) -> Error {
+        let laid_out: usize = self.layout.rows.iter().flatten().map(|sample| sample.visuals.len()).sum();
+        Error::batch(format!("holds {} images, but its layout has {laid_out}", self.visuals.len()))
+    }
+
+    /// Some positions of a batch of one sequence.
     ///
     /// # Errors
-    /// [`Error::Batch`] for a batch of several rows, and errors of candle, if there are no such positions.
+    /// [`Error::Batch`] for another batch, or if a bound lies in an image; errors of candle, if there are no such
+    /// positions.
     pub(crate) fn positions(&self, positions: Range<usize>) -> Result<Self> {
         let sample = self.only_sequence()?;
+        let cuts = |range: &&Range<usize>| {
+            [positions.start, positions.end].iter().any(|bound| range.start < *bound && *bound < range.end)
+        };
+        if let Some(image) = sample.visuals.iter().chain(&sample.visual_blocks).find(cuts) {
+            return Err(Error::batch(format!("cannot be cut at {positions:?}: an image is at {image:?}")));
+        }
+        if sample.visuals.len() != self.visuals.len() {
+            return Err(self.visual_count_error());
+        }
         let within = |range: &&Range<usize>| positions.start <= range.start && range.end <= positions.end;
         let part = |ids: &candle_core::Tensor| ids.narrow(1, positions.start, positions.len())?.contiguous();
         let inside = Sample {

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
+use candle_core::DType;
+
 use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::config::HaploVlConfig;
+use crate::model::{ChunkPrefill, HaploVl, KvChunk, SequenceCache};
 
 /// A model that answers many sequences at the same time, each with a KV cache of its own.
 ///
 /// A prompt is prefilled in the chunks of [`MultimodalBatch::chunks`], each on its own; a decode step appends one token
-/// to each of several sequences. The logits of a sequence depend neither on the other sequences of a step nor on whether
-/// its chunks were computed for it or for another one.
+/// to each of several sequences. The logits of a sequence depend neither on the other sequences of a step nor on
+/// whether its chunks were computed for it or for another one.
 pub trait ServedModel: Send + Sync + 'static {
     /// KV cache of one sequence.
     type Sequence: Send;
@@ -65,4 +68,47 @@ pub trait ServedModel: Send + Sync + 'static {
     /// # Errors
     /// Unless there is one id of the vocabulary for each sequence, and if a sequence is full; then nothing is appended.
     fn decode(&self, ids: &[u32], sequences: &mut [&mut Self::Sequence]) -> Result<Vec<Vec<f32>>>;
+}
+
+impl ServedModel for HaploVl {
+    type Sequence = SequenceCache;
+    type Chunk = KvChunk;
+    type Prefill = ChunkPrefill;
+
+    fn config(&self) -> &HaploVlConfig {
+        self.config()
+    }
+
+    fn bytes_per_position(&self) -> usize {
+        self.kv_bytes_per_position()
+    }
+
+    fn sequence(&self, capacity: usize) -> Result<SequenceCache> {
+        self.sequence_cache(capacity)
+    }
+
+    fn push_chunk(&self, sequence: &mut SequenceCache, chunk: &Arc<KvChunk>) -> Result<()> {
+        sequence.push(chunk)
+    }
+
+    fn start_prefill(&self, batch: &MultimodalBatch, sequence: &SequenceCache) -> Result<ChunkPrefill> {
+        self.start_prefill(batch, sequence)
+    }
+
+    fn advance(&self, prefill: &mut ChunkPrefill, sequence: &mut SequenceCache) -> Result<Option<Vec<f32>>> {
+        let logits = self.advance_prefill(prefill, sequence)?;
+        logits.map(|logits| Ok(logits.to_dtype(DType::F32)?.to_vec1()?)).transpose()
+    }
+
+    fn freeze(&self, sequence: &mut SequenceCache) -> Result<Arc<KvChunk>> {
+        sequence.freeze()
+    }
+
+    fn chunk_bytes(&self, chunk: &KvChunk) -> usize {
+        chunk.bytes()
+    }
+
+    fn decode(&self, ids: &[u32], sequences: &mut [&mut SequenceCache]) -> Result<Vec<Vec<f32>>> {
+        Ok(self.decode_sequences(ids, sequences)?.to_dtype(DType::F32)?.to_vec2()?)
+    }
 }
