@@ -10,7 +10,6 @@ mod metrics;
 mod panics;
 mod prefix_store;
 mod prompt;
-mod provisional;
 mod queue;
 mod request;
 mod scheduler;
