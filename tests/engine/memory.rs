@@ -1,6 +1,6 @@
 //! The prefix cache and the memory of keys and values.
 
-use haplovl::generation::{EngineConfig, Event, Request, SubmitError};
+use haplovl::generation::{EngineConfig, Request, SubmitError};
 
 use crate::mock::{BYTES_PER_POSITION, Fixture, Prompt, Work, endless, greedy, roomy};
 
@@ -144,9 +144,6 @@ fn the_prefix_is_looked_up_when_the_prefill_starts() {
     let prompt = Prompt::long(1, 300);
     let handles = [0; 3].map(|_| fixture.submit(Request::new(prompt.clone(), greedy(4))).unwrap());
     fixture.model.open();
-    let cached = handles.map(|mut handle| match handle.next() {
-        Some(Event::Started { prompt_tokens: 300, cached_tokens }) => cached_tokens,
-        other => panic!("{other:?}"),
-    });
+    let cached = handles.map(|handle| handle.answer().unwrap().timings.cached_tokens);
     assert_eq!(cached, [0, 256, 256]);
 }
