@@ -187,13 +187,13 @@ impl HaploVl {
         sequences.iter().try_for_each(|sequence| sequence.check_room(1))?;
         let batch = self.token_batch(ids)?;
         sequences.iter_mut().for_each(|sequence| sequence.drop_unfinished());
-        let ranges = KeyRanges::new(sequences.iter().map(|sequence| vec![0..sequence.len + 1]).collect());
+        let ranges = sequences.iter().map(|sequence| vec![0..sequence.len + 1; 1]).collect();
         let positions: Vec<Vec<u32>> = sequences.iter().map(|sequence| vec![sequence.len as u32]).collect();
         let (pre, post) =
             sequences.iter_mut().map(|sequence| sequence.layers.split_at_mut(sequence.first_post)).unzip();
         let caches = [PassCaches::Sequences(pre), PassCaches::Sequences(post)];
         let logits = on_pool(self.device(), || {
-            let last = self.run(&batch, &ranges, &positions, &[], caches, Some(1))?.post_decoder_output;
+            let last = self.run(&batch, &KeyRanges::new(ranges), &positions, &[], caches, Some(1))?.post_decoder_output;
             self.lm_head().forward(&last.squeeze(1)?)
         })?;
         sequences.iter_mut().for_each(|sequence| sequence.add_positions(1));
