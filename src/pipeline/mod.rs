@@ -21,6 +21,7 @@ pub mod batch;
 mod builtin;
 mod captioner;
 mod chat;
+mod embedder;
 mod engine;
 mod loaded_model;
 mod question_answerer;
@@ -28,9 +29,11 @@ mod word_attention;
 
 pub use captioner::Captioner;
 pub use chat::{Chat, Reply};
+pub use embedder::{Embedder, Embedding};
 pub use engine::{Engine, Prompt};
 pub use loaded_model::{LoadOptions, LoadedModel, quantize_folder};
 pub use question_answerer::{AnswerStream, VisualQuestionAnswerer};
+pub use word_attention::Word;
 
 pub use crate::generation::{
     EngineConfig, Event, Finished, Handle, Histogram, Metrics, PrefixCacheMetrics, Request, RequestCounts, SubmitError,
