@@ -80,7 +80,7 @@ fn megabytes(folder: &Path) -> Result<f64> {
     let mut bytes = 0;
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "safetensors" || e == "gguf") {
+        if path.extension().is_some_and(|e| e == "safetensors" || e == "gguf" || e == "bin") {
             bytes += std::fs::metadata(path)?.len();
         }
     }

@@ -24,8 +24,8 @@ use signals::Signals;
 /// Trains from recipes in order: each recipe is one stage, and the next one may start from its export.
 ///
 /// The folder of a run contains recipe.toml (the recipe with all defaults and overrides), metrics.jsonl, tensorboard/,
-/// loss.svg, samples.md, checkpoints/ and, at the end, export/. SIGINT (Ctrl-C) and SIGTERM write a checkpoint after
-/// the current step and exit with 130 or 143; a second signal ends the program at once. With --resume finished runs are
+/// loss.svg, samples.md, checkpoints/ and, at the end, export/. SIGINT (Ctrl-C), SIGTERM and SIGHUP write a checkpoint after
+/// the current step and exit with 130, 143 or 129; a second signal ends the program at once. With --resume finished runs are
 /// skipped and an unfinished one continues from its newest checkpoint, so that the same command can be repeated after a
 /// stop. A finished run continues if the recipe has more update.steps or update.epochs than before.
 #[derive(Debug, Parser)]

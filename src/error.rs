@@ -223,8 +223,18 @@ impl Error {
             Self::Data(message) => format!("data: {}", message.text),
             Self::Training(message) => format!("training: {}", message.text),
             Self::Hub(message) => format!("hub: {}", message.text),
-            Self::Candle(error) => format!("tensor operation: {error}"),
+            Self::Candle(error) => describe(error),
         }
+    }
+}
+
+/// Text of an error of candle, without the backtrace that it has where `RUST_BACKTRACE` is set. Errors of this crate that
+/// went through candle are as they were.
+fn describe(error: &candle_core::Error) -> String {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => describe(inner),
+        candle_core::Error::Wrapped(own) => own.to_string(),
+        other => format!("tensor operation: {other}"),
     }
 }
 

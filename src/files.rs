@@ -4,8 +4,8 @@
 //! or unbounded memory, and a dangling symbolic link is an unreadable file, not an absent one.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read};
-use std::path::Path;
+use std::io::{ErrorKind, Read, Seek};
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
@@ -18,10 +18,19 @@ pub(crate) const MAX_TEXT_BYTES: u64 = 4 << 20;
 /// the added tokens; parsed JSON takes up to 30 times its bytes.
 pub(crate) const MAX_MODEL_JSON_BYTES: u64 = 16 << 20;
 
+/// The path that `~/..` stands for, in the home folder; `None` for other paths.
+pub(crate) fn in_home(path: impl AsRef<Path>) -> Option<PathBuf> {
+    let rest = path.as_ref().strip_prefix("~").ok()?;
+    Some(std::env::home_dir()?.join(rest))
+}
+
+/// First bytes of the small text that a clone has in place of a large file if Git LFS is not installed.
+const LFS_POINTER: &[u8] = b"version https://git-lfs";
+
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// [`Error::Io`] if the file does not exist or is not a regular file.
+/// [`Error::Io`] if the file does not exist or is not a regular file, [`Error::Format`] for a pointer of Git LFS.
 pub(crate) fn open(path: impl AsRef<Path>) -> Result<File> {
     let path = path.as_ref();
     // Checked before opening, since opening a FIFO waits for a writer.
@@ -30,7 +39,14 @@ pub(crate) fn open(path: impl AsRef<Path>) -> Result<File> {
         let kind = if found.is_dir() { "a folder" } else { "a pipe, socket or device" };
         return Err(Error::io(path, std::io::Error::other(format!("is {kind}, expected a regular file"))));
     }
-    File::open(path).map_err(|e| Error::io(path, e))
+    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut head = Vec::with_capacity(LFS_POINTER.len());
+    let read = (&file).take(LFS_POINTER.len() as u64).read_to_end(&mut head).and_then(|_| file.rewind());
+    read.map_err(|e| Error::io(path, e))?;
+    if head == LFS_POINTER {
+        return Err(Error::format(path, "is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder"));
+    }
+    Ok(file)
 }
 
 /// Reads all bytes of a regular file.
@@ -119,6 +135,8 @@ mod tests {
         std::fs::write(&path, b"ab\xff").unwrap();
         assert!(read_text(&path, 9).unwrap_err().to_string().contains("from byte 2 on"));
         assert!(read(folder.path(), 9).unwrap_err().to_string().contains("is a folder"));
+        std::fs::write(&path, "version https://git-lfs.github.com/spec/v1\n").unwrap();
+        assert!(read(&path, 99).unwrap_err().to_string().contains("run `git lfs pull`"));
     }
 
     #[test]

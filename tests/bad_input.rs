@@ -157,7 +157,7 @@ fn unknown_names_and_wrong_types_name_the_field() {
             "vision.image_aspect_ratio",
             "expected `anyres` or `anyres_max_N`",
         ),
-        ("/model_type", json!("llava"), "model_type", "unknown variant `llava`, expected `haplovl`"),
+        ("/model_type", json!("llava"), "model_type", "is `llava`, expected `haplovl` or `haplo`"),
         ("/vocab_size", json!("many"), "vocab_size", "string \"many\", expected usize"),
         ("/vocab_size", json!(-3), "vocab_size", "integer `-3`, expected usize"),
         ("/vocab_size", json!(1.5), "vocab_size", "floating point `1.5`, expected usize"),

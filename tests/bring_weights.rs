@@ -287,6 +287,18 @@ fn safetensors_win_and_folders_without_weights_say_what_is_expected() {
 }
 
 #[test]
+fn files_under_other_names_and_pointers_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let message = || open_weights(folder.path()).map(|_| ()).unwrap_err().to_string();
+    std::fs::write(folder.path().join("qwen-q8_0.gguf"), "x").unwrap();
+    assert!(message().contains("holds `qwen-q8_0.gguf`, but no weights under a known name"), "{}", message());
+    std::fs::write(folder.path().join("b.safetensors"), "x").unwrap();
+    assert!(message().contains("holds 2 files such as `b.safetensors`") && message().len() < 300, "{}", message());
+    std::fs::write(folder.path().join("model.safetensors"), "version https://git-lfs.github.com/spec/v1\n").unwrap();
+    assert!(message().contains("model.safetensors: is a Git LFS pointer"), "{}", message());
+}
+
+#[test]
 fn qwen3_is_inherited_exactly() {
     let source = LlmSource::open(fixtures("bring/qwen3")).unwrap();
     let case = SafetensorsFiles::open(fixtures("bring/qwen3/expected.safetensors")).unwrap();

@@ -123,6 +123,28 @@ fn it_is_named_alike_in_every_field_of_a_recipe() {
 }
 
 #[test]
+fn names_behind_a_trainers_prefix_and_files_of_weights_are_the_same_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/builtin");
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(own.join(name), folder.path().join(name)).unwrap();
+    }
+    let tensors = candle_core::safetensors::load(own.join("model.safetensors"), &Device::Cpu).unwrap();
+    for prefix in ["module.", "_orig_mod.", "base_model.model."] {
+        let renamed = tensors.iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor.clone())).collect();
+        let file = folder.path().join("model.safetensors");
+        candle_core::safetensors::save(&renamed, &file).unwrap();
+        LoadedModel::from_folder(&file, options(None)).unwrap();
+        let stage = file.display().to_string();
+        let recipe = fine_tuning(folder.path(), &[("stage.init_from.stage", &stage)]).unwrap();
+        let facts = Run::new(recipe, Device::Cpu).unwrap().facts().to_string();
+        assert!(facts.contains("0 parameters fresh") && facts.contains("0 tensors of the source unused"), "{facts}");
+    }
+    let error = LoadedModel::from_folder(folder.path().join("config.json"), options(None)).err().unwrap().to_string();
+    assert!(error.contains("config.json: is no file of weights by its name"), "{error}");
+}
+
+#[test]
 fn fields_that_name_no_model_are_named_with_the_folder_looked_in() {
     let folder = tempfile::tempdir().unwrap();
     let inside = folder.path().display().to_string();

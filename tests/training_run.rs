@@ -362,6 +362,34 @@ impl TrainObserver for Skips {
 }
 
 #[test]
+fn a_template_that_ends_no_turn_is_named_before_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = records(folder.path(), &[record("0.png", 2), record("1.png", 3)], 1);
+    assert_eq!(Run::new(recipe.clone(), Device::Cpu).unwrap().facts().warnings, Vec::<String>::new());
+    let tokenizer = folder.path().join("tokenizer");
+    std::fs::create_dir(&tokenizer).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json", "processor_config.json"] {
+        let builtin = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/builtin").join(file);
+        std::fs::copy(builtin, tokenizer.join(file)).unwrap();
+    }
+    recipe.tokenizer = tokenizer.to_string_lossy().as_ref().into();
+    let config = tokenizer.join("tokenizer_config.json");
+    let mut settings: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    settings["chat_template"] = settings["chat_template"].as_str().unwrap().replace("<|im_end|>", "").into();
+    std::fs::write(&config, settings.to_string()).unwrap();
+    let warnings = Run::new(recipe.clone(), Device::Cpu).unwrap().facts().warnings.clone();
+    assert!(
+        matches!(&warnings[..], [one] if one.contains("ends no turn") && one.contains("<|im_end|>")),
+        "{warnings:?}"
+    );
+    // Without an end token, answers have no end.
+    settings.as_object_mut().unwrap().remove("eos_token");
+    std::fs::write(&config, settings.to_string()).unwrap();
+    let warnings = Run::new(recipe, Device::Cpu).unwrap().facts().warnings.clone();
+    assert!(matches!(&warnings[..], [one] if one.contains("set `eos_token`")), "{warnings:?}");
+}
+
+#[test]
 fn long_answers_are_cut_on_request_and_never_learn_an_early_end() {
     let folder = tempfile::tempdir().unwrap();
     let lines = [record("0.png", 3), record("1.png", 90), record("0.png", 3)];

@@ -203,6 +203,86 @@ fn rows_follow_tokens_whose_ids_differ() {
 }
 
 #[test]
+fn an_unknown_token_that_is_a_control_token_stands_for_unknown_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = changed(folder.path(), |tokenizer| {
+        let id = tokenizer["model"]["vocab"]["<unk>"].clone();
+        let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+        added.push(serde_json::json!({ "id": id, "content": "<unk>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true }));
+    });
+    let model = LoadedModel::from_folder(model, LoadOptions::default()).unwrap();
+    let processor = model.processor();
+    let unknown = processor.tokenizer().id("<unk>").unwrap();
+    let count = |text: &str| {
+        let sequence = processor.sequence(&haplovl::processor::Conversation::ask([], text), true).unwrap();
+        sequence.input_ids.iter().filter(|&&id| id == unknown).count()
+    };
+    assert_eq!(count("a zorp ∑ ring"), 2);
+    // Spelt out it is plain text, of three unknown words.
+    assert_eq!(count("a <unk> ring"), 3);
+    assert!(!processor.eos_ids().contains(&unknown));
+}
+
+#[test]
+fn words_that_are_there_already_are_not_added_again() {
+    let tokenizer = || TextTokenizer::from_folder(fixtures("sentencepiece")).unwrap();
+    let old = tokenizer();
+    // A piece that is found behind others only, and a control token.
+    let piece = old.id("old").unwrap();
+    assert_ne!(old.encode("old").unwrap(), [piece]);
+    let words = ["old", "</s>", "zebra", "zebra"].map(String::from);
+    let (new, added) = tokenizer().with_tokens(&[], &words).unwrap();
+    assert_eq!((added, new.size()), (vec!["zebra".to_string()], old.size() + 1));
+    assert!(new.encode("old").unwrap().contains(&piece) && new.is_special(new.id("</s>").unwrap()));
+    assert_eq!(new.encode("told").unwrap(), old.encode("told").unwrap());
+}
+
+/// The tokenizer of the SentencePiece fixture, after a change of its `tokenizer.json`.
+fn sentencepiece(change: impl FnOnce(&mut serde_json::Value)) -> TextTokenizer {
+    let plain = TextTokenizer::from_folder(fixtures("sentencepiece")).unwrap();
+    let mut file = serde_json::from_str(&plain.inner().to_string(false).unwrap()).unwrap();
+    change(&mut file);
+    TextTokenizer::new(file.to_string().parse().unwrap(), serde_json::Map::new()).unwrap()
+}
+
+#[test]
+fn texts_around_added_words_keep_their_spaces() {
+    let metaspace = |scheme: &str| serde_json::json!({ "type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": scheme, "split": false });
+    let replace =
+        |from: serde_json::Value, to: &str| serde_json::json!({ "type": "Replace", "pattern": from, "content": to });
+    let spaces = replace(serde_json::json!({ "String": " " }), "\u{2581}");
+    let forms = [
+        sentencepiece(|_| ()),
+        // As published with Llama 2, and as converted from vocabularies that take spaces off the ends.
+        sentencepiece(|file| {
+            file["pre_tokenizer"] = serde_json::Value::Null;
+            let prefix = serde_json::json!({ "type": "Prepend", "prepend": "\u{2581}" });
+            file["normalizer"] = serde_json::json!({ "type": "Sequence", "normalizers": [prefix, spaces.clone()] });
+        }),
+        sentencepiece(|file| {
+            file["pre_tokenizer"] = metaspace("always");
+            let strip = replace(serde_json::json!({ "Regex": "\u{2581}+\\z" }), "");
+            file["normalizer"] = serde_json::json!({ "type": "Sequence", "normalizers": [spaces.clone(), strip] });
+        }),
+    ];
+    for (form, tokenizer) in forms.into_iter().enumerate() {
+        let text = "a zebra, the red zebra. (zebra) zebra's is a zebra";
+        assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap(), true).unwrap(), text, "{form}");
+        let (grown, added) = tokenizer.with_tokens(&[], &["zebra".into(), "red".into()]).unwrap();
+        let ids = grown.encode(text).unwrap();
+        // `red` is a word of the vocabulary, with the space before it.
+        assert_eq!(added, ["zebra"], "{form}");
+        assert_eq!(ids.iter().filter(|id| Some(**id) == grown.id("zebra")).count(), 5, "{form}");
+        assert_eq!(grown.decode(&ids, true).unwrap(), text, "{form}");
+    }
+}
+
+fn fixtures(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/bring").join(name)
+}
+
+#[test]
 fn placeholders_and_control_tokens_are_added_and_other_words_for_placeholders_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     images(folder.path());

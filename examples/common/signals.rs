@@ -1,5 +1,5 @@
-//! Handling of SIGINT (Ctrl-C) and SIGTERM: the first signal stops a training run so that it can be resumed, a second
-//! one ends the process.
+//! Handling of SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal): the first signal stops a training run so that it
+//! can be resumed, a second one ends the process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use haplovl::train::{RunStart, StepReport, TrainObserver};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-/// Last SIGINT or SIGTERM that the process received.
+/// Last of these signals that the process received.
 #[derive(Debug, Clone, Default)]
 pub struct Signals {
     any: Arc<AtomicBool>,
@@ -18,9 +18,9 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Registers handlers for both signals: the first signal is recorded, and a second one ends the process at once.
+    /// Registers handlers: the first signal is recorded, and a second one ends the process at once.
     pub fn register(&self) -> std::io::Result<()> {
-        for signal in [SIGINT, SIGTERM] {
+        for signal in [Some(SIGINT), Some(SIGTERM), hangup()].into_iter().flatten() {
             // The order matters: the shutdown handler of the first signal must see the flag unset.
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&self.any))?;
             flag::register(signal, Arc::clone(&self.any))?;
@@ -29,7 +29,7 @@ impl Signals {
         Ok(())
     }
 
-    /// Exit code after a signal, 128 plus its number: 130 or 143; `None` if there was no signal.
+    /// Exit code after a signal, 128 plus its number: 130, 143 or 129; `None` if there was no signal.
     pub fn exit_code(&self) -> Option<u8> {
         u8::try_from(self.number.load(Ordering::Relaxed)).ok().filter(|number| *number > 0).map(|number| 128 + number)
     }
@@ -38,6 +38,24 @@ impl Signals {
     pub fn stop(&self, run: CancelToken) -> Box<dyn TrainObserver> {
         Box::new(StopOnSignal { signals: self.clone(), run })
     }
+}
+
+/// SIGHUP, unless it is ignored, as `nohup` asks for.
+#[cfg(unix)]
+fn hangup() -> Option<i32> {
+    let signal = signal_hook::consts::SIGHUP;
+    let mut found = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action, the present one is written to `found`, of which all zeros are a valid value.
+    let found = unsafe {
+        libc::sigaction(signal, std::ptr::null(), found.as_mut_ptr());
+        found.assume_init()
+    };
+    (found.sa_sigaction != libc::SIG_IGN).then_some(signal)
+}
+
+#[cfg(not(unix))]
+fn hangup() -> Option<i32> {
+    None
 }
 
 struct StopOnSignal {

@@ -21,7 +21,10 @@ impl HaploVlConfig {
     pub fn from_json(value: Value) -> Result<Self> {
         let config = match value {
             Value::Object(root) if root.contains_key("base_config") => from_official(root)?,
-            value => from_value("config.json", "an official `base_config` or this crate's own form", &value)?,
+            value => {
+                check_model_type(&value)?;
+                from_value("config.json", "an official `base_config` or this crate's own form", &value)?
+            }
         };
         config.validate()?;
         Ok(config)
@@ -93,6 +96,20 @@ impl HaploVlConfig {
             }
         }
         Ok(())
+    }
+}
+
+/// Rejects the configuration of another kind of model, which has none of the expected fields.
+fn check_model_type(config: &Value) -> Result<()> {
+    match config.get("model_type").and_then(Value::as_str) {
+        None | Some("haplovl") => Ok(()),
+        Some(other) => Err(Error::config(
+            "model_type",
+            format!(
+                "is `{other:.40}`, expected `haplovl` or `haplo`: other models cannot be run, but a HaploVL can be trained \
+                 from them (`init_from.llm`, `init_from.clip`)"
+            ),
+        )),
     }
 }
 

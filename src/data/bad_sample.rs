@@ -101,6 +101,16 @@ pub enum BadSample {
     Failed(#[from] Error),
 }
 
+impl BadSample {
+    /// The same reason with the field or turn that it is about.
+    pub(super) fn about(self, place: &str) -> Self {
+        match self {
+            Self::BrokenRecord(message) => Self::BrokenRecord(format!("{place}: {message}")),
+            other => other,
+        }
+    }
+}
+
 impl From<BadSample> for Error {
     /// The error itself where another one made the sample bad, else [`Error::Data`].
     fn from(bad: BadSample) -> Self {

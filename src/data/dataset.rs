@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use super::{BadSample, LeftOut, Record, SampleResult};
 
+/// Most parts of a data set whose records are searched for fields that are not read.
+const SEARCHED_PARTS: usize = 8;
+
 /// A data set with random access from any thread.
 pub trait Dataset: Send + Sync {
     /// Type of a sample.
@@ -31,6 +34,11 @@ pub trait Dataset: Send + Sync {
     /// Files of the source that are not read.
     fn left_out(&self) -> LeftOut {
         LeftOut::default()
+    }
+
+    /// Names of the fields of records that are not read, of the first records.
+    fn unread_fields(&self) -> Vec<String> {
+        Vec::new()
     }
 
     /// Indices of at most `count` samples spread over the data set.
@@ -68,6 +76,10 @@ impl<D: Dataset + ?Sized> Dataset for Box<D> {
         (**self).left_out()
     }
 
+    fn unread_fields(&self) -> Vec<String> {
+        (**self).unread_fields()
+    }
+
     fn cheapest(&self, indices: Vec<usize>) -> Vec<usize> {
         (**self).cheapest(indices)
     }
@@ -90,6 +102,10 @@ impl<D: Dataset + ?Sized> Dataset for Arc<D> {
 
     fn left_out(&self) -> LeftOut {
         (**self).left_out()
+    }
+
+    fn unread_fields(&self) -> Vec<String> {
+        (**self).unread_fields()
     }
 
     fn cheapest(&self, indices: Vec<usize>) -> Vec<usize> {
@@ -137,6 +153,14 @@ impl<D: Dataset> Dataset for Concat<D> {
     fn left_out(&self) -> LeftOut {
         let mut all = LeftOut::default();
         self.0.iter().for_each(|part| all.merge(&part.left_out()));
+        all
+    }
+
+    fn unread_fields(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        self.0.iter().take(SEARCHED_PARTS).for_each(|part| all.extend(part.unread_fields()));
+        all.sort();
+        all.dedup();
         all
     }
 

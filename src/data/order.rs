@@ -32,6 +32,22 @@ impl Portion {
         (self.weight as usize, (rest.round() as usize).min(self.samples))
     }
 
+    /// Checks that the weight is in its range and that an epoch takes at least one sample; `field` is that of the weight.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub(crate) fn check(&self, field: &str) -> Result<()> {
+        let Self { samples, weight } = *self;
+        check_weight(field, weight)?;
+        if samples == 0 || self.per_epoch() > 0 {
+            return Ok(());
+        }
+        let message = format!(
+            "is {weight:e}, which takes none of {samples} samples in an epoch: raise it, or leave out the source"
+        );
+        Err(Error::config(field, message))
+    }
+
     /// Number of samples that an epoch takes from the portion.
     fn per_epoch(&self) -> usize {
         let (every, more) = self.copies();
@@ -59,7 +75,7 @@ pub(super) fn check_portions(portions: &[Portion], samples: usize) -> Result<()>
         let message = format!("have {found} samples, expected all {samples} of the data set");
         return Err(Error::config("loader.portions", message));
     }
-    portions.iter().try_for_each(|portion| check_weight("loader.portions.weight", portion.weight))?;
+    portions.iter().try_for_each(|portion| portion.check("loader.portions.weight"))?;
     let length = epoch_length(portions, samples);
     if length > MAX_EPOCH {
         return Err(Error::data(format!(
@@ -193,6 +209,8 @@ mod tests {
             assert!(error.contains("loader.portions.weight"), "{error}");
         }
         assert!(check_portions(&[Portion { samples: 2, weight: 1.0 }], 3).is_err());
+        let never = check_portions(&[Portion { samples: 3, weight: 1e-300 }], 3).unwrap_err().to_string();
+        assert!(never.contains("is 1e-300, which takes none of 3 samples in an epoch"), "{never}");
         let huge = [Portion { samples: 1 << 40, weight: 1000.0 }];
         assert!(check_portions(&huge, 1 << 40).unwrap_err().to_string().contains("lower the weights"));
     }

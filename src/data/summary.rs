@@ -55,6 +55,8 @@ pub struct SourceSummary {
     pub bad_reasons: Vec<String>,
     /// Files that are not read.
     pub left_out: LeftOut,
+    /// Names of the fields of records that are not read.
+    pub unread_fields: Vec<String>,
 }
 
 /// Summarises a source by reading at most `sample` records spread over it.
@@ -66,6 +68,7 @@ where
         name: name.into(),
         records: dataset.len(),
         left_out: dataset.left_out(),
+        unread_fields: dataset.unread_fields(),
         ..SourceSummary::default()
     };
     for index in dataset.spread(sample) {

@@ -13,7 +13,7 @@ use crate::generation::Generator;
 use crate::model::{HaploVl, save_quantized};
 use crate::options::{DeviceChoice, DtypeChoice, KvCacheDtype, Quantization};
 use crate::processor::{Conversation, Processor};
-use crate::weights::{ModelSource, TensorSource, check_model_folder, open_weights};
+use crate::weights::{ModelSource, TensorSource, check_model_folder, folder_of, open_decoder_weights};
 use crate::{Result, files};
 
 /// Options of loading: device, dtype, quantisation, KV cache.
@@ -118,7 +118,7 @@ impl LoadedModel {
     }
 
     /// Loads a checkpoint folder: `config.json`, safetensors or `model.gguf`, tokenizer and processor files, and
-    /// `generation_config.json` if there is one.
+    /// `generation_config.json` if there is one. A file of weights is loaded with the other files of its folder.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) for a device that is not available, and for broken, missing or
@@ -235,13 +235,14 @@ pub fn quantize_folder(folder: impl AsRef<Path>, output: impl AsRef<Path>, kind:
     save_quantized(output.as_ref(), &config, &*weights, kind, &processor, &generation)
 }
 
-/// The content of a checkpoint folder.
-fn open(folder: &Path) -> Result<(HaploVlConfig, Processor, GenerationConfig, Arc<dyn TensorSource>)> {
+/// The content of a checkpoint folder, or of that of a file of weights.
+fn open(path: &Path) -> Result<(HaploVlConfig, Processor, GenerationConfig, Arc<dyn TensorSource>)> {
+    let folder = folder_of(path);
     check_model_folder(folder)?;
     let config = HaploVlConfig::from_file(folder.join("config.json"))?;
     let processor = Processor::from_folder(folder, &config)?;
     let generation = generation_defaults(folder, &config, &processor)?;
-    Ok((config, processor, generation, open_weights(folder)?))
+    Ok((config, processor, generation, open_decoder_weights(path)?))
 }
 
 /// The checkpoint's generation settings. Answers end at the union of their end tokens, the token that ends a turn in the

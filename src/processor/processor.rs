@@ -343,7 +343,7 @@ impl Processor {
             for (label, token) in labels.iter_mut().zip(tokens).skip(first) {
                 let said = token.range.start < span.range.end;
                 let after = prompt.text.get(span.range.end..token.range.end).unwrap_or_default();
-                let ends_turn = !said && self.tokenizer.is_special(token.id);
+                let ends_turn = !said && self.tokenizer.is_control(token, &prompt.text);
                 if !said && !ends_turn && !after.trim().is_empty() {
                     break;
                 }
@@ -386,9 +386,9 @@ impl Processor {
         else {
             return EndOfTurn::Missing;
         };
-        let last = self.labels(&prompt, &tokens).into_iter().rfind(|&label| label != IGNORE_INDEX);
-        match last.filter(|&id| self.tokenizer.is_special(id)) {
-            Some(id) => EndOfTurn::Template(id),
+        let last = self.labels(&prompt, &tokens).iter().rposition(|&label| label != IGNORE_INDEX);
+        match last.map(|at| &tokens[at]).filter(|token| self.tokenizer.is_control(token, &prompt.text)) {
+            Some(token) => EndOfTurn::Template(token.id),
             None => self.tokenizer.eos_id().map_or(EndOfTurn::Missing, EndOfTurn::Added),
         }
     }

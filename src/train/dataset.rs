@@ -47,7 +47,9 @@ impl TrainingData {
         for (number, TrainSource { source, weight }) in recipe.data.train.iter().enumerate() {
             let opened =
                 open_source(recipe, source).map_err(|e| recipe.in_field(&format!("data.train[{number}]"), e))?;
-            portions.push(Portion { samples: opened.len(), weight: *weight });
+            let portion = Portion { samples: opened.len(), weight: *weight };
+            portion.check(&format!("data.train[{number}].weight"))?;
+            portions.push(portion);
             sources.push(Arc::new(opened));
         }
         let samples = Concat::new(sources.clone());

@@ -10,7 +10,7 @@ use super::recipe::Recipe;
 use crate::Result;
 use crate::batch::{IGNORE_INDEX, Sequence};
 use crate::config::HaploVlConfig;
-use crate::processor::Processor;
+use crate::processor::{EndOfTurn, Processor};
 use crate::weights::Parameters;
 
 /// Summary of a run to check before it starts.
@@ -56,8 +56,33 @@ impl Facts {
     }
 
     /// The facts with those about the data, and what in the recipe may not be meant.
-    pub(super) fn with_data(self, data: DataFacts, recipe: &Recipe, config: &HaploVlConfig) -> Self {
-        Self { warnings: warnings(recipe, config, &data), data, ..self }
+    pub(super) fn with_data(
+        self,
+        data: DataFacts,
+        recipe: &Recipe,
+        config: &HaploVlConfig,
+        processor: &Processor,
+    ) -> Self {
+        let turns = end_of_turn_warning(processor);
+        Self { warnings: warnings(recipe, config, &data).into_iter().chain(turns).collect(), data, ..self }
+    }
+}
+
+/// What is to be known of a template that ends no turn.
+fn end_of_turn_warning(processor: &Processor) -> Option<String> {
+    match processor.end_of_turn() {
+        EndOfTurn::Template(_) => None,
+        EndOfTurn::Added(id) => {
+            let token = processor.tokenizer().inner().id_to_token(id).unwrap_or_default();
+            Some(format!(
+                "the chat template ends no turn: {token:?} (`eos_token`) is put after each last answer and learned"
+            ))
+        }
+        EndOfTurn::Missing => Some(
+            "the chat template ends no turn and the tokenizer has no `eos_token`: answers will run to their length \
+             limit; set `eos_token` in tokenizer_config.json"
+                .into(),
+        ),
     }
 }
 

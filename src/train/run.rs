@@ -78,7 +78,7 @@ impl Run {
         let (data_facts, length) = DataFacts::new(&recipe, &data, &validation);
         let inheritance = report.map(|report| report.to_string());
         let facts = Facts::new(&parameters, &vars, averaged, inheritance, data.vocabulary.to_string(), sample)
-            .with_data(data_facts, &recipe, &config);
+            .with_data(data_facts, &recipe, &config, &data.processor);
         let trainer = Trainer::new(objective, vars, optimizer, update_rule(&recipe, length));
         Ok(Self {
             trainer: trainer.with_parallel(recipe.update.parallel_micro_batches)?,

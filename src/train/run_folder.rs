@@ -18,7 +18,10 @@ pub(super) fn open_for_writing(path: &Path) -> Result<File> {
 
 /// Creates the run's folder if necessary and locks it; other processes cannot train in it while the file is open.
 pub(super) fn lock(folder: &Path) -> Result<File> {
-    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    std::fs::create_dir_all(folder).map_err(|e| {
+        let message = format!("the folder {} cannot be made ({e}): choose another", folder.display());
+        Error::config("output", message).caused_by(e)
+    })?;
     let file = open_for_writing(&folder.join("lock"))?;
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => {

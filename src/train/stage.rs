@@ -22,8 +22,8 @@ use crate::nn::Activations;
 use crate::optim::trainable;
 use crate::processor::{Processor, TextTokenizer};
 use crate::weights::{
-    ClipSource, InitReport, LlmSource, ParameterShapes, Parameters, RowMap, SaveOptions, check_model_folder,
-    init_from_clip, init_from_llm, init_text_embedding, is_known_buffer, open_weights,
+    ClipSource, InitReport, LlmSource, ParameterShapes, Parameters, RowMap, SaveOptions, check_model_folder, folder_of,
+    init_from_clip, init_from_llm, init_text_embedding, is_known_buffer, open_decoder_weights,
 };
 use crate::{Error, Result};
 
@@ -260,9 +260,10 @@ fn open_llm(path: &Path, tokenizer: &TextTokenizer, config: &HaploVlConfig) -> R
 
 /// Copies every parameter of an earlier stage's export, or of a whole model; rows of its vocabulary follow the tokens of
 /// the run.
-fn load_stage(folder: &Path, tokenizer: &TextTokenizer, parameters: &Parameters) -> Result<InitReport> {
+fn load_stage(path: &Path, tokenizer: &TextTokenizer, parameters: &Parameters) -> Result<InitReport> {
+    let folder = folder_of(path);
     check_model_folder(folder)?;
-    let files = open_weights(folder)?;
+    let files = open_decoder_weights(path)?;
     let own = SourceVocabulary::of_folder(folder)?;
     let mut report = InitReport::default();
     for (name, var) in parameters.iter() {

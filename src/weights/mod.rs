@@ -35,7 +35,7 @@ pub use init_from::{
     init_from_clip, init_from_llm, init_text_embedding, principal_components,
 };
 pub(crate) use known_buffers::is_known_buffer;
-pub(crate) use model_folder::check_model_folder;
+pub(crate) use model_folder::{check_model_folder, folder_of};
 #[cfg(not(feature = "builtin"))]
 pub(crate) use model_source::no_builtin;
 pub use model_source::{ModelSource, ResolvedModel};
@@ -45,5 +45,6 @@ pub use pickle::PickleFiles;
 pub use safetensors::SafetensorsFiles;
 pub use save::{SaveOptions, save_safetensors, save_safetensors_file};
 pub(crate) use siglip::PixelNorm;
+pub(crate) use source::open_decoder_weights;
 pub use source::{TensorSource, check_source, open_weights, source_var_builder};
 pub use validate::check_tensors;

@@ -10,11 +10,14 @@ use candle_nn::{Init, VarBuilder};
 
 use super::gguf::MODEL_FILE;
 use super::known_buffers::is_known_buffer;
+use super::renamed::LANGUAGE;
 use super::{GgufFile, PickleFiles, SafetensorsFiles, check_tensors, pickle, safetensors};
 use crate::nn::ops::QuantizedWeight;
 use crate::options::Quantization;
 use crate::{Error, Result};
 
+/// Ends of the names of files of weights.
+const WEIGHTS: [&str; 6] = ["safetensors", "gguf", "bin", "pt", "pth", "ckpt"];
 /// Name of the embedding table.
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Name of the language head.
@@ -73,7 +76,7 @@ pub trait TensorSource: Send + Sync {
 }
 
 /// Opens the weights of a model folder (safetensors, `pytorch_model.bin`, or the `model.gguf` of a quantised model), or a
-/// single file (`.safetensors`, `.gguf`, `.bin`, `.pt` or `.pth`). Where a folder holds the same weights twice, safetensors
+/// single file (`.safetensors`, `.gguf`, `.bin`, `.pt`, `.pth` or `.ckpt`). Where a folder holds the same weights twice, safetensors
 /// are read.
 ///
 /// # Errors
@@ -94,15 +97,43 @@ pub fn open_weights(path: impl AsRef<Path>) -> Result<Arc<dyn TensorSource>> {
         (true, None) => Ok(Arc::new(GgufFile::open(path.join(MODEL_FILE))?)),
         (false, Some(_)) if safetensors.is_some() => Ok(Arc::new(SafetensorsFiles::open(path)?)),
         (false, Some(_)) => Ok(Arc::new(PickleFiles::open(path)?)),
-        (false, None) => Err(Error::format(
-            path,
-            format!(
-                "holds no weights: expected {}, {}, one of the two with `.index.json` and its shards, or {MODEL_FILE}",
-                safetensors::SINGLE_FILE,
-                pickle::SINGLE_FILE
-            ),
-        )),
+        (false, None) => Err(no_weights(path)),
     }
+}
+
+/// The error for a folder without weights under one of the known names, which names files that may be meant.
+fn no_weights(folder: &Path) -> Error {
+    let (single, pickle) = (safetensors::SINGLE_FILE, pickle::SINGLE_FILE);
+    let expected =
+        format!("expected {single}, {pickle}, one of the two with `.index.json` and its shards, or {MODEL_FILE}");
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let mut files: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+    files.retain(|name| {
+        Path::new(name).extension().is_some_and(|e| WEIGHTS.iter().any(|known| e.eq_ignore_ascii_case(known)))
+    });
+    files.sort();
+    Error::format(
+        folder,
+        match files.as_slice() {
+            [] => format!("holds no weights: {expected}"),
+            [only] => format!(
+                "holds `{only:.60}`, but no weights under a known name: {expected}; rename it, or name the file itself"
+            ),
+            [first, ..] => format!(
+                "holds {} files such as `{first:.60}`, but no weights under a known name: {expected}",
+                files.len()
+            ),
+        },
+    )
+}
+
+/// As [`open_weights`], for a model with a decoder, whose names begin with `model.`: what trainers (`module.`,
+/// `_orig_mod.`) and larger models (`language_model.`) put before them is taken off.
+///
+/// # Errors
+/// As [`open_weights`], and [`Error::Format`] for several such models in one.
+pub(crate) fn open_decoder_weights(path: impl AsRef<Path>) -> Result<Arc<dyn TensorSource>> {
+    LANGUAGE.apply(open_weights(path)?)
 }
 
 fn open_file(path: &Path) -> Result<Arc<dyn TensorSource>> {
@@ -110,9 +141,9 @@ fn open_file(path: &Path) -> Result<Arc<dyn TensorSource>> {
     match extension.as_str() {
         "safetensors" => Ok(Arc::new(SafetensorsFiles::open(path)?)),
         "gguf" => Ok(Arc::new(GgufFile::open(path)?)),
-        "bin" | "pt" | "pth" => Ok(Arc::new(PickleFiles::open(path)?)),
+        "bin" | "pt" | "pth" | "ckpt" => Ok(Arc::new(PickleFiles::open(path)?)),
         _ => {
-            let expected = "expected a file named .safetensors, .gguf, .bin, .pt or .pth, or a model folder";
+            let expected = "expected a file named .safetensors, .gguf, .bin, .pt, .pth or .ckpt, or a model folder";
             Err(Error::format(path, format!("is no file of weights by its name: {expected}")))
         }
     }

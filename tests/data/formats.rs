@@ -303,9 +303,73 @@ fn fields_that_name_images_are_never_ignored() {
         r#"{"video":"clip\\frame2.png","text":"written on Windows"}"#,
         r#"{"image":"a.png","original":"a.png","text":"x"}"#,
         r#"{"image":"a.png","source":"elsewhere/c.jpg","text":"x"}"#,
-        r#"{"id":"a.png","text":"see a.png"}"#,
+        r#"{"id":"none.png","text":"see a.png"}"#,
     ] {
         get(record).unwrap_or_else(|e| panic!("{record}: {e}"));
+    }
+}
+
+#[test]
+fn records_without_image_that_refer_to_one_are_bad() {
+    let base64 = STANDARD.encode([png(9), vec![0; 64]].concat());
+    for (fields, problem) in [
+        (r#""image_id":391895,"caption":"x""#.to_string(), "field `image_id` is the number 391895, which is no file"),
+        (r#""imageId":"0000","question":"q","answer":"x""#.into(), "field `imageId` is \"0000\""),
+        (r#""id":"a.png","caption":"x""#.into(), "field `id` names \"a.png\""),
+        (r#""prompt":"a.png","completion":"x""#.into(), "field `prompt` names \"a.png\""),
+        (format!(r#""pic_b64":"{base64}","caption":"x""#), "field `pic_b64` names"),
+        (r#""audio":"a.wav","caption":"x""#.into(), "field `audio` names \"a.wav\", but sound is not read"),
+        (r#""scan":"a.pdf","caption":"x""#.into(), "field `scan` names \"a.pdf\", but is not read"),
+    ] {
+        let message = refused(&format!("{{{fields}}}"));
+        assert!(message.contains(problem), "{message}");
+    }
+    for fields in [
+        r#""id":"none.png","text":"see none.png""#,
+        r#""image":null,"image_width":5,"images_id":null,"text":"x""#,
+        r#""image":"a.png","image_id":7,"text":"a.png""#,
+    ] {
+        get(&format!("{{{fields}}}")).unwrap();
+    }
+}
+
+#[test]
+fn forms_of_other_tools_are_read() {
+    let turns = |line: &str| get(line).unwrap().0;
+    let qwen = turns(
+        r#"{"conversations":[{"from":"user","value":"Picture 1: <img>a.png</img>\n<img>b.png</img> What?"},{"from":"assistant","value":"<img>b.png</img>"}]}"#,
+    );
+    assert_eq!(images(&qwen), ["a.png", "b.png"]);
+    assert_eq!(said(&qwen), [(Role::User, "Picture 1: <image>\n<image> What?"), (Role::Assistant, "<img>b.png</img>")]);
+    let alpaca = turns(r#"{"instruction":"c?","input":"","output":"d","history":[["a?","b"]],"image":"a.png"}"#);
+    let texts: Vec<_> = said(&alpaca).into_iter().map(|(_, text)| text).collect();
+    assert_eq!(texts, ["<image>\na?", "b", "c?", "d"]);
+    let video = turns(
+        r#"{"video":"clip.gif","conversations":[{"from":"human","value":"<image>\nq"},{"from":"gpt","value":"an <image>"}]}"#,
+    );
+    assert_eq!((said(&video)[0].1, said(&video)[1].1, video.videos.len()), ("<video>\nq", "an <image>", 1));
+    let several = turns(r#"{"image_2":"b.png","image_1":"a.png","image_3":null,"question":"q","answer":"x"}"#);
+    assert_eq!(images(&several), ["a.png", "b.png"]);
+    let camel = turns(r#"{"imagePath":"a.png","question":"q","answer":"x"}"#);
+    assert_eq!(images(&camel), ["a.png"]);
+    let query = refused(r#"{"image":"a.png","query":{"en":"q"},"answer":"x"}"#);
+    assert!(query.contains("field `query`: "), "{query}");
+}
+
+#[test]
+fn names_from_addresses_are_decoded_if_only_that_file_exists() {
+    let folder = folder();
+    fs::write(folder.path().join("my cat é.png"), png(1)).unwrap();
+    fs::write(folder.path().join("100%25.png"), png(1)).unwrap();
+    let name = |name: &str| {
+        fs::write(folder.path().join("data.jsonl"), format!(r#"{{"image":"{name}","text":"x"}}"#)).unwrap();
+        open(folder.path().join("data.jsonl"), None).unwrap().get(0).map(|record| images(&record).remove(0))
+    };
+    assert_eq!(name("my%20cat%20%c3%A9.png").unwrap(), "my cat é.png");
+    assert_eq!(name(&format!("file://{}/my%20cat%20é.png", folder.path().display())).unwrap(), "my cat é.png");
+    assert_eq!(name("100%25.png").unwrap(), "100%25.png");
+    for bad in ["%2e%2e/a.png", "no%zz.png", "50%", "%"] {
+        assert!(matches!(name(bad), Err(BadSample::MissingImage(_))), "{bad}");
     }
 }
 

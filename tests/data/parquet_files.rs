@@ -6,10 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use haplovl::data::{Dataset, FilesSource, ImageSource, Records, Turn, open, summarise};
 use haplovl::processor::{ImageDecoder, Role};
 use parquet::basic::Compression;
-use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
@@ -105,6 +108,49 @@ fn the_form_of_the_hub_is_read_in_any_order() {
     };
     assert_eq!(columns("text").unwrap().len(), 50);
     assert!(columns("caption").map(drop).unwrap_err().to_string().contains("the first records have image, text"));
+}
+
+#[test]
+fn numbers_of_classes_become_their_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("0.parquet");
+    let features =
+        r#"{"info":{"features":{"label":{"names":["cat","dog"],"_type":"ClassLabel"},"n":{"_type":"Value"}}}}"#;
+    let metadata = vec![KeyValue::new("huggingface".to_string(), features.to_string())];
+    let properties = WriterProperties::builder().set_key_value_metadata(Some(metadata)).build();
+    let schema = "message m { required binary image; required int64 label; required int64 n; }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let mut writer = SerializedFileWriter::new(File::create(&path).unwrap(), schema, Arc::new(properties)).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    let images: Vec<_> = (0..3).map(|shade| ByteArray::from(png(shade))).collect();
+    column.typed::<ByteArrayType>().write_batch(&images, None, None).unwrap();
+    column.close().unwrap();
+    for values in [[1_i64, 0, -1], [0, 1, 2]] {
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&values, None, None).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
+    let records = open(&path, None).unwrap();
+    let label = |n| records.get(n).map(|record| record.turns[1].text.clone());
+    assert_eq!((label(0).unwrap(), label(1).unwrap()), ("dog".to_string(), "cat".to_string()));
+    assert!(label(2).is_err());
+    assert_eq!(records.unread_fields(), ["n"]);
+}
+
+#[test]
+fn a_compression_that_is_not_read_is_named() {
+    // One row of text.
+    const BROTLI: &str = "UEFSMRUAFRYVHiwVAhUAFQYVBhwAAAAbCgAApAECBMKGQAE0rHAVBBksNQAYBnNjaGVtYRUCABUMJQIYBHRleHQlAEwcAAAA\
+        FgIZHBkcJgAcFQwZJQYAGRgEdGV4dBUIFgIWPBZEJghJHBUAFQAVAgA8FgIZBhkmAAIAAAAWPBYCJggWRAAoIHBhcnF1ZXQt\
+        Y3BwLWFycm93IHZlcnNpb24gMjYuMC4xGRwcAAAAiAAAAFBBUjE=";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("0.parquet");
+    fs::write(&path, STANDARD.decode(BROTLI).unwrap()).unwrap();
+    let message = open(&path, None).map(drop).unwrap_err().to_string();
+    assert!(message.contains("is compressed with BROTLI, which is not read: write it again with ZSTD"), "{message}");
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn tables_with_a_header_are_read() {
     let all = answers(&records);
     assert_eq!(all[..2], ["a cat, asleep", "two\nlines \"quoted\""]);
     assert!(all[2].contains("no image"), "{all:?}");
-    assert_eq!(all[3], "bad: broken record: 3 fields, expected 2 as in the header");
+    assert!(all[3].starts_with("bad: broken record: 3 fields, expected 2 as in the header"), "{}", all[3]);
     assert_eq!((all[4].as_str(), all.len()), ("only text", 5));
     assert_eq!(records.get(0).unwrap().turns[0], Turn::user("<image>"));
     assert!(records.describe(1).ends_with("data.csv record 2"));
@@ -69,6 +69,9 @@ fn tables_with_a_header_are_read() {
         // Letters that bitmap files begin with.
         ("letters.csv", "BM,image,caption\n1,a.png,ok\n"),
         ("semicolons.csv", "image;caption\na.png;ok"),
+        ("decimal.csv", "image;caption;x, y\na.png;ok;1,5\n"),
+        ("bars.csv", "image_name| caption\na.png| ok\n"),
+        ("commas.tsv", "image,caption\na.png,ok\n"),
         (
             "json.csv",
             "image,conversations\na.png,\"[{\"\"from\"\":\"\"human\"\",\"\"value\"\":\"\"q\"\"},{\"\"from\"\":\"\"gpt\"\",\"\"value\"\":\"\"ok\"\"}]\"\n",
@@ -77,7 +80,8 @@ fn tables_with_a_header_are_read() {
         let path = folder.path().join(name);
         fs::write(&path, content).unwrap();
         let records = open(&path, None).unwrap();
-        assert_eq!((answers(&records), records.get(0).unwrap().images.len()), (vec!["ok".to_string()], 1), "{name}");
+        let answer = answers(&records)[0].trim().to_string();
+        assert_eq!((answer.as_str(), records.len(), records.get(0).unwrap().images.len()), ("ok", 1, 1), "{name}");
     }
     let file = |content: &[u8]| {
         fs::write(folder.path().join("data.csv"), content).unwrap();
@@ -93,6 +97,45 @@ fn tables_with_a_header_are_read() {
     assert!(refused(&file(&endless)).contains("is a quote not closed?"));
     let latin = open(file(b"image,text\na.png,caf\xe9\n"), None).unwrap();
     assert!(answers(&latin)[0].contains("column `text` is not UTF-8"));
+}
+
+#[test]
+fn a_quote_that_is_not_closed_never_swallows_records_in_silence() {
+    let folder = folder(&[("a.png", ""), ("b.png", "")]);
+    let read = |name: &str, content: &str| {
+        fs::write(folder.path().join(name), content).unwrap();
+        answers(&open(folder.path().join(name), None).unwrap())
+    };
+    for (name, content) in [
+        ("two.tsv", "image\ttext\na.png\t\"a cat\nb.png\ta dog\" runs\n"),
+        ("end.csv", "image,text\na.png,\"a cat\nb.png,a dog\n"),
+        ("words.csv", "text\n\"a cat\na dog\n"),
+    ] {
+        assert!(read(name, content)[0].contains("is a quote not closed?"), "{name}: {:?}", read(name, content));
+    }
+    let fine = "image,text\na.png,\"a cat,\nasleep, on b.png\nor a \"\"cat\"\"\"\nb.png,a 5\" dog\n";
+    assert_eq!(
+        read("fine.csv", &fine.replace("on b.png", "on it")),
+        ["a cat,\nasleep, on it\nor a \"cat\"", "a 5\" dog"]
+    );
+}
+
+#[test]
+fn lists_in_tables_are_read_as_lists() {
+    let folder = folder(&[("a.png", "")]);
+    let one = |rows: &str| {
+        fs::write(folder.path().join("a.csv"), rows).unwrap();
+        let records = open(folder.path().join("a.csv"), None).unwrap();
+        records.get(0).map(|record| record.turns.into_iter().map(|turn| turn.text).collect::<Vec<_>>())
+    };
+    let captions = one("image,captions\na.png,\"[\"\"a\"\", \"\"b\"\"]\"\n").unwrap();
+    assert_eq!(captions, ["<image>", "a", "", "b"]);
+    // A single answer may be JSON that is to be learned.
+    assert_eq!(one("question,answer\nq,\"[\"\"a\"\"]\"\n").unwrap(), ["q", "[\"a\"]"]);
+    for python in ["image,captions\na.png,\"['a', 'b']\"\n", "images,text\n['a.png'],x\n"] {
+        let message = one(python).unwrap_err().to_string();
+        assert!(message.contains("a list in Python's notation: write it as JSON, with `json.dumps`"), "{message}");
+    }
 }
 
 #[test]
@@ -128,23 +171,29 @@ fn other_formats_are_named_with_the_remedy() {
         ("a.xml", b"<annotation>", "is XML or HTML"),
         ("a.json", b"<!doctype html>", "is XML or HTML"),
         ("a.txt", b"a.png a cat\n", "is plain text"),
-        ("a.json", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
         ("a.arrow", b"ARROW1\0\0", "save the data set as Parquet"),
         ("a.jsonl.zst", b"\x28\xb5\x2f\xfd", "is compressed with zstd"),
         ("a.parquet", b"PA", "is no Parquet file"),
         ("a.jpg", b"x", "is an image: name its folder"),
         ("a.bin", b"\x89PNG\r\n\x1a\n", "is an image: name its folder"),
         ("a.mp4", b"x", "is an .mp4 video"),
+        ("a.json", b"[\0{\0}\0]\0", "is binary data, or UTF-16 text"),
+        ("a.jsonl.lz4", b"\x04\x22\x4d\x18", "is compressed with lz4"),
+        ("a.json", &gzip(&gzip(b"[]")), "is compressed twice"),
     ] {
         let path = folder.path().join(name);
         fs::write(&path, content).unwrap();
         let message = refused(&path);
         assert!(message.contains(problem) && message.contains("expected JSON, JSON lines, CSV"), "{name}: {message}");
     }
+    fs::write(folder.path().join("a.json"), "version https://git-lfs.github.com/spec/v1\n").unwrap();
+    assert!(refused(&folder.path().join("a.json")).contains("is a Git LFS pointer"));
     for (content, problem) in [
         (r#"{"data":[{"image":"a.png","text":"x"}]}"#, "with its records in the list `data`"),
         ("{\n \"data\": [\n {\"image\":\"a.png\",\"text\":\"x\"}\n]\n}\n", "with its records in the list `data`"),
         (r#"{"images":[{"id":1}],"annotations":[{"caption":"x"}]}"#, "in the list `annotations`"),
+        (r#"{"201":{"question":"x","answer":"y"}}"#, "is one object with a record under each of its keys"),
+        ("{\n \"1\": {\"text\":\"x\"},\n \"2\": {\"text\":\"y\"}\n}\n", "a record under each of its keys"),
         ("{\n \"text\": \"x\"\n}\n{\n \"text\": \"y\"\n}\n", "has JSON objects over several lines"),
     ] {
         fs::write(folder.path().join("a.json"), content).unwrap();
@@ -179,11 +228,45 @@ fn patterns_and_lists_name_several_files() {
     let error = |toml: &str| open(toml).map(drop).unwrap_err().to_string();
     assert!(error(r#"path = "none*.jsonl""#).contains("matches no file"));
     assert!(error(r#"path = ["a.jsonl", "*.jsonl"]"#).contains("a.jsonl twice"));
+    assert!(error(r#"path = ["a.jsonl", "x/../a.jsonl"]"#).contains("a.jsonl twice"));
+    assert!(error(r#"path = "x-{00..07}.tar""#).contains("braces are not expanded"));
     assert!(error(r#"path = []"#).contains("names no file"));
     assert!(error(r#"path = "a***.jsonl""#).contains("is invalid"));
     assert!(matches!(open(r#"path = "none.jsonl""#).map(drop), Err(Error::Io { .. })));
     let wrong = toml::from_str::<FilesSource>("path = 5").unwrap_err().to_string();
     assert!(wrong.contains("expected a path, a pattern, or a list of these"), "{wrong}");
+}
+
+#[test]
+fn one_huge_object_is_refused_with_the_remedy() {
+    let folder = folder(&[]);
+    let item = |n: usize| format!("{{\"image_id\":{n},\"caption\":\"{}\"}}", "a cat ".repeat(200));
+    let items: Vec<_> = (0..16_000).map(item).collect();
+    let path = folder.path().join("coco.json");
+    for separator in [",", ",\n  "] {
+        fs::write(
+            &path,
+            format!("{{\"annotations\":{separator}[{}]}}", items.join(separator)).replacen(separator, "", 1),
+        )
+        .unwrap();
+        let message = refused(&path);
+        assert!(message.contains("is one object of") && message.contains("the file name of its image"), "{message}");
+    }
+    // One long line does not hide the others.
+    fs::write(&path, format!("{{\"text\":\"{}\n{{\"text\":\"b\"}}\n", "x".repeat(17 << 20))).unwrap();
+    assert_eq!(answers(&open(&path, None).unwrap())[1], "b");
+}
+
+#[test]
+fn fields_that_are_not_read_are_named() {
+    let lines = "{\"text\":\"a\",\"options\":[\"x\"],\"hint\":null}\n{\"text\":\"b\",\"Lecture\":\"y\",\"id\":1}\n";
+    let folder = folder(&[("a.jsonl", lines), ("b.csv", ",text,split\n0,x,train\n"), ("c.jsonl", "{\"text\":\"a\"}")]);
+    let unread = |name: &str| summarise(name, &open(folder.path().join(name), None).unwrap(), 9).unread_fields;
+    assert_eq!(unread("a.jsonl"), ["options", "Lecture"]);
+    assert_eq!((unread("b.csv"), unread("c.jsonl")), (vec!["split".to_string()], vec![]));
+    let columns: FilesSource = toml::from_str("path = \"a.jsonl\"\ncolumns = { text = \"options\" }").unwrap();
+    let records = columns.resolved(|path| folder.path().join(path)).open().unwrap();
+    assert_eq!(records.unread_fields(), ["Lecture"]);
 }
 
 #[test]
@@ -246,7 +329,22 @@ fn folders_of_images_and_of_shards_are_read_and_the_rest_is_counted() {
         assert!(summary.left_out.named.iter().any(|line| line.contains(name)), "{name}: {:?}", summary.left_out);
     }
     let heic = folder(&[("c.heic", "x")]);
-    assert!(refused(heic.path()).contains("no image that can be decoded: c.heic is HEIC"));
+    assert!(refused(heic.path()).contains("contains nothing that can be read: c.heic is HEIC"));
+    let saved = folder(&[("data-0.arrow", "x"), ("state.json", "{}")]);
+    assert!(refused(saved.path()).contains("data-0.arrow is an Arrow file: save the data set as Parquet"));
+
+    // Texts with upper-case extensions, and fields in JSON files.
+    let sidecars = folder(&[
+        ("a.png", ""),
+        ("a.TXT", "one"),
+        ("b.png", ""),
+        ("b.json", r#"{"image":"orig/x.png","caption":"two"}"#),
+        ("notes.json", r#"[{"text":"x"}]"#),
+        ("old.zip", "x"),
+    ]);
+    let records = open(sidecars.path(), None).unwrap();
+    assert_eq!(answers(&records), ["one", "two"]);
+    assert_eq!((records.get(1).unwrap().images.len(), records.left_out().files), (1, 2), "{:?}", records.left_out());
 
     // Below a folder without data of its own, every subfolder counts.
     let nested =
@@ -265,6 +363,20 @@ fn folders_of_images_and_of_shards_are_read_and_the_rest_is_counted() {
     ]);
     let records = open(shards.path(), None).unwrap();
     assert_eq!((answers(&records), records.left_out().files), (vec!["a".to_string(), "b".into()], 2));
+    for (names, read) in [
+        (["mine_train.json", "mine_test.json"], &["mine_train.json"][..]),
+        (["all.json", "val2017.json"], &["all.json"]),
+        (["captions_train.json", "training-dev.json"], &["captions_train.json", "training-dev.json"]),
+        (["dev.json", "test.json"], &["dev.json", "test.json"]),
+        (["latest.json", "contest.json"], &["contest.json", "latest.json"]),
+    ] {
+        let files = names.map(|name| (name, format!("[{{\"text\":\"{name}\"}}]")));
+        let splits = folder(&files.each_ref().map(|(name, content)| (*name, content.as_str())));
+        assert_eq!(answers(&open(splits.path(), None).unwrap()), read, "{names:?}");
+    }
+    // A note beside images and their data file is no text of an image.
+    let noted = folder(&[("a.png", ""), ("llava.json", r#"[{"image":"a.png","text":"x"}]"#), ("readme.txt", "hello")]);
+    assert_eq!(answers(&open(noted.path(), None).unwrap()), ["x"]);
     #[cfg(unix)]
     for link in 0..20 {
         std::os::unix::fs::symlink("..", nested.path().join(format!("empty/up{link}"))).unwrap();
@@ -342,6 +454,31 @@ fn webdataset_archives_are_read() {
 }
 
 #[test]
+fn files_of_a_record_may_be_apart_and_masks_are_left_out() {
+    let text = |text: &str| text.as_bytes().to_vec();
+    let files = [
+        ("1.png", png()),
+        ("2.png", png()),
+        ("1.seg.png", png()),
+        ("3.left.png", png()),
+        ("3.right.png", png()),
+        ("1.txt", text("one")),
+        ("2.txt", text("two")),
+        ("3.txt", text("three")),
+        // Another shard with the same keys.
+        ("1.png", png()),
+        ("1.txt", text("four")),
+    ];
+    let (_folder, path) = archive(&tar(&files));
+    let records = open(&path, None).unwrap();
+    assert_eq!(answers(&records), ["one", "two", "three", "four"]);
+    let images: Vec<_> = (0..4).map(|n| records.get(n).unwrap().images.len()).collect();
+    assert_eq!(images, [1, 1, 2, 1]);
+    let left_out = records.left_out();
+    assert!(left_out.files == 1 && left_out.named[0].starts_with("1.seg.png: is another image"), "{left_out:?}");
+}
+
+#[test]
 fn hostile_archives_are_errors() {
     let files = [("1.png", png()), ("1.txt", b"one".to_vec())];
     let whole = tar(&files);
@@ -365,12 +502,13 @@ fn hostile_archives_are_errors() {
         ),
         (whole[..1000].to_vec(), "ends within the file"),
         (header(&|header| header.set_entry_type(tar::EntryType::GNUSparse)), "contains no record"),
-        (header(&|header| header.set_entry_type(tar::EntryType::Symlink)), "contains no record"),
     ] {
         let (_folder, path) = archive(&content);
         let message = refused(&path);
         assert!(message.contains(problem), "{message}");
     }
+    let (_folder, path) = archive(&header(&|header| header.set_entry_type(tar::EntryType::Symlink)));
+    assert!(answers(&open(&path, None).unwrap())[0].contains("its .txt is a link, expected a file: pack"));
     let (_folder, path) = archive(&tar(&[]));
     assert!(refused(&path).contains("0.tar: contains no record"));
 }

@@ -228,7 +228,7 @@ fn llama_3_1_rope_scaling_is_detected() {
 #[test]
 fn unsupported_values_are_named() {
     let cases = [
-        (("general.architecture", Value::String("gemma".into())), "expected `llama`, `qwen2` or `qwen3`"),
+        (("general.architecture", Value::String("gemma".into())), "expected one of llama, qwen2, qwen3"),
         (("llama.rope.dimension_count", Value::U32(4)), "`rope.dimension_count` is 4, expected 8"),
         (("llama.attention.value_length", Value::U32(16)), "`attention.value_length` is 16, expected 8"),
         (("llama.attention.key_length", Value::U32(0)), "llm.head_dim"),

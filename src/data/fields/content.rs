@@ -3,6 +3,7 @@
 use super::super::{BadSample, IMAGE_MARKER, ImageSource, SampleResult, VIDEO_MARKER, VideoSource};
 use super::media::MediaReader;
 use super::names;
+use super::paths::has_image_name;
 use super::value::{Row, Value};
 
 /// Names of a part's text.
@@ -35,6 +36,22 @@ impl Content {
             other => content.text = plain(other)?,
         }
         Ok(content)
+    }
+
+    /// The content with the images that its text names, `<img>cat.png</img>` in files of Qwen-VL, in place of the tags.
+    pub fn with_tagged_images(mut self, media: &MediaReader) -> SampleResult<Self> {
+        if !self.images.is_empty() || self.text.contains(IMAGE_MARKER) {
+            return Ok(self);
+        }
+        let (mut rest, mut text) = (self.text.as_str(), String::new());
+        while let Some((before, name, after)) = tagged_image(rest) {
+            self.images.extend(media.images(&Value::Text(name.to_string()), "<img>")?.into_iter().map(Some));
+            text.extend([before, IMAGE_MARKER]);
+            rest = after;
+        }
+        text += rest;
+        self.text = text;
+        Ok(self)
     }
 
     /// Adds a part. Text that has markers of its own says where images stand; other image parts mark their place.
@@ -97,6 +114,13 @@ fn kind(fields: &Row) -> SampleResult<String> {
         }
     }
     .to_string())
+}
+
+/// Text before the first `<img>` tag that names an image, the name, and text after the closing tag.
+fn tagged_image(text: &str) -> Option<(&str, &str, &str)> {
+    let (before, rest) = text.split_once("<img>")?;
+    let (name, after) = rest.split_once("</img>")?;
+    has_image_name(name).then_some((before, name, after))
 }
 
 /// Text of a part.

@@ -10,6 +10,8 @@ use super::super::{BadSample, EmbeddedFile, SampleResult};
 const MAGICS: [&str; 6] = ["/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK"];
 /// Shortest text that can be the base64 of an image; shorter ones may be file names.
 const MIN_BASE64: usize = 64;
+/// Shortest text that is taken for base64 whatever it starts with, if it is an image.
+const LONG_BASE64: usize = 256;
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
@@ -23,8 +25,21 @@ pub(in crate::data) fn from_text(text: &str, field: &str) -> SampleResult<Option
     if let Some(url) = strip_prefix_ignore_case(text, "data:") {
         return data_url(url, field).map(Some);
     }
-    let is_base64 = text.len() >= MIN_BASE64 && MAGICS.iter().any(|magic| text.starts_with(magic));
-    if is_base64 { from_base64(text, field).map(Some) } else { Ok(None) }
+    if has_magic(text) {
+        return from_base64(text, field).map(Some);
+    }
+    let file = (text.len() >= LONG_BASE64).then(|| from_base64(text, field).ok()).flatten();
+    Ok(file.filter(|file| image::guess_format(&file.bytes).is_ok()))
+}
+
+/// Whether a text is a data URL of an image or video, or base64 that starts like an image file.
+pub(super) fn is_embedded(text: &str) -> bool {
+    let is_url = ["data:image/", "data:video/"].iter().any(|start| strip_prefix_ignore_case(text, start).is_some());
+    is_url || has_magic(text)
+}
+
+fn has_magic(text: &str) -> bool {
+    text.len() >= MIN_BASE64 && MAGICS.iter().any(|magic| text.starts_with(magic))
 }
 
 /// Content of base64.

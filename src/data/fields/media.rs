@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::super::{BadSample, ImageSource, SampleResult, VideoSource};
 use super::columns::Columns;
 use super::names::{self, Field};
-use super::paths::{check_decodable, has_image_name, is_address, within};
-use super::value::{Row, Value, parse};
+use super::paths::{check_decodable, has_image_name, is_address, percent_decoded, within};
+use super::value::{Row, Value, list_in};
 use super::{brief, embedded, extension};
 
 /// Names under which an object holds the content of an image or video.
@@ -44,8 +44,20 @@ impl MediaReader {
 
     /// Images of a record's own fields.
     pub fn images_of(&self, row: &Row, columns: &Columns) -> SampleResult<Vec<ImageSource>> {
-        let field = chosen(row, columns.image.as_deref(), names::IMAGE, "image")?;
-        field.map_or(Ok(Vec::new()), |field| self.images(field.value, field.name))
+        match chosen(row, columns.image.as_deref(), names::IMAGE, "image")? {
+            Some(field) => self.images(field.value, field.name),
+            None if columns.image.is_some() => Ok(Vec::new()),
+            None => self.numbered_images(row),
+        }
+    }
+
+    /// Images of the fields `image_1`, `image_2` and so on.
+    fn numbered_images(&self, row: &Row) -> SampleResult<Vec<ImageSource>> {
+        let mut fields: Vec<_> =
+            row.iter().filter_map(|(name, value)| Some((names::image_number(name)?, name, value))).collect();
+        fields.sort_by_key(|(number, ..)| *number);
+        let images: SampleResult<Vec<_>> = fields.iter().map(|(_, name, value)| self.images(value, name)).collect();
+        Ok(images?.concat())
     }
 
     /// Videos of a record's own fields.
@@ -76,7 +88,7 @@ impl MediaReader {
         if let Some(file) = embedded::from_text(text, field)? {
             return Ok(vec![ImageSource::Bytes(file)]);
         }
-        if let Some(list) = json_list(text) {
+        if let Some(list) = list_in(text).map_err(|e| e.about(&format!("field `{field}`")))? {
             return self.images(&list, field);
         }
         let path = self.path(text, field)?;
@@ -108,7 +120,7 @@ impl MediaReader {
         if let Some(file) = embedded::from_text(text, field)? {
             return Ok(vec![video_file(field, file)?]);
         }
-        if let Some(list) = json_list(text) {
+        if let Some(list) = list_in(text).map_err(|e| e.about(&format!("field `{field}`")))? {
             return self.videos(&list, field);
         }
         let path = self.path(text, field)?;
@@ -128,11 +140,13 @@ impl MediaReader {
         problem
             .map_err(|problem| BadSample::BrokenRecord(format!("field `{field}`: \"{}\" {problem}", brief(name))))?;
         let path = within(&self.folder, name)?;
-        if path.exists() || !name.contains('\\') {
+        if path.exists() {
             return Ok(path);
         }
-        // A name that was written on Windows.
-        within(&self.folder, &name.replace('\\', "/"))
+        // A name that was written on Windows, or into an address.
+        let windows = within(&self.folder, &name.replace('\\', "/"))?;
+        let decoded = within(&self.folder, &percent_decoded(name)).ok();
+        Ok(decoded.filter(|path| path.exists()).unwrap_or(windows))
     }
 }
 
@@ -181,14 +195,6 @@ fn content_of<'r>(fields: &'r Row, field: &str) -> SampleResult<Held<'r>> {
             }
         },
     }
-}
-
-/// A list in a text, as tables have it.
-fn json_list(text: &str) -> Option<Value> {
-    if !text.starts_with('[') {
-        return None;
-    }
-    parse(text.as_bytes()).ok().filter(|value| matches!(value, Value::List(_)))
 }
 
 /// Whether a value in a list of a video field is a frame rather than a video.

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 pub use columns::Columns;
 pub(super) use embedded::{from_text as embedded_file, is_image_content};
 pub(super) use names::{is_image_field, is_text_name};
-pub(crate) use paths::has_image_name;
 pub(super) use paths::{extension, is_unreadable_image, video_problem};
+pub(crate) use paths::{has_image_name, is_address};
 pub(crate) use value::lenient_json;
 pub(super) use value::{Row, Value, parse_object};
 
@@ -57,6 +57,13 @@ impl RecordReader {
 
     pub fn folder(&self) -> &Path {
         self.media.folder()
+    }
+
+    /// Whether a field of this name is read, if no other takes its place.
+    pub fn reads(&self, name: &str) -> bool {
+        names::is_known(name)
+            || names::image_number(name).is_some()
+            || self.columns.named().any(|(_, named)| named == name)
     }
 
     /// The record of these fields.

@@ -27,6 +27,14 @@ pub(crate) const IMAGE: &[&str] = &[
     "image_urls",
     "image_bytes",
     "image_base64",
+    "image_b64",
+    "img_base64",
+    "img_path",
+    "img_name",
+    "img_file",
+    "img_url",
+    "image_file_name",
+    "image_filepath",
     "jpg",
     "jpeg",
     "png",
@@ -48,13 +56,15 @@ pub(crate) const ANSWER: &[&str] =
 pub(super) const SYSTEM: &[&str] = &["system", "system_prompt"];
 pub(super) const ROLE: &[&str] = &["from", "role", "speaker", "author"];
 pub(super) const CONTENT: &[&str] = &["value", "content", "text", "message"];
+/// Earlier exchanges of an `instruction`, as pairs.
+pub(super) const HISTORY: &[&str] = &["history"];
 /// Names of the two sides of an exchange that is one object.
 pub(super) const ASKED: &[&str] = &["user", "human", "question", "prompt", "query", "instruction"];
 pub(super) const REPLIED: &[&str] = &["assistant", "gpt", "answer", "response", "output", "completion"];
 
 /// Whether any of the common names is `key`, in any case.
 pub(super) fn is_known(key: &str) -> bool {
-    let lists = [ID, IMAGE, VIDEO, CONVERSATION, TEXT, LABEL, QUESTION, CONTEXT, ANSWER, SYSTEM];
+    let lists = [ID, IMAGE, VIDEO, CONVERSATION, TEXT, LABEL, QUESTION, CONTEXT, HISTORY, ANSWER, SYSTEM];
     lists.iter().any(|names| is_among(names, key))
 }
 
@@ -68,8 +78,28 @@ pub(in crate::data) fn is_text_name(key: &str) -> bool {
     [CONVERSATION, TEXT, QUESTION, ANSWER].iter().any(|names| is_among(names, key))
 }
 
+/// Whether a field refers to an image or video by a number or key, as `image_id` of COCO does.
+pub(super) fn is_reference(key: &str) -> bool {
+    let key: String = letters(key).collect();
+    let stem = key.strip_suffix("ids").or_else(|| key.strip_suffix("id")).unwrap_or(&key);
+    ["image", "img", "photo", "picture", "video"].contains(&stem)
+}
+
+/// Number of an image that has a field of its own, such as `image_1`.
+pub(super) fn image_number(key: &str) -> Option<u32> {
+    let stem = key.trim_end_matches(|c: char| c.is_ascii_digit());
+    let number = key[stem.len()..].parse().ok()?;
+    is_among(&["image", "img", "picture"], stem).then_some(number)
+}
+
+/// Whether a key is one of these names, in any case and with any of `_`, `-` and spaces between words, or none.
 fn is_among(names: &[&str], key: &str) -> bool {
-    names.iter().any(|name| name.eq_ignore_ascii_case(key.trim()))
+    names.iter().any(|name| letters(name).eq(letters(key)))
+}
+
+/// Letters of a name in lower case, without what separates its words.
+fn letters(name: &str) -> impl Iterator<Item = char> {
+    name.chars().filter(|c| !(matches!(c, '_' | '-') || c.is_whitespace())).map(|c| c.to_ascii_lowercase())
 }
 
 /// A field that is set.

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::super::{BadSample, IMAGE_MARKER, SampleResult, Turn};
 use super::names::{self, Field};
 use super::turns::Dialogue;
-use super::value::{Row, Value};
+use super::value::{Row, Value, list_in};
 use super::{RecordReader, brief};
 use crate::processor::Role;
 
@@ -34,7 +34,12 @@ impl RecordReader {
         };
         let Some(reply) = reply else { return Err(no_text(row, question)) };
         match question {
-            Some(question) => ask(dialogue, question, context(row, question), answer_of(reply)?),
+            Some(question) => {
+                if !self.columns.names_text() {
+                    add_history(dialogue, row)?;
+                }
+                ask(dialogue, question, context(row, question), answer_of(reply)?)
+            }
             None => {
                 caption(dialogue, captions(reply)?, media);
                 Ok(())
@@ -96,12 +101,30 @@ fn ask(
     context: Option<&str>,
     answer: Cow<'_, str>,
 ) -> SampleResult<()> {
-    dialogue.add(Role::User, question.value)?;
+    let in_field = |e: BadSample| e.about(&format!("field `{}`", brief(question.name)));
+    dialogue.add(Role::User, question.value).map_err(in_field)?;
     if let (Some(context), Some(turn)) = (context, dialogue.turns.last_mut()) {
         turn.text += "\n";
         turn.text += context;
     }
     dialogue.turns.push(Turn::assistant(answer));
+    Ok(())
+}
+
+/// Adds the exchanges before a question, which are pairs of texts.
+fn add_history(dialogue: &mut Dialogue<'_>, row: &Row) -> SampleResult<()> {
+    let history = names::set(row, names::HISTORY);
+    let Some(Field { value: Value::List(exchanges), .. }) = history.first() else { return Ok(()) };
+    for exchange in exchanges {
+        let Value::List(pair) = exchange else { return dialogue.add_all(history[0].value, "history") };
+        let [asked, replied] = pair.as_slice() else {
+            let message =
+                format!("field `history` has a list of {}, expected pairs of question and answer", pair.len());
+            return Err(BadSample::BrokenRecord(message));
+        };
+        dialogue.add(Role::User, asked)?;
+        dialogue.add(Role::Assistant, replied)?;
+    }
     Ok(())
 }
 
@@ -129,6 +152,13 @@ fn caption(dialogue: &mut Dialogue<'_>, captions: Vec<String>, (images, videos):
 fn captions(field: Field<'_>) -> SampleResult<Vec<String>> {
     match field.value {
         Value::List(values) => values.iter().filter(|value| value.is_set()).map(|value| text(value, field)).collect(),
+        // A table has a list as the text of its JSON; a single answer may be such a text itself.
+        Value::Text(one) if field.name.ends_with('s') => {
+            match list_in(one).map_err(|e| e.about(&format!("field `{}`", brief(field.name))))? {
+                Some(list) => captions(Field { value: &list, ..field }),
+                None => Ok(vec![one.clone()]),
+            }
+        }
         value => Ok(vec![text(value, field)?]),
     }
 }
@@ -160,6 +190,9 @@ fn no_text(row: &Row, question: Option<Field<'_>>) -> BadSample {
         let name = brief(question.name);
         let message = format!("question `{name}` has no answer: add `answer`, or name columns of text in `columns`");
         return BadSample::BrokenRecord(message);
+    }
+    if row.is_empty() {
+        return BadSample::BrokenRecord("has no fields".into());
     }
     let keys: Vec<_> = row.iter().map(|(key, _)| key.as_str()).collect();
     BadSample::NoText { keys: brief(&keys.join(", ")) }

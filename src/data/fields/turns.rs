@@ -4,7 +4,7 @@ use super::super::{BadSample, IMAGE_MARKER, ImageSource, Record, SampleResult, T
 use super::content::Content;
 use super::media::MediaReader;
 use super::names;
-use super::value::{Row, Value, parse};
+use super::value::{Row, Value, list_in};
 use crate::processor::Role;
 
 /// Conversation that is read turn by turn.
@@ -32,9 +32,9 @@ impl<'a> Dialogue<'a> {
         match value {
             Value::List(turns) => turns.iter().enumerate().try_for_each(|(n, turn)| self.add_object(turn, n + 1)),
             // A table has a conversation as the text of its JSON.
-            Value::Text(text) if text.trim_start().starts_with('[') => match parse(text.as_bytes())? {
-                list @ Value::List(_) => self.add_all(&list, field),
-                _ => Err(unexpected()),
+            Value::Text(text) => match list_in(text).map_err(|e| e.about(&format!("field `{field}`")))? {
+                Some(list) => self.add_all(&list, field),
+                None => Err(unexpected()),
             },
             _ => Err(unexpected()),
         }
@@ -45,10 +45,7 @@ impl<'a> Dialogue<'a> {
             let message = format!("turn {number} is {}, expected an object with `role` and `content`", turn.shown());
             return Err(BadSample::BrokenRecord(message));
         };
-        let in_turn = |e| match e {
-            BadSample::BrokenRecord(message) => BadSample::BrokenRecord(format!("turn {number}: {message}")),
-            other => other,
-        };
+        let in_turn = |e: BadSample| e.about(&format!("turn {number}"));
         let added = match names::one(&names::set(fields, names::ROLE), "conversations").map_err(in_turn)? {
             Some(role) => self.add_named(role.value, fields),
             None => self.add_exchange(fields),
@@ -85,7 +82,11 @@ impl<'a> Dialogue<'a> {
 
     /// Adds a turn of this content.
     pub fn add(&mut self, role: Role, content: &Value) -> SampleResult<()> {
-        let Content { text, images, videos } = Content::new(content, self.media)?;
+        let Content { text, images, videos } = match role {
+            // As `<image>`, tags are ordinary words in an answer.
+            Role::Assistant => Content::new(content, self.media)?,
+            _ => Content::new(content, self.media)?.with_tagged_images(self.media)?,
+        };
         if role == Role::Assistant && !(images.is_empty() && videos.is_empty()) {
             let message = "an answer has an image or video, but only text can be learned: move it to a user's turn";
             return Err(BadSample::BrokenRecord(message.into()));
@@ -98,12 +99,35 @@ impl<'a> Dialogue<'a> {
     }
 
     /// The record, with images and videos of its own fields at the places that are left for them.
-    pub fn into_record(self, id: String, images: Vec<ImageSource>, videos: Vec<VideoSource>) -> SampleResult<Record> {
+    pub fn into_record(
+        mut self,
+        id: String,
+        images: Vec<ImageSource>,
+        videos: Vec<VideoSource>,
+    ) -> SampleResult<Record> {
+        if images.is_empty() {
+            self.read_image_markers_as_videos(videos.len());
+        }
         let markers = self.images.len();
         let images = fill(self.images, images).map_err(|images| BadSample::ImageMarkers { markers, images })?;
         let markers = self.videos.len();
         let videos = fill(self.videos, videos).map_err(|videos| BadSample::VideoMarkers { markers, videos })?;
         Record::with_videos(id, images, videos, self.turns)
+    }
+}
+
+impl Dialogue<'_> {
+    /// Takes `<image>` as the marker of the record's videos, if there are as many and no image: LLaVA's files of videos
+    /// have no other marker.
+    fn read_image_markers_as_videos(&mut self, videos: usize) {
+        let is_named = |images: &Places<ImageSource>| images.iter().any(Option::is_some);
+        if videos == 0 || self.images.len() != videos || is_named(&self.images) || !self.videos.is_empty() {
+            return;
+        }
+        self.images.clear();
+        for turn in self.turns.iter_mut().filter(|turn| turn.role != Role::Assistant) {
+            turn.text = turn.text.replace(IMAGE_MARKER, VIDEO_MARKER);
+        }
     }
 }
 

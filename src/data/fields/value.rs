@@ -75,7 +75,32 @@ pub(super) fn parse(json: &[u8]) -> SampleResult<Value> {
         let message = format!("is not UTF-8 from byte {} on: save the file as UTF-8", e.valid_up_to());
         return Err(BadSample::BrokenRecord(message));
     }
-    lenient_json(json).map_err(|e| BadSample::BrokenRecord(e.to_string()))
+    lenient_json(json).map_err(|e| {
+        let start = brief(&String::from_utf8_lossy(json));
+        let advice =
+            if e.to_string().starts_with("trailing characters") { ", expected one record per line" } else { "" };
+        BadSample::BrokenRecord(format!("{e}{advice}: \"{start}\""))
+    })
+}
+
+/// A list in a text, as tables have it.
+///
+/// # Errors
+/// [`BadSample::BrokenRecord`] for a list in Python's notation, which has single quotes.
+pub(super) fn list_in(text: &str) -> SampleResult<Option<Value>> {
+    let text = text.trim();
+    if !text.starts_with('[') {
+        return Ok(None);
+    }
+    match parse(text.as_bytes()) {
+        Ok(list) => Ok(Some(list)),
+        Err(_) if text.ends_with(']') && ["['", "[{'", "[\""].iter().any(|start| text.starts_with(start)) => {
+            let message =
+                format!("is \"{}\", a list in Python's notation: write it as JSON, with `json.dumps`", brief(text));
+            Err(BadSample::BrokenRecord(message))
+        }
+        Err(_) => Ok(None),
+    }
 }
 
 /// Value of a JSON text with numbers that JSON forbids, see [`parse_object`].

@@ -26,10 +26,10 @@ pub(super) struct CsvRows {
 }
 
 impl CsvRows {
-    /// Indexes an open file that is called `path` in messages; `tabs` says that tabs separate its fields, otherwise
-    /// commas, or semicolons if the header has no comma.
-    pub fn new(path: &Path, file: File, tabs: bool) -> Result<Self> {
-        let delimiter = if tabs { b'\t' } else { delimiter_of(path, &file)? };
+    /// Indexes an open file that is called `path` in messages. Its fields are separated by the character that is most
+    /// frequent in the header: comma, semicolon, tab or vertical bar.
+    pub fn new(path: &Path, file: File) -> Result<Self> {
+        let delimiter = delimiter_of(path, &file)?;
         let unread = Cell::new(0);
         let bounded = Bounded { inner: &file, since_record: &unread };
         let mut reader = reader_of(bounded, delimiter, true);
@@ -69,14 +69,38 @@ impl Rows for CsvRows {
         let read = reader_of(bytes.as_slice(), self.delimiter, false).read_byte_record(&mut record);
         read.map_err(|e| BadSample::BrokenRecord(e.to_string()))?;
         if record.len() != self.header.len() {
-            let message = format!("{} fields, expected {} as in the header", record.len(), self.header.len());
+            let (fields, expected) = (record.len(), self.header.len());
+            let message = format!(
+                "{fields} fields, expected {expected} as in the header: is a text with the separator not in quotes?"
+            );
             return Err(BadSample::BrokenRecord(message));
+        }
+        if self.swallows_records(&bytes, &record) {
+            let message = "a field goes on over what look like other records: is a quote not closed? Write a text with \
+                           quotes as \"a \"\"b\"\" c\"";
+            return Err(BadSample::BrokenRecord(message.into()));
         }
         self.header.iter().zip(&record).map(|(name, field)| Ok((name.clone(), value(name, field)?))).collect()
     }
 
     fn describe(&self, index: usize) -> String {
         format!("{} record {}", self.file.path().display(), index + 1)
+    }
+}
+
+impl CsvRows {
+    /// Whether a field of a record goes on over other records, because a quote is not closed before them: its quotes are
+    /// odd in number, or a line in it has as many fields as the header, one of which names an image.
+    fn swallows_records(&self, bytes: &[u8], record: &ByteRecord) -> bool {
+        let is_several_lines = bytes.trim_ascii_end().contains(&b'\n');
+        let is_odd = || bytes.iter().filter(|byte| **byte == b'"').count() % 2 == 1;
+        let names_image = |part: &[u8]| std::str::from_utf8(part).is_ok_and(has_image_name);
+        let is_record = |line: &[u8]| {
+            let parts = || line.split(|byte| *byte == self.delimiter);
+            parts().count() >= self.header.len() && parts().any(names_image)
+        };
+        let lines = || record.iter().flat_map(|field| field.split(|byte| *byte == b'\n').skip(1));
+        is_several_lines && (is_odd() || lines().any(is_record))
     }
 }
 
@@ -91,14 +115,15 @@ fn reader_of<R: Read>(source: R, delimiter: u8, header: bool) -> Reader<R> {
     ReaderBuilder::new().delimiter(delimiter).has_headers(header).flexible(true).from_reader(source)
 }
 
-/// The delimiter of the header.
+/// The separator that is most frequent in the header, the first of those that are equally frequent.
 fn delimiter_of(path: &Path, mut file: &File) -> Result<u8> {
     let io = |e| Error::io(path, e);
     let mut line = Vec::new();
     BufReader::new(file).take(1 << 16).read_until(b'\n', &mut line).map_err(io)?;
     std::io::Seek::rewind(&mut file).map_err(io)?;
-    let found = [b',', b';', b'\t'].into_iter().find(|delimiter| line.contains(delimiter));
-    Ok(found.unwrap_or(b','))
+    let count = |separator: &u8| line.iter().filter(|byte| *byte == separator).count();
+    // The last of equal maxima is taken.
+    Ok([b'|', b'\t', b';', b','].into_iter().max_by_key(count).unwrap_or(b','))
 }
 
 /// Names of the columns.

@@ -1,5 +1,6 @@
 //! Source of records in files: paths, image folder and columns.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -81,10 +82,10 @@ impl FilesSource {
     /// As [`open`](super::open), and [`Error::Data`] for a pattern without a match and for a file that is matched twice.
     pub fn open(&self) -> Result<Records> {
         let opening = Opening { images: self.images.as_deref(), columns: &self.columns };
-        let mut paths: Vec<PathBuf> = Vec::new();
+        let (mut paths, mut seen) = (Vec::new(), HashSet::new());
         for path in self.paths() {
             for found in glob::expand(path)? {
-                if paths.contains(&found) {
+                if !seen.insert(found.canonicalize().unwrap_or_else(|_| found.clone())) {
                     let message = format!("the source names {} twice: remove one", found.display());
                     return Err(Error::data(message));
                 }
@@ -134,8 +135,7 @@ impl Opening<'_> {
         let reader = RecordReader::new(self.images.or(folder).unwrap_or(beside), self.columns.clone());
         match kind(path, name, &head_bytes)? {
             Kind::Json => Ok(Box::new(RecordFile::of(path, file, reader)?)),
-            Kind::Csv => Ok(Box::new(RowDataset::new(CsvRows::new(path, file, false)?, reader)?)),
-            Kind::Tsv => Ok(Box::new(RowDataset::new(CsvRows::new(path, file, true)?, reader)?)),
+            Kind::Csv | Kind::Tsv => Ok(Box::new(RowDataset::new(CsvRows::new(path, file)?, reader)?)),
             Kind::Tar => Ok(Box::new(RowDataset::new(TarRows::new(path, file)?, reader)?)),
             Kind::Parquet => open_parquet(path, file, reader),
         }

@@ -15,7 +15,8 @@ const MAX_MATCHES: usize = 1 << 17;
 /// [`Error::Io`] for a path that does not exist, and [`Error::Data`] for a pattern without a match.
 pub(crate) fn expand(path: &Path) -> Result<Vec<PathBuf>> {
     let is_pattern = path.to_string_lossy().contains(['*', '?', '[']);
-    if path.exists() || !is_pattern {
+    let has_braces = path.to_string_lossy().contains('{');
+    if path.exists() || !(is_pattern || has_braces) {
         return Ok(vec![path.to_path_buf()]);
     }
     let bad = |message: String| Error::data(format!("the pattern {} {message}", path.display()));
@@ -27,6 +28,9 @@ pub(crate) fn expand(path: &Path) -> Result<Vec<PathBuf>> {
         found.push(path.map_err(|e| bad(format!("cannot be matched: {e}")))?);
     }
     match found.len() {
+        0 if has_braces => {
+            Err(bad("matches no file, and braces are not expanded: use `*` or `?`, or name a list".into()))
+        }
         0 => Err(bad("matches no file: check the path".into())),
         count if count > MAX_MATCHES => Err(bad(format!("matches more than {MAX_MATCHES} files"))),
         _ => {

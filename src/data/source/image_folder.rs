@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::super::dataset::out_of_range;
+use super::super::fields::{Columns, RecordReader, Value, is_image_field, parse_object};
 use super::super::{BadSample, Dataset, IMAGE_MARKER, ImageSource, LeftOut, Record, SampleResult, Turn};
 use super::listing::Listing;
 use crate::{Error, Result, files};
@@ -12,11 +13,13 @@ const MAX_CAPTION_BYTES: u64 = 1 << 20;
 /// Extensions of text files beside images.
 pub(super) const TEXT_EXTENSIONS: [&str; 2] = ["txt", "caption"];
 
-/// A folder of images, each with a caption in a text file of the same name (`cat.jpg`, `cat.txt` or `cat.caption`).
+/// A folder of images, each with a caption in a text file of the same name (`cat.jpg`, `cat.txt` or `cat.caption`), or
+/// with the fields of its record in a JSON file (`cat.json`).
 #[derive(Debug)]
 pub struct ImageFolder {
     images: Vec<PathBuf>,
     left_out: LeftOut,
+    reader: RecordReader,
 }
 
 impl ImageFolder {
@@ -25,10 +28,12 @@ impl ImageFolder {
     /// # Errors
     /// [`Error::Io`], and [`Error::Data`] if the folder contains no image.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
-        Self::of(Listing::read(folder.as_ref())?)
+        let reader = RecordReader::new(folder.as_ref(), Columns::default());
+        Self::of(Listing::read(folder.as_ref())?, reader)
     }
 
-    pub(super) fn of(listing: Listing) -> Result<Self> {
+    /// The images of a folder; `reader` reads JSON files beside them.
+    pub(super) fn of(listing: Listing, reader: RecordReader) -> Result<Self> {
         if listing.images.is_empty() {
             let folder = listing.folder.display();
             let message = match listing.unreadable.first() {
@@ -39,25 +44,16 @@ impl ImageFolder {
             };
             return Err(Error::data(message));
         }
-        let mut left_out = LeftOut::default();
-        listing.unreadable.iter().for_each(|(file, reason)| left_out.add(&file.display().to_string(), reason));
+        let mut left_out = listing.left_out();
         let beside = "is a folder beside images, and not read: name it as a source of its own";
         listing.folders.iter().for_each(|folder| left_out.add(&folder.display().to_string(), beside));
-        let has_image = |text: &PathBuf| {
-            let stem = text.with_extension("");
-            let after = listing.images.partition_point(|image| *image < stem);
-            // Names that begin with the stem are neighbours.
-            let near = listing.images.iter().skip(after).take_while(|image| starts_with(image, &stem));
-            near.take(64).any(|image| image.with_extension("") == stem)
-        };
-        let orphans = listing.texts.iter().filter(|text| !has_image(text));
+        let orphans = listing.texts.iter().filter(|text| !listing.has_image_of(text));
         orphans.for_each(|text| left_out.add(&text.display().to_string(), "is a text without an image of its name"));
-        Ok(Self { images: listing.images, left_out })
+        let others = listing.data.iter().map(|(path, _)| path).filter(|path| !listing.has_image_of(path));
+        let beside = "is a data file beside images with texts, and not read: name it as a source of its own";
+        others.for_each(|file| left_out.add(&file.display().to_string(), beside));
+        Ok(Self { images: listing.images, left_out, reader })
     }
-}
-
-fn starts_with(path: &Path, start: &Path) -> bool {
-    path.as_os_str().as_encoded_bytes().starts_with(start.as_os_str().as_encoded_bytes())
 }
 
 fn name(path: &Path) -> String {
@@ -73,7 +69,7 @@ impl Dataset for ImageFolder {
 
     fn get(&self, index: usize) -> SampleResult<Record> {
         let image = self.images.get(index).ok_or_else(|| out_of_range(index, self.len()))?;
-        let caption = caption_of(image)?;
+        let Some(caption) = caption_of(image)? else { return self.record_beside(image) };
         let id = image.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let turns = vec![Turn::user(IMAGE_MARKER), Turn::assistant(caption)];
         Record::new(id, vec![ImageSource::File(image.clone())], turns)
@@ -88,15 +84,35 @@ impl Dataset for ImageFolder {
     }
 }
 
-/// Text of the file beside an image.
-fn caption_of(image: &Path) -> SampleResult<String> {
-    let beside: Vec<_> = TEXT_EXTENSIONS.iter().map(|extension| image.with_extension(extension)).collect();
-    let texts: Vec<_> = beside.iter().filter(|path| path.is_file()).collect();
-    let Some(path) = texts.first() else { return Err(BadSample::MissingText(image.with_extension("txt"))) };
-    if texts.len() > 1 {
-        let message = format!("both {} and {} are there: remove one", name(&beside[0]), name(&beside[1]));
-        return Err(BadSample::BrokenRecord(message));
+impl ImageFolder {
+    /// The record of the JSON file beside an image, about this image whatever the file names.
+    fn record_beside(&self, image: &Path) -> SampleResult<Record> {
+        let json = image.with_extension("json");
+        if !json.is_file() {
+            return Err(BadSample::MissingText(image.with_extension("txt")));
+        }
+        let mut row = parse_object(&files::read(&json, MAX_CAPTION_BYTES)?)?;
+        row.retain(|(name, _)| !is_image_field(name));
+        row.push(("image".into(), Value::Text(name(image))));
+        self.reader.read(&row)
     }
-    let caption = files::read_text(path, MAX_CAPTION_BYTES)?;
-    Ok(caption.trim_start_matches('\u{feff}').trim().to_owned())
+}
+
+/// Text of the text file beside an image, if there is one.
+fn caption_of(image: &Path) -> SampleResult<Option<String>> {
+    let upper = TEXT_EXTENSIONS.map(str::to_uppercase);
+    let extensions = TEXT_EXTENSIONS.into_iter().chain(upper.iter().map(String::as_str));
+    let texts: Vec<_> =
+        extensions.map(|extension| image.with_extension(extension)).filter(|path| path.is_file()).collect();
+    match texts.as_slice() {
+        [] => Ok(None),
+        [path] => {
+            let caption = files::read_text(path, MAX_CAPTION_BYTES)?;
+            Ok(Some(caption.trim_start_matches('\u{feff}').trim().to_owned()))
+        }
+        [first, second, ..] => {
+            let message = format!("both {} and {} are there: remove one", name(first), name(second));
+            Err(BadSample::BrokenRecord(message))
+        }
+    }
 }

@@ -34,7 +34,9 @@ impl RecordFile {
     /// As [`Self::open`], for an open file that is called `path` in messages.
     pub(super) fn of(path: &Path, file: File, reader: RecordReader) -> Result<Self> {
         let rows = JsonRows(RecordIndex::of(path, file)?);
-        rows.reject_one_object()?;
+        if reader.columns().is_empty() {
+            rows.reject_one_object()?;
+        }
         Ok(Self(RowDataset::new(rows, reader)?))
     }
 }
@@ -52,6 +54,10 @@ impl Dataset for RecordFile {
 
     fn describe(&self, index: usize) -> String {
         self.0.describe(index)
+    }
+
+    fn unread_fields(&self) -> Vec<String> {
+        self.0.unread_fields()
     }
 }
 
@@ -76,16 +82,24 @@ impl JsonRows {
     /// Rejects a file of one object over several lines, and one whose only object holds the records in a list, such as
     /// `{"data": [..]}`.
     fn reject_one_object(&self) -> Result<()> {
+        if let Some(bytes) = self.0.huge_object() {
+            return Err(Error::format(
+                self.0.path(),
+                format!("is one object of {bytes} bytes, not a record: {AS_RECORDS}"),
+            ));
+        }
         let over_lines = self.0.one_object().and_then(|object| parse_object(&object).ok());
         let is_over_lines = over_lines.is_some();
-        let alone = || (self.len() == 1).then(|| self.row(0).ok()).flatten();
+        let alone = || (self.len() == 1 && !self.0.is_array()).then(|| self.row(0).ok()).flatten();
         let row = over_lines.or_else(alone);
         let message = match row.as_ref().and_then(list_of_records) {
-            Some(key) => format!(
-                "is one object with its records in the list `{}`: write that list alone as a JSON array, or one record \
-                 per line",
-                key.chars().take(60).collect::<String>()
-            ),
+            Some(key) => {
+                let key: String = key.chars().take(60).collect();
+                format!("is one object with its records in the list `{key}`: {AS_RECORDS}")
+            }
+            None if row.as_ref().is_some_and(holds_records_by_key) => {
+                format!("is one object with a record under each of its keys: {AS_RECORDS}")
+            }
             None if is_over_lines => {
                 "has JSON objects over several lines: expected one JSON array, or one object per line".to_string()
             }
@@ -93,6 +107,15 @@ impl JsonRows {
         };
         Err(Error::format(self.0.path(), message))
     }
+}
+
+/// Remedy for a file that is one object with all records.
+const AS_RECORDS: &str = "write the records alone as a JSON array or one per line, each with its text and, as `image`, \
+                          the file name of its image (COCO has it under `images`)";
+
+/// Whether every value of an object is an object, as in GQA's files.
+fn holds_records_by_key(row: &Row) -> bool {
+    !row.is_empty() && row.iter().all(|(name, value)| matches!(value, Value::Object(_)) && !is_text_name(name))
 }
 
 /// Name of the list that holds the records, if the object is not a record itself.

@@ -18,27 +18,30 @@ pub(super) const HEAD_BYTES: u64 = 512;
 pub(super) enum Kind {
     /// An array or lines.
     Json,
-    /// With commas or semicolons.
+    /// With any separator.
     Csv,
-    /// With tabs.
+    /// As CSV, by its name.
     Tsv,
     Tar,
     Parquet,
 }
 
 /// First bytes of other formats, and what to say of them.
-const OTHERS: [(&[u8], &str); 13] = [
+const OTHERS: [(&[u8], &str); 16] = [
     (b"\xff\xfe", "is UTF-16 text: save it as UTF-8"),
     (b"\xfe\xff", "is UTF-16 text: save it as UTF-8"),
     (b"PK\x03\x04", "is a zip archive or an Excel workbook: unpack it, or save the sheet as CSV"),
     (b"\xd0\xcf\x11\xe0", "is an old Excel workbook: save the sheet as CSV"),
     (b"<", "is XML or HTML: convert it to JSON lines, or download it again if it should be data"),
-    (b"version https://git-lfs", "is a Git LFS pointer, not the data: run `git lfs pull`"),
     (b"ARROW1", "is an Arrow file: save the data set as Parquet (`to_parquet`)"),
     (b"\xff\xff\xff\xff", "is an Arrow stream: save the data set as Parquet (`to_parquet`)"),
     (b"\x28\xb5\x2f\xfd", "is compressed with zstd: decompress it with `unzstd`"),
     (b"BZh", "is compressed with bzip2: decompress it with `bunzip2`"),
     (b"\xfd7zXZ", "is compressed with xz: decompress it with `unxz`"),
+    (b"\x04\x22\x4d\x18", "is compressed with lz4: decompress it with `unlz4`"),
+    (b"\x1f\x8b", "is compressed twice: decompress it with `gunzip`"),
+    (b"7z\xbc\xaf", "is a 7-Zip archive: unpack it"),
+    (b"Rar!", "is a RAR archive: unpack it"),
     (b"SQLite format 3", "is an SQLite database: export the table as CSV"),
     (b"\x89HDF", "is an HDF5 file: write its records as JSON lines"),
 ];
@@ -74,18 +77,41 @@ pub(super) fn kind(path: &Path, name: &str, head: &[u8]) -> Result<Kind> {
         return not(&problem);
     }
     match extension(name).as_str() {
+        "tar" => Ok(Kind::Tar),
+        _ if is_binary(head) => not("is binary data, or UTF-16 text, which must be saved as UTF-8"),
         "csv" => Ok(Kind::Csv),
         "tsv" => Ok(Kind::Tsv),
-        "tar" => Ok(Kind::Tar),
         "parquet" => not("is no Parquet file: it is damaged or incomplete"),
         "txt" | "md" | "lst" if !text.starts_with(b"{") && !text.starts_with(b"[") => {
-            not("is plain text, of which no record is known")
+            not("is plain text, of which no record is known (a table with a line of column names may be called .csv)")
         }
         "yaml" | "yml" | "pkl" | "pickle" | "pt" | "npz" | "npy" | "xml" | "xls" | "xlsx" | "zip" => {
             not("is of a format that is not read")
         }
         _ => Ok(Kind::Json),
     }
+}
+
+/// Whether a quarter of these bytes are zero: of UTF-16 in Western languages it is half, of UTF-8 none.
+fn is_binary(head: &[u8]) -> bool {
+    head.iter().filter(|byte| **byte == 0).count() * 4 > head.len()
+}
+
+/// What to say of a file whose name alone says that it may hold data, but in a format that is not read.
+pub(super) fn unreadable_data(name: &str) -> Option<&'static str> {
+    let lower = name.to_lowercase();
+    Some(match extension(&lower).as_str() {
+        "arrow" | "feather" => "is an Arrow file: save the data set as Parquet (`to_parquet`)",
+        "tgz" => "is a compressed archive: unpack it to .tar",
+        "gz" if lower.ends_with(".tar.gz") => "is a compressed archive: unpack it to .tar",
+        "zip" | "7z" | "rar" => "is an archive: unpack it",
+        "zst" | "xz" | "bz2" | "lz4" => "is compressed in a format that is not read: decompress it",
+        "xls" | "xlsx" => "is an Excel workbook: save the sheet as CSV",
+        "tfrecord" | "mds" | "lance" | "h5" | "hdf5" | "npz" | "npy" | "pkl" => {
+            "is of a format that is not read: write its records as JSON lines or Parquet"
+        }
+        _ => return None,
+    })
 }
 
 /// Kind that a file's name alone says, also behind `.gz`; `None` for other files.

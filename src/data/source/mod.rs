@@ -32,33 +32,37 @@ use crate::Result;
 ///
 /// # Files
 /// - JSON: an array, or one object per line (`.json`, `.jsonl`, `.ndjson`).
-/// - CSV with commas or semicolons, TSV; the first line names the columns.
+/// - CSV and TSV with commas, semicolons, tabs or vertical bars; the first line names the columns.
 /// - All of these compressed with gzip (`.gz`), which are decompressed into a temporary file.
-/// - WebDataset shards (`.tar`): neighbouring files of the same name up to the first dot are one record, with images,
-///   and text in `.txt` or fields in `.json`.
+/// - WebDataset shards (`.tar`): files of the same name up to the first dot are one record, with images, and text in
+///   `.txt` or fields in `.json`. Beside `0001.png`, `0001.1.png` is a second image, but `0001.seg.png` is left out.
 /// - Parquet, with images as files' names or their content (feature `parquet`). Each row group is decoded once, when
 ///   the first of its records is needed, into a temporary file of about the size of the data; set `TMPDIR` to choose its
 ///   folder. Row groups of some 100 images start fastest.
 ///
 /// # Folders
 /// - The Hub's imagefolder: `metadata.jsonl` or `metadata.csv` beside the images.
-/// - Images, each with a text of the same name (`cat.jpg`, `cat.txt` or `cat.caption`).
-/// - Data files of one format; of splits, only `train` is read if there is one. The same holds for subfolders.
+/// - Images, each with a text of the same name (`cat.jpg`, `cat.txt` or `cat.caption`), or with fields in `cat.json`.
+/// - Data files of one format. Those with a word such as `test`, `val` or `dev` in their names are other splits, and left
+///   out if there are any without. The same holds for subfolders.
 ///
 /// Names with a leading dot are passed over. Other files that could be meant are counted and named, see
 /// [`Dataset::left_out`](super::Dataset::left_out).
 ///
 /// # Fields of a record
 /// Names are taken in any case; of several names for the same, the one that is set counts. [`FilesSource::columns`]
-/// gives other names. Further fields are ignored, unless they hold the name of an image or video.
+/// gives other names. Further fields are not read, see [`Dataset::unread_fields`](super::Dataset::unread_fields); a
+/// record is bad if one of them names an image, video or sound.
 /// - Images: `image`, `images`, `img`, `image_path`, `file_name`, `path` and others: a file name, an object with `path` or
 ///   `bytes`, a data URL, or a list of these. Null, `""` and `[]` mean none. Addresses are not fetched.
-/// - Videos: `video`, `videos`, `frames`: an animated GIF, WebP or PNG, a folder of frames, or a list of frames.
+///   Also `image_1`, `image_2` and so on, and tags `<img>cat.png</img>` in the user's text.
+/// - Videos: `video`, `videos`, `frames`: an animated GIF, WebP or PNG, a folder of frames, or a list of frames. In a
+///   record without images, `<image>` may stand for a video.
 /// - Conversations: `conversations`, `messages` and others: turns with `from` or `role` (`system`, `human` or `user`,
 ///   `gpt` or `assistant`, in any case) and `value` or `content`: text, or parts of `type` `text`, `image` or `video`. The
 ///   user's and system's texts have one `<image>` for each image, or none: then the images come first. In answers,
 ///   `<image>` is an ordinary word.
-/// - A question and its answer: `question`, `prompt` or `instruction` (with `input`), and `answer`, `response` or
+/// - A question and its answer: `question`, `prompt` or `instruction` (with `input` and `history`), and `answer`, `response` or
 ///   `output`. Of a list of answers, the most frequent is taken.
 /// - Captions and plain text: `caption`, `captions`, `text` and others. The text is the assistant's turn, after a user
 ///   turn with the image only.

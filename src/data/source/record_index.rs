@@ -72,6 +72,21 @@ impl RecordIndex {
 }
 
 impl RecordIndex {
+    /// Whether the records are in an array.
+    pub(super) fn is_array(&self) -> bool {
+        let before = self.offsets.first().map(|first| self.file.record(0..*first));
+        before.and_then(std::result::Result::ok).is_some_and(|bytes| bytes.contains(&b'['))
+    }
+
+    /// Length of the only object of the file, if it is longer than a record may be.
+    pub(super) fn huge_object(&self) -> Option<u64> {
+        let (start, end) = (*self.offsets.first()?, *self.offsets.last()?);
+        let begins = self.file.record(start..start + 1).is_ok_and(|byte| byte == b"{") && !self.is_array();
+        let is_alone = || self.len() == 1 || self.read(0).is_ok_and(|first| is_open(&first));
+        let is_huge = end - start > MAX_RECORD_BYTES && begins && is_alone() && self.one_object().is_none();
+        is_huge.then_some(end - start)
+    }
+
     /// First object of a file whose first line does not end it, but a later line does.
     pub(super) fn one_object(&self) -> Option<Vec<u8>> {
         let first = self.read(0).ok()?;
@@ -83,6 +98,13 @@ impl RecordIndex {
         let length = object_length(&head)?;
         head.get(..length).map(<[u8]>::to_vec)
     }
+}
+
+/// Whether a bracket is open at the end of `json`, outside of strings.
+fn is_open(json: &[u8]) -> bool {
+    let start = Scanner::Record { depth: 0, string: Text::Outside };
+    let end = json.iter().zip(0..).fold(start, |scanner, (byte, at)| scanner.within(*byte, at));
+    matches!(end, Scanner::Record { depth: 1.., string: Text::Outside })
 }
 
 /// Length of the object at the start of `json`, if its closing bracket is there.

@@ -7,6 +7,8 @@ use crate::{Error, Result};
 
 /// Number of records that are searched for the columns of the recipe.
 const SEARCHED: usize = 100;
+/// Most fields that are named as not read.
+const MAX_UNREAD: usize = 32;
 /// Most characters of a list of columns in a message.
 const SHOWN: usize = 120;
 
@@ -90,6 +92,20 @@ impl<R: Rows> Dataset for RowDataset<R> {
 
     fn left_out(&self) -> LeftOut {
         self.rows.left_out()
+    }
+
+    fn unread_fields(&self) -> Vec<String> {
+        let mut unread: Vec<String> = Vec::new();
+        for row in (0..self.rows.len().min(SEARCHED)).filter_map(|index| self.rows.row(index).ok()) {
+            let names = row.into_iter().filter(|(name, value)| {
+                // A table of pandas has an index without a name.
+                !name.is_empty() && value.is_set() && !self.reader.reads(name)
+            });
+            let new = names.map(|(name, _)| name).filter(|name| !unread.contains(name));
+            let new: Vec<_> = new.take(MAX_UNREAD - unread.len()).collect();
+            unread.extend(new);
+        }
+        unread
     }
 
     fn cheapest(&self, indices: Vec<usize>) -> Vec<usize> {

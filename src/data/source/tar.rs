@@ -1,5 +1,6 @@
-//! WebDataset shards: tar archives whose neighbouring files of the same name, up to the first dot, are one record.
+//! WebDataset shards: tar archives whose files of the same name, up to the first dot, are one record.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
@@ -50,6 +51,8 @@ struct Member {
     suffix: Box<str>,
     start: u64,
     bytes: u64,
+    /// Whether the file is a link, whose content is elsewhere.
+    is_link: bool,
 }
 
 impl TarRows {
@@ -62,7 +65,8 @@ impl TarRows {
             let entry = entry.map_err(|e| damaged(path, &e.to_string()))?;
             index.add(entry).map_err(|problem| damaged(path, &problem))?;
         }
-        let Index { mut samples, left_out, .. } = index;
+        let Index { mut samples, mut left_out, .. } = index;
+        samples.iter_mut().for_each(|sample| sample.leave_out_masks(&mut left_out));
         if samples.is_empty() {
             return Err(Error::format(path, "contains no record: expected files such as 0001.jpg beside 0001.txt"));
         }
@@ -132,8 +136,28 @@ impl TarRows {
 }
 
 impl Sample {
-    /// Rejects a record with a file twice.
+    /// Leaves out images such as `seg.png` of a record that has an image of its own.
+    fn leave_out_masks(&mut self, left_out: &mut LeftOut) {
+        if !self.members.iter().any(Member::is_plain_image) {
+            return;
+        }
+        let key = &self.key;
+        self.members.retain(|member| {
+            let stays = member.is_plain_image() || !member.is_image();
+            if !stays {
+                let reason = "is another image of a record, such as a mask: call it `KEY.1.png` if it is to be read";
+                left_out.add(&format!("{key}.{}", member.suffix), reason);
+            }
+            stays
+        });
+    }
+
+    /// Rejects a record with a link, or with a file twice.
     fn check(&self) -> SampleResult<()> {
+        if let Some(link) = self.members.iter().find(|member| member.is_link) {
+            let message = format!("its .{} is a link, expected a file: pack the archive with -h", link.suffix);
+            return Err(BadSample::BrokenRecord(message));
+        }
         let twice = self
             .members
             .iter()
@@ -155,6 +179,8 @@ struct Index {
     end: u64,
     samples: Vec<Sample>,
     left_out: LeftOut,
+    /// Record of each key, the last one of a key that comes again.
+    keys: HashMap<Box<str>, usize>,
     /// Name of the next file, if it is too long for its header.
     long_name: Option<Vec<u8>>,
 }
@@ -173,7 +199,11 @@ impl Index {
             EntryType::XGlobalHeader | EntryType::GNULongLink | EntryType::Directory => {}
             EntryType::Regular | EntryType::Continuous => {
                 let name = self.name(&entry);
-                self.add_file(&name, start, bytes)?;
+                self.add_file(&name, Member::new(start, bytes))?;
+            }
+            EntryType::Link | EntryType::Symlink => {
+                let name = self.name(&entry);
+                self.add_file(&name, Member { is_link: true, ..Member::new(start, 0) })?;
             }
             other => {
                 let name = self.name(&entry);
@@ -205,8 +235,8 @@ impl Index {
         Ok(())
     }
 
-    /// Adds a file to the record of the file before it, if they have the same key, or begins a record.
-    fn add_file(&mut self, name: &str, start: u64, bytes: u64) -> std::result::Result<(), String> {
+    /// Adds a file to the record of its key, or begins a record.
+    fn add_file(&mut self, name: &str, member: Member) -> std::result::Result<(), String> {
         let base = name.rfind('/').map_or(0, |slash| slash + 1);
         let Some(dot) = name[base..].find('.') else {
             self.left_out.add(name, "has no extension");
@@ -217,20 +247,47 @@ impl Index {
             return Ok(());
         }
         let (key, suffix) = (&name[..base + dot], name[base + dot + 1..].to_lowercase());
-        let member = Member { suffix: suffix.into(), start, bytes };
-        match self.samples.last_mut() {
-            Some(last) if &*last.key == key && last.members.len() >= MAX_MEMBERS => {
+        let member = Member { suffix: suffix.into(), ..member };
+        match self.sample_of(key, &member.suffix) {
+            Some(sample) if sample.members.len() >= MAX_MEMBERS => {
                 Err(format!("more than {MAX_MEMBERS} files belong to one record"))
             }
-            Some(last) if &*last.key == key => {
-                last.members.push(member);
+            Some(sample) => {
+                sample.members.push(member);
                 Ok(())
             }
-            _ => {
+            None => {
+                self.keys.insert(key.into(), self.samples.len());
                 self.samples.push(Sample { key: key.into(), members: vec![member] });
                 Ok(())
             }
         }
+    }
+
+    /// The record that a file belongs to: that of the file before it, or an earlier one that lacks such a file, as in an
+    /// archive with all images before all texts.
+    fn sample_of(&mut self, key: &str, suffix: &str) -> Option<&mut Sample> {
+        let (at, last) = (*self.keys.get(key)?, self.samples.len() - 1);
+        let sample = self.samples.get_mut(at)?;
+        let has_it = sample.members.iter().any(|member| &*member.suffix == suffix);
+        (at == last || !has_it).then_some(sample)
+    }
+}
+
+impl Member {
+    /// A file at this place, without its name.
+    fn new(start: u64, bytes: u64) -> Self {
+        Self { suffix: "".into(), start, bytes, is_link: false }
+    }
+
+    /// Whether the file is an image of the record itself: `jpg`, or `0.jpg` of several, but no `seg.png`.
+    fn is_plain_image(&self) -> bool {
+        let name = self.suffix.rsplit_once('.').map_or("", |(name, _)| name);
+        self.is_image() && name.bytes().all(|byte| byte.is_ascii_digit())
+    }
+
+    fn is_image(&self) -> bool {
+        has_image_name(&format!("x.{}", self.suffix))
     }
 }
 
@@ -245,7 +302,6 @@ fn read_bounded<R: Read>(entry: &mut Entry<'_, R>, limit: u64) -> std::result::R
 
 fn kind(kind: EntryType) -> &'static str {
     match kind {
-        EntryType::Link | EntryType::Symlink => "is a link, expected a file: pack the archive with -h",
         EntryType::GNUSparse => "is a sparse file: pack the archive without -S",
         _ => "is no file",
     }

@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 
+use crate::files;
+
 /// The path that somebody means who typed `text`: without quotes around it, with `~/` as the home folder, and with
 /// backslashes before spaces taken off, as a terminal writes a dropped file, unless a file has just that name.
 pub fn typed_path(text: &str) -> PathBuf {
     let text = text.trim();
     let plain = unquoted(text).unwrap_or(text);
-    if let Some(rest) = plain.strip_prefix("~/")
-        && let Some(home) = std::env::home_dir()
-    {
-        return home.join(rest);
+    if let Some(path) = files::in_home(plain) {
+        return path;
     }
     let path = PathBuf::from(plain);
     if cfg!(unix) && plain.contains('\\') && path.symlink_metadata().is_err() {

@@ -8,12 +8,19 @@ use super::TextTokenizer;
 use super::guard::guarded;
 use crate::{Error, Result};
 
+/// Characters of spaces in pieces.
+const SPACES: [char; 2] = [' ', '\u{2581}'];
+
 impl TextTokenizer {
     /// The same tokenizer with the special tokens and the words that its vocabulary lacks, and the added ones in the
     /// order of their ids, which follow all others.
     ///
     /// A word is found as a whole word only: `ring` is not found in `earring`. A special token that is in the vocabulary
-    /// as an ordinary one becomes special and keeps its id. Words that are one token already are left out.
+    /// as an ordinary one becomes special and keeps its id, and a word that is there only as a part of others is found as a
+    /// word under that id. Words that are one token or an added token already, alone or behind a space, are left out.
+    ///
+    /// A tokenizer that puts a space before every text between special tokens (`legacy` ones of SentencePiece) puts it
+    /// before the first one only if words are added, since the space would also stand behind each word.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] naming a word that is empty or too long, or if the ids of the tokenizer have holes, so that
@@ -46,10 +53,12 @@ impl TextTokenizer {
         ))
     }
 
-    /// Whether a word alone is one known token.
+    /// Whether a word is one known token, alone or behind another word: byte-level vocabularies have many words only with
+    /// the space before them, as which they were learned.
     fn is_one_token(&self, word: &str) -> Result<bool> {
-        let ids = self.encode(word)?;
-        Ok(ids.len() == 1 && Some(ids[0]) != self.unknown_id())
+        let is_known = |ids: &[u32]| matches!(ids, [id] if Some(*id) != self.unknown_id());
+        let (before, behind) = (self.encode("a")?, self.encode(&format!("a {word}"))?);
+        Ok(is_known(&self.encode(word)?) || behind.strip_prefix(&before[..]).is_some_and(is_known))
     }
 }
 
@@ -95,7 +104,8 @@ impl<'t> Growth<'t> {
 
     fn add_word(&mut self, word: &str) -> Result<()> {
         let normalized = normalized(self.tokenizer, word)?;
-        if self.added.contains(&normalized) || self.added.iter().any(|added| added == word) {
+        let is_listed = self.entries()?.iter().any(|entry| entry["content"] == word);
+        if is_listed || self.added.contains(&normalized) || self.added.iter().any(|added| added == word) {
             return Ok(());
         }
         // Only a vocabulary of words gets a new word of its own; other models would find it within words.
@@ -104,9 +114,50 @@ impl<'t> Growth<'t> {
             let id = self.new_id(&normalized);
             return self.extend_model(&normalized, id);
         }
-        let uncased = self::normalized(self.tokenizer, "A")? == "a";
-        let id = self.new_id(word);
-        self.add_entry(id, word, json!({ "special": false, "normalized": uncased, "single_word": true }))
+        self.prefix_first_text_only();
+        // Found after normalisation, which else would take the spaces from the texts around the word.
+        let uncased = self::normalized(self.tokenizer, "A")?.trim_start_matches(SPACES) == "a";
+        let is_normalized = uncased || normalized.trim_start_matches(SPACES) == word;
+        // A piece of words that is found only behind others, such as `ing`, is a whole word under its id from now on.
+        let id = self.tokenizer.token_to_id(word).unwrap_or_else(|| self.new_id(word));
+        self.add_entry(id, word, json!({ "special": false, "normalized": is_normalized, "single_word": true }))
+    }
+
+    /// Has a tokenizer that puts a space before every text between added tokens put it before the first text only: a text goes
+    /// on behind a word.
+    fn prefix_first_text_only(&mut self) {
+        let prefix = self.take_prefix();
+        let pre_tokenizer = self.file["pre_tokenizer"].take();
+        let mut steps = match pre_tokenizer.get("pretokenizers").and_then(Value::as_array) {
+            Some(steps) => steps.clone(),
+            None => [pre_tokenizer].into_iter().filter(|step| !step.is_null()).collect(),
+        };
+        let bytes = steps.iter().position(|step| step["type"] == "ByteLevel" && step["add_prefix_space"] == true);
+        for step in steps.iter_mut().filter(|step| step["prepend_scheme"] == "always") {
+            step["prepend_scheme"] = "first".into();
+        }
+        if let Some(at) = bytes {
+            steps[at]["add_prefix_space"] = false.into();
+        }
+        if let Some(prefix) = prefix.or_else(|| bytes.map(|_| " ".into())) {
+            let first =
+                json!({ "type": "Metaspace", "replacement": prefix, "prepend_scheme": "first", "split": false });
+            steps.insert(0, first);
+        }
+        if !steps.is_empty() {
+            self.file["pre_tokenizer"] = json!({ "type": "Sequence", "pretokenizers": steps });
+        }
+    }
+
+    /// Takes the step out of the normaliser that puts a text before every text, and returns that.
+    fn take_prefix(&mut self) -> Option<Value> {
+        let normalizer = &mut self.file["normalizer"];
+        let is_prefix = |step: &Value| step["type"] == "Prepend";
+        if is_prefix(normalizer) {
+            return Some(normalizer.take()["prepend"].take());
+        }
+        let steps = normalizer.get_mut("normalizers")?.as_array_mut()?;
+        Some(steps.remove(steps.iter().position(is_prefix)?)["prepend"].take())
     }
 
     fn is_word_level(&self) -> bool {

@@ -291,7 +291,7 @@ impl TextTokenizer {
         let whole = encode(&self.tokenizer, &prompt.text, 0..prompt.text.len())?;
         let said = |token: &Token| {
             let overlaps = |range: &Range<usize>| token.range.start < range.end && range.start < token.range.end;
-            self.is_special(token.id) && prompt.spans.iter().any(|span| overlaps(&span.range))
+            self.is_control(token, &prompt.text) && prompt.spans.iter().any(|span| overlaps(&span.range))
         };
         let forged: Vec<_> = whole.iter().filter(|token| said(token)).map(|token| token.range.clone()).collect();
         if forged.is_empty() {
@@ -311,6 +311,14 @@ impl TextTokenizer {
                 &prompt.text[token.range.clone()]
             ))),
         }
+    }
+
+    /// Whether a token of a text is a control token that the text spells out. The unknown token, which many vocabularies
+    /// declare as a control token, also stands for any other text.
+    pub(super) fn is_control(&self, token: &Token, text: &str) -> bool {
+        let written = text.get(token.range.clone()).map(str::trim);
+        self.is_special(token.id)
+            && (!self.is_unknown(token.id) || self.tokenizer.id_to_token(token.id).as_deref() == written)
     }
 
     fn plain(&self) -> &Tokenizer {

@@ -167,7 +167,7 @@ fn add_extra_ids(config: &mut Map<String, Value>, tokenizer: &Value) {
 }
 
 fn broken(path: &Path, problem: &str) -> Error {
-    Error::tokenizer(format!("{} {problem}: copy or download it again", path.display()))
+    Error::tokenizer(format!("{} {problem}: copy or download it again, or bring tokenizer.json", path.display()))
 }
 
 /// Classes with byte-level BPE.

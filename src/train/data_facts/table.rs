@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::{DataFacts, SourceFacts};
 use crate::data::SourceSummary;
+use crate::error::one_line;
 
 /// Most lines for one reason.
 const LISTED: usize = 5;
@@ -126,10 +127,13 @@ impl SourceFacts {
     }
 
     fn write_notes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let SourceSummary { name, left_out, bad_reasons, .. } = &self.summary;
+        let SourceSummary { name, left_out, bad_reasons, unread_fields, .. } = &self.summary;
         if left_out.files > 0 {
             write!(f, "\n{name}: {} files are left out", left_out.files)?;
             left_out.named.iter().take(LISTED).try_for_each(|file| write!(f, "\n  {file}"))?;
+        }
+        if !unread_fields.is_empty() {
+            write!(f, "\n{}", one_line(&format!("{name}: fields that are not read: {}", unread_fields.join(", "))))?;
         }
         let (cut, too_long) = (self.cut, self.too_long);
         let unseen: Vec<&String> = bad_reasons.iter().filter(|bad| !self.named.contains(bad)).take(LISTED).collect();

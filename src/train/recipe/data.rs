@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::stage::not_empty;
 use crate::config::validate::{at_least_one, at_most};
 use crate::data::shapes::ShapesDataset;
-use crate::data::{FilesSource, check_weight};
+use crate::data::{FilesSource, check_weight, is_address};
 use crate::{Error, Result};
 
 /// Most worker threads; larger numbers are typing errors.
@@ -202,7 +202,14 @@ impl DataSource {
         }
         let paths = source.paths().iter().map(|path| (".path", path));
         let mut paths = paths.chain(source.images.iter().map(|images| (".images", images)));
-        paths.try_for_each(|(name, path)| not_empty(&format!("{field}{name}"), &path.display().to_string()))?;
+        paths.try_for_each(|(name, path)| {
+            let (field, text) = (format!("{field}{name}"), path.display().to_string());
+            if is_address(&text) {
+                let message = format!("is the address {text}, which is not fetched: download it, and name the file");
+                return Err(Error::config(field, message));
+            }
+            not_empty(&field, &text)
+        })?;
         let mut columns = source.columns.named();
         columns.try_for_each(|(name, column)| not_empty(&format!("{field}.columns.{name}"), column))
     }

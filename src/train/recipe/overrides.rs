@@ -44,12 +44,39 @@ fn parse(table: &toml::Table) -> Result<Recipe> {
             Some(found) if e.inner().message().contains("unit variant") => {
                 format!("is {found}, expected one of its names as a string")
             }
-            _ => format!("cannot be read: {}", e.inner().message()),
+            _ => format!("cannot be read: {}", with_nearest(e.inner().message())),
         };
         Error::config(field, message).caused_by(e.into_inner())
     })?;
     recipe.validate()?;
     Ok(recipe)
+}
+
+/// A message of the parser, which for an unknown name ends with all that are known: with only the nearest of them, if one
+/// is near.
+fn with_nearest(message: &str) -> String {
+    let mut names = message.split('`').skip(1).step_by(2);
+    let Some(found) = names.next().filter(|_| message.starts_with("unknown ")) else { return message.to_string() };
+    // The parser does not know the fields that a training source has beside those of its kind.
+    let near = names.chain(["weight", "kind"]).map(|name| (edits(found, name), name)).min();
+    let limit = found.chars().count().div_ceil(4);
+    match (near, message.split_once(',')) {
+        (Some((distance, name)), Some((start, _))) if distance <= limit => format!("{start}: did you mean `{name}`?"),
+        _ => message.to_string(),
+    }
+}
+
+/// Number of characters to insert, remove or replace to make one name of the other.
+fn edits(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.chars().count()).collect();
+    for (i, a) in from.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in to.chars().enumerate() {
+            let best = (diagonal + usize::from(a != b)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = std::mem::replace(&mut row[j + 1], best);
+        }
+    }
+    row.last().copied().unwrap_or_default()
 }
 
 fn value_at<'a>(table: &'a toml::Table, path: &str) -> Option<&'a toml::Value> {

@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::Recipe;
 use crate::weights::{ModelSource, ResolvedModel};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// `root` of the recipe file `recipe`, relative to the file's folder, as an absolute path without `..`.
 pub(super) fn absolute_root(recipe: &Path, root: &Path) -> Result<PathBuf> {
@@ -20,9 +20,12 @@ pub(super) fn absolute_root(recipe: &Path, root: &Path) -> Result<PathBuf> {
 }
 
 impl Recipe {
-    /// A path of the recipe: relative to [`root`](Self::root) if the recipe has one, else to the current folder.
+    /// A path of the recipe: relative to [`root`](Self::root) if the recipe has one, else to the current folder. `~/` is the
+    /// home folder.
     pub fn resolve(&self, path: impl AsRef<Path>) -> PathBuf {
-        self.root.as_deref().map_or_else(|| path.as_ref().to_path_buf(), |root| root.join(path.as_ref()))
+        let path = path.as_ref();
+        let path = files::in_home(path).unwrap_or_else(|| path.to_path_buf());
+        self.root.as_deref().map_or_else(|| path.clone(), |root| root.join(&path))
     }
 
     /// Folder of the run, see [`output`](Self::output).
@@ -48,6 +51,19 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tilde_is_the_home_folder() {
+        let data = crate::train::DataConfig::new(vec![], 9);
+        let stage = crate::train::Stage::Tune { init_from: Default::default() };
+        let mut recipe =
+            Recipe::new("~/run", "tiny", "shapes", stage, data, crate::train::UpdateConfig::new(1, 1, 1.0));
+        recipe.root = Some("/root-of-recipe".into());
+        if let Some(home) = std::env::home_dir() {
+            assert_eq!(recipe.output_folder(), home.join("run"));
+        }
+        assert_eq!(recipe.resolve("a~/b"), Path::new("/root-of-recipe/a~/b"));
+    }
 
     #[test]
     fn a_root_is_relative_to_the_recipe_and_absolute_afterwards() {

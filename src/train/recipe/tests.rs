@@ -149,6 +149,9 @@ fn errors_name_the_override_or_the_file() {
     let error = |text: &str, settings: &[&str]| read(text, settings).unwrap_err().to_string();
     let setting = error(RECIPE, &["update.steps=7", "update.stepz=7"]);
     assert!(setting.contains("override `update.stepz=7`") && !setting.contains(".toml"), "{setting}");
+    assert!(setting.ends_with("did you mean `steps`?"), "{setting}");
+    let address = error(RECIPE, &["data.train=[{kind=\"files\",path=\"https://a.b/c.json\"}]"]);
+    assert!(address.contains("is the address https://a.b/c.json, which is not fetched: download it"), "{address}");
     let range = error(RECIPE, &["data.max_bad_share=-1e308"]);
     assert!(range.contains("override `data.max_bad_share=-1e308`") && range.contains("is -1e308"), "{range}");
     let file = error(&RECIPE.replace("rows = 2", "rows = 0"), &["update.steps=7"]);
@@ -260,8 +263,10 @@ fn weights_and_cut_answers_belong_to_the_identity_of_a_run_only_if_they_are_set(
     assert_eq!(read(&toml::to_string(&recipe).unwrap(), &[]).unwrap(), recipe);
     let error = read(&weighted("0"), &[]).unwrap_err().to_string();
     assert!(error.contains("`data.train.weight`") && error.contains("above 0"), "{error}");
-    let unknown = read(&RECIPE.replace("side = 28", "side = 28, wait = 2"), &[]).unwrap_err().to_string();
-    assert!(unknown.contains("unknown field `wait`") && unknown.contains("data.train"), "{unknown}");
+    let near = read(&RECIPE.replace("side = 28", "side = 28, wieght = 2"), &[]).unwrap_err().to_string();
+    assert!(near.ends_with("unknown field `wieght`: did you mean `weight`?"), "{near}");
+    let unknown = read(&RECIPE.replace("side = 28", "side = 28, wxyz = 2"), &[]).unwrap_err().to_string();
+    assert!(unknown.contains("unknown field `wxyz`, expected") && unknown.contains("data.train"), "{unknown}");
     let vision = ["stage={kind=\"vision\",projection_dim=8}", "data.truncate_answers=true"];
     assert!(read(RECIPE, &vision).unwrap_err().to_string().contains("data.truncate_answers"));
 }

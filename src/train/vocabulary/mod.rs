@@ -2,6 +2,7 @@
 
 mod coverage;
 mod rows;
+mod surfaces;
 mod words;
 
 use std::fmt;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use super::surfaces::Surfaces;
 use crate::Result;
 use crate::processor::TextTokenizer;
 use crate::weights::{GgufFile, RowMap, RowSource};
@@ -47,20 +48,32 @@ impl SourceVocabulary {
     fn is_padding(&self, id: u32) -> bool {
         match self {
             Self::Tokenizer(tokenizer) => tokenizer.inner().id_to_token(id).is_none(),
-            Self::Tokens(ids) => id as usize >= ids.len(),
+            // Converters to GGUF write a token for every row.
+            Self::Tokens(ids) => id as usize >= ids.len() || ids.get(&format!("[PAD{id}]")) == Some(&id),
         }
     }
 
-    /// Known pieces of a text.
-    fn pieces(&self, text: &str) -> Vec<u32> {
-        let Self::Tokenizer(tokenizer) = self else { return Vec::new() };
-        let pieces = tokenizer.encode(text).unwrap_or_default();
-        pieces.into_iter().filter(|id| !tokenizer.is_unknown(*id)).collect()
+    /// The texts of its tokens, of a vocabulary that can decode them.
+    fn surfaces(&self) -> Option<Surfaces<'_>> {
+        match self {
+            Self::Tokenizer(tokenizer) => Some(Surfaces::new(tokenizer)),
+            Self::Tokens(_) => None,
+        }
+    }
+
+    /// Whether tokens are spelt as in `run`, which its decoder shows.
+    fn spells_as(&self, run: &TextTokenizer) -> bool {
+        let decoder = |tokenizer: &TextTokenizer| serde_json::to_value(tokenizer.inner().get_decoder()).ok();
+        match self {
+            Self::Tokenizer(own) => decoder(own) == decoder(run),
+            Self::Tokens(_) => true,
+        }
     }
 }
 
 /// The source of each row of the run's vocabulary of `new_rows` rows: the row of the same token of `source`, whose table
-/// has `old_rows` rows, or the mean of the rows of its pieces.
+/// has `old_rows` rows, or the mean of the rows of its pieces. Tokens of vocabularies that spell them differently, such as
+/// `Ġred` and `▁red`, are the same if they stand for the same text.
 ///
 /// Rows beyond both vocabularies, with which published tables are padded, stay where they are.
 pub(in crate::train) fn row_map(
@@ -70,32 +83,30 @@ pub(in crate::train) fn row_map(
     new_rows: usize,
 ) -> Result<RowMap> {
     let has_row = |id: &u32| (*id as usize) < old_rows;
+    let (ours, theirs) = (Surfaces::new(run), source.surfaces());
+    let by_text = theirs.as_ref().filter(|_| !source.spells_as(run)).map(Surfaces::ids);
     let row = |id: u32| -> RowSource {
         let Some(token) = run.inner().id_to_token(id) else {
             return if has_row(&id) && source.is_padding(id) { RowSource::Row(id) } else { RowSource::Mean };
         };
-        match source.id(&token).filter(has_row) {
+        let is_text = !run.is_special(id) && !run.is_unknown(id);
+        let text = if is_text { ours.text(id) } else { None };
+        let same = match (&by_text, &text) {
+            (Some(ids), Some(text)) => ids.get(text).copied(),
+            _ => source.id(&token),
+        };
+        match same.filter(has_row) {
             Some(old) => RowSource::Row(old),
-            None => pieces(source, run, id, &token, has_row),
+            None if is_text => pieces(theirs.as_ref(), text.as_deref().unwrap_or(&token), has_row),
+            None => RowSource::Mean,
         }
     };
     RowMap::new((0..u32::try_from(new_rows).unwrap_or(u32::MAX)).map(row).collect(), old_rows)
 }
 
-/// Rows of the pieces of a token that the source lacks.
-fn pieces(
-    source: &SourceVocabulary,
-    run: &TextTokenizer,
-    id: u32,
-    token: &str,
-    has_row: impl Fn(&u32) -> bool,
-) -> RowSource {
-    if run.is_special(id) {
-        return RowSource::Mean;
-    }
-    // A part of a character has no text.
-    let text = run.decode(&[id], false).ok().filter(|text| !text.is_empty() && !text.contains('\u{FFFD}'));
-    let mut rows = source.pieces(text.as_deref().unwrap_or(token));
+/// Rows of the pieces of a text that is no token of the source.
+fn pieces(source: Option<&Surfaces<'_>>, text: &str, has_row: impl Fn(&u32) -> bool) -> RowSource {
+    let mut rows = source.map_or_else(Vec::new, |source| source.pieces(text));
     rows.retain(has_row);
     if rows.is_empty() { RowSource::Mean } else { RowSource::Pieces(rows) }
 }
@@ -129,6 +140,29 @@ mod tests {
         assert_eq!(map, RowMap::new(rows, 8).unwrap());
         let same = tokenizer(&["?", "a", "b", "x"], &[]);
         assert!(row_map(&source, 8, &same, 8).unwrap().is_identity());
+    }
+
+    /// A tokenizer with spaces before words, written as `space`, and the merge of a space and `a`.
+    fn spaced(space: &str, tokens: &[&str], decoder: &str) -> TextTokenizer {
+        let tokens: Vec<String> = tokens.iter().map(|token| token.replace('_', space)).collect();
+        let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
+        let json = tokenizer(&tokens, &[[space, "a"]]).inner().to_string(false).unwrap();
+        let mut file: serde_json::Value = serde_json::from_str(&json).unwrap();
+        file["decoder"] = serde_json::from_str(decoder).unwrap();
+        file["normalizer"] = json!({ "type": "Replace", "pattern": { "String": " " }, "content": space });
+        TextTokenizer::new(file.to_string().parse::<Tokenizer>().unwrap(), Map::new()).unwrap()
+    }
+
+    #[test]
+    fn rows_follow_the_texts_of_tokens_that_are_spelt_differently() {
+        use RowSource::{Pieces, Row};
+        let bytes = r#"{ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false }"#;
+        let source = spaced("Ġ", &["?", "Ġ", "a", "red", "Ġred", "Ġa", "b"], bytes);
+        let metaspace = r#"{ "type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": false }"#;
+        let run = spaced("\u{2581}", &["?", "_a", "_red", "red", "b", "_", "a", "_b", "_ab"], metaspace);
+        let map = row_map(&SourceVocabulary::Tokenizer(Box::new(source)), 7, &run, 9).unwrap();
+        let rows = vec![Row(0), Row(5), Row(4), Row(3), Row(6), Row(1), Row(2), Pieces(vec![1, 6]), Pieces(vec![5, 6])];
+        assert_eq!(map, RowMap::new(rows, 7).unwrap());
     }
 
     #[test]

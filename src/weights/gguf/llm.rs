@@ -8,6 +8,8 @@ use crate::weights::TensorSource;
 use crate::weights::init_from::{LlmConfig, own_head_dim};
 use crate::{Error, Result};
 
+/// Architectures whose layers are those of a HaploVL; the language halves of Qwen-VL are as those of Qwen.
+const ARCHITECTURES: [&str; 5] = ["llama", "qwen2", "qwen3", "qwen2vl", "qwen3vl"];
 /// Tensor of RoPE frequency divisors, which GGUF stores instead of the parameters of Llama 3.1's RoPE scaling.
 pub(super) const ROPE_DIVISORS: &str = "rope_freqs.weight";
 /// `low_freq_factor`, `high_freq_factor` and original context length, the same in every published model with Llama
@@ -35,10 +37,12 @@ impl GgufFile {
 
     pub(super) fn architecture(&self) -> Result<&str> {
         match self.metadata.get("general.architecture") {
-            Some(GgufValue::Text(name)) if ["llama", "qwen2", "qwen3"].contains(&name.as_str()) => Ok(name),
-            other => {
-                Err(self.error(format!("general.architecture is {other:?}, expected `llama`, `qwen2` or `qwen3`")))
-            }
+            Some(GgufValue::Text(name)) if ARCHITECTURES.contains(&name.as_str()) => Ok(name),
+            Some(GgufValue::Text(name)) => Err(self.error(format!(
+                "is a model of architecture `{name:.40}`, expected one of {}: use a model of one of these families",
+                ARCHITECTURES.join(", ")
+            ))),
+            _ => Err(self.error("has no `general.architecture`: it is no model, or damaged; get it again".into())),
         }
     }
 

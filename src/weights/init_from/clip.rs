@@ -16,7 +16,7 @@ use super::vision_config::{ClipConfig, VisionFamily};
 use crate::config::{HaploVlConfig, MlpKind};
 use crate::weights::renamed::VISION;
 use crate::weights::siglip::PixelNorm;
-use crate::weights::{Parameters, TensorSource, open_weights, source_var_builder};
+use crate::weights::{Parameters, TensorSource, folder_of, open_weights, source_var_builder};
 use crate::{Error, Result};
 
 const PATCHES: &str = "vision_model.embeddings.patch_embedding.weight";
@@ -42,7 +42,7 @@ impl ClipSource {
     /// [`Error::Io`], [`Error::Format`] or [`Error::Config`] naming the part that is missing, damaged or not supported.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let folder = path.parent().filter(|_| path.is_file()).unwrap_or(path);
+        let folder = folder_of(path);
         if folder.join(OPEN_CLIP_CONFIG).is_file() && !folder.join("config.json").is_file() {
             return Err(open_clip(folder));
         }

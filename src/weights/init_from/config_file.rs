@@ -4,12 +4,12 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::weights::check_model_folder;
+use crate::weights::{check_model_folder, folder_of};
 use crate::{Result, files};
 
 /// Reads the `config.json` of a model folder, or beside a file of weights, up to a size limit.
 pub(super) fn read_config(path: &Path) -> Result<Value> {
-    let folder = path.parent().filter(|_| path.is_file()).unwrap_or(path);
+    let folder = folder_of(path);
     check_model_folder(folder)?;
     files::read_json(folder.join("config.json"))
 }

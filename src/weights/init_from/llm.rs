@@ -13,9 +13,8 @@ use super::pca::principal_components;
 use super::transfer::Transfer;
 use super::{InitReport, LlmConfig, RowMap};
 use crate::config::{HaploVlConfig, Rope, TextEmbedding};
-use crate::weights::renamed::LANGUAGE;
 use crate::weights::source::{EMBEDDING, HEAD};
-use crate::weights::{GgufFile, Parameters, TensorSource, open_weights, source_var_builder};
+use crate::weights::{GgufFile, Parameters, TensorSource, open_decoder_weights, source_var_builder};
 use crate::{Error, Result};
 
 /// Initialisation of the projections from the LLM's embedding width down to the pre-decoder's width, and back up.
@@ -44,7 +43,7 @@ pub struct LlmSource {
 }
 
 impl LlmSource {
-    /// Opens an HF folder (`config.json`, and weights in a format of [`open_weights`]), a `.gguf` file, or a file of weights
+    /// Opens an HF folder (`config.json`, and weights in a format of [`open_weights`](crate::weights::open_weights)), a `.gguf` file, or a file of weights
     /// beside its `config.json`. The names of the tensors begin with `model.`; what larger models put before them is taken
     /// off. A model without a head is one whose head is tied to the embedding table, whatever its configuration says.
     ///
@@ -57,7 +56,7 @@ impl LlmSource {
             return Ok(Self { path: path.into(), config: file.llm_config()?, tensors: Arc::new(file), rows: None });
         }
         let mut config = LlmConfig::from_hf(&read_config(path)?)?;
-        let tensors = LANGUAGE.apply(open_weights(path)?)?;
+        let tensors = open_decoder_weights(path)?;
         config.tie_word_embeddings |= !tensors.has_tensor(HEAD);
         Ok(Self { path: path.into(), config, tensors, rows: None })
     }

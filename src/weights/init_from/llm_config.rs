@@ -28,6 +28,7 @@ pub struct LlmConfig {
 #[serde(rename_all = "snake_case")]
 enum Family {
     #[serde(alias = "qwen2_vl", alias = "qwen2_vl_text", alias = "qwen2_5_vl", alias = "qwen2_5_vl_text")]
+    #[serde(alias = "qwen2_5_omni_text")]
     #[serde(alias = "llava_qwen")]
     Qwen2,
     #[serde(alias = "qwen3_vl_text")]
@@ -59,6 +60,9 @@ impl Family {
 
 /// Fields under which models with another half keep the configuration of the language half.
 const LANGUAGE_HALVES: [&str; 3] = ["text_config", "llm_config", "language_config"];
+
+/// Field under which a Qwen-Omni keeps the configuration of its vision-language model.
+const THINKER: &str = "thinker_config";
 
 /// The fields of HF's configuration that are used; fields with an `Option` have a default in HF.
 #[derive(Deserialize)]
@@ -95,6 +99,7 @@ impl LlmConfig {
             return Err(Error::config("model_type", message));
         }
         let config = language_half(config)?;
+        check_family(&config)?;
         let hf: HfConfig = from_value("config.json", "a qwen2, qwen3, llama or mistral model", &config)?;
         let llm = Self {
             decoder: hf.decoder()?,
@@ -114,11 +119,13 @@ impl LlmConfig {
 /// The configuration of the language half of a vision-language model, with HF's defaults for what it leaves out; any other
 /// configuration as it is.
 fn language_half(config: &Value) -> Result<Cow<'_, Value>> {
+    let config = config.get(THINKER).unwrap_or(config);
     let Some(half) = LANGUAGE_HALVES.iter().find_map(|field| config.get(field)?.as_object()) else {
         return Ok(Cow::Borrowed(config));
     };
     let mut half = half.clone();
     let family = half.entry("model_type").or_insert_with(|| Value::from("llama")).clone();
+    check_family(&Value::Object(half.clone()))?;
     let family: Family = from_value("text_config.model_type", "qwen2, qwen3, llama or mistral", &family)?;
     for (field, value) in family.defaults() {
         half.entry(field).or_insert_with(|| Value::from(value));
@@ -127,6 +134,19 @@ fn language_half(config: &Value) -> Result<Cow<'_, Value>> {
         half.entry("tie_word_embeddings").or_insert_with(|| tied.clone());
     }
     Ok(Cow::Owned(Value::Object(half)))
+}
+
+/// Rejects a family whose layers are others than those of a HaploVL.
+fn check_family(config: &Value) -> Result<()> {
+    let Some(family) = config.get("model_type") else { return Ok(()) };
+    serde_json::from_value::<Family>(family.clone()).map(drop).map_err(|e| {
+        let message = format!(
+            "is `{:.40}`, whose layers are others than those of a HaploVL: use a model of the family qwen2, qwen3, llama or \
+             mistral, or a vision-language model with such a language model",
+            family.as_str().unwrap_or_default()
+        );
+        Error::config("model_type", message).caused_by(e)
+    })
 }
 
 /// A width of heads that is not `hidden_size / num_attention_heads`.

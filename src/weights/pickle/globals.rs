@@ -45,8 +45,8 @@ impl Global {
             ("torch._tensor", "_rebuild_from_type_v2") => Self::RebuildFromType,
             ("torch.storage", "UntypedStorage") => Self::Storage(UINT8),
             ("torch", name) => return Self::of_torch(name),
-            ("torch.nn.parameter", "Parameter" | "Buffer") | ("_codecs", "encode") => Self::Opaque,
-            ("builtins" | "__builtin__", "set" | "dict" | "list" | "int" | "float") => Self::Opaque,
+            ("torch.nn.parameter", "Parameter" | "Buffer") | ("torch.torch_version", "TorchVersion") => Self::Opaque,
+            (module, name) if OPAQUE.iter().any(|(m, names)| *m == module && names.contains(&name)) => Self::Opaque,
             _ => return None,
         })
     }
@@ -63,6 +63,21 @@ impl Global {
         types.into_iter().find(|element| element.name == name).copied().map(Self::Dtype)
     }
 }
+
+/// Objects of Python and NumPy that trainers put beside the tensors: arguments, paths, counters, losses.
+const OPAQUE: [(&str, &[&str]); 9] = [
+    ("_codecs", &["encode"]),
+    ("builtins", BUILTINS),
+    ("__builtin__", BUILTINS),
+    ("collections", &["Counter", "deque"]),
+    ("argparse", &["Namespace"]),
+    ("pathlib", &["Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"]),
+    ("numpy", &["dtype", "ndarray"]),
+    ("numpy.core.multiarray", &["scalar", "_reconstruct"]),
+    ("numpy._core.multiarray", &["scalar", "_reconstruct"]),
+];
+const BUILTINS: &[&str] =
+    &["set", "frozenset", "dict", "list", "tuple", "int", "float", "complex", "bool", "str", "bytes", "bytearray"];
 
 const UINT8: ElementType = element("uint8", 1, Some(DType::U8));
 

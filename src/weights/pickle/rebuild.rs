@@ -84,7 +84,22 @@ fn tensor<'a>(values: &Values<'a>, global: Global, items: &[Id]) -> Parsed<Tenso
         (Global::RebuildTensorV3, _) => return Err(wrong()),
         _ => storage.element,
     };
+    let metadata = rest.get(if global == Global::RebuildTensorV3 { 3 } else { 2 });
+    if let Some(lazy) = metadata.and_then(|id| lazy_operation(values, *id)) {
+        return Err(format!(
+            "has a tensor whose `{lazy}` bit is set, so that its elements are not those of its storage: save \
+             `tensor.resolve_{lazy}()`"
+        ));
+    }
     let offset = values.size(*offset).ok_or_else(wrong)?;
     let (shape, strides) = values.sizes(*shape).zip(values.sizes(*strides)).ok_or_else(wrong)?;
     Ok(TensorView { storage: *storage, layout: Layout::new(storage, element, offset, shape, strides)? })
+}
+
+/// Operation that PyTorch applies to elements when it uses them: `conj` or `neg`.
+fn lazy_operation<'a>(values: &Values<'a>, metadata: Id) -> Option<&'a str> {
+    let is_set = |(name, set): &(Id, Id)| {
+        values.text(*name).filter(|name| ["conj", "neg"].contains(name) && *values.get(*set) == Value::Bool(true))
+    };
+    values.entries(metadata)?.iter().find_map(is_set)
 }

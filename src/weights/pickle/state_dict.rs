@@ -8,6 +8,8 @@ use super::view::TensorView;
 
 /// Keys under which trainers put the state dict.
 const NESTED: [&str; 6] = ["state_dict", "model_state_dict", "model", "module", "net", "weights"];
+/// Most entries of a dictionary around a state dict under another key.
+const MAX_AROUND: usize = 64;
 /// Most levels of such keys.
 const MAX_DEPTH: usize = 4;
 /// Longest tensor name in bytes.
@@ -52,13 +54,25 @@ pub(super) fn find<'a>(values: &Values<'a>, root: Id) -> Parsed<StateDict<'a>> {
     Ok(found)
 }
 
-/// The dictionary under one of the known keys.
+/// The dictionary under one of the known keys, or else the only one with tensors beside no tensor.
 fn nested(values: &Values<'_>, dict: Id) -> Option<Id> {
     let entries = values.entries(dict)?;
-    NESTED.iter().find_map(|name| {
+    let known = NESTED.iter().find_map(|name| {
         let entry = entries.iter().find(|(key, value)| {
             values.text(*key) == Some(*name) && values.entries(*value).is_some_and(|inner| !inner.is_empty())
         });
         entry.map(|(_, inner)| *inner)
+    });
+    let mut others = entries.iter().map(|(_, value)| *value).filter(|value| has_tensors(values, *value));
+    known.or_else(|| match entries.len() <= MAX_AROUND && !has_tensors(values, dict) {
+        true => others.next().filter(|_| others.next().is_none()),
+        false => None,
     })
+}
+
+/// Whether a dictionary holds tensors by name.
+fn has_tensors(values: &Values<'_>, dict: Id) -> bool {
+    let is_tensor =
+        |(key, value): &(Id, Id)| values.text(*key).is_some() && matches!(values.get(*value), Value::Tensor(_));
+    values.entries(dict).is_some_and(|entries| entries.iter().any(is_tensor))
 }

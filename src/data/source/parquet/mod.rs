@@ -2,6 +2,7 @@
 //! a row inside a row group cannot be decoded alone, and a shuffled epoch would decode every row group for each of its
 //! rows.
 
+mod class_names;
 mod fields;
 mod footer;
 mod spill;
@@ -12,7 +13,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use parquet::basic::Compression;
 use parquet::errors::ParquetError;
+use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 
@@ -22,6 +25,7 @@ use super::super::{BadSample, SampleResult};
 use super::rows::Rows;
 use crate::panics::catch;
 use crate::{Error, Result, files};
+use class_names::ClassNames;
 use spill::Spill;
 
 /// Most rows of a file, since the order of samples is held in memory.
@@ -39,6 +43,7 @@ const MAX_RATIO: u64 = 100;
 pub(super) struct ParquetRows {
     path: PathBuf,
     groups: Vec<Group>,
+    classes: ClassNames,
     spill: Spill,
 }
 
@@ -66,6 +71,7 @@ impl ParquetRows {
         let reader = quietly(|| SerializedFileReader::new(file)).map_err(|problem| damaged(path, &problem))?;
         let (mut groups, mut first) = (Vec::new(), 0);
         for group in reader.metadata().row_groups() {
+            check_compression(path, group)?;
             let count = usize::try_from(group.num_rows()).unwrap_or(usize::MAX);
             let end = usize::saturating_add(first, count);
             if end > MAX_ROWS {
@@ -82,7 +88,8 @@ impl ParquetRows {
         if first == 0 {
             return Err(Error::format(path, "contains no record"));
         }
-        Ok(Self { path: path.to_path_buf(), groups, spill: Spill::new()? })
+        let classes = ClassNames::new(reader.metadata().file_metadata().key_value_metadata());
+        Ok(Self { path: path.to_path_buf(), groups, classes, spill: Spill::new()? })
     }
 
     fn group_of(&self, index: usize) -> SampleResult<(usize, &Group)> {
@@ -114,7 +121,7 @@ impl ParquetRows {
         let group = reader.get_row_group(number)?;
         let mut writer = self.spill.writer(limit);
         for row in RowIter::from_row_group(None, &*group)?.with_batch_size(BATCH) {
-            writer.add(fields::row_of(row?)).map_err(external)?;
+            writer.add(self.classes.named(fields::row_of(row?))).map_err(external)?;
         }
         rows.extend(writer.finish().map_err(external)?);
         Ok(())
@@ -157,6 +164,23 @@ impl Rows for ParquetRows {
         chosen.sort_unstable();
         chosen.dedup();
         chosen
+    }
+}
+
+/// Rejects a row group with a column whose compression is not read.
+fn check_compression(path: &Path, group: &RowGroupMetaData) -> Result<()> {
+    let found = group.columns().iter().map(ColumnChunkMetaData::compression);
+    let read = |found: &Compression| {
+        matches!(found, Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::GZIP(_) | Compression::ZSTD(_))
+    };
+    match found.into_iter().find(|found| !read(found)) {
+        None => Ok(()),
+        Some(found) => {
+            let name = found.to_string();
+            let name = name.split('(').next().unwrap_or_default();
+            let message = format!("is compressed with {name}, which is not read: write it again with ZSTD or SNAPPY");
+            Err(Error::format(path, message))
+        }
     }
 }
 

@@ -38,12 +38,30 @@ impl TestArchive {
     }
 }
 
-/// Program with the tensor `w`, two elements of the storage `key`, which is said to be on a GPU.
-fn program(key: &str) -> Vec<u8> {
-    let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
-    let start = [b"\x80\x02}".to_vec(), text("w"), b"ctorch._utils\n_rebuild_tensor_v2\n((".to_vec()].concat();
+fn text(text: &str) -> Vec<u8> {
+    [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+/// Tensor of two elements of the storage `key`, which is said to be on a GPU.
+fn tensor(key: &str, metadata: &[u8]) -> Vec<u8> {
     let storage = [text("storage"), b"ctorch\nFloatStorage\n".to_vec(), text(key), text("cuda:0")].concat();
-    [start, storage, b"K\x02tQK\0K\x02\x85K\x01\x85\x89NtRs.".to_vec()].concat()
+    let view = b"K\x02tQK\0K\x02\x85K\x01\x85\x89N";
+    [b"ctorch._utils\n_rebuild_tensor_v2\n((", &storage[..], view, metadata, b"tR"].concat()
+}
+
+/// Dictionary of values under text keys.
+fn dict(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let entries = entries.iter().map(|(key, value)| [&text(key)[..], value, b"s"].concat());
+    [b"}".to_vec()].into_iter().chain(entries).collect::<Vec<_>>().concat()
+}
+
+fn whole(root: &[u8]) -> Vec<u8> {
+    [b"\x80\x02", root, b"."].concat()
+}
+
+/// Program with the tensor `w`.
+fn program(key: &str) -> Vec<u8> {
+    whole(&dict(&[("w", tensor(key, b""))]))
 }
 
 fn model() -> TestArchive {
@@ -63,6 +81,34 @@ fn bytes_are_little_endian_whatever_the_file_is() {
         assert_eq!(contents.tensors["w"].layout.shape, [2]);
         assert_eq!(contents.tensors["w"].bytes(&file).unwrap().as_ref(), DATA, "{order}");
     }
+}
+
+#[test]
+fn tensors_that_pytorch_would_negate_or_conjugate_are_refused() {
+    for bit in ["neg", "conj"] {
+        let file = |set: &[u8]| {
+            let program = whole(&dict(&[("w", tensor("0", &dict(&[(bit, set.to_vec())])))]));
+            TestArchive::default().with("x/data.pkl", &program).with("x/data/0", DATA)
+        };
+        assert!(message(file(b"\x88")).contains(&format!("save `tensor.resolve_{bit}()`")));
+        assert_eq!(message(file(b"\x89")), "");
+    }
+}
+
+#[test]
+fn the_state_dict_is_found_under_any_key() {
+    let names = |root: &[u8]| {
+        let file = TestArchive::default().with("x/data.pkl", &whole(root)).with("x/data/0", DATA).build();
+        read(&file).map(|contents| contents.tensors.into_keys().collect::<Vec<_>>())
+    };
+    let model = || dict(&[("w", tensor("0", b""))]);
+    let optimizer = dict(&[("state", dict(&[("0", model())]))]);
+    assert_eq!(names(&dict(&[("optimizer", optimizer), ("generator", model())])).unwrap(), ["w"]);
+    assert_eq!(names(&dict(&[("ema", dict(&[("v", tensor("0", b""))])), ("model", model())])).unwrap(), ["w"]);
+    assert!(names(&dict(&[("a", model()), ("b", model())])).unwrap_err().contains("begin with `a`, `b`"));
+    assert_eq!(names(&dict(&[("v", tensor("0", b"")), ("b", model())])).unwrap(), ["v"]);
+    let arguments = b"cargparse\nNamespace\n)\x81}b".to_vec();
+    assert_eq!(names(&dict(&[("args", arguments), ("model", model())])).unwrap(), ["w"]);
 }
 
 #[test]
