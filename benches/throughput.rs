@@ -20,6 +20,7 @@ mod memory;
 use std::cell::{LazyCell, RefCell};
 use std::hint::black_box;
 use std::ops::Deref;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use candle_core::{DType, Device, Tensor};
@@ -28,7 +29,7 @@ use common::{
 };
 use criterion::{Bencher, Criterion, Throughput, criterion_group};
 use haplovl::batch::MultimodalBatch;
-use haplovl::model::{Cache, HaploVl};
+use haplovl::model::{Cache, HaploVl, KvChunk, SequenceCache};
 use haplovl::nn::ops::{self, KeyRanges, QuantizedWeight};
 use haplovl::options::{Precision, Quantization};
 use haplovl::train::on_large_stack;
@@ -78,6 +79,7 @@ fn inference(c: &mut Criterion) {
         prefill(c, format, &model);
         for rows in [1, SEQUENCES] {
             decode(c, format, rows, &model);
+            decode_sequences(c, format, rows, &model);
         }
     }
 }
@@ -90,6 +92,9 @@ fn prefill(c: &mut Criterion, format: Option<Quantization>, model: &impl Deref<T
     group.sample_size(10).throughput(Throughput::Elements(length as u64));
     group.bench_function(format!("{length}/{}", name(format)), |b| {
         bench_prefill(b, model, &prompt, &mut cache.borrow_mut())
+    });
+    group.bench_function(format!("{length}_in_chunks/{}", name(format)), |b| {
+        b.iter(|| prefilled_chunks(model, black_box(&prompt)))
     });
     // A follow-up question about an image that is already in the KV cache.
     let question = text(&config(), TEXT);
@@ -116,6 +121,48 @@ fn decode(c: &mut Criterion, format: Option<Quantization>, rows: usize, model: &
         bench_decode(b, model, rows, length, &mut cache.borrow_mut())
     });
     group.finish();
+}
+
+/// Benches sequences that each have a KV cache of their own, as in serving.
+fn decode_sequences(
+    c: &mut Criterion,
+    format: Option<Quantization>,
+    rows: usize,
+    model: &impl Deref<Target = HaploVl>,
+) {
+    let prompt = prompt(&config(), 1);
+    let length = prompt.layout.seq_len;
+    let chunks = LazyCell::new(|| Vec::from_iter((0..rows).map(|_| prefilled_chunks(model, &prompt))));
+    let mut group = c.benchmark_group("decode_sequences");
+    group.sample_size(10).throughput(Throughput::Elements((rows * NEW_TOKENS) as u64));
+    group.bench_function(format!("{length}x{rows}/{}", name(format)), |b| {
+        b.iter(|| {
+            let sequence = |chunks: &Vec<_>| after_chunks(model, chunks, length + NEW_TOKENS);
+            let mut sequences: Vec<SequenceCache> = chunks.iter().map(sequence).collect();
+            for id in 0..NEW_TOKENS as u32 {
+                let mut sequences: Vec<&mut SequenceCache> = sequences.iter_mut().collect();
+                black_box(model.decode_sequences(&vec![3000 + id; rows], &mut sequences).expect("logits"));
+            }
+        })
+    });
+    group.finish();
+}
+
+/// Prefills a prompt chunk by chunk.
+fn prefilled_chunks(model: &HaploVl, prompt: &MultimodalBatch) -> Vec<Arc<KvChunk>> {
+    let mut sequence = model.sequence_cache(prompt.layout.seq_len).expect("a cache");
+    for chunk in prompt.chunks().expect("chunks") {
+        let mut prefill = model.start_prefill(&chunk, &sequence).expect("a prefill");
+        while model.advance_prefill(&mut prefill, &mut sequence).expect("a work item").is_none() {}
+        sequence.freeze().expect("a chunk");
+    }
+    sequence.chunks().to_vec()
+}
+
+fn after_chunks(model: &HaploVl, chunks: &[Arc<KvChunk>], capacity: usize) -> SequenceCache {
+    let mut sequence = model.sequence_cache(capacity).expect("a cache");
+    chunks.iter().for_each(|chunk| sequence.push(chunk).expect("room"));
+    sequence
 }
 
 /// Times prefill of a whole prompt with an empty KV cache.

@@ -63,7 +63,7 @@ fn main() -> ExitCode {
         let content = images.iter().map(|(_, image)| Content::from(image.clone())).chain([prompt.into()]);
         let conversation = Conversation::from(Message::user(content));
         let layer = layer.unwrap_or(model.model().config().pre_decoder.num_hidden_layers.saturating_sub(1));
-        let maps = model.word_attention(&conversation, &word, layer, head)?;
+        let maps = model.word_attention(&conversation, word.as_str(), layer, head)?;
         std::fs::create_dir_all(&out).map_err(|e| anyhow!("making {}: {e}", out.display()))?;
         for ((path, image), (n, map)) in images.iter().zip(maps.iter().enumerate()) {
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Result of every fallible function of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+/// Result of the fallible functions of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The cause of an error, of any type.
 pub type Source = Box<dyn std::error::Error + Send + Sync + 'static>;

@@ -37,7 +37,7 @@
 //! | [`prelude`] | the names that most programs use |
 //! | [`pipeline`] | load a model; captions, visual question answering, chat, batch inference; streams, threads |
 //! | [`options`] | device, dtype, quantisation, precision, dtype of the KV cache |
-//! | [`generation`] | prefill and decode loop, sampling, stop strings, prefix cache, cancellation |
+//! | [`generation`] | prefill and decode loop, sampling, stop strings, prefix cache, cancellation, the scheduler of an engine |
 //! | [`processor`] | images, videos, chat templates and tokens: from conversations to batches |
 //! | [`batch`], [`patch_grid`] | the input of a model; tiles and patches of an image |
 //! | [`config`] | configuration of model, processor and generation, as Hugging Face files have them |
@@ -52,7 +52,8 @@
 //!
 //! [`LoadedModel`](pipeline::LoadedModel) is a handle: clones share the weights, and may be used from several threads.
 //! [`Chat`](pipeline::Chat), the other pipelines and their streams own what they need and are `Send + 'static`, so that a
-//! server can keep one chat for each user and stream its replies from another thread.
+//! server can keep one chat for each user and stream its replies from another thread. An [`Engine`](pipeline::Engine)
+//! answers many requests together, with one prefix cache for all.
 //!
 //! # Logging
 //!

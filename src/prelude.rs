@@ -15,6 +15,9 @@
 pub use crate::config::GenerationConfig;
 pub use crate::generation::{Answer, CancelToken, FinishReason};
 pub use crate::options::{DeviceChoice, DtypeChoice, KvCacheDtype, Precision, Quantization};
-pub use crate::pipeline::{Captioner, Chat, LoadOptions, LoadedModel, ModelSource, VisualQuestionAnswerer};
+pub use crate::pipeline::{
+    Captioner, Chat, Engine, EngineConfig, Event, LoadOptions, LoadedModel, ModelSource, Request,
+    VisualQuestionAnswerer,
+};
 pub use crate::processor::{Content, Conversation, ImageDecoder, Message, RgbImage, Role};
 pub use crate::{Error, Result};

@@ -10,7 +10,7 @@ use haplovl::batch::{BatchSpec, MultimodalBatch, PaddingSide, Sequence, Visual};
 use haplovl::config::{GenerationConfig, HaploVlConfig, ImageAspectRatio, PreprocessorConfig};
 use haplovl::model::{HaploVl, patches_in_order};
 use haplovl::patch_grid::{PatchGrid, Size};
-use haplovl::pipeline::LoadedModel;
+use haplovl::pipeline::{LoadedModel, Word};
 use haplovl::processor::{AttentionMap, Content, Conversation, ImageProcessor, Message, RgbImage};
 use haplovl::weights::Parameters;
 
@@ -93,6 +93,23 @@ fn the_map_of_a_word_is_the_mean_over_its_tokens() {
             }
         }
     }
+}
+
+#[test]
+fn a_word_has_a_map_for_each_of_its_places() {
+    let model = model();
+    let asked = Message::user([sample_image(3), "a cat, or no cat?".into()]);
+    let conversation = Conversation { messages: vec![asked, Message::assistant("a cat")] };
+    let total = |occurrence| {
+        let word = Word { text: "cat", occurrence };
+        let maps = model.word_attention(&conversation, word, 3, None)?;
+        Ok::<_, Error>(maps[0].total())
+    };
+    let places = [0, 1, 2].map(|place| total(Some(place)).unwrap());
+    assert!(places[0] != places[1] && places[1] != places[2], "{places:?}");
+    assert!((places.iter().sum::<f32>() / 3.0 - total(None).unwrap()).abs() < 1e-6);
+    let error = total(Some(3)).unwrap_err().to_string();
+    assert!(error.contains("the word `cat` 3 time(s), but not at place 3"), "{error}");
 }
 
 #[test]

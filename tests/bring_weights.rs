@@ -16,7 +16,7 @@ use haplovl::model::{
     PostDecoder, VisionTeacher,
 };
 use haplovl::nn::ops::KeyRanges;
-use haplovl::nn::{RotaryEmbedding, key_ranges};
+use haplovl::nn::{KvStore, RotaryEmbedding, key_ranges};
 use haplovl::weights::{
     ClipSource, LlmSource, Parameters, PickleFiles, SafetensorsFiles, TensorSource, TextInit, init_from_clip,
     init_from_llm, open_weights,
@@ -385,7 +385,7 @@ fn siglip_is_a_teacher_and_a_source() {
     let ranges = KeyRanges::full(tiles, tokens, tokens);
     let mut x = expected[0].clone();
     for (layer, expected) in layers.layers().iter().zip(&expected[1..]) {
-        x = layer.forward(&x, None, &ranges, None).unwrap();
+        x = layer.forward(&x, None, &ranges, KvStore::None).unwrap();
         close(&x, expected, 1e-4, "pre-decoder from siglip");
     }
     // Patches of the student, which takes pixels as for CLIP, with the positions that were copied.

@@ -361,3 +361,23 @@ fn clones_of_a_cancel_token_share_its_state() {
     token.cancel();
     assert!(other.is_cancelled());
 }
+
+#[test]
+fn frequency_and_presence_penalties_count_sampled_tokens_only() {
+    let config = GenerationConfig { frequency_penalty: Some(0.5), presence_penalty: Some(0.25), ..Default::default() };
+    let mut sampler = sampler(&config);
+    // The prompt has no effect.
+    sampler.observe(&[0, 0, 0]);
+    for expected in [[3.0, 2.0], [2.25, 2.0], [1.75, 2.0], [1.75, 1.25]] {
+        let mut logits = [3.0, 2.0];
+        sampler.sample(&mut logits).unwrap();
+        assert_eq!(logits, expected);
+    }
+    // A negative penalty encourages repetition, and both come after the repetition penalty.
+    let config = GenerationConfig { repetition_penalty: Some(2.0), presence_penalty: Some(-1.0), ..Default::default() };
+    let mut sampler = Sampler::new(&config, 0).unwrap();
+    sampler.sample(&mut [4.0, 0.0]).unwrap();
+    let mut logits = [4.0, 2.5];
+    assert_eq!(sampler.sample(&mut logits).unwrap(), 0);
+    assert_eq!(logits, [3.0, 2.5]);
+}

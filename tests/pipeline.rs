@@ -7,6 +7,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 use haplovl::Error;
+use haplovl::batch::{BatchSpec, MultimodalBatch, PaddingSide};
 use haplovl::config::{GenerationConfig, HaploVlConfig, TextEmbedding};
 use haplovl::generation::{
     CancelToken, Detokenizer, FinishReason, GenerationSession, Generator, PrefixCache, TextIter, TextStream,
@@ -14,7 +15,7 @@ use haplovl::generation::{
 use haplovl::model::HaploVl;
 use haplovl::options::{DeviceChoice, KvCacheDtype};
 use haplovl::pipeline::{
-    AnswerStream, Captioner, Chat, LoadOptions, LoadedModel, Reply, VisualQuestionAnswerer, quantize_folder,
+    AnswerStream, Captioner, Chat, Embedder, LoadOptions, LoadedModel, Reply, VisualQuestionAnswerer, quantize_folder,
 };
 use haplovl::processor::{Content, Conversation, Message, RgbImage, Role};
 use haplovl::weights::{Parameters, SaveOptions, save_safetensors};
@@ -412,4 +413,27 @@ fn non_finite_weights_are_named() {
         let expected = format!("`model.layers.{layer}.self_attn`");
         assert!(matches!(error, Error::Weights(_)) && error.to_string().contains(&expected), "{error}");
     }
+}
+
+#[test]
+fn an_embedding_is_the_mean_of_the_pre_decoder_s_states() {
+    let folder = checkpoint();
+    let model = LoadedModel::from_folder(folder.path(), LoadOptions::default()).unwrap();
+    let embedder = Embedder::new(&model);
+    let sequence = model.processor().text_sequence("a b c").unwrap();
+    let spec = BatchSpec::new(model.model().config());
+    let batch = MultimodalBatch::new(&[sequence], spec, PaddingSide::Left, &Device::Cpu).unwrap();
+    let mean = model.model().hidden_states(&batch, &[]).unwrap().pre_decoder_output.mean(1).unwrap();
+    let mean: Vec<f32> = mean.flatten_all().unwrap().to_vec1().unwrap();
+    let length = mean.iter().map(|x| x * x).sum::<f32>().sqrt();
+    let text = embedder.embed(&"a b c".into()).unwrap();
+    assert_eq!(text.tokens, 3);
+    assert!(text.vector.iter().zip(&mean).all(|(found, mean)| (found - mean / length).abs() < 1e-5));
+    let image = |level| Content::from(RgbImage::from_pixel(40, 30, image::Rgb([level, 9, 200])));
+    let (dark, light) = (embedder.embed(&image(3)).unwrap(), embedder.embed(&image(250)).unwrap());
+    assert!(dark.tokens > 1 && dark.vector != light.vector);
+    let frames = Content::from(vec![RgbImage::new(20, 20), RgbImage::new(20, 20)]);
+    assert!(embedder.embed(&frames).unwrap().tokens > 1);
+    assert!(matches!(embedder.embed(&"".into()), Err(Error::Prompt(_))));
+    assert!(embedder.embed(&"a ".repeat(5000).into()).unwrap_err().to_string().contains("context"));
 }

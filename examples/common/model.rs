@@ -31,6 +31,12 @@ pub struct ModelOptions {
 }
 
 impl ModelOptions {
+    /// Where the model comes from.
+    #[allow(dead_code, reason = "each example compiles this module and uses a part of it")]
+    pub fn source(&self) -> &ModelSource {
+        &self.model
+    }
+
     /// Loads the model, and prints its size and device on stderr.
     pub fn load(&self) -> Result<LoadedModel> {
         let start = Instant::now();

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use haplovl::config::GenerationConfig;
+use haplovl::config::{GenerationConfig, GenerationOverrides};
 
 use crate::cli;
 
@@ -29,6 +29,12 @@ pub struct SamplingOptions {
     /// Divide the scores of tokens that occur already by X: above 1 avoids repetition
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     repetition_penalty: Option<f64>,
+    /// Lower the scores of tokens by X for each time that the answer has them already, as OpenAI's API does
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    frequency_penalty: Option<f64>,
+    /// Lower the scores of tokens that the answer has already by X, as OpenAI's API does
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    presence_penalty: Option<f64>,
     /// End an answer before this text; may be given several times
     #[arg(long = "stop", value_name = "TEXT")]
     stop_strings: Vec<String>,
@@ -53,29 +59,19 @@ impl SamplingOptions {
         self.changed(own)
     }
 
-    fn changed(&self, mut own: GenerationConfig) -> Result<GenerationConfig> {
-        let samples = self.temperature.is_some_and(|temperature| temperature > 0.0)
-            || self.top_p.is_some()
-            || self.top_k.is_some()
-            || self.min_p.is_some();
-        // A greedy default of the model would make the options ineffective.
-        if samples {
-            own.top_k = own.top_k.filter(|k| *k != 1);
-            own.temperature = own.temperature.filter(|temperature| *temperature > 0.0);
-        }
-        own.stop_strings.extend(self.stop_strings.iter().cloned());
-        let config = GenerationConfig {
-            do_sample: own.do_sample || samples,
-            temperature: self.temperature.or(own.temperature),
-            top_p: self.top_p.or(own.top_p),
-            top_k: self.top_k.or(own.top_k),
-            min_p: self.min_p.or(own.min_p),
-            repetition_penalty: self.repetition_penalty.or(own.repetition_penalty),
-            max_new_tokens: self.max_new_tokens.or(own.max_new_tokens),
-            seed: self.seed,
-            ..own
+    fn changed(&self, own: GenerationConfig) -> Result<GenerationConfig> {
+        let overrides = GenerationOverrides {
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            frequency_penalty: self.frequency_penalty,
+            presence_penalty: self.presence_penalty,
+            seed: Some(self.seed),
+            stop_strings: self.stop_strings.clone(),
         };
-        config.validate()?;
-        Ok(config)
+        Ok(overrides.apply(own)?)
     }
 }

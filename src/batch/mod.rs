@@ -1,6 +1,7 @@
 //! Batches: what a processor or data loader produces and a model consumes. They hold token ids, images and videos, and
 //! the layout of samples.
 
+mod chunks;
 mod layout;
 mod multimodal_batch;
 mod sequence;

@@ -25,8 +25,8 @@ pub struct GenerationConfig {
     /// Id fed to finished rows of a batch; an end-of-sequence id if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pad_token_id: Option<u32>,
-    /// Whether tokens are sampled from the distribution. If false, decoding is greedy, and of the next five fields only
-    /// `repetition_penalty` has an effect.
+    /// Whether tokens are sampled from the distribution. If false, decoding is greedy, and of temperature, filters and
+    /// penalties only the penalties have an effect.
     #[serde(deserialize_with = "null_as_default")]
     pub do_sample: bool,
     /// Divisor of the logits: values below 1 sharpen the distribution, values above 1 flatten it. 0 is greedy; absent
@@ -46,6 +46,15 @@ pub struct GenerationConfig {
     /// multiplied. Absent or 1: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repetition_penalty: Option<f64>,
+    /// Penalty on generated tokens that grows with their number: their logits are lowered by it once for each time that
+    /// the answer has them already, as OpenAI's API does. The prompt does not count. Absent or 0: none; below 0:
+    /// repetition is encouraged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frequency_penalty: Option<f64>,
+    /// Penalty on generated tokens: the logits of all that the answer has already are lowered by it once, as OpenAI's API
+    /// does. The prompt does not count. Absent or 0: none; below 0: repetition is encouraged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub presence_penalty: Option<f64>,
     /// Maximum number of tokens to generate. `None`: the rest of the model's context, at most [`Self::MAX_NEW_TOKENS`].
     pub max_new_tokens: Option<usize>,
     /// Seed of sampling: equal seeds give equal texts.
@@ -71,6 +80,8 @@ impl Default for GenerationConfig {
             top_p: None,
             min_p: None,
             repetition_penalty: None,
+            frequency_penalty: None,
+            presence_penalty: None,
             max_new_tokens: Some(512),
             seed: 0,
             stop_strings: vec![],
@@ -178,6 +189,8 @@ impl GenerationConfig {
         in_range("top_p", self.top_p, f64::MIN_POSITIVE, 1.0)?;
         in_range("min_p", self.min_p, 0.0, 1.0)?;
         in_range("repetition_penalty", self.repetition_penalty, 1e-4, 1e4)?;
+        in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
+        in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
         if self.max_new_tokens == Some(0) {
             return Err(Error::config("max_new_tokens", "is 0, expected at least 1, or none for as many as fit"));
         }
@@ -282,7 +295,7 @@ mod tests {
     #[test]
     fn each_impossible_field_is_named() {
         type Spoil = fn(&mut GenerationConfig);
-        let cases: [(&str, Spoil); 10] = [
+        let cases: [(&str, Spoil); 12] = [
             ("temperature", |c| c.temperature = Some(-0.1)),
             ("temperature", |c| c.temperature = Some(f64::NAN)),
             ("top_p", |c| c.top_p = Some(0.0)),
@@ -290,6 +303,8 @@ mod tests {
             ("min_p", |c| c.min_p = Some(1.5)),
             ("repetition_penalty", |c| c.repetition_penalty = Some(0.0)),
             ("repetition_penalty", |c| c.repetition_penalty = Some(f64::INFINITY)),
+            ("frequency_penalty", |c| c.frequency_penalty = Some(2.1)),
+            ("presence_penalty", |c| c.presence_penalty = Some(f64::NAN)),
             ("max_new_tokens", |c| c.max_new_tokens = Some(0)),
             ("max_new_tokens", |c| c.max_new_tokens = Some(1 << 24)),
             ("stop_strings[0]", |c| c.stop_strings = vec![String::new()]),

@@ -5,15 +5,18 @@ mod file;
 mod generation;
 mod model;
 mod official;
+mod overrides;
 mod processor;
 pub(crate) mod validate;
 mod vision;
 
 pub(crate) use file::from_value;
+pub(crate) use validate::at_most;
 
 pub use decoder::{Activation, DecoderConfig, MlpKind, NormKind, Rope, RopeScaling};
 pub use generation::GenerationConfig;
 pub use model::{HaploVlConfig, ImageAttention, ModelType, OfficialExtra, TextEmbedding};
+pub use overrides::GenerationOverrides;
 pub(crate) use processor::{CLIP_MEAN, CLIP_STD};
 pub use processor::{PreprocessorConfig, ProcessorConfig, Resample};
 pub use vision::{ImageAspectRatio, VisionConfig};

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use image::RgbImage;
 use rayon::prelude::*;
 
-use super::SampleResult;
+use super::{SampleResult, fields};
 use crate::processor::{ImageDecoder, Processor};
+use crate::{Error, Result};
 
 /// Source of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +30,17 @@ pub struct EmbeddedFile {
     pub name: String,
     /// Content.
     pub bytes: Arc<[u8]>,
+}
+
+impl EmbeddedFile {
+    /// The content of a data URL, or of base64 that starts like an image file; `field` names it in messages.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the text is neither, or its base64 is broken.
+    pub fn from_text(text: &str, field: &str) -> Result<Self> {
+        let neither = || Error::data(format!("field `{field}` is no data URL: expected `data:image/png;base64,..`"));
+        fields::embedded_file(text, field)?.ok_or_else(neither)
+    }
 }
 
 /// Source of a video.

@@ -1,7 +1,9 @@
-//! Text generation: prefill and decode loop, sampling, stop conditions, incremental decoding, prefix caching.
+//! Text generation: prefill and decode loop, sampling, stop conditions, incremental decoding, prefix caching, and a
+//! scheduler of many requests.
 
 mod causal_model;
 mod detokenizer;
+mod engine;
 mod generator;
 mod output;
 mod prefix_cache;
@@ -13,6 +15,10 @@ mod text_stream;
 
 pub use causal_model::CausalModel;
 pub use detokenizer::Detokenizer;
+pub use engine::{
+    EngineConfig, Event, Finished, Handle, Histogram, Metrics, PrefixCacheMetrics, Request, RequestCounts, Scheduler,
+    ServedModel, SubmitError, TokenLogprob,
+};
 pub use generator::{Generator, TextIter};
 pub use output::{Answer, GeneratedSequence, Generation, Timings};
 pub use prefix_cache::PrefixCache;

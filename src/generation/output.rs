@@ -78,6 +78,11 @@ impl Clock {
         Self { start: Instant::now(), first: None, last: Duration::ZERO }
     }
 
+    /// The moment at which the clock started.
+    pub(super) fn beginning(&self) -> Instant {
+        self.start
+    }
+
     /// Records that every row has its next token, `new_tokens` in all.
     pub(super) fn step(&mut self, new_tokens: usize) {
         self.last = self.start.elapsed();

@@ -3,10 +3,10 @@
 use candle_core::DType;
 
 use super::{GenerationSession, Generator};
-use crate::batch::{MultimodalBatch, Sample, SequenceLayout, Visual};
+use crate::Result;
+use crate::batch::{MultimodalBatch, Sample, Visual};
 use crate::config::GenerationConfig;
 use crate::model::{Cache, HaploVl};
-use crate::{Error, Result};
 
 /// The KV cache of one growing text, with the token ids and images that it holds.
 ///
@@ -27,17 +27,18 @@ impl PrefixCache {
     /// it.
     ///
     /// # Errors
-    /// The errors of [`GenerationSession::new`], and [`Error::Generation`] if there is no memory for a cache.
+    /// The errors of [`GenerationSession::new`] and [`HaploVl::cache`].
     pub fn start(
         &mut self,
         generator: &Generator<HaploVl>,
         batch: &MultimodalBatch,
         config: &GenerationConfig,
     ) -> Result<GenerationSession> {
-        let (ids, sample) = only_row(batch)?;
+        let sample = batch.only_sequence()?;
+        let ids: Vec<u32> = batch.input_ids.flatten_all()?.to_vec1()?;
         let kept = self.shared(&ids, sample, &batch.visuals)?;
         tracing::debug!(prefix = kept, tokens = ids.len(), "prefix cache looked up");
-        let session = generator.session(&suffix(batch, sample, kept)?, &ids[..kept], config)?;
+        let session = generator.session(&batch.positions(kept..ids.len())?, &ids[..kept], config)?;
         match &mut self.cache {
             Some(cache) => cache.truncate(kept),
             // Capacity for the longest prompt; memory is allocated on demand.
@@ -83,33 +84,6 @@ impl PrefixCache {
         }
         Ok(kept)
     }
-}
-
-fn only_row(batch: &MultimodalBatch) -> Result<(Vec<u32>, &Sample)> {
-    batch.validate()?;
-    match batch.layout.rows.as_slice() {
-        [row] if matches!(row.as_slice(), [one] if one.range == (0..batch.layout.seq_len) && !one.range.is_empty()) => {
-            Ok((batch.input_ids.flatten_all()?.to_vec1()?, &row[0]))
-        }
-        rows => Err(Error::batch(format!("of {} rows, expected one row of one sequence without padding", rows.len()))),
-    }
-}
-
-/// The part of a batch of one row from position `from` on, which lies in no image.
-fn suffix(batch: &MultimodalBatch, sample: &Sample, from: usize) -> Result<MultimodalBatch> {
-    let seq_len = batch.layout.seq_len - from;
-    let after = |ranges: &[std::ops::Range<usize>]| {
-        Vec::from_iter(ranges.iter().filter(|r| r.start >= from).map(|r| r.start - from..r.end - from))
-    };
-    let visuals = after(&sample.visuals);
-    let before = sample.visuals.len() - visuals.len();
-    let visual_blocks = after(&sample.visual_blocks);
-    Ok(MultimodalBatch {
-        input_ids: batch.input_ids.narrow(1, from, seq_len)?.contiguous()?,
-        labels: None,
-        layout: SequenceLayout { seq_len, rows: vec![vec![Sample { range: 0..seq_len, visual_blocks, visuals }]] },
-        visuals: batch.visuals.iter().skip(before).cloned().collect(),
-    })
 }
 
 /// Whether two images or videos have the same pixels.

@@ -1,6 +1,7 @@
 //! Sampling: the choice of the next token from a row of logits.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -24,7 +25,8 @@ impl Candidate {
 
 /// A sampler for one sequence: greedy choice, or a draw from the filtered distribution.
 ///
-/// Filters apply in the order of HF's logits processors: repetition penalty, temperature, top-k, top-p, min-p.
+/// Filters apply in the order of HF's logits processors: repetition penalty, temperature, top-k, top-p, min-p. OpenAI's
+/// frequency and presence penalties follow the repetition penalty.
 /// Buffers are reused, and the vocabulary is never sorted: top-k keeps a short list, top-p finds its cut by bisection.
 #[derive(Debug, Clone)]
 pub struct Sampler {
@@ -34,10 +36,14 @@ pub struct Sampler {
     top_p: f64,
     min_p: f32,
     repetition_penalty: f32,
+    frequency_penalty: f32,
+    presence_penalty: f32,
     banned: Vec<u32>,
     rng: ChaCha8Rng,
     position: usize,
     seen: SeenTokens,
+    /// How often each token was sampled, if a penalty needs it.
+    sampled: HashMap<u32, u32>,
     candidates: Vec<Candidate>,
 }
 
@@ -58,10 +64,13 @@ impl Sampler {
             top_p: config.top_p.unwrap_or(1.0),
             min_p: config.min_p.unwrap_or(0.0) as f32,
             repetition_penalty: config.repetition_penalty.unwrap_or(1.0) as f32,
+            frequency_penalty: config.frequency_penalty.unwrap_or(0.0) as f32,
+            presence_penalty: config.presence_penalty.unwrap_or(0.0) as f32,
             banned: vec![],
             rng,
             position: 0,
             seen: SeenTokens::default(),
+            sampled: HashMap::new(),
             candidates: vec![],
         })
     }
@@ -86,8 +95,7 @@ impl Sampler {
         }
     }
 
-    /// Picks the next token from its logits, one for each token of the vocabulary, and counts it as [`Self::observe`]
-    /// does.
+    /// Picks the next token from its logits, one for each token of the vocabulary, and counts it for all penalties.
     ///
     /// `logits` is overwritten. Of equal logits the lowest id counts as the likeliest.
     ///
@@ -103,6 +111,9 @@ impl Sampler {
         let best = self.argmax(logits)?;
         let id = if self.greedy { best.id } else { self.draw(logits, best.score) };
         self.observe(&[id]);
+        if (self.frequency_penalty, self.presence_penalty) != (0.0, 0.0) {
+            *self.sampled.entry(id).or_default() += 1;
+        }
         Ok(id)
     }
 
@@ -110,6 +121,11 @@ impl Sampler {
         for &id in &self.seen.ids {
             if let Some(logit) = logits.get_mut(id as usize) {
                 *logit = if *logit < 0.0 { *logit * self.repetition_penalty } else { *logit / self.repetition_penalty };
+            }
+        }
+        for (&id, &count) in &self.sampled {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit -= count as f32 * self.frequency_penalty + self.presence_penalty;
             }
         }
     }
@@ -192,6 +208,16 @@ fn collect_candidates(logits: &[f32], top_k: usize, candidates: &mut Vec<Candida
     if top_k != 0 {
         keep_likeliest(candidates, top_k);
     }
+}
+
+/// The `count` likeliest tokens with their logits, likeliest first.
+pub(super) fn likeliest(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
+    let mut candidates = Vec::new();
+    if count > 0 {
+        collect_candidates(logits, count, &mut candidates);
+    }
+    candidates.sort_unstable_by(Candidate::likelier_first);
+    candidates.into_iter().map(|candidate| (candidate.id, candidate.score)).collect()
 }
 
 /// Keeps the `count` likeliest candidates and returns the lowest score among them.

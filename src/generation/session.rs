@@ -254,7 +254,7 @@ impl GenerationSession {
 }
 
 /// Most tokens that may be generated after `used` positions.
-fn token_budget(model: &HaploVlConfig, used: usize, config: &GenerationConfig) -> Result<usize> {
+pub(super) fn token_budget(model: &HaploVlConfig, used: usize, config: &GenerationConfig) -> Result<usize> {
     let room = model.max_position_embeddings.saturating_sub(used);
     if room == 0 {
         return Err(Error::prompt(format!(
@@ -266,7 +266,7 @@ fn token_budget(model: &HaploVlConfig, used: usize, config: &GenerationConfig) -
     Ok(config.token_limit().min(room))
 }
 
-fn pad_token(model: &HaploVlConfig, config: &GenerationConfig) -> Result<u32> {
+pub(super) fn pad_token(model: &HaploVlConfig, config: &GenerationConfig) -> Result<u32> {
     config.check_vocabulary(model.vocab_size)?;
     Ok(config.pad_token_id.or_else(|| config.eos_token_id.first().copied()).unwrap_or(0))
 }

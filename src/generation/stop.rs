@@ -19,6 +19,8 @@ pub enum FinishReason {
     Length,
     /// [`CancelToken::cancel`] was called.
     Cancelled,
+    /// The time limit of the engine, [`EngineConfig::timeout`](super::EngineConfig::timeout), passed.
+    TimedOut,
 }
 
 impl fmt::Display for FinishReason {
@@ -28,6 +30,7 @@ impl fmt::Display for FinishReason {
             Self::StopString(text) => write!(f, "stop string {text:?}"),
             Self::Length => f.write_str("length"),
             Self::Cancelled => f.write_str("cancelled"),
+            Self::TimedOut => f.write_str("timed out"),
         }
     }
 }

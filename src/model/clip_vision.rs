@@ -6,7 +6,7 @@ use candle_nn::{Init, VarBuilder};
 use super::DecoderStack;
 use crate::config::NormKind;
 use crate::nn::ops::KeyRanges;
-use crate::nn::{Norm, PatchEmbedding, init};
+use crate::nn::{KvStore, Norm, PatchEmbedding, init};
 use crate::weights::{ClipConfig, VisionFamily};
 use crate::{Error, Result};
 
@@ -86,7 +86,7 @@ impl ClipVision {
         let ranges = KeyRanges::full(tiles, x.dim(1)?, x.dim(1)?);
         let mut states = vec![x.clone()];
         for layer in self.stack.layers().iter().take(layers) {
-            x = layer.forward(&x, None, &ranges, None)?;
+            x = layer.forward(&x, None, &ranges, KvStore::None)?;
             states.push(x.clone());
         }
         Ok(states)

@@ -7,11 +7,11 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
 use super::pre_decoder_model::angles_at;
-use super::{Cache, Connector, LanguageHead, Pass, PostDecoder, PreDecoderModel};
+use super::{Cache, Connector, LanguageHead, Pass, PassCaches, PostDecoder, PreDecoderModel};
 use crate::batch::{MultimodalBatch, SequenceLayout};
 use crate::config::HaploVlConfig;
 use crate::nn::ops::{KeyRanges, on_pool};
-use crate::nn::{Activations, Linear, MatmulLayer, MatmulVisitor, RotaryEmbedding, key_ranges};
+use crate::nn::{Activations, Linear, MatmulLayer, MatmulVisitor, RotaryAngles, RotaryEmbedding, key_ranges};
 use crate::options::{Precision, Quantization};
 use crate::weights::{ParameterShapes, TensorSource, check_source, source_var_builder};
 use crate::{Error, Result};
@@ -238,6 +238,11 @@ impl HaploVl {
         &self.post_decoder
     }
 
+    /// Computes the rotary angles of `positions` for the pre-decoder and the post-decoder.
+    pub(super) fn angles(&self, positions: &[Vec<u32>]) -> Result<[Option<RotaryAngles>; 2]> {
+        Ok([self.front.angles(positions)?, angles_at(&self.post_rotary, positions, self.device())?])
+    }
+
     /// Returns the language head.
     pub fn lm_head(&self) -> &LanguageHead {
         &self.lm_head
@@ -302,9 +307,9 @@ impl HaploVl {
             return logits;
         }
         let (ranges, positions) = cache.place(&batch.layout, self.config.image_attention)?;
-        let device = self.device();
-        on_pool(device, || {
-            let last = self.run(batch, &ranges, &positions, &[], Some(cache), Some(1))?.post_decoder_output;
+        let caches = [PassCaches::Layers(&mut cache.pre), PassCaches::Layers(&mut cache.post)];
+        on_pool(self.device(), || {
+            let last = self.run(batch, &ranges, &positions, &[], caches, Some(1))?.post_decoder_output;
             self.lm_head.forward(&last.squeeze(1)?)
         })
     }
@@ -327,17 +332,21 @@ impl HaploVl {
     /// # Errors
     /// Unless there is one id of the vocabulary per row, or if the cache is full.
     pub fn decode(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
+        self.prefill(&self.token_batch(ids)?, cache)
+    }
+
+    /// A batch of one text token a row.
+    pub(super) fn token_batch(&self, ids: &[u32]) -> Result<MultimodalBatch> {
         // A check on the host is free, also for a model on a GPU.
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.config.vocab_size) {
             return Err(Error::batch(format!("token id {id} is outside the vocabulary of {}", self.config.vocab_size)));
         }
-        let batch = MultimodalBatch {
+        Ok(MultimodalBatch {
             input_ids: Tensor::from_slice(ids, (ids.len(), 1), self.device())?,
             labels: None,
             layout: SequenceLayout::text(ids.len(), 1),
             visuals: vec![],
-        };
-        self.prefill(&batch, cache)
+        })
     }
 
     /// Runs the whole batch without KV cache.
@@ -349,23 +358,20 @@ impl HaploVl {
     ) -> Result<HiddenStates> {
         batch.validate()?;
         let ranges = key_ranges(&batch.layout, self.config.image_attention);
-        self.run(batch, &ranges, &batch.layout.positions(), attention_layers, None, last)
+        let no_caches = [PassCaches::None, PassCaches::None];
+        self.run(batch, &ranges, &batch.layout.positions(), attention_layers, no_caches, last)
     }
 
     /// Runs the model; with `last`, the last layer computes only that many last positions.
-    fn run(
+    pub(super) fn run(
         &self,
         batch: &MultimodalBatch,
         ranges: &KeyRanges,
         positions: &[Vec<u32>],
         attention_layers: &[usize],
-        cache: Option<&mut Cache>,
+        [pre_caches, post_caches]: [PassCaches<'_>; 2],
         last: Option<usize>,
     ) -> Result<HiddenStates> {
-        let (pre_caches, post_caches) = match cache {
-            Some(cache) => (Some(cache.pre.as_mut_slice()), Some(cache.post.as_mut_slice())),
-            None => (None, None),
-        };
         let first_post = self.config.pre_decoder.num_hidden_layers;
         let (pre_layers, post_layers): (Vec<usize>, Vec<usize>) =
             attention_layers.iter().partition(|&&layer| layer < first_post);
@@ -376,11 +382,10 @@ impl HaploVl {
             activations: self.front.activations(),
             ..Pass::new(ranges, angles)
         };
-        let angles = self.front.angles(positions)?;
-        let pre = self.front.forward(batch, &mut pass(angles, pre_caches, &pre_layers))?;
+        let [pre_angles, post_angles] = self.angles(positions)?;
+        let pre = self.front.forward(batch, &mut pass(pre_angles, pre_caches, &pre_layers))?;
         let x = self.connector.forward(&pre.output)?;
-        let angles = angles_at(&self.post_rotary, positions, self.device())?;
-        let mut pass = Pass { last, ..pass(angles, post_caches, &post_layers) };
+        let mut pass = Pass { last, ..pass(post_angles, post_caches, &post_layers) };
         let (post, post_attentions) = self.post_decoder.forward(&x, &mut pass)?;
         let mut attentions = pre.attentions;
         attentions.extend(post_attentions);

@@ -43,7 +43,7 @@ impl MergePlan {
         let mut visuals = batch.visuals.iter();
         for (row, samples) in batch.layout.rows.iter().enumerate() {
             for span in samples.iter().flat_map(|s| &s.visuals) {
-                let visual = visuals.next().ok_or_else(|| count_error(batch))?;
+                let visual = visuals.next().ok_or_else(|| batch.visual_count_error())?;
                 let tokens = packing.tokens(visual, config, &sources)?;
                 let start = row * batch.layout.seq_len + span.start;
                 match packing.index.get_mut(start..start + span.len()) {
@@ -58,7 +58,7 @@ impl MergePlan {
             }
         }
         if visuals.next().is_some() {
-            return Err(count_error(batch));
+            return Err(batch.visual_count_error());
         }
         Ok(packing)
     }
@@ -201,11 +201,6 @@ impl Sources {
     fn patch(&self, patch: usize) -> u32 {
         self.first_patch + patch as u32
     }
-}
-
-fn count_error(batch: &MultimodalBatch) -> Error {
-    let laid_out: usize = batch.layout.rows.iter().flatten().map(|s| s.visuals.len()).sum();
-    Error::batch(format!("holds {} images, but its layout has {laid_out}", batch.visuals.len()))
 }
 
 /// Source coordinates of output `i` and their two weights, with half-pixel centres (`align_corners = false`).

@@ -1,6 +1,7 @@
 //! HaploVL and its parts: embeddings, pre-decoder, connector, post-decoder, language head; the teachers of stage 1.
 
 mod cache;
+mod chunk_prefill;
 mod clip_vision;
 mod distillation_heads;
 mod embeddings;
@@ -11,10 +12,12 @@ mod post_decoder;
 mod pre_decoder;
 mod pre_decoder_model;
 mod pretrained;
+mod sequence_cache;
 mod stack;
 mod teacher;
 
 pub use cache::Cache;
+pub use chunk_prefill::ChunkPrefill;
 pub use clip_vision::ClipVision;
 pub use distillation_heads::DistillationHeads;
 pub use embeddings::MultimodalEmbeddings;
@@ -25,5 +28,6 @@ pub use post_decoder::{LanguageHead, PostDecoder};
 pub use pre_decoder::{Connector, PreDecoder, PreDecoderOutput};
 pub use pre_decoder_model::PreDecoderModel;
 pub use pretrained::{save_pretrained, save_quantized};
-pub use stack::{DecoderStack, Pass};
+pub use sequence_cache::{KvChunk, SequenceCache};
+pub use stack::{DecoderStack, Pass, PassCaches};
 pub use teacher::{ClipTeacher, VisionTeacher};

@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::{DecoderStack, Pass};
 use crate::Result;
 use crate::config::DecoderConfig;
-use crate::nn::{Linear, MatmulLayer, MatmulVisitor, Norm};
+use crate::nn::{DecoderLayer, Linear, MatmulLayer, MatmulVisitor, Norm};
 
 /// Post-decoder: the layers of a language model and its final norm.
 #[derive(Debug, Clone)]
@@ -33,6 +33,16 @@ impl PostDecoder {
     /// Visits the matmuls of the layers.
     pub fn visit_matmuls(&mut self, visit: &mut MatmulVisitor<'_>) {
         self.stack.visit_matmuls(visit);
+    }
+
+    /// Returns the layers, first to last.
+    pub fn layers(&self) -> &[DecoderLayer] {
+        self.stack.layers()
+    }
+
+    /// Returns the norm after the last layer.
+    pub(super) fn norm(&self) -> &Norm {
+        &self.norm
     }
 
     /// Runs the layers and the final norm. Returns the hidden states, and the attention weights that `pass` requests.

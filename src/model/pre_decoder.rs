@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::{DecoderStack, Pass};
 use crate::Result;
 use crate::config::{HaploVlConfig, NormKind};
-use crate::nn::{Linear, MatmulVisitor, Norm};
+use crate::nn::{DecoderLayer, Linear, MatmulVisitor, Norm};
 
 /// Epsilon of `pre_norm`, independent of the layers' epsilon: a constant of the released model and of CLIP.
 const PRE_NORM_EPS: f64 = 1e-5;
@@ -45,6 +45,16 @@ impl PreDecoder {
     /// Visits the matmuls of the layers.
     pub fn visit_matmuls(&mut self, visit: &mut MatmulVisitor<'_>) {
         self.stack.visit_matmuls(visit);
+    }
+
+    /// Returns the norm before the first layer.
+    pub(super) fn pre_norm(&self) -> &Norm {
+        &self.pre_norm
+    }
+
+    /// Returns the layers, first to last.
+    pub fn layers(&self) -> &[DecoderLayer] {
+        self.stack.layers()
     }
 
     /// Runs `pre_norm` and the layers on embeddings.

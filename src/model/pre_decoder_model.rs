@@ -97,8 +97,12 @@ impl PreDecoderModel {
     /// # Errors
     /// If the batch does not match the model, or a KV cache is full.
     pub fn forward(&self, batch: &MultimodalBatch, pass: &mut Pass) -> Result<PreDecoderOutput> {
-        let embeddings = self.embeddings.forward(batch)?.to_dtype(self.compute_dtype)?;
-        self.pre_decoder.forward(&embeddings, pass)
+        self.pre_decoder.forward(&self.embed(batch)?, pass)
+    }
+
+    /// Embeds a batch in the dtype of activations.
+    pub(super) fn embed(&self, batch: &MultimodalBatch) -> Result<Tensor> {
+        Ok(self.embeddings.forward(batch)?.to_dtype(self.compute_dtype)?)
     }
 
     /// Computes the hidden states (batch, seq, hidden_size) of a batch without KV cache, before the connector.

@@ -6,7 +6,9 @@ use candle_nn::VarBuilder;
 use crate::Result;
 use crate::config::DecoderConfig;
 use crate::nn::ops::{KeyRanges, last_positions};
-use crate::nn::{Activations, DecoderLayer, LayerCache, MatmulVisitor, RotaryAngles, checkpoint};
+use crate::nn::{
+    Activations, DecoderLayer, KvStore, LayerCache, MatmulVisitor, RotaryAngles, SequenceLayer, checkpoint,
+};
 
 /// Inputs that all layers of one decoder share in one forward pass.
 #[derive(Debug)]
@@ -15,8 +17,8 @@ pub struct Pass<'a> {
     pub ranges: &'a KeyRanges,
     /// Rotary angles of the positions; `None` if the decoder has no rotary positions.
     pub angles: Option<RotaryAngles>,
-    /// One KV cache per layer, or `None` to run without cache.
-    pub caches: Option<&'a mut [LayerCache]>,
+    /// Where the layers keep their keys and values.
+    pub caches: PassCaches<'a>,
     /// Layers whose attention weights are returned, counted from 0 in this decoder.
     pub attention_layers: &'a [usize],
     /// Number of last positions to return; `None` returns all. The last layer computes only these positions.
@@ -28,7 +30,38 @@ pub struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// Creates a pass over all positions, without KV caches and without attention weights.
     pub fn new(ranges: &'a KeyRanges, angles: Option<RotaryAngles>) -> Self {
-        Self { ranges, angles, caches: None, attention_layers: &[], last: None, activations: Activations::Kept }
+        Self {
+            ranges,
+            angles,
+            caches: PassCaches::None,
+            attention_layers: &[],
+            last: None,
+            activations: Activations::Kept,
+        }
+    }
+}
+
+/// Where the layers of a decoder keep their keys and values in one pass.
+#[derive(Debug)]
+pub enum PassCaches<'a> {
+    /// Nowhere.
+    None,
+    /// In one cache for each layer.
+    Layers(&'a mut [LayerCache]),
+    /// For each row, in the layers of its own sequence.
+    Sequences(Vec<&'a mut [SequenceLayer]>),
+}
+
+impl PassCaches<'_> {
+    /// The store of one layer.
+    fn layer(&mut self, i: usize) -> KvStore<'_> {
+        match self {
+            Self::None => KvStore::None,
+            Self::Layers(layers) => layers.get_mut(i).map_or(KvStore::None, KvStore::Cache),
+            Self::Sequences(rows) => {
+                KvStore::Sequences(rows.iter_mut().filter_map(|layers| layers.get_mut(i)).collect())
+            }
+        }
     }
 }
 
@@ -79,13 +112,14 @@ impl DecoderStack {
                 weights.push(layer.attention_weights(&x, pass.angles.as_ref(), pass.ranges)?);
             }
             let ranges = last.as_ref().filter(|_| i + 1 == self.layers.len()).unwrap_or(pass.ranges);
-            let cache = pass.caches.as_mut().and_then(|caches| caches.get_mut(i));
-            x = match cache {
-                Some(cache) => layer.forward(&x, pass.angles.as_ref(), ranges, Some(cache))?,
-                None => {
+            x = match pass.caches.layer(i) {
+                KvStore::None => {
                     let (layer, angles, ranges) = (layer.clone(), pass.angles.clone(), ranges.clone());
-                    checkpoint(pass.activations, &x, move |x| layer.forward(x, angles.as_ref(), &ranges, None))?
+                    checkpoint(pass.activations, &x, move |x| {
+                        layer.forward(x, angles.as_ref(), &ranges, KvStore::None)
+                    })?
                 }
+                store => layer.forward(&x, pass.angles.as_ref(), ranges, store)?,
             };
         }
         // Without layers, no layer has dropped the other positions.

@@ -1,10 +1,10 @@
-//! Self-attention with grouped keys, rotary positions and an optional KV cache.
+//! Self-attention with grouped keys, rotary positions and a choice of KV caches.
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::ops::{self, KeyRanges};
-use super::{LayerCache, Linear, MatmulLayer, MatmulVisitor, Norm, RotaryAngles};
+use super::{HeldKv, KvStore, Linear, MatmulLayer, MatmulVisitor, Norm, RotaryAngles};
 use crate::Result;
 use crate::config::{DecoderConfig, NormKind};
 use crate::options::Precision;
@@ -60,27 +60,24 @@ impl Attention {
         }
     }
 
-    /// Runs attention: (batch, seq, hidden_size) -> (batch, queries, hidden_size); keys and values are appended to
-    /// `cache` if there is one.
-    ///
-    /// If `ranges` has fewer queries than `x` has positions, only the last positions are computed.
+    /// Computes the keys and values of `x` (batch, seq, hidden_size) and appends them to `store`; returns all that the
+    /// store then holds.
     ///
     /// # Errors
-    /// If shapes do not fit, or the cache is full.
-    pub fn forward(
-        &self,
-        x: &Tensor,
-        angles: Option<&RotaryAngles>,
-        ranges: &KeyRanges,
-        cache: Option<&mut LayerCache>,
-    ) -> Result<Tensor> {
-        let (q, k) = self.queries_and_keys(x, angles, ranges.queries())?;
-        let v = self.heads(&self.v_proj, x, self.num_kv_heads)?;
-        let (k, v) = match cache {
-            Some(cache) => cache.append(&k, &v)?,
-            None => (k, v),
+    /// If shapes do not fit, or a cache is full.
+    pub fn append(&self, x: &Tensor, angles: Option<&RotaryAngles>, store: KvStore<'_>) -> Result<HeldKv> {
+        store.append(self.keys(x, angles)?, self.heads(&self.v_proj, x, self.num_kv_heads)?)
+    }
+
+    /// Attends from queries (batch, queries, heads, head_dim) to keys and values -> (batch, queries, hidden_size).
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn attend(&self, q: &Tensor, ranges: &KeyRanges, kv: &HeldKv) -> Result<Tensor> {
+        let out = match kv {
+            HeldKv::Batch(k, v) => ops::attention_with(q, k, v, ranges, self.scale(), self.precision)?,
+            HeldKv::Rows(rows) => ops::attention_over(q, rows, ranges, self.scale(), self.precision)?,
         };
-        let out = ops::attention_with(&q, &k, &v, ranges, self.scale(), self.precision)?;
         let (batch, seq, ..) = out.dims4()?;
         self.o_proj.forward_as(&out, (batch, seq, self.o_proj.dims2()?.0))
     }
@@ -90,21 +87,27 @@ impl Attention {
     /// # Errors
     /// If shapes do not fit.
     pub fn weights(&self, x: &Tensor, angles: Option<&RotaryAngles>, ranges: &KeyRanges) -> Result<Tensor> {
-        let (q, k) = self.queries_and_keys(x, angles, ranges.queries())?;
-        Ok(ops::attention_weights(&q, &k, ranges, self.scale())?)
+        Ok(ops::attention_weights(&self.queries(x, angles)?, &self.keys(x, angles)?, ranges, self.scale())?)
     }
 
-    fn queries_and_keys(&self, x: &Tensor, angles: Option<&RotaryAngles>, queries: usize) -> Result<(Tensor, Tensor)> {
-        let q = self.heads(&self.q_proj, &ops::last_positions(x, queries)?, self.num_heads)?;
+    /// Computes the queries of `x` (batch, seq, hidden_size) -> (batch, seq, heads, head_dim).
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn queries(&self, x: &Tensor, angles: Option<&RotaryAngles>) -> Result<Tensor> {
+        let q = self.heads(&self.q_proj, x, self.num_heads)?;
+        self.placed(q, self.qk_norm.as_ref().map(|(q_norm, _)| q_norm), angles)
+    }
+
+    fn keys(&self, x: &Tensor, angles: Option<&RotaryAngles>) -> Result<Tensor> {
         let k = self.heads(&self.k_proj, x, self.num_kv_heads)?;
-        let (q, k) = match &self.qk_norm {
-            Some((q_norm, k_norm)) => (q_norm.forward(&q)?, k_norm.forward(&k)?),
-            None => (q, k),
-        };
-        match angles {
-            Some(angles) => Ok((angles.last(queries)?.rotate(&q)?, angles.rotate(&k)?)),
-            None => Ok((q, k)),
-        }
+        self.placed(k, self.qk_norm.as_ref().map(|(_, k_norm)| k_norm), angles)
+    }
+
+    /// Queries or keys after their norm and rotation.
+    fn placed(&self, x: Tensor, norm: Option<&Norm>, angles: Option<&RotaryAngles>) -> Result<Tensor> {
+        let x = norm.map(|norm| norm.forward(&x)).transpose()?.unwrap_or(x);
+        angles.map_or(Ok(x.clone()), |angles| angles.rotate(&x))
     }
 
     fn heads(&self, projection: &Linear, x: &Tensor, heads: usize) -> Result<Tensor> {

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::ops::{self, KeyRanges};
-use super::{Attention, LayerCache, MatmulVisitor, Mlp, Norm, RotaryAngles};
+use super::{Attention, HeldKv, KvStore, MatmulVisitor, Mlp, Norm, RotaryAngles};
 use crate::Result;
 use crate::config::DecoderConfig;
 
@@ -39,19 +39,47 @@ impl DecoderLayer {
     }
 
     /// Runs the layer: (batch, seq, hidden_size) -> the same shape, or the last positions only if `ranges` has fewer
-    /// queries.
+    /// queries. Keys and values are kept in `store`.
     ///
     /// # Errors
-    /// If shapes do not fit, or the cache is full.
+    /// If shapes do not fit, or a cache is full.
     pub fn forward(
         &self,
         x: &Tensor,
         angles: Option<&RotaryAngles>,
         ranges: &KeyRanges,
-        cache: Option<&mut LayerCache>,
+        store: KvStore<'_>,
     ) -> Result<Tensor> {
-        let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, angles, ranges, cache)?;
-        let x = ops::residual(&ops::last_positions(x, ranges.queries())?, &attended)?;
+        let (normed, queries) = (self.input_layernorm.forward(x)?, ranges.queries());
+        let last_angles = angles.map(|angles| angles.last(queries)).transpose()?;
+        let q = self.self_attn.queries(&ops::last_positions(&normed, queries)?, last_angles.as_ref())?;
+        let kv = self.self_attn.append(&normed, angles, store)?;
+        let attended = self.self_attn.attend(&q, ranges, &kv)?;
+        self.finish(&ops::last_positions(x, queries)?, &attended)
+    }
+
+    /// The first half of [`Self::forward`]: appends the keys and values of `x`, and returns all that `store` then
+    /// holds.
+    ///
+    /// # Errors
+    /// The errors of [`Self::forward`].
+    pub fn append(&self, x: &Tensor, angles: Option<&RotaryAngles>, store: KvStore<'_>) -> Result<HeldKv> {
+        self.self_attn.append(&self.input_layernorm.forward(x)?, angles, store)
+    }
+
+    /// The second half of [`Self::forward`], for some of the positions: attends from `x` (batch, queries, hidden_size)
+    /// to what [`Self::append`] returned.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn attend(&self, x: &Tensor, angles: Option<&RotaryAngles>, ranges: &KeyRanges, kv: &HeldKv) -> Result<Tensor> {
+        let q = self.self_attn.queries(&self.input_layernorm.forward(x)?, angles)?;
+        self.finish(x, &self.self_attn.attend(&q, ranges, kv)?)
+    }
+
+    /// Residual connections and MLP.
+    fn finish(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+        let x = ops::residual(x, attended)?;
         let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
         Ok(ops::residual(&x, &y)?)
     }

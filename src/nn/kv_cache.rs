@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::ops::cast_for_cache;
+use super::ops::{KvSegment, cast_for_cache};
 use crate::{Error, Result};
 
 /// Initial capacity of an empty cache, in positions.
@@ -27,9 +27,22 @@ impl LayerCache {
     /// # Errors
     /// Errors of candle, if there is not enough memory on the device.
     pub fn new(shape: (usize, usize, usize, usize), dtype: DType, device: &Device) -> Result<Self> {
+        Self::with_room(shape, FIRST_ROOM, dtype, device)
+    }
+
+    /// [`Self::new`] with buffers of `room` positions, or the capacity if that is less.
+    ///
+    /// # Errors
+    /// The errors of [`Self::new`].
+    pub fn with_room(shape: (usize, usize, usize, usize), room: usize, dtype: DType, device: &Device) -> Result<Self> {
         let (batch, capacity, heads, head_dim) = shape;
-        let empty = || Tensor::zeros((batch, heads, capacity.min(FIRST_ROOM), head_dim), dtype, device);
+        let empty = || Tensor::zeros((batch, heads, capacity.min(room), head_dim), dtype, device);
         Ok(Self { keys: empty()?, values: empty()?, len: 0, capacity })
+    }
+
+    /// Dtype of keys and values.
+    pub fn dtype(&self) -> DType {
+        self.keys.dtype()
     }
 
     /// Number of cached positions.
@@ -47,14 +60,41 @@ impl LayerCache {
     /// # Errors
     /// [`Error::Generation`] if the capacity is exceeded.
     pub fn append(&mut self, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.write(keys, values)?;
+        let KvSegment { keys, values } = self.held()?;
+        Ok((keys, values))
+    }
+
+    /// Views of all keys and values so far, (batch, positions, kv_heads, head_dim).
+    ///
+    /// # Errors
+    /// Errors of candle only.
+    pub(super) fn held(&self) -> Result<KvSegment> {
+        let held = |buffer: &Tensor| buffer.narrow(2, 0, self.len)?.transpose(1, 2);
+        Ok(KvSegment { keys: held(&self.keys)?, values: held(&self.values)? })
+    }
+
+    /// All keys and values; moved if they fill their buffers, else copied, so that no unused memory is kept.
+    ///
+    /// # Errors
+    /// Errors of candle, if there is not enough memory on the device.
+    pub(super) fn into_segment(self) -> Result<KvSegment> {
+        let exact = |buffer: &Tensor| buffer.narrow(2, 0, self.len)?.contiguous()?.transpose(1, 2);
+        Ok(KvSegment { keys: exact(&self.keys)?, values: exact(&self.values)? })
+    }
+
+    /// Appends keys and values (batch, new, kv_heads, head_dim).
+    ///
+    /// # Errors
+    /// [`Error::Generation`] if the capacity is exceeded.
+    pub(super) fn write(&mut self, keys: &Tensor, values: &Tensor) -> Result<()> {
         let new = keys.dim(1)?;
         self.reserve(self.len + new)?;
         for (buffer, new) in [(&self.keys, keys), (&self.values, values)] {
             buffer.slice_set(&cast_for_cache(new, buffer.dtype())?.transpose(1, 2)?.contiguous()?, 2, self.len)?;
         }
         self.len += new;
-        let held = |buffer: &Tensor| buffer.narrow(2, 0, self.len)?.transpose(1, 2);
-        Ok((held(&self.keys)?, held(&self.values)?))
+        Ok(())
     }
 
     /// Drops all positions from `len` on.

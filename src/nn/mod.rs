@@ -16,6 +16,7 @@ pub mod ops;
 mod patch_embedding;
 pub(crate) mod precomputed_result;
 mod rotary;
+mod sequence_layer;
 mod tape;
 pub(crate) mod tensor_data;
 mod thread_local_scope;
@@ -32,10 +33,11 @@ pub use logit_scale::LogitScale;
 pub use matmul_visitor::{MatmulLayer, MatmulVisitor};
 pub use mlp::Mlp;
 pub use norm::Norm;
-pub use ops::KeyRanges;
+pub use ops::{KeyRanges, KvSegment};
 pub use patch_embedding::PatchEmbedding;
 pub(crate) use patch_embedding::cut_patches;
 pub use rotary::{RotaryAngles, RotaryEmbedding};
+pub use sequence_layer::{HeldKv, KvStore, SequenceLayer};
 
 /// Initialisation of weights with `fan_in` inputs, and of embeddings of this width: normal with a standard deviation of
 /// `1 / sqrt(fan_in)`.

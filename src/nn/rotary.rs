@@ -1,6 +1,7 @@
 //! Rotary position embedding: frequencies, scaling, and the angles of given positions.
 
 use std::f64::consts::PI;
+use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 
@@ -61,6 +62,15 @@ impl RotaryAngles {
     /// Errors of candle only.
     pub fn last(&self, count: usize) -> Result<Self> {
         Ok(Self { cos: ops::last_positions(&self.cos, count)?, sin: ops::last_positions(&self.sin, count)? })
+    }
+
+    /// The angles of some positions.
+    ///
+    /// # Errors
+    /// Errors of candle, if there are no such positions.
+    pub fn positions(&self, positions: Range<usize>) -> Result<Self> {
+        let part = |angles: &Tensor| angles.narrow(1, positions.start, positions.len())?.contiguous();
+        Ok(Self { cos: part(&self.cos)?, sin: part(&self.sin)? })
     }
 
     /// Rotates the heads of `x` (batch, seq, heads, head_dim).

@@ -163,8 +163,18 @@ impl LoadedModel {
 
     /// A generator over the model that decodes with its tokenizer.
     pub fn generator(&self) -> Generator<HaploVl> {
+        Generator::new(self.shared_model(), self.decoder())
+    }
+
+    /// The network, shared.
+    pub(super) fn shared_model(&self) -> Arc<HaploVl> {
+        Arc::clone(&self.model)
+    }
+
+    /// The decoder of token ids to text without special tokens.
+    pub(super) fn decoder(&self) -> impl Fn(&[u32]) -> Result<String> + Send + Sync + 'static {
         let processor = Arc::clone(&self.processor);
-        Generator::new(Arc::clone(&self.model), move |ids| processor.tokenizer().decode(ids, true))
+        move |ids| processor.tokenizer().decode(ids, true)
     }
 
     /// The batch of conversations, each of which awaits the model's answer, on the model's device.

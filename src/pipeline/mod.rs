@@ -1,4 +1,5 @@
-//! Pipelines: captioning, visual question answering and chat over a loaded model.
+//! Pipelines: captioning, visual question answering and chat over a loaded model, and an [`Engine`] for many requests at
+//! once.
 //!
 //! [`LoadedModel`] is a handle that is cheap to clone; pipelines, chats and streams own what they need and are `Send`,
 //! so that a server can keep them in a map and move them between threads.
@@ -20,14 +21,23 @@ pub mod batch;
 mod builtin;
 mod captioner;
 mod chat;
+mod embedder;
+mod engine;
 mod loaded_model;
 mod question_answerer;
 mod word_attention;
 
 pub use captioner::Captioner;
 pub use chat::{Chat, Reply};
+pub use embedder::{Embedder, Embedding};
+pub use engine::{Engine, Prompt};
 pub use loaded_model::{LoadOptions, LoadedModel, quantize_folder};
 pub use question_answerer::{AnswerStream, VisualQuestionAnswerer};
+pub use word_attention::Word;
 
+pub use crate::generation::{
+    EngineConfig, Event, Finished, Handle, Histogram, Metrics, PrefixCacheMetrics, Request, RequestCounts, SubmitError,
+    TokenLogprob,
+};
 pub use crate::options::{DeviceChoice, DtypeChoice, KvCacheDtype, Precision, Quantization};
 pub use crate::weights::ModelSource;

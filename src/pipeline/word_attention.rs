@@ -1,5 +1,7 @@
 //! Attention maps: how much attention a word of the prompt pays to each part of an image.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 
 use super::LoadedModel;
@@ -7,25 +9,41 @@ use crate::batch::{MultimodalBatch, Visual};
 use crate::processor::{AttentionMap, Conversation};
 use crate::{Error, Result};
 
+/// A word of a conversation's messages: one whole word, or several in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Word<'a> {
+    /// The word, in the case in which the messages have it.
+    pub text: &'a str,
+    /// One of its places in the messages, counted from 0; `None` is the mean over all.
+    pub occurrence: Option<usize>,
+}
+
+impl<'a> From<&'a str> for Word<'a> {
+    fn from(text: &'a str) -> Self {
+        Self { text, occurrence: None }
+    }
+}
+
 impl LoadedModel {
     /// The attention map of a word over each image of the conversation, in the order of images; videos have none.
     ///
     /// `layer` counts as in the checkpoint: first the pre-decoder's layers, then the post-decoder's. Weights are those
-    /// of one `head`, or the mean over all heads. A word of several tokens, or one that occurs several times, gets the
-    /// mean over its tokens. Memory is quadratic in the length of the prompt.
+    /// of one `head`, or the mean over all heads. A word of several tokens, or all places of a word that occurs several
+    /// times, get the mean over their tokens. Memory is quadratic in the length of the prompt.
     ///
     /// # Errors
     /// [`Error::Config`] for a layer or head that the model does not have, [`Error::Prompt`] if no message contains the
-    /// word, [`Error::Weights`] if attention weights are NaN, and if the conversation does not fit the model.
-    pub fn word_attention(
+    /// word, or not as often, [`Error::Weights`] if attention weights are NaN, and if the conversation does not fit the model.
+    pub fn word_attention<'a>(
         &self,
         conversation: &Conversation,
-        word: &str,
+        word: impl Into<Word<'a>>,
         layer: usize,
         head: Option<usize>,
     ) -> Result<Vec<AttentionMap>> {
+        let word = word.into();
         self.check_layer_and_head(layer, head)?;
-        let words = self.processor().find_word(conversation, word)?;
+        let words = chosen(self.processor().find_word(conversation, word.text)?, word)?;
         let batch = self.batch(std::slice::from_ref(conversation))?;
         let text = batch.text_positions();
         let positions: Vec<u32> = words.into_iter().flatten().filter_map(|token| text.get(token).copied()).collect();
@@ -77,6 +95,15 @@ impl LoadedModel {
             _ => Ok(()),
         }
     }
+}
+
+/// The tokens of the places that are asked for.
+fn chosen(found: Vec<Range<usize>>, Word { text, occurrence }: Word<'_>) -> Result<Vec<Range<usize>>> {
+    let Some(place) = occurrence else { return Ok(found) };
+    let (place_of, count) = (found.get(place).cloned(), found.len());
+    place_of.map(|tokens| vec![tokens]).ok_or_else(|| {
+        Error::prompt(format!("has the word `{text}` {count} time(s), but not at place {place}: count from 0"))
+    })
 }
 
 fn check_finite(weights: &[f32], layer: usize) -> Result<()> {

@@ -207,6 +207,21 @@ impl Processor {
         self.expand(&tokens, Some(&labels), conversation)
     }
 
+    /// Encodes a text to continue as a sequence, without the chat template: `bos_token` if `add_bos_token` is set, and
+    /// the text, in which control tokens are plain text.
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] for a text without tokens, or one that exceeds the model's context, and [`Error::Tokenizer`].
+    pub fn text_sequence(&self, text: &str) -> Result<Sequence> {
+        self.check_bytes(text.len())?;
+        let mut input_ids = Vec::from_iter(self.added_bos());
+        input_ids.extend(self.tokenizer.encode(text)?);
+        if input_ids.is_empty() {
+            return Err(Error::prompt("is empty, expected a text of at least one token"));
+        }
+        Ok(Sequence { input_ids, labels: None, visuals: Vec::new() })
+    }
+
     /// A text as a sequence whose tokens are all labels, but for `bos_token`.
     fn plain_text(&self, content: &[Content]) -> Result<Sequence> {
         let text: String = content.iter().filter_map(Content::text).collect();
@@ -307,7 +322,8 @@ impl Processor {
         conversation: &Conversation,
         add_generation_prompt: bool,
     ) -> Result<(Prompt, Vec<Token>)> {
-        self.check_bytes(conversation)?;
+        let texts = conversation.messages.iter().flat_map(Message::texts).map(str::len);
+        self.check_bytes(texts.fold(0, usize::saturating_add))?;
         let prompt = self.render(conversation, add_generation_prompt)?;
         let tokens = self.tokenizer.encode_prompt(&prompt, self.model.max_position_embeddings)?;
         Ok((prompt, tokens))
@@ -361,9 +377,7 @@ impl Processor {
     }
 
     /// Rejects more text than any tokenisation could fit into the context, before rendering.
-    fn check_bytes(&self, conversation: &Conversation) -> Result<()> {
-        let texts = conversation.messages.iter().flat_map(Message::texts).map(str::len);
-        let bytes = texts.fold(0, usize::saturating_add);
+    fn check_bytes(&self, bytes: usize) -> Result<()> {
         let context = self.model.max_position_embeddings;
         let most = context.saturating_mul(self.tokenizer.longest_token().max(MIN_BYTES_PER_TOKEN));
         if bytes > most {

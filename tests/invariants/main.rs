@@ -5,6 +5,7 @@
 mod configs;
 mod forward;
 mod gradients;
+mod serving;
 mod trainer;
 
 use std::collections::BTreeMap;

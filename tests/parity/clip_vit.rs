@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use haplovl::config::{DecoderConfig, HaploVlConfig, MlpKind, Rope, VisionConfig};
 use haplovl::model::{ClipVision, DecoderStack, HaploVl, MultimodalEmbeddings, Pass, PreDecoder};
+use haplovl::nn::KvStore;
 use haplovl::nn::ops::KeyRanges;
 use haplovl::weights::{ClipSource, Parameters, init_from_clip};
 
@@ -79,7 +80,7 @@ fn pre_decoder_initialized_from_clip_matches_reference() {
             let all = KeyRanges::full(tiles, tokens, tokens);
             let mut x = states[0].clone();
             for (layer, expected) in layers.layers().iter().zip(&states[1..]) {
-                x = layer.forward(&x, None, &all, None).unwrap();
+                x = layer.forward(&x, None, &all, KvStore::None).unwrap();
                 summary.check("hidden_states", max_diff(&x, expected), TOLERANCE, &context);
             }
 

@@ -21,7 +21,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 /// Content of a data URL, or of base64 that starts like an image file; `None` for any other text.
-pub(super) fn from_text(text: &str, field: &str) -> SampleResult<Option<EmbeddedFile>> {
+pub(in crate::data) fn from_text(text: &str, field: &str) -> SampleResult<Option<EmbeddedFile>> {
     if let Some(url) = strip_prefix_ignore_case(text, "data:") {
         return data_url(url, field).map(Some);
     }

@@ -14,7 +14,7 @@ mod value;
 use std::path::{Path, PathBuf};
 
 pub use columns::Columns;
-pub(super) use embedded::is_image_content;
+pub(super) use embedded::{from_text as embedded_file, is_image_content};
 pub(super) use names::{is_image_field, is_text_name};
 pub(super) use paths::{extension, is_unreadable_image, video_problem};
 pub(crate) use paths::{has_image_name, is_address};

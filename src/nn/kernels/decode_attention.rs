@@ -1,12 +1,10 @@
 //! Attention of a single query (decoding), with the widest instructions that pulp finds: the query heads of a group
 //! pass over the shared keys and values together. For AVX-512 see [`super::decode_attention_avx512`].
 
-use std::ops::Range;
-
 use pulp::{Arch, Simd, WithSimd};
 
 use super::gemv::dot_products;
-use super::kv_view::KvView;
+use super::kv_view::KvHead;
 use super::mat::MatRef;
 use super::parallel::OUTPUTS;
 
@@ -16,46 +14,30 @@ const REGISTERS: usize = 8;
 /// Keys of a tile: their values (64 x 64 f32) stay in L1 for all heads of the group, and so do widened f16 elements.
 const TILE: usize = 64;
 
-/// Keys or values of one head at a range of positions.
-pub struct KvHead<'a> {
-    pub view: KvView<'a>,
-    pub batch: usize,
-    pub positions: Range<usize>,
-    pub head: usize,
-}
-
-impl KvHead<'_> {
-    /// The matrix (positions, head_dim) of some of the positions.
-    fn tile<'s>(&'s self, positions: Range<usize>, head_dim: usize, scratch: &'s mut Vec<f32>) -> MatRef<'s> {
-        let first = self.positions.start;
-        self.view.head(self.batch, first + positions.start..first + positions.end, self.head, head_dim, scratch)
-    }
-}
-
 /// Query heads of a group, and the keys and values that they share.
 pub struct DecodeAttention<'a> {
     /// Queries, (heads, head_dim).
     pub q: MatRef<'a>,
-    pub k: KvHead<'a>,
+    pub k: &'a KvHead<'a>,
     /// Values, at as many positions as `k`.
-    pub v: KvHead<'a>,
+    pub v: &'a KvHead<'a>,
     pub scale: f32,
 }
 
 impl DecodeAttention<'_> {
     /// Adds `softmax(scale q k^T) v` to `out` (heads, head_dim); `softmax` normalises the scores of one head.
+    ///
+    /// The result does not depend on how keys and values are cut into segments.
     pub fn run(&self, scores: &mut Vec<f32>, scratch: &mut Vec<f32>, out: &mut [f32], softmax: impl Fn(&mut [f32])) {
-        let (keys, head_dim, scale) = (self.k.positions.len(), self.q.columns(), self.scale);
-        scores.resize(self.q.rows() * keys, 0.0);
-        for first in (0..keys).step_by(TILE) {
-            let k = self.k.tile(first..keys.min(first + TILE), head_dim, scratch);
-            Arch::new().dispatch(Scores { q: self.q, k, first, keys, scale, scores });
-        }
+        let (q, keys, scale) = (self.q, self.k.positions(), self.scale);
+        scores.resize(q.rows() * keys, 0.0);
+        self.k.for_each_tile(TILE, scratch, |first, k| {
+            Arch::new().dispatch(Scores { q, k, first, keys, scale, scores });
+        });
         scores.chunks_exact_mut(keys.max(1)).for_each(softmax);
-        for first in (0..keys).step_by(TILE) {
-            let v = self.v.tile(first..keys.min(first + TILE), head_dim, scratch);
+        self.v.for_each_tile(TILE, scratch, |first, v| {
             Arch::new().dispatch(Values { v, first, keys, scores, out });
-        }
+        });
     }
 }
 
@@ -137,9 +119,9 @@ impl WithSimd for Values<'_> {
                 }
                 out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum);
             }
-            for (i, out) in tail.iter_mut().enumerate() {
-                *out +=
-                    weights.iter().enumerate().map(|(key, weight)| weight * v.row(key)[in_registers + i]).sum::<f32>();
+            // Key after key, so that the sum does not depend on the tiles.
+            for (key, weight) in weights.iter().enumerate() {
+                tail.iter_mut().zip(&v.row(key)[in_registers..]).for_each(|(out, value)| *out += weight * value);
             }
         }
     }

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use half::f16;
 
+use super::kv_view::tiles;
 use super::mat::MatRef;
 use super::prefetch::prefetch;
 use super::simd_math::AVX512_F32_LANES as LANES;
@@ -65,10 +66,10 @@ fn prefetch_after<T>(rows: &MatRef<T>, row: usize, elements: Range<usize>) {
 pub struct DecodeAttentionAvx512<'a, T> {
     /// Queries, (heads, head_dim).
     pub q: MatRef<'a>,
-    /// Keys, (keys, head_dim).
-    pub k: MatRef<'a, T>,
-    /// Values, (keys, head_dim).
-    pub v: MatRef<'a, T>,
+    /// Keys, (keys of the segment, head_dim) for each segment.
+    pub k: &'a [MatRef<'a, T>],
+    /// Values, for as many keys.
+    pub v: &'a [MatRef<'a, T>],
     pub scale: f32,
 }
 
@@ -77,70 +78,83 @@ pub fn is_supported(head_dim: usize) -> bool {
     head_dim.is_multiple_of(LANES) && std::is_x86_feature_detected!("avx512f")
 }
 
+/// Consecutive keys or values of a segment, and consecutive query heads that pass over them.
+struct Tile<'a, T> {
+    /// Keys or values, (keys of the tile, head_dim).
+    rows: MatRef<'a, T>,
+    /// Index of the first key among all keys.
+    first_key: usize,
+    first_head: usize,
+}
+
 impl<T: KvElement> DecodeAttentionAvx512<'_, T> {
     /// Adds `softmax(scale q k^T) v` to `out` (heads, head_dim); `softmax` normalises the scores of one head.
+    ///
+    /// The result does not depend on how keys and values are cut into segments.
     pub fn run(&self, scores: &mut Vec<f32>, out: &mut [f32], softmax: impl Fn(&mut [f32])) {
-        let width = self.v.columns();
-        assert!(is_supported(width) && self.k.columns() == width && self.q.columns() == width);
-        assert!(self.k.rows() == self.v.rows() && out.len() == self.q.rows() * width);
-        scores.resize(self.q.rows() * self.k.rows(), 0.0);
+        let (heads, width) = (self.q.rows(), self.q.columns());
+        let [keys, values] = [self.k, self.v].map(|parts| parts.iter().map(MatRef::rows).sum::<usize>());
+        assert!(is_supported(width) && self.k.iter().chain(self.v).all(|part| part.columns() == width));
+        assert!(keys == values && out.len() == heads * width);
+        scores.resize(heads * keys, 0.0);
         // SAFETY: the CPU has AVX-512, and rows are whole registers of equal number.
         unsafe {
-            self.tiles(|first, heads, keys| match heads {
-                4 => self.scores::<4, 4>(first, keys, scores),
-                2 => self.scores::<2, 8>(first, keys, scores),
-                _ => self.scores::<1, 16>(first, keys, scores),
+            self.tiles(self.k, |heads, tile| match heads {
+                4 => self.scores::<4, 4>(tile, keys, scores),
+                2 => self.scores::<2, 8>(tile, keys, scores),
+                _ => self.scores::<1, 16>(tile, keys, scores),
             });
-            scores.chunks_exact_mut(self.k.rows().max(1)).for_each(softmax);
-            self.tiles(|first, heads, keys| match heads {
-                4 => self.values::<4>(first, keys, scores, out),
-                2 => self.values::<2>(first, keys, scores, out),
-                _ => self.values::<1>(first, keys, scores, out),
+            scores.chunks_exact_mut(keys.max(1)).for_each(softmax);
+            self.tiles(self.v, |heads, tile| match heads {
+                4 => self.values::<4>(tile, keys, scores, out),
+                2 => self.values::<2>(tile, keys, scores, out),
+                _ => self.values::<1>(tile, keys, scores, out),
             });
         }
     }
 
-    /// Calls `f` for every tile with its first head, its number of heads (four, two or one) and its keys.
-    fn tiles(&self, mut f: impl FnMut(usize, usize, Range<usize>)) {
-        for start in (0..self.k.rows()).step_by(TILE) {
-            let mut first = 0;
-            while first < self.q.rows() {
-                let heads = match self.q.rows() - first {
+    /// Calls `f` for every tile of keys or values with its number of heads (four, two or one).
+    fn tiles(&self, parts: &[MatRef<'_, T>], mut f: impl FnMut(usize, &Tile<'_, T>)) {
+        for (first_key, rows) in tiles(parts, TILE) {
+            let mut first_head = 0;
+            while first_head < self.q.rows() {
+                let heads = match self.q.rows() - first_head {
                     4.. => 4,
                     2..4 => 2,
                     _ => 1,
                 };
-                f(first, heads, start..self.k.rows().min(start + TILE));
-                first += heads;
+                f(heads, &Tile { rows, first_key, first_head });
+                first_head += heads;
             }
         }
     }
 
-    /// Computes the scores (heads, keys) of one tile, `HEADS` x `KEYS` at a time.
+    /// Computes the scores of one tile, `HEADS` x `KEYS` at a time, in `scores` (heads, keys).
     ///
     /// # Safety
     /// The CPU must have AVX-512, and rows must be whole registers, as many in `q` as in `k`.
     #[target_feature(enable = "avx512f")]
     unsafe fn scores<const HEADS: usize, const KEYS: usize>(
         &self,
-        first_head: usize,
-        keys: Range<usize>,
+        tile: &Tile<'_, T>,
+        keys: usize,
         scores: &mut [f32],
     ) {
+        let Tile { rows: k_rows, first_key, first_head } = *tile;
         const { assert!(HEADS * KEYS == SUMS) };
         let mut q = [std::ptr::null(); HEADS];
         for (head, q) in q.iter_mut().enumerate() {
             *q = row_ptr(&self.q, first_head + head);
         }
-        for first in keys.clone().step_by(KEYS) {
+        for first in (0..k_rows.rows()).step_by(KEYS) {
             let mut k = [std::ptr::null(); KEYS];
             for (i, k) in k.iter_mut().enumerate() {
                 // The last group may have fewer keys; it then repeats the last key.
-                *k = row_ptr(&self.k, (first + i).min(keys.end - 1));
-                prefetch_after(&self.k, first + i, 0..self.k.columns());
+                *k = row_ptr(&k_rows, (first + i).min(k_rows.rows() - 1));
+                prefetch_after(&k_rows, first + i, 0..k_rows.columns());
             }
             let mut sums = [_mm512_setzero_ps(); SUMS];
-            for at in (0..self.k.columns()).step_by(LANES) {
+            for at in (0..k_rows.columns()).step_by(LANES) {
                 let mut queries = [_mm512_setzero_ps(); HEADS];
                 for (query, q) in queries.iter_mut().zip(&q) {
                     // SAFETY: the row is whole.
@@ -154,14 +168,14 @@ impl<T: KvElement> DecodeAttentionAvx512<'_, T> {
                     }
                 }
             }
-            let mut tile = [0f32; SUMS];
+            let mut found = [0f32; SUMS];
             // SAFETY: as long as a register.
             unsafe {
-                _mm512_storeu_ps(tile.as_mut_ptr(), _mm512_mul_ps(_mm512_set1_ps(self.scale), reduce_sums(&sums)));
+                _mm512_storeu_ps(found.as_mut_ptr(), _mm512_mul_ps(_mm512_set1_ps(self.scale), reduce_sums(&sums)));
             }
-            let count = KEYS.min(keys.end - first);
-            for (head, tile) in tile.chunks_exact(KEYS).enumerate() {
-                scores[(first_head + head) * self.k.rows() + first..][..count].copy_from_slice(&tile[..count]);
+            let count = KEYS.min(k_rows.rows() - first);
+            for (head, found) in found.chunks_exact(KEYS).enumerate() {
+                scores[(first_head + head) * keys + first_key + first..][..count].copy_from_slice(&found[..count]);
             }
         }
     }
@@ -171,22 +185,15 @@ impl<T: KvElement> DecodeAttentionAvx512<'_, T> {
     /// # Safety
     /// The CPU must have AVX-512, and rows must be whole registers.
     #[target_feature(enable = "avx512f")]
-    unsafe fn values<const HEADS: usize>(
-        &self,
-        first_head: usize,
-        keys: Range<usize>,
-        scores: &[f32],
-        out: &mut [f32],
-    ) {
+    unsafe fn values<const HEADS: usize>(&self, tile: &Tile<'_, T>, keys: usize, scores: &[f32], out: &mut [f32]) {
         let mut at = 0;
-        while at < self.v.columns() {
-            let keys = keys.clone();
+        while at < tile.rows.columns() {
             // SAFETY: the caller vouches for the rows.
             at += unsafe {
-                match self.v.columns() - at {
-                    64.. => self.accumulate::<HEADS, REGISTERS>(at, first_head, keys, scores, out),
-                    32..64 => self.accumulate::<HEADS, 2>(at, first_head, keys, scores, out),
-                    _ => self.accumulate::<HEADS, 1>(at, first_head, keys, scores, out),
+                match tile.rows.columns() - at {
+                    64.. => self.accumulate::<HEADS, REGISTERS>(at, tile, keys, scores, out),
+                    32..64 => self.accumulate::<HEADS, 2>(at, tile, keys, scores, out),
+                    _ => self.accumulate::<HEADS, 1>(at, tile, keys, scores, out),
                 }
             };
         }
@@ -200,25 +207,26 @@ impl<T: KvElement> DecodeAttentionAvx512<'_, T> {
     unsafe fn accumulate<const HEADS: usize, const N: usize>(
         &self,
         at: usize,
-        first_head: usize,
-        keys: Range<usize>,
+        tile: &Tile<'_, T>,
+        keys: usize,
         scores: &[f32],
         out: &mut [f32],
     ) -> usize {
+        let Tile { rows: v_rows, first_key, first_head } = *tile;
         let elements = at..at + N * LANES;
         let mut weights = [[].as_slice(); HEADS];
         let mut sums = [[_mm512_setzero_ps(); N]; HEADS];
         for (head, (weights, sums)) in weights.iter_mut().zip(&mut sums).enumerate() {
-            *weights = &scores[(first_head + head) * self.k.rows()..][..self.k.rows()];
-            let out = &out[(first_head + head) * self.v.columns()..][elements.clone()];
+            *weights = &scores[(first_head + head) * keys + first_key..][..v_rows.rows()];
+            let out = &out[(first_head + head) * v_rows.columns()..][elements.clone()];
             for (sum, out) in sums.iter_mut().zip(out.chunks_exact(LANES)) {
                 // SAFETY: as long as a register.
                 *sum = unsafe { f32::load(out.as_ptr()) };
             }
         }
-        for key in keys {
-            let row = row_ptr(&self.v, key);
-            prefetch_after(&self.v, key, elements.clone());
+        for key in 0..v_rows.rows() {
+            let row = row_ptr(&v_rows, key);
+            prefetch_after(&v_rows, key, elements.clone());
             let mut values = [_mm512_setzero_ps(); N];
             for (i, value) in values.iter_mut().enumerate() {
                 // SAFETY: the caller vouches for the elements.
@@ -232,7 +240,7 @@ impl<T: KvElement> DecodeAttentionAvx512<'_, T> {
             }
         }
         for (head, sums) in sums.iter().enumerate() {
-            let out = &mut out[(first_head + head) * self.v.columns()..][elements.clone()];
+            let out = &mut out[(first_head + head) * v_rows.columns()..][elements.clone()];
             for (sum, out) in sums.iter().zip(out.chunks_exact_mut(LANES)) {
                 // SAFETY: as long as a register.
                 unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *sum) };
@@ -274,11 +282,12 @@ mod tests {
         let mut out = vec![];
         for head in 0..query.q.rows() {
             let q = row(&query.q, head);
-            let dot = |key| q.iter().zip(row(&query.k, key)).map(|(q, k)| q * k).sum::<f32>() * query.scale;
-            let weights: Vec<f32> = (0..query.k.rows()).map(|key| dot(key).exp()).collect();
+            let (k, v) = (&query.k[0], &query.v[0]);
+            let dot = |key| q.iter().zip(row(k, key)).map(|(q, k)| q * k).sum::<f32>() * query.scale;
+            let weights: Vec<f32> = (0..k.rows()).map(|key| dot(key).exp()).collect();
             let total: f32 = weights.iter().sum();
-            out.extend((0..query.v.columns()).map(|i| {
-                let weighted = weights.iter().enumerate().map(|(key, w)| w / total * row(&query.v, key)[i]);
+            out.extend((0..v.columns()).map(|i| {
+                let weighted = weights.iter().enumerate().map(|(key, w)| w / total * row(v, key)[i]);
                 weighted.sum::<f32>()
             }));
         }
@@ -307,19 +316,18 @@ mod tests {
                 let [k16, v16] = [&k, &v].map(|x| x.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>());
                 let q = MatRef::new(&q, (heads, width), stride);
                 let rows = |data| MatRef::new(data, (keys, width), stride);
-                let query = DecodeAttentionAvx512 { q, k: rows(&k), v: rows(&v), scale: 0.2 };
+                let query = DecodeAttentionAvx512 { q, k: &[rows(&k)], v: &[rows(&v)], scale: 0.2 };
                 let (mut scores, mut found) = (vec![], vec![0.0; heads * width]);
                 query.run(&mut scores, &mut found, softmax);
                 let expected = expected(&query);
                 let close = |found: &[f32]| found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 2e-6);
                 assert!(close(&found), "{heads} heads of {width}, {keys} keys");
                 let rows = |data| MatRef::new(data, (keys, width), stride);
-                let query = DecodeAttentionAvx512 { q, k: rows(&k16), v: rows(&v16), scale: 0.2 };
+                let query = DecodeAttentionAvx512 { q, k: &[rows(&k16)], v: &[rows(&v16)], scale: 0.2 };
                 let mut from_f16 = vec![0.0; heads * width];
                 query.run(&mut scores, &mut from_f16, softmax);
                 assert_eq!(found, from_f16, "{heads} heads of {width}, {keys} keys");
-                let none = MatRef::new(&k16[..], (0, width), stride);
-                DecodeAttentionAvx512 { k: none, v: none, ..query }.run(&mut scores, &mut from_f16, softmax);
+                DecodeAttentionAvx512::<f16> { k: &[], v: &[], ..query }.run(&mut scores, &mut from_f16, softmax);
                 assert_eq!(found, from_f16, "no keys add nothing");
             }
         }

@@ -25,6 +25,11 @@ impl<'a, T> HeadView<'a, T> {
         Self { data, strides: [positions * heads * head_dim, heads * head_dim, head_dim] }
     }
 
+    /// The view of one batch row.
+    pub fn row(self, batch: usize) -> Self {
+        Self { data: self.data.get(batch * self.strides[0]..).unwrap_or_default(), ..self }
+    }
+
     fn elements(&self, batch: usize, position: usize, head: usize) -> &'a [T] {
         let [b, p, h] = self.strides;
         &self.data[batch * b + position * p + head * h..]
@@ -41,34 +46,115 @@ impl<'a, T> HeadView<'a, T> {
     }
 }
 
-/// Keys or values, of the dtypes that a KV cache may have.
-#[derive(Clone, Copy)]
-pub enum KvView<'a> {
-    /// f32, as activations.
-    F32(HeadView<'a>),
-    /// f16: half the bytes to read, which bounds decoding after a long prompt.
-    F16(HeadView<'a, f16>),
+/// Keys or values of one sequence, in consecutive segments of memory.
+pub struct Segments<'a, T> {
+    /// Views whose first batch row is the sequence, with their numbers of positions.
+    parts: Vec<(HeadView<'a, T>, usize)>,
 }
 
-impl KvView<'_> {
-    /// The f32 matrix (positions, head_dim) of one head; f16 elements are widened into `scratch`.
-    pub fn head<'s>(
-        &'s self,
-        batch: usize,
-        positions: Range<usize>,
-        head: usize,
-        head_dim: usize,
-        scratch: &'s mut Vec<f32>,
-    ) -> MatRef<'s> {
+impl<'a, T> Segments<'a, T> {
+    /// Segments one after the other, each with its number of positions.
+    pub fn new(parts: Vec<(HeadView<'a, T>, usize)>) -> Self {
+        Self { parts }
+    }
+
+    /// The matrices (positions, head_dim) of one head at some positions, one for each segment that has any of them.
+    fn head(&self, positions: Range<usize>, head: usize, head_dim: usize) -> Vec<MatRef<'a, T>> {
+        let mut first = 0;
+        let part = |(view, len): &(HeadView<'a, T>, usize)| {
+            let within = positions.start.max(first) - first..positions.end.min(first + len).saturating_sub(first);
+            first += len;
+            (!within.is_empty()).then(|| view.head(0, within, head, head_dim))
+        };
+        self.parts.iter().filter_map(part).collect()
+    }
+}
+
+/// Keys or values of one sequence, of the dtypes that a KV cache may have.
+pub enum KvView<'a> {
+    /// f32, as activations.
+    F32(Segments<'a, f32>),
+    /// f16: half the bytes to read, which bounds decoding after a long prompt.
+    F16(Segments<'a, f16>),
+}
+
+impl<'a> KvView<'a> {
+    /// Keys or values of one head at some positions.
+    pub fn head(&self, positions: Range<usize>, head: usize, head_dim: usize) -> KvHead<'a> {
         match self {
-            Self::F32(view) => view.head(batch, positions, head, head_dim),
-            Self::F16(view) => {
-                scratch.resize(positions.len() * head_dim, 0.0);
-                let rows = positions.len();
-                widen(view.head(batch, positions, head, head_dim), scratch);
-                MatRef::contiguous(scratch, (rows, head_dim))
-            }
+            Self::F32(segments) => KvHead::F32(segments.head(positions, head, head_dim)),
+            Self::F16(segments) => KvHead::F16(segments.head(positions, head, head_dim)),
         }
+    }
+}
+
+/// Keys or values of one head: matrices (positions, head_dim), one for each segment.
+pub enum KvHead<'a> {
+    F32(Vec<MatRef<'a>>),
+    F16(Vec<MatRef<'a, f16>>),
+}
+
+impl KvHead<'_> {
+    /// Number of positions.
+    pub fn positions(&self) -> usize {
+        match self {
+            Self::F32(parts) => parts.iter().map(MatRef::rows).sum(),
+            Self::F16(parts) => parts.iter().map(MatRef::rows).sum(),
+        }
+    }
+
+    /// One f32 matrix (positions, head_dim); several segments and f16 elements are gathered in `scratch`.
+    pub fn gather<'s>(&'s self, head_dim: usize, scratch: &'s mut Vec<f32>) -> MatRef<'s> {
+        if let Self::F32(parts) = self
+            && let [one] = parts.as_slice()
+        {
+            return *one;
+        }
+        let positions = self.positions();
+        scratch.resize(positions * head_dim, 0.0);
+        match self {
+            Self::F32(parts) => fill(parts, scratch, |part, to| {
+                to.chunks_exact_mut(head_dim.max(1))
+                    .enumerate()
+                    .for_each(|(row, to)| to.copy_from_slice(part.row(row)));
+            }),
+            Self::F16(parts) => fill(parts, scratch, |part, to| widen(*part, to)),
+        }
+        MatRef::contiguous(scratch, (positions, head_dim))
+    }
+
+    /// Calls `f` with up to `tile` consecutive positions at a time, and the index of their first one; f16 elements are
+    /// widened into `scratch`.
+    pub fn for_each_tile(&self, tile: usize, scratch: &mut Vec<f32>, mut f: impl FnMut(usize, MatRef)) {
+        match self {
+            Self::F32(parts) => tiles(parts, tile).for_each(|(first, part)| f(first, part)),
+            Self::F16(parts) => tiles(parts, tile).for_each(|(first, part)| {
+                let dims = (part.rows(), part.columns());
+                scratch.resize(dims.0 * dims.1, 0.0);
+                widen(part, scratch);
+                f(first, MatRef::contiguous(scratch, dims));
+            }),
+        }
+    }
+}
+
+/// Up to `tile` consecutive rows of a part at a time, and the index of their first one among all rows.
+pub fn tiles<'a, T: Copy>(parts: &[MatRef<'a, T>], tile: usize) -> impl Iterator<Item = (usize, MatRef<'a, T>)> {
+    let mut before = 0;
+    parts.iter().flat_map(move |part| {
+        let first = before;
+        before += part.rows();
+        let (part, rows) = (*part, part.rows());
+        (0..rows).step_by(tile).map(move |at| (first + at, part.rows_in(at..rows.min(at + tile))))
+    })
+}
+
+/// Fills consecutive rows of `to` with each part.
+fn fill<T>(parts: &[MatRef<T>], mut to: &mut [f32], write: impl Fn(&MatRef<T>, &mut [f32])) {
+    for part in parts {
+        let (rows, rest) = to.split_at_mut(part.rows() * part.columns());
+        write(part, rows);
+        to = rest;
     }
 }
 

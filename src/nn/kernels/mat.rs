@@ -44,6 +44,14 @@ impl<'a, T> MatRef<'a, T> {
         Self { data, rows: columns, columns: rows, row_stride: column_stride, column_stride: row_stride }
     }
 
+    /// Some of the rows.
+    pub fn rows_in(self, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows must lie inside their matrix");
+        // No rows may begin past the last element.
+        let data = self.data.get(rows.start * self.row_stride..).unwrap_or_default();
+        Self { data, rows: rows.len(), ..self }
+    }
+
     /// The number of rows.
     pub fn rows(&self) -> usize {
         self.rows

@@ -19,7 +19,7 @@ mod rope;
 
 pub(crate) use crate::nn::kernels::simd_math::vectorised;
 pub use activation::{activation, gated_activation};
-pub use attention::{KeyRanges, attention, attention_weights, attention_with};
+pub use attention::{KeyRanges, KvSegment, attention, attention_over, attention_weights, attention_with};
 pub(crate) use cache_cast::cast_for_cache;
 pub use last_positions::last_positions;
 pub use linear::{linear, linear_as, linear_with};

@@ -6,11 +6,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{AttentionOp, AttentionShape};
-use crate::nn::kernels::decode_attention::{DecodeAttention, KvHead};
+use crate::nn::kernels::decode_attention::DecodeAttention;
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 use crate::nn::kernels::decode_attention_avx512::DecodeAttentionAvx512;
 use crate::nn::kernels::dispatch::DecodeAttentionKernel;
-use crate::nn::kernels::kv_view::{HeadView, KvView};
+use crate::nn::kernels::kv_view::{HeadView, KvHead, KvView};
 use crate::nn::kernels::mat::{MatMut, MatRef};
 use crate::nn::kernels::matmul::{Gemm, GemmScratch};
 use crate::nn::kernels::simd_math::{exp, vectorised};
@@ -28,9 +28,9 @@ pub(super) struct Scratch {
     pub p: Vec<f32>,
     /// Gradients of the scores of a block.
     pub ds: Vec<f32>,
-    /// Keys widened from f16.
+    /// Keys widened from f16 or gathered from segments.
     k: Vec<f32>,
-    /// Values widened from f16.
+    /// Values, likewise.
     v: Vec<f32>,
     pub gemm: GemmScratch,
 }
@@ -59,11 +59,10 @@ struct Task<'a> {
     out: MatMut<'a>,
 }
 
-/// Keys and values.
-#[derive(Clone, Copy)]
-struct Kv<'a> {
-    k: KvView<'a>,
-    v: KvView<'a>,
+/// Keys and values of one batch row.
+pub(super) struct Kv<'a> {
+    pub k: KvView<'a>,
+    pub v: KvView<'a>,
 }
 
 impl AttentionOp {
@@ -108,14 +107,14 @@ impl AttentionOp {
         );
     }
 
-    /// Attention of all queries, (batch, queries, heads, head_dim).
-    pub(super) fn forward(&self, q: HeadView, k: KvView, v: KvView) -> Vec<f32> {
+    /// Attention of all queries, (batch, queries, heads, head_dim), over the keys and values of each batch row.
+    pub(super) fn forward(&self, q: HeadView, rows: &[Kv]) -> Vec<f32> {
         let AttentionShape { batch, queries, heads, head_dim, .. } = self.shape;
         let mut out = vec![0f32; batch * queries * heads * head_dim];
         let blocks: Vec<Vec<Block>> = (0..batch).map(|b| self.blocks(b)).collect();
         let tasks = self.tasks(&blocks, MatMut::contiguous(&mut out, (batch * queries, heads * head_dim)));
         let work = tasks.iter().map(|t| t.block.queries.len() * t.block.keys.len()).sum::<usize>() * head_dim;
-        let run = |scratch: &mut Scratch, task: Task| self.run(q, Kv { k, v }, task, scratch);
+        let run = |scratch: &mut Scratch, task: Task| self.run(q, rows, task, scratch);
         if work < MIN_PARALLEL_WORK {
             let mut scratch = Scratch::default();
             tasks.into_iter().for_each(|task| run(&mut scratch, task));
@@ -141,18 +140,20 @@ impl AttentionOp {
         tasks
     }
 
-    fn run(&self, q: HeadView, kv: Kv, mut task: Task, scratch: &mut Scratch) {
-        if task.block.queries.len() == 1 {
-            return self.decode(q, kv, task, scratch);
-        }
+    fn run(&self, q: HeadView, rows: &[Kv], task: Task, scratch: &mut Scratch) {
         let (head_dim, group) = (self.shape.head_dim, self.shape.group());
-        let Task { batch, block, kv_head, out } = &mut task;
-        let ranges = self.ranges_of(*batch, block);
-        let Scratch { p, k, v, gemm, .. } = scratch;
-        let k = kv.k.head(*batch, block.keys.clone(), *kv_head, head_dim, k);
-        let v = kv.v.head(*batch, block.keys.clone(), *kv_head, head_dim, v);
+        let Task { batch, block, kv_head, mut out } = task;
+        let Kv { k, v } = &rows[batch];
+        let [k, v] = [k, v].map(|view| view.head(block.keys.clone(), kv_head, head_dim));
+        if block.queries.len() == 1 {
+            let q = q.position(batch, block.queries.start, kv_head * group..(kv_head + 1) * group, head_dim);
+            return self.decode(q, (&k, &v), out.into_slice(), scratch);
+        }
+        let ranges = self.ranges_of(batch, block);
+        let Scratch { p, k: k_scratch, v: v_scratch, gemm, .. } = scratch;
+        let (k, v) = (k.gather(head_dim, k_scratch), v.gather(head_dim, v_scratch));
         for head in 0..group {
-            let q = q.head(*batch, block.queries.clone(), *kv_head * group + head, head_dim);
+            let q = q.head(batch, block.queries.clone(), kv_head * group + head, head_dim);
             self.weights((q, k), block, ranges, p, gemm);
             let weights = MatRef::contiguous(p, (block.queries.len(), block.keys.len()));
             let out = out.tile(0..block.queries.len(), head * head_dim..(head + 1) * head_dim);
@@ -160,34 +161,25 @@ impl AttentionOp {
         }
     }
 
-    /// A task with a single query, which attends to all keys of its block.
-    fn decode(&self, q: HeadView, kv: Kv, task: Task, scratch: &mut Scratch) {
+    /// Attention of the query heads `q` (heads, head_dim) of one position over all of the keys.
+    fn decode(&self, q: MatRef, (k, v): (&KvHead, &KvHead), out: &mut [f32], scratch: &mut Scratch) {
         let softmax = |scores: &mut [f32]| {
             vectorised(
                 #[inline(always)]
                 || softmax_within(scores, 0, scores.len()),
             );
         };
-        let Task { batch, block, kv_head: head, out } = task;
-        let (group, head_dim, scale) = (self.shape.group(), self.shape.head_dim, self.scale);
-        let out = out.into_slice();
-        let q = q.position(batch, block.queries.start, head * group..(head + 1) * group, head_dim);
-        let keys = || block.keys.clone();
-        match (DecodeAttentionKernel::for_head_dim(head_dim), kv.k, kv.v) {
+        let scale = self.scale;
+        match (DecodeAttentionKernel::for_head_dim(q.columns()), k, v) {
             #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-            (DecodeAttentionKernel::Avx512, KvView::F32(k), KvView::F32(v)) => {
-                let [k, v] = [k, v].map(|view| view.head(batch, keys(), head, head_dim));
+            (DecodeAttentionKernel::Avx512, KvHead::F32(k), KvHead::F32(v)) => {
                 DecodeAttentionAvx512 { q, k, v, scale }.run(&mut scratch.p, out, softmax);
             }
             #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-            (DecodeAttentionKernel::Avx512, KvView::F16(k), KvView::F16(v)) => {
-                let [k, v] = [k, v].map(|view| view.head(batch, keys(), head, head_dim));
+            (DecodeAttentionKernel::Avx512, KvHead::F16(k), KvHead::F16(v)) => {
                 DecodeAttentionAvx512 { q, k, v, scale }.run(&mut scratch.p, out, softmax);
             }
-            (_, k, v) => {
-                let [k, v] = [k, v].map(|view| KvHead { view, batch, positions: keys(), head });
-                DecodeAttention { q, k, v, scale }.run(&mut scratch.p, &mut scratch.k, out, softmax);
-            }
+            _ => DecodeAttention { q, k, v, scale }.run(&mut scratch.p, &mut scratch.k, out, softmax),
         }
     }
 }

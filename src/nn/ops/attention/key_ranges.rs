@@ -42,14 +42,20 @@ impl KeyRanges {
         Self::new(self.rows.iter().map(|row| row[row.len().saturating_sub(count)..].to_vec()).collect())
     }
 
-    pub(super) fn check(&self, batch: usize, queries: usize, keys: usize) -> Result<()> {
-        let fits = self.rows.len() == batch
-            && self
-                .rows
-                .iter()
-                .all(|row| row.len() == queries && row.iter().all(|r| r.start <= r.end && r.end <= keys));
-        if !fits {
-            candle_core::bail!("the attention ranges do not fit {batch} rows of {queries} queries and {keys} keys");
+    /// The ranges of some queries of each row.
+    #[must_use]
+    pub fn queries_in(&self, queries: Range<usize>) -> Self {
+        let part = |row: &Vec<Range<usize>>| row.get(queries.clone()).unwrap_or_default().to_vec();
+        Self::new(self.rows.iter().map(part).collect())
+    }
+
+    /// Checks that each batch row has `queries` queries, whose ranges lie within its number of keys.
+    pub(super) fn check(&self, queries: usize, keys: &[usize]) -> Result<()> {
+        let within = |(row, &keys): (&Vec<Range<usize>>, &usize)| {
+            row.len() == queries && row.iter().all(|r| r.start <= r.end && r.end <= keys)
+        };
+        if self.rows.len() != keys.len() || !self.rows.iter().zip(keys).all(within) {
+            candle_core::bail!("the attention ranges do not fit rows of {queries} queries and {keys:?} keys");
         }
         Ok(())
     }

@@ -4,13 +4,16 @@ mod backward_cpu;
 mod forward_cpu;
 mod key_ranges;
 
-use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, WithDType};
+use std::ops::Deref;
+
+use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Storage, Tensor, WithDType};
 
 use super::{is_cpu_f32, is_tracked, with_slices};
-use crate::nn::kernels::kv_view::{HeadView, KvView};
+use crate::nn::kernels::kv_view::{HeadView, KvView, Segments};
 use crate::nn::tape::apply3;
 use crate::options::Precision;
 use backward_cpu::Inputs;
+use forward_cpu::Kv;
 pub use key_ranges::KeyRanges;
 
 /// Attention `softmax(scale q k^T) v` over the key range of each query.
@@ -39,7 +42,7 @@ pub fn attention_with(
     precision: Precision,
 ) -> Result<Tensor> {
     let shape = AttentionShape::new(q, k, v)?;
-    ranges.check(shape.batch, shape.queries, shape.keys)?;
+    ranges.check(shape.queries, &vec![shape.keys; shape.batch])?;
     let kv_is_f16 = [k, v].iter().all(|t| t.dtype() == DType::F16) && !is_tracked(&[q, k, v]);
     if is_cpu_f32(&[q, k, v]) || is_cpu_f32(&[q]) && k.device().is_cpu() && v.device().is_cpu() && kv_is_f16 {
         let [q, k, v] = [rows_of_heads(q)?, rows_of_heads(k)?, rows_of_heads(v)?];
@@ -51,13 +54,53 @@ pub fn attention_with(
     weights.to_dtype(v.dtype())?.matmul(&v.contiguous()?)?.transpose(1, 2)
 }
 
+/// Keys and values of consecutive positions of one sequence, each (1, positions, kv_heads, head_dim).
+#[derive(Debug, Clone)]
+pub struct KvSegment {
+    /// Keys.
+    pub keys: Tensor,
+    /// Values.
+    pub values: Tensor,
+}
+
+/// [`attention_with`] for batch rows that each have keys and values of their own, in consecutive segments: bit for bit
+/// what contiguous keys and values give. Without gradients.
+///
+/// # Errors
+/// Errors of candle, if shapes, dtypes or ranges do not fit.
+pub fn attention_over(
+    q: &Tensor,
+    rows: &[Vec<KvSegment>],
+    ranges: &KeyRanges,
+    scale: f64,
+    precision: Precision,
+) -> Result<Tensor> {
+    let shape = AttentionShape::over(q, rows)?;
+    let keys = |row: &Vec<KvSegment>| row.iter().map(|segment| segment.keys.dim(1)).sum::<Result<usize>>();
+    ranges.check(shape.queries, &rows.iter().map(keys).collect::<Result<Vec<_>>>()?)?;
+    let dtype = rows.iter().flatten().next().map_or(DType::F32, |segment| segment.keys.dtype());
+    let on_cpu = |t: &Tensor| t.device().is_cpu() && t.dtype() == dtype && t.stride().last() == Some(&1);
+    let all_on_cpu = rows.iter().flatten().all(|segment| on_cpu(&segment.keys) && on_cpu(&segment.values));
+    if is_cpu_f32(&[q]) && all_on_cpu && matches!(dtype, DType::F32 | DType::F16) {
+        let op = AttentionOp { shape, ranges: ranges.clone(), scale: scale as f32, precision };
+        return op.forward_over(&rows_of_heads(q)?, rows);
+    }
+    let one = |(i, row): (usize, &Vec<KvSegment>)| {
+        let joined = |part: fn(&KvSegment) -> &Tensor| Tensor::cat(&row.iter().map(part).collect::<Vec<_>>(), 1);
+        let (k, v) = (joined(|segment| &segment.keys)?, joined(|segment| &segment.values)?);
+        let ranges = KeyRanges::new(vec![ranges.rows()[i].clone()]);
+        attention_with(&q.narrow(0, i, 1)?, &k, &v, &ranges, scale, precision)
+    };
+    Tensor::cat(&rows.iter().enumerate().map(one).collect::<Result<Vec<_>>>()?, 0)
+}
+
 /// Attention weights `softmax(scale q k^T)`, (batch, heads, queries, keys), f32; memory is quadratic.
 ///
 /// # Errors
 /// The errors of [`attention`].
 pub fn attention_weights(q: &Tensor, k: &Tensor, ranges: &KeyRanges, scale: f64) -> Result<Tensor> {
     let shape = AttentionShape::new(q, k, k)?;
-    ranges.check(shape.batch, shape.queries, shape.keys)?;
+    ranges.check(shape.queries, &vec![shape.keys; shape.batch])?;
     let q = (q.transpose(1, 2)?.contiguous()? * scale)?;
     let k = repeat_heads(&k.transpose(1, 2)?, shape.heads / shape.kv_heads)?;
     let scores = q.matmul(&k.transpose(2, 3)?.contiguous()?)?.to_dtype(DType::F32)?;
@@ -103,6 +146,20 @@ impl AttentionShape {
         Ok(Self { batch, queries, keys, heads, kv_heads, head_dim })
     }
 
+    /// The shape of attention over the segments of each batch row; `keys` is not used.
+    fn over(q: &Tensor, rows: &[Vec<KvSegment>]) -> Result<Self> {
+        let (batch, queries, heads, head_dim) = q.dims4()?;
+        let kv_heads = rows.iter().flatten().next().map_or(Ok(heads), |segment| segment.keys.dim(2))?;
+        let fits = |segment: &KvSegment| {
+            let expected = segment.keys.dim(1).map(|positions| [1, positions, kv_heads, head_dim]);
+            expected.is_ok_and(|dims| segment.keys.dims() == dims && segment.values.dims() == dims)
+        };
+        if rows.len() != batch || kv_heads == 0 || heads % kv_heads != 0 || !rows.iter().flatten().all(fits) {
+            candle_core::bail!("attention of q {:?} over {} rows of segments: shapes do not fit", q.dims(), rows.len());
+        }
+        Ok(Self { batch, queries, keys: 0, heads, kv_heads, head_dim })
+    }
+
     /// Number of query heads that share the keys of one head.
     fn group(&self) -> usize {
         self.heads / self.kv_heads
@@ -131,12 +188,58 @@ fn head_view<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Resu
     }
 }
 
-/// View of keys or values, which may be f16.
-fn kv_view<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<KvView<'a>> {
+/// Keys or values of one batch row of a tensor, which may be f16.
+fn kv_view<'a>(storage: &'a CpuStorage, layout: &Layout, row: usize) -> Result<KvView<'a>> {
+    let positions = layout.shape().dims4()?.1;
     Ok(match storage {
-        CpuStorage::F16(_) => KvView::F16(head_view(storage, layout)?),
-        _ => KvView::F32(head_view(storage, layout)?),
+        CpuStorage::F16(_) => KvView::F16(Segments::new(vec![(head_view(storage, layout)?.row(row), positions)])),
+        _ => KvView::F32(Segments::new(vec![(head_view(storage, layout)?.row(row), positions)])),
     })
+}
+
+impl AttentionOp {
+    /// Attention over the segments of each batch row, all on the CPU and of one dtype, f32 or f16.
+    fn forward_over(&self, q: &Tensor, rows: &[Vec<KvSegment>]) -> Result<Tensor> {
+        let locked = rows.iter().map(|row| {
+            let parts = row.iter().map(|segment| [&segment.keys, &segment.values].map(Tensor::storage_and_layout));
+            Vec::from_iter(parts)
+        });
+        let locked = Vec::from_iter(locked);
+        let kv = locked.iter().map(|row| Ok(Kv { k: segments_view(row, 0)?, v: segments_view(row, 1)? }));
+        let kv: Vec<Kv> = kv.collect::<Result<_>>()?;
+        let (storage, layout) = q.storage_and_layout();
+        let out = self.forward(head_view(cpu(&storage)?, layout)?, &kv);
+        Tensor::from_vec(out, q.shape(), q.device())
+    }
+}
+
+fn cpu(storage: &Storage) -> Result<&CpuStorage> {
+    match storage {
+        Storage::Cpu(storage) => Ok(storage),
+        _ => candle_core::bail!("expected a tensor on the CPU"),
+    }
+}
+
+/// The keys (part 0) or values (part 1) of segments, given their locked storages and their layouts.
+fn segments_view<'a, L: Deref<Target = Storage>>(
+    segments: &'a [[(L, &'a Layout); 2]],
+    part: usize,
+) -> Result<KvView<'a>> {
+    match segments.first().map(|segment| segment[part].0.dtype()) {
+        Some(DType::F16) => segment_views(segments, part).map(KvView::F16),
+        _ => segment_views(segments, part).map(KvView::F32),
+    }
+}
+
+fn segment_views<'a, T: WithDType, L: Deref<Target = Storage>>(
+    segments: &'a [[(L, &'a Layout); 2]],
+    part: usize,
+) -> Result<Segments<'a, T>> {
+    let view = |segment: &'a [(L, &'a Layout); 2]| {
+        let (storage, layout) = &segment[part];
+        Ok((head_view(cpu(storage)?, layout)?, layout.shape().dims4()?.1))
+    };
+    segments.iter().map(view).collect::<Result<_>>().map(Segments::new)
 }
 
 impl CustomOp3 for AttentionOp {
@@ -153,7 +256,9 @@ impl CustomOp3 for AttentionOp {
         v: &CpuStorage,
         lv: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let out = self.forward(head_view(q, lq)?, kv_view(k, lk)?, kv_view(v, lv)?);
+        let row = |row| Ok(Kv { k: kv_view(k, lk, row)?, v: kv_view(v, lv, row)? });
+        let rows: Vec<Kv> = (0..self.shape.batch).map(row).collect::<Result<_>>()?;
+        let out = self.forward(head_view(q, lq)?, &rows);
         Ok((CpuStorage::F32(out), lq.shape().clone()))
     }
 
@@ -317,6 +422,58 @@ mod tests {
             let wide = attention(&q.to_dtype(DType::F64)?, &k, &v, &ranges, 0.5)?;
             assert!(max_diff(&found, &wide.to_dtype(DType::F32)?) < 2e-6);
         }
+        Ok(())
+    }
+
+    /// Cuts keys and values of one row at some positions.
+    fn cut(k: &Tensor, v: &Tensor, cuts: &[usize]) -> Result<Vec<KvSegment>> {
+        let ends = cuts.iter().copied().chain([k.dim(1)?]);
+        let starts = [0].into_iter().chain(cuts.iter().copied());
+        let part = |x: &Tensor, from: usize, to: usize| x.narrow(1, from, to - from)?.force_contiguous();
+        let segment = |(from, to)| Ok(KvSegment { keys: part(k, from, to)?, values: part(v, from, to)? });
+        starts.zip(ends).map(segment).collect()
+    }
+
+    #[test]
+    fn segments_equal_contiguous_keys_to_the_bit() -> Result<()> {
+        for (queries, head_dim, group) in [(1, 13, 3), (1, 64, 2), (1, 76, 1), (1, 128, 7), (9, 64, 2), (70, 24, 3)] {
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let keys = [230, 75];
+                let q = values(&[2, queries, 2 * group, head_dim], 0.1);
+                let kv = keys
+                    .map(|keys| [0.2, 0.3].map(|seed| values(&[1, keys, 2, head_dim], seed).to_dtype(dtype).unwrap()));
+                let row = |keys: usize, from| (0..queries).map(|i| from..keys - queries + i + 1).collect();
+                let ranges = KeyRanges::new(vec![row(keys[0], 0), row(keys[1], 3)]);
+                for cuts in [[vec![], vec![]], [vec![1, 64, 65, 190], vec![70]], [vec![128], vec![2, 3, 5, 50]]] {
+                    let rows = [0, 1].map(|i| cut(&kv[i][0], &kv[i][1], &cuts[i]).unwrap());
+                    let found = attention_over(&q, &rows, &ranges, 0.5, Precision::Full)?;
+                    for (i, [k, v]) in kv.iter().enumerate() {
+                        let own = KeyRanges::new(vec![ranges.rows()[i].clone()]);
+                        let expected = attention(&q.narrow(0, i, 1)?, k, v, &own, 0.5)?;
+                        let error = max_diff(&found.narrow(0, i, 1)?, &expected);
+                        assert_eq!(error, 0.0, "{queries} queries, {head_dim}, {dtype:?}, cuts {:?}", cuts[i]);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn segments_that_do_not_fit_are_refused() -> Result<()> {
+        let x = |keys: usize, width: usize| values(&[1, keys, 2, width], 0.1);
+        let segment = |keys, values| KvSegment { keys, values };
+        let attend = |rows: &[Vec<KvSegment>], range| {
+            attention_over(&x(1, 4), rows, &KeyRanges::new(vec![vec![range]]), 1.0, Precision::Full)
+        };
+        let fits = || segment(x(3, 4), x(3, 4));
+        assert_eq!(attend(&[vec![fits(), fits()]], 0..6)?.dims(), [1, 1, 2, 4]);
+        assert!(attend(&[vec![fits()]], 0..4).is_err());
+        assert!(attend(&[vec![fits()], vec![fits()]], 0..3).is_err());
+        assert!(attend(&[vec![segment(x(3, 4), x(2, 4))]], 0..2).is_err());
+        assert!(attend(&[vec![fits(), segment(x(3, 8), x(3, 8))]], 0..3).is_err());
+        let half = |t: Tensor| t.to_dtype(DType::F16);
+        assert!(attend(&[vec![fits(), segment(half(x(3, 4))?, half(x(3, 4))?)]], 0..3).is_err());
         Ok(())
     }
 

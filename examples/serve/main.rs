@@ -1,0 +1,206 @@
+//! Example: serves a model over HTTP, by OpenAI's API and with a page to try it.
+//!
+//! `cargo run --release --features serve --example serve`, then open <http://127.0.0.1:8080>, or
+//! `curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' -d '{"messages": ..}'`.
+
+#[path = "../common/cli.rs"]
+mod cli;
+#[path = "../common/download.rs"]
+mod download;
+#[path = "../common/model.rs"]
+mod model;
+mod server;
+
+use std::env::VarError;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use haplovl::pipeline::{Engine, EngineConfig, ModelSource};
+use haplovl::processor::ImageDecoder;
+use server::{ApiKeys, App, Settings};
+use tokio::net::TcpListener;
+
+/// Environment variable of the API key.
+const KEY_VARIABLE: &str = "HAPLOVL_API_KEY";
+/// Threads of the server itself; models compute on threads of their own.
+const THREADS: usize = 2;
+
+/// Serves a model over HTTP: OpenAI's API, metrics for Prometheus, and a page to try it.
+///
+/// Many requests are answered at once, each as if it were alone. SIGTERM and Ctrl-C end the server once the answers under
+/// way are complete; a second signal ends it at once.
+#[derive(Debug, Parser)]
+#[command(after_help = "Examples:\n  \
+    serve\n  \
+    serve --model ./haplovl-7b --quantize q8_0 --port 9000\n  \
+    HAPLOVL_API_KEY=secret serve --host 0.0.0.0 --max-batch 16 --cache-mb 4096 --timeout 120")]
+struct Arguments {
+    #[command(flatten)]
+    model: model::ModelOptions,
+    /// Address to listen on; 0.0.0.0 or :: for all of this machine
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    host: std::net::IpAddr,
+    /// Port to listen on; 0 for any that is free
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// File of API keys, one a line, any of which clients must send [default: the key in HAPLOVL_API_KEY, else none]
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// Answers that are computed at the same time
+    #[arg(long, default_value_t = EngineConfig::default().max_batch, value_name = "N")]
+    max_batch: usize,
+    /// Requests that may wait; a further one gets status 429
+    #[arg(long, default_value_t = EngineConfig::default().queue, value_name = "N")]
+    queue: usize,
+    /// Memory of keys and values in MiB, kept prompts included [default: half of what is free]
+    #[arg(long, value_name = "MIB")]
+    cache_mb: Option<usize>,
+    /// Largest body of a request in MiB
+    #[arg(long, default_value_t = 32, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    max_body_mb: u32,
+    /// Largest number of pixels of all images of a request
+    #[arg(long, default_value_t = Settings::default().max_pixels, value_name = "N",
+          value_parser = clap::value_parser!(u64).range(1..=ImageDecoder::default().max_pixels))]
+    max_pixels: u64,
+    /// Longest time of a request in seconds, waiting included
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: u64,
+    /// Origin whose pages may call the server from a browser, such as https://example.org, or * for any
+    #[arg(long, value_name = "ORIGIN", value_parser = origin)]
+    cors: Option<String>,
+}
+
+fn main() -> ExitCode {
+    cli::main(|arguments: Arguments| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
+        runtime.block_on(run(arguments))
+    })
+}
+
+async fn run(arguments: Arguments) -> Result<()> {
+    let settings = arguments.settings()?;
+    let config = arguments.engine();
+    config.validate()?;
+    // Bound before the model is loaded: a port that is taken is reported at once.
+    let address = SocketAddr::new(arguments.host, arguments.port);
+    let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"));
+    let listener = listener.map_err(|e| anyhow::anyhow!("{e:#}: choose another --port or --host"))?;
+    let stop = Stop::register()?;
+    let engine = Engine::new(arguments.model.load()?, config)?;
+    let has_key = !settings.keys.is_empty();
+    let app = Arc::new(App::new(engine, settings));
+    cli::note(format_args!(
+        "serving `{}` on http://{}{}",
+        app.settings.model_id,
+        listener.local_addr()?,
+        if has_key { ", to clients with the API key" } else { "" }
+    ));
+    server::serve(listener, server::router(Arc::clone(&app)), Arc::clone(&app), stop.wait()).await;
+    tokio::task::spawn_blocking(move || app.engine.shutdown()).await?;
+    cli::note("all answers are complete, the server ends");
+    Ok(())
+}
+
+impl Arguments {
+    fn settings(&self) -> Result<Settings> {
+        Ok(Settings {
+            model_id: model_id(self.model.source()),
+            keys: self.keys()?,
+            cors: self.cors.clone(),
+            max_body: (self.max_body_mb as usize) << 20,
+            max_bodies: Settings::default().max_bodies.max((self.max_body_mb as usize) << 21),
+            max_pixels: self.max_pixels,
+            timeout: Duration::from_secs(self.timeout),
+            ..Settings::default()
+        })
+    }
+
+    fn keys(&self) -> Result<ApiKeys> {
+        let (text, from) = match (&self.api_key_file, std::env::var(KEY_VARIABLE)) {
+            (Some(path), _) => {
+                let read = std::fs::read_to_string(path).with_context(|| path.display().to_string());
+                (read.map_err(|e| anyhow::anyhow!("{e:#}"))?, path.display().to_string())
+            }
+            (None, Ok(key)) => (key, KEY_VARIABLE.into()),
+            (None, Err(VarError::NotPresent)) => return Ok(ApiKeys::default()),
+            (None, Err(VarError::NotUnicode(_))) => {
+                bail!("{KEY_VARIABLE} is not UTF-8: choose a key of letters and digits")
+            }
+        };
+        let keys = ApiKeys::from_lines(&text);
+        ensure!(!keys.is_empty(), "{from} holds no API key: write one a line, or leave it out to serve without");
+        Ok(keys)
+    }
+
+    fn engine(&self) -> EngineConfig {
+        EngineConfig::default()
+            .with_max_batch(self.max_batch)
+            .with_queue(self.queue)
+            .with_kv_cache_bytes(self.cache_mb.map(|mib| mib.saturating_mul(1 << 20)))
+            .with_timeout(Duration::from_secs(self.timeout))
+    }
+}
+
+/// The name of a model in requests: its hub id, or the last part of its path.
+fn model_id(source: &ModelSource) -> String {
+    match source {
+        ModelSource::Path(path) => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn origin(given: &str) -> Result<String> {
+    let is_origin =
+        given == "*" || given.split_once("://").is_some_and(|(_, host)| !host.is_empty() && !host.contains('/'));
+    ensure!(is_origin && given.is_ascii(), "expected an origin such as https://example.org, or *");
+    Ok(given.into())
+}
+
+/// SIGTERM and Ctrl-C: the first ends the server in good order, the second at once.
+struct Stop {
+    #[cfg(unix)]
+    terminate: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    /// Registers the signals, which end the process no more.
+    #[cfg(unix)]
+    fn register() -> Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    #[cfg(not(unix))]
+    fn register() -> Result<Self> {
+        Ok(Self {})
+    }
+
+    #[cfg(unix)]
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => (),
+            _ = self.interrupt.recv() => (),
+        }
+    }
+
+    #[cfg(not(unix))]
+    async fn next(&mut self) {
+        let _ = tokio::signal::ctrl_c().await;
+    }
+
+    async fn wait(mut self) {
+        self.next().await;
+        cli::note("no new requests: the server ends once the answers under way are complete");
+        tokio::spawn(async move {
+            self.next().await;
+            std::process::exit(1);
+        });
+    }
+}

@@ -1,0 +1,150 @@
+//! An engine that answers many requests at once.
+
+use super::LoadedModel;
+use crate::Result;
+use crate::batch::{BatchSpec, MultimodalBatch, PaddingSide};
+use crate::generation::{CancelToken, EngineConfig, Event, Handle, Metrics, Request, Scheduler, SubmitError};
+use crate::processor::{Conversation, Message};
+
+/// The prompt of a request.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Prompt {
+    /// A conversation that awaits the model's answer, written by the chat template.
+    Conversation(Conversation),
+    /// A text to continue, without the chat template and never read as control tokens.
+    Text(String),
+}
+
+impl Prompt {
+    fn batch(self, model: &LoadedModel) -> Result<MultimodalBatch> {
+        match self {
+            Self::Conversation(conversation) => model.batch(&[conversation]),
+            Self::Text(text) => {
+                let (model, sequence) = (model.model(), model.processor().text_sequence(&text)?);
+                MultimodalBatch::new(&[sequence], BatchSpec::new(model.config()), PaddingSide::Left, model.device())
+            }
+        }
+    }
+}
+
+impl From<Conversation> for Prompt {
+    fn from(conversation: Conversation) -> Self {
+        Self::Conversation(conversation)
+    }
+}
+
+impl From<Message> for Prompt {
+    fn from(message: Message) -> Self {
+        Self::Conversation(message.into())
+    }
+}
+
+impl From<String> for Prompt {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<&str> for Prompt {
+    fn from(text: &str) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+/// An engine that answers many requests at once, on a thread of its own.
+///
+/// Requests join and leave the running batch between tokens, and prompts are prefilled in slices between decode steps.
+/// The same request gives the same tokens alone and in any company. Keys and values of prompts are kept for later
+/// prompts with the same beginning, images compared by their pixels.
+///
+/// An engine is shared by reference or in an [`Arc`](std::sync::Arc); dropping it cancels all requests.
+///
+#[cfg_attr(feature = "builtin", doc = "```")]
+#[cfg_attr(not(feature = "builtin"), doc = "```no_run")]
+/// use haplovl::data::shapes::{ShapesConfig, Split};
+/// use haplovl::pipeline::{Engine, EngineConfig, Event, Request};
+/// use haplovl::prelude::*;
+///
+/// # fn main() -> haplovl::Result<()> {
+/// let model = LoadedModel::load(&ModelSource::Builtin, LoadOptions::default())?;
+/// let generation = model.generation().clone();
+/// let engine = Engine::new(model, EngineConfig::default())?;
+///
+/// let scene = Split::Test.scene(4, &ShapesConfig::default()).render(64);
+/// let ask = |question: &str| {
+///     let question = Conversation::ask([scene.clone()], question);
+///     engine.submit(Request::new(question, generation.clone()))
+/// };
+/// // Both run at once; the image is prefilled once.
+/// let (count, caption) = (ask("how many objects are there?")?, ask("describe the image.")?);
+/// for event in caption {
+///     if let Event::Text { text, .. } = event {
+///         print!("{text}");
+///     }
+/// }
+/// assert_eq!(count.answer()?.text(), "four");
+/// # Ok(())
+/// # }
+/// ```
+pub struct Engine {
+    model: LoadedModel,
+    scheduler: Scheduler,
+}
+
+impl Engine {
+    /// An engine over a model.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) for an invalid field of `config`, and [`Error::Generation`](crate::Error::Generation) if no thread can be started.
+    pub fn new(model: LoadedModel, config: EngineConfig) -> Result<Self> {
+        let scheduler = Scheduler::start(model.shared_model(), model.decoder(), config)?;
+        Ok(Self { model, scheduler })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &LoadedModel {
+        &self.model
+    }
+
+    /// Preprocesses a request on this thread, and queues it.
+    ///
+    /// # Errors
+    /// [`SubmitError::QueueFull`], and the reasons why this request or any other can never run.
+    pub fn submit(&self, request: Request<impl Into<Prompt>>) -> Result<Handle, SubmitError> {
+        self.scheduler.submit(request, |prompt| prompt.into().batch(&self.model))
+    }
+
+    /// The same as [`Self::submit`], with `sink` called for each event on a thread of its own; a `sink` that returns
+    /// false or panics cancels the request.
+    ///
+    /// # Errors
+    /// The errors of [`Self::submit`], and [`SubmitError::Invalid`] if no thread can be started.
+    pub fn submit_with(
+        &self,
+        request: Request<impl Into<Prompt>>,
+        sink: impl FnMut(Event) -> bool + Send + 'static,
+    ) -> Result<CancelToken, SubmitError> {
+        Ok(self.submit(request)?.forward(sink)?)
+    }
+
+    /// Runs a job on the engine's thread between two decode steps, so that it does not compete with them, and returns
+    /// its result.
+    ///
+    /// # Errors
+    /// [`Error::Generation`](crate::Error::Generation) if the job panics, or the engine is shut down.
+    pub fn run<T: Send + 'static>(&self, job: impl FnOnce(&LoadedModel) -> T + Send + 'static) -> Result<T> {
+        let model = self.model.clone();
+        self.scheduler.run(move || job(&model))
+    }
+
+    /// Counters, gauges and histograms at this moment.
+    pub fn metrics(&self) -> Metrics {
+        self.scheduler.metrics()
+    }
+
+    /// Accepts no more requests, and returns when those under way have ended.
+    pub fn shutdown(&self) {
+        self.scheduler.shutdown();
+    }
+}
