@@ -24,7 +24,8 @@ use std::time::SystemTime;
 
 use candle_core::{DType, Device, Tensor};
 use common::{
-    TEXT, config, config_with_llm, image_processor, model, model_with_llm, prompt, random_image, report, text, trainer,
+    TEXT, config, config_with_llm, image_processor, model, model_with_llm, prompt, random_image, report, text, texts,
+    trainer,
 };
 use criterion::{Bencher, Criterion, Throughput, criterion_group};
 use haplovl::batch::MultimodalBatch;
@@ -79,6 +80,7 @@ fn inference(c: &mut Criterion) {
         for rows in [1, SEQUENCES] {
             decode(c, format, rows, &model);
         }
+        decode_rows(c, format, &model);
     }
 }
 
@@ -115,6 +117,20 @@ fn decode(c: &mut Criterion, format: Option<Quantization>, rows: usize, model: &
     group.bench_function(format!("{length}{by_rows}/{}", name(format)), |b| {
         bench_decode(b, model, rows, length, &mut cache.borrow_mut())
     });
+    group.finish();
+}
+
+/// Benches steps of several sequences after a short text, where matmuls take most of the time.
+fn decode_rows(c: &mut Criterion, format: Option<Quantization>, model: &impl Deref<Target = HaploVl>) {
+    let mut group = c.benchmark_group("decode");
+    for rows in [1, 2, 4, 8, 16, 32] {
+        let prompt = texts(&config(), TEXT, rows);
+        let cache = prefilled_cache(model, &prompt, TEXT + NEW_TOKENS);
+        group.sample_size(10).throughput(Throughput::Elements((rows * NEW_TOKENS) as u64));
+        group.bench_function(format!("rows/{rows}/{}", name(format)), |b| {
+            bench_decode(b, model, rows, TEXT, &mut cache.borrow_mut())
+        });
+    }
     group.finish();
 }
 
