@@ -25,7 +25,8 @@ use std::time::SystemTime;
 
 use candle_core::{DType, Device, Tensor};
 use common::{
-    TEXT, config, config_with_llm, image_processor, model, model_with_llm, prompt, random_image, report, text, trainer,
+    TEXT, config, config_with_llm, image_processor, model, model_with_llm, prompt, random_image, report, text, texts,
+    trainer,
 };
 use criterion::{Bencher, Criterion, Throughput, criterion_group};
 use haplovl::batch::MultimodalBatch;
@@ -81,6 +82,7 @@ fn inference(c: &mut Criterion) {
             decode(c, format, rows, &model);
             decode_sequences(c, format, rows, &model);
         }
+        decode_rows(c, format, &model);
     }
 }
 
@@ -163,6 +165,20 @@ fn after_chunks(model: &HaploVl, chunks: &[Arc<KvChunk>], capacity: usize) -> Se
     let mut sequence = model.sequence_cache(capacity).expect("a cache");
     chunks.iter().for_each(|chunk| sequence.push(chunk).expect("room"));
     sequence
+}
+
+/// Benches steps of several sequences after a short text, where matmuls take most of the time.
+fn decode_rows(c: &mut Criterion, format: Option<Quantization>, model: &impl Deref<Target = HaploVl>) {
+    let mut group = c.benchmark_group("decode");
+    for rows in [1, 2, 4, 8, 16, 32] {
+        let prompt = texts(&config(), TEXT, rows);
+        let cache = prefilled_cache(model, &prompt, TEXT + NEW_TOKENS);
+        group.sample_size(10).throughput(Throughput::Elements((rows * NEW_TOKENS) as u64));
+        group.bench_function(format!("rows/{rows}/{}", name(format)), |b| {
+            bench_decode(b, model, rows, TEXT, &mut cache.borrow_mut())
+        });
+    }
+    group.finish();
 }
 
 /// Times prefill of a whole prompt with an empty KV cache.

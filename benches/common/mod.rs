@@ -118,9 +118,15 @@ impl TensorSource for Weights {
 
 /// Builds a text-only batch of one row, with labels on all tokens.
 pub fn text(config: &HaploVlConfig, tokens: usize) -> MultimodalBatch {
+    texts(config, tokens, 1)
+}
+
+/// Builds a text-only batch of equal rows, with labels on all tokens.
+pub fn texts(config: &HaploVlConfig, tokens: usize, rows: usize) -> MultimodalBatch {
     let input_ids = Vec::from_iter(2000..2000 + tokens as u32);
     let sequence = Sequence { labels: Some(input_ids.clone()), input_ids, visuals: vec![] };
-    MultimodalBatch::new(&[sequence], BatchSpec::new(config), PaddingSide::Left, &Device::Cpu).expect("a batch")
+    let batch = MultimodalBatch::new(&vec![sequence; rows], BatchSpec::new(config), PaddingSide::Left, &Device::Cpu);
+    batch.expect("a batch")
 }
 
 /// Builds a batch of 640-token rows: text, an image of one tile, text.

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::HaploVl;
 use crate::config::{GenerationConfig, HaploVlConfig};
-use crate::nn::ops::QuantizedWeight;
+use crate::nn::ops::quantize_blocks;
 use crate::options::Quantization;
 use crate::processor::Processor;
 use crate::weights::{
@@ -71,7 +71,7 @@ pub fn save_quantized(
         source.check_finite(&name)?;
         let tensor = source.load_tensor(&name, DType::F32, &Device::Cpu)?;
         let stored = match (matrices.contains(&name), name.as_str()) {
-            (true, _) => QuantizedWeight::quantize(&tensor, kind)?.into_qtensor()?,
+            (true, _) => quantize_blocks(&tensor, kind)?,
             (_, TEXT_TABLE) => QTensor::quantize(&tensor, GgmlDType::F16)?,
             _ => QTensor::quantize(&tensor, GgmlDType::F32)?,
         };

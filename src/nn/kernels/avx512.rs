@@ -7,32 +7,6 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy, Default)]
 pub struct U32x16(pub [u32; 16]);
 
-/// Sixteen f32 lanes in memory, aligned as a register.
-#[repr(C, align(64))]
-#[derive(Clone, Copy, Default)]
-pub struct F32x16(pub [f32; 16]);
-
-impl F32x16 {
-    /// Zeros.
-    pub const ZERO: Self = Self([0.0; 16]);
-
-    /// Loads a register.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub fn load(&self) -> __m512 {
-        // SAFETY: as long as a register, and aligned.
-        unsafe { _mm512_load_ps(self.0.as_ptr()) }
-    }
-
-    /// Stores a register.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub fn store(&mut self, value: __m512) {
-        // SAFETY: as long as a register, and aligned.
-        unsafe { _mm512_store_ps(self.0.as_mut_ptr(), value) }
-    }
-}
-
 impl U32x16 {
     /// Zeros.
     pub const ZERO: Self = Self([0; 16]);

@@ -72,12 +72,12 @@ impl WithSimd for Scores<'_> {
                 scores.iter_mut().zip(products).for_each(|(score, product)| *score = scale * product);
             };
             for head in (0..heads / 2 * 2).step_by(2) {
-                let products = dot_products(simd, four, [q.row(head), q.row(head + 1)], &[]);
+                let products = dot_products(simd, four, [q.row(head), q.row(head + 1)]);
                 store(head, products.map(|[first, _]| first));
                 store(head + 1, products.map(|[_, second]| second));
             }
             if heads % 2 == 1 {
-                store(heads - 1, dot_products(simd, four, [q.row(heads - 1)], &[]).map(|[product]| product));
+                store(heads - 1, dot_products(simd, four, [q.row(heads - 1)]).map(|[product]| product));
             }
         }
     }

@@ -3,14 +3,16 @@
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 use pulp::x86::V3;
 
-use crate::options::{Precision, Quantization};
-
-/// Number of rows up to which reading the weights dominates, so that a GEMV for several rows beats a GEMM.
-pub const GEMV_MAX_ROWS: usize = 8;
-
-/// Number of rows from which packing quantised weights pays.
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-const QUANT_GEMM_MIN_ROWS: usize = 4;
+use super::qmatmul::Avx512Vnni;
+use crate::options::Precision;
+
+/// Number of rows up to which the GEMV computes f32 matmuls, so that a row's result does not depend on the number of
+/// rows.
+pub const GEMV_MAX_ROWS: usize = 32;
+
+/// Number of rows of the left matrix from which packing the right one for a GEMM in bf16 pays.
+const PACKING_MIN_ROWS: usize = 9;
 
 /// Kernel of a matmul with float weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +34,7 @@ impl MatmulBackend {
 
     /// Backend of a matmul whose left matrix has `rows` rows, on one thread, such as a tile of attention.
     pub fn for_tile(rows: usize, precision: Precision) -> Self {
-        // Packing the right matrix pays for several rows only.
-        if rows <= GEMV_MAX_ROWS { Self::GemmF32 } else { Self::for_gemm(precision) }
+        if rows < PACKING_MIN_ROWS { Self::GemmF32 } else { Self::for_gemm(precision) }
     }
 
     /// Backend of a matmul of large matrices.
@@ -47,12 +48,12 @@ impl MatmulBackend {
     }
 }
 
-/// Kernel of a matmul with quantised weights.
-#[derive(Debug, Clone, Copy)]
+/// Number of rows up to which candle's kernels without tiles beat dequantising the weight.
+const CANDLE_MAX_ROWS: usize = 8;
+
+/// Matmul with quantised weights on a CPU for which this crate has no kernel, or with a block type that it has none for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QuantBackend {
-    /// A kernel of [`super::qmatmul`], with the proof that the CPU has AVX2.
-    #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-    Kernel(QuantKernel, V3),
     /// candle's kernels, which also quantise the activations.
     Candle,
     /// A GEMM in f32 with dequantised weights.
@@ -60,16 +61,10 @@ pub enum QuantBackend {
 }
 
 impl QuantBackend {
-    /// The fastest backend for `rows` of activations and a weight (outputs, inputs); `kind` is `None` for other block
-    /// types.
-    pub fn new(kind: Option<Quantization>, rows: usize, (outputs, inputs): (usize, usize)) -> Self {
-        #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-        if let (Some(_), Some(simd)) = (kind, V3::try_new()) {
-            return Self::Kernel(QuantKernel::for_rows(rows), simd);
-        }
-        let _ = kind;
+    /// The fastest backend for `rows` of activations and a weight (outputs, inputs).
+    pub fn new(rows: usize, (outputs, inputs): (usize, usize)) -> Self {
         let tiled = outputs.is_multiple_of(16) && inputs.is_multiple_of(CANDLE_TILE_WIDTH) && candle_has_tiles();
-        if tiled || rows <= GEMV_MAX_ROWS { Self::Candle } else { Self::Dequantize }
+        if tiled || rows <= CANDLE_MAX_ROWS { Self::Candle } else { Self::Dequantize }
     }
 }
 
@@ -84,37 +79,23 @@ pub fn candle_has_tiles() -> bool {
     return false;
 }
 
-/// Kernels of [`super::qmatmul`]. Each quantises the activations in different blocks.
+/// Instruction sets of the kernels of [`super::qmatmul`]. Each quantises the activations in different blocks.
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub enum QuantKernel {
-    /// GEMV over unpacked weights. Activations: 8 bits, blocks of 32 for `Q8_0` and of 256 for K-quants.
-    GemvAvx2,
-    /// GEMV with 64 weights of K-quants at a time (AVX-512 VNNI).
-    GemvAvx512Vnni,
-    /// GEMM over weights packed for 8 outputs. Activations: as above, but 16 bits for `Q8_0`.
-    GemmAvx2,
-    /// GEMM over weights packed for 16 outputs (AVX-512 VNNI). Activations: 8 bits, blocks of 32.
-    GemmAvx512Vnni,
+    /// AVX2. Activations: 16 bits in blocks of 32 for `Q8_0`, 8 bits in blocks of 256 for K-quants.
+    Avx2(V3),
+    /// AVX-512 VNNI. Activations: 8 bits, blocks of 32.
+    Avx512Vnni(V3, Avx512Vnni),
 }
 
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 impl QuantKernel {
-    /// The fastest kernel for `rows` of activations on this CPU.
-    pub fn for_rows(rows: usize) -> Self {
-        match (rows < QUANT_GEMM_MIN_ROWS, has_avx512_vnni()) {
-            (true, true) => Self::GemvAvx512Vnni,
-            (true, false) => Self::GemvAvx2,
-            (false, true) => Self::GemmAvx512Vnni,
-            (false, false) => Self::GemmAvx2,
-        }
+    /// The fastest kernel on this CPU, if it has AVX2.
+    pub fn fastest() -> Option<Self> {
+        let simd = V3::try_new()?;
+        Some(Avx512Vnni::try_new().map_or(Self::Avx2(simd), |vnni| Self::Avx512Vnni(simd, vnni)))
     }
-}
-
-/// Whether the CPU has AVX-512 with integer dot products.
-#[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-pub fn has_avx512_vnni() -> bool {
-    std::is_x86_feature_detected!("avx512bw") && std::is_x86_feature_detected!("avx512vnni")
 }
 
 /// Kernel of attention for a single query.

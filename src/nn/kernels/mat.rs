@@ -143,7 +143,6 @@ impl<'a> MatMut<'a> {
     }
 
     /// The elements of a row from column `first` on, at most `most`; empty beyond the last column.
-    #[cfg(any(test, all(target_arch = "x86_64", not(haplovl_portable))))]
     #[inline(always)]
     pub fn row_part(&mut self, row: usize, first: usize, most: usize) -> &mut [f32] {
         assert!(row < self.rows);

@@ -5,20 +5,17 @@
 //!
 //! | operation | rows | weight type | CPU | kernel | file |
 //! |---|---|---|---|---|---|
-//! | linear, forward | 1 to 8 | f32 | any | GEMV, SIMD by pulp | `gemv.rs` |
-//! | linear, forward and gradients | from 9; gradients: any | f32, `Precision::Full` | any | the `gemm` crate | `matmul.rs` |
-//! | linear, forward and gradients | from 9; gradients: any | f32, `Precision::Bf16` | AVX512-BF16 | GEMM in bf16 | `matmul_bf16_avx512.rs` |
-//! | quantised linear | 1 to 3 | `Q8_0` | AVX2 | GEMV | `qmatmul/gemv_q8_0_avx2.rs` |
-//! | quantised linear | 1 to 3 | `Q4_K`, `Q6_K` | AVX2 | GEMV | `qmatmul/gemv_kquant_avx2.rs` |
-//! | quantised linear | 1 to 3 | `Q4_K`, `Q6_K` | AVX-512 VNNI | GEMV | `qmatmul/gemv_kquant_avx512vnni.rs` |
-//! | quantised linear | from 4 | `Q8_0` | AVX2 | packed GEMM | `qmatmul/gemm_avx2.rs`, `qmatmul/gemv_q8_0_avx2.rs` |
-//! | quantised linear | from 4 | `Q4_K`, `Q6_K` | AVX2 | packed GEMM | `qmatmul/gemm_avx2.rs`, `qmatmul/gemm_kquant_avx2.rs` |
-//! | quantised linear | from 4 | all three | AVX-512 VNNI | packed GEMM | `qmatmul/gemm_avx512vnni.rs` |
+//! | linear, forward | 1 to 32 | f32 | any | GEMV, SIMD by pulp | `gemv.rs` |
+//! | linear, forward and gradients | from 33; gradients: any | f32, `Precision::Full` | any | the `gemm` crate | `matmul.rs` |
+//! | linear, forward and gradients | from 33; gradients: any | f32, `Precision::Bf16` | AVX512-BF16 | GEMM in bf16 | `matmul_bf16_avx512.rs` |
+//! | quantised linear | any | `Q8_0` | AVX2 | over interleaved weights | `qmatmul/gemm.rs`, `qmatmul/gemm_q8_0_avx2.rs` |
+//! | quantised linear | any | `Q4_K`, `Q6_K` | AVX2 | over interleaved weights | `qmatmul/gemm.rs`, `qmatmul/gemm_kquant_avx2.rs` |
+//! | quantised linear | any | all three | AVX-512 VNNI | over interleaved weights | `qmatmul/gemm.rs`, `qmatmul/gemm_avx512vnni.rs` |
 //! | quantised linear | 1 to 8, or tiled (aarch64 with dotprod) | all three | others | candle's | `../ops/quantized_linear.rs` |
 //! | quantised linear | from 9 | all three | others | f32 GEMM with dequantised weights | `matmul.rs` |
 //! | attention | one query | f32 or f16 keys, whole registers a head | AVX-512 | decode attention | `decode_attention_avx512.rs` |
 //! | attention | one query | f32 or f16 keys | any | decode attention, SIMD by pulp | `decode_attention.rs` |
-//! | attention | blocks of 64 queries | f32 or f16 keys | as linear from 9 rows | two GEMMs and a softmax | `matmul.rs` |
+//! | attention | blocks of 64 queries | f32 or f16 keys | as linear from 33 rows | two GEMMs and a softmax | `matmul.rs` |
 //!
 //! A block of up to eight queries multiplies in f32 also with `Precision::Bf16`. Shared parts: views of matrices in
 //! `mat.rs` and `kv_view.rs`, parallel tasks in `parallel.rs`, scalar functions in `simd_math.rs`.

@@ -24,7 +24,8 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     linear_with(x, weight, bias, Precision::Full)
 }
 
-/// [`linear`] with the precision of f32 matmuls on the CPU; a forward pass of up to eight rows is always f32.
+/// [`linear`] with the precision of f32 matmuls on the CPU; a forward pass of up to 32 rows is always f32, and a
+/// row's result is then the same bits whatever the other rows and their number.
 ///
 /// # Errors
 /// The errors of [`linear`].

@@ -24,7 +24,7 @@ pub(crate) use cache_cast::cast_for_cache;
 pub use last_positions::last_positions;
 pub use linear::{linear, linear_as, linear_with};
 pub use norm::{layer_norm, rms_norm};
-pub use quantized_linear::{QuantizedWeight, quantized_linear};
+pub use quantized_linear::{QuantizedWeight, quantize_blocks, quantized_linear};
 pub use residual::residual;
 pub use rope::rope;
 

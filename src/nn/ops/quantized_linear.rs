@@ -3,14 +3,18 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::quantized::QTensor;
+#[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+use candle_core::quantized::{GgmlDType, QStorage};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result, Shape, Storage, Tensor};
 
 use super::linear::{add_bias, bias_gradient};
 use super::{contiguous_slice, is_cpu_f32, linear};
+#[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+use crate::nn::kernels::dispatch::QuantKernel;
 use crate::nn::kernels::dispatch::{CANDLE_TILE_WIDTH, QuantBackend, candle_has_tiles};
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-use crate::nn::kernels::qmatmul;
+use crate::nn::kernels::qmatmul::{self, InterleavedWeight};
 use crate::nn::tape::{apply1, apply2};
 use crate::options::Quantization;
 
@@ -25,6 +29,7 @@ impl Quantization {
     }
 
     /// The quantisation with this GGUF block type, if there is one.
+    #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
     fn of_blocks(dtype: GgmlDType) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.ggml_dtype() == dtype)
     }
@@ -37,12 +42,69 @@ impl Quantization {
     }
 }
 
+/// Quantises a float matrix (out, in) to GGUF blocks, with rows padded with zeros.
+///
+/// # Errors
+/// Errors of candle, if it is no matrix.
+pub fn quantize_blocks(weight: &Tensor, kind: Quantization) -> Result<QTensor> {
+    let (_, in_size) = weight.dims2()?;
+    if in_size == 0 {
+        candle_core::bail!("a matrix {:?} without inputs cannot be quantised", weight.dims());
+    }
+    let weight = weight.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+    let weight = weight.pad_with_zeros(1, 0, kind.padded(in_size) - in_size)?.contiguous()?;
+    QTensor::quantize(&weight, kind.ggml_dtype())
+}
+
 /// A quantised weight matrix (out, in), on the CPU.
 #[derive(Debug, Clone)]
 pub struct QuantizedWeight {
     /// Blocks of the weight, (out, in padded with zeros).
-    tensor: Arc<QTensor>,
+    blocks: Arc<Blocks>,
     in_size: usize,
+}
+
+/// Blocks as the kernels of this CPU take them.
+#[derive(Debug)]
+enum Blocks {
+    /// In the order of a file, for candle.
+    InOrder(QTensor),
+    /// For this crate's kernels.
+    #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+    Interleaved(InterleavedWeight, QuantKernel),
+}
+
+impl Blocks {
+    fn new(tensor: QTensor) -> Result<Self> {
+        #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+        if let (Some(kind), Some(kernel)) = (Quantization::of_blocks(tensor.dtype()), QuantKernel::fastest()) {
+            let width = tensor.shape().dims2()?.1;
+            return Ok(Self::Interleaved(InterleavedWeight::new(kind, &tensor.data()?, width), kernel));
+        }
+        Ok(Self::InOrder(tensor))
+    }
+
+    /// Numbers of outputs and of inputs with padding.
+    fn dims2(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::InOrder(tensor) => tensor.shape().dims2(),
+            #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+            Self::Interleaved(weight, _) => Ok(weight.dims2()),
+        }
+    }
+
+    /// The dequantised weight, with padding.
+    fn dequantize(&self) -> Result<Tensor> {
+        match self {
+            Self::InOrder(tensor) => tensor.dequantize(&Device::Cpu),
+            #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+            Self::Interleaved(weight, _) => {
+                let dtype = weight.kind().ggml_dtype();
+                let storage = QStorage::from_data(weight.in_file_order().into(), &Device::Cpu, dtype)?;
+                QTensor::new(storage, weight.dims2())?.dequantize(&Device::Cpu)
+            }
+        }
+    }
 }
 
 impl QuantizedWeight {
@@ -51,13 +113,7 @@ impl QuantizedWeight {
     /// # Errors
     /// Errors of candle, if it is no matrix.
     pub fn quantize(weight: &Tensor, kind: Quantization) -> Result<Self> {
-        let (_, in_size) = weight.dims2()?;
-        if in_size == 0 {
-            candle_core::bail!("a matrix {:?} without inputs cannot be quantised", weight.dims());
-        }
-        let weight = weight.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-        let weight = weight.pad_with_zeros(1, 0, kind.padded(in_size) - in_size)?.contiguous()?;
-        Ok(Self { tensor: Arc::new(QTensor::quantize(&weight, kind.ggml_dtype())?), in_size })
+        Self::from_qtensor(quantize_blocks(weight, kind)?, weight.dim(1)?)
     }
 
     /// Wraps a quantised matrix whose rows are `in_size` wide, padded with zeros.
@@ -73,20 +129,7 @@ impl QuantizedWeight {
                 in_size.max(1)
             );
         }
-        Ok(Self { tensor: Arc::new(tensor), in_size })
-    }
-
-    /// The quantised blocks, with padded rows.
-    pub fn qtensor(&self) -> &QTensor {
-        &self.tensor
-    }
-
-    /// The quantised blocks, without another owner.
-    ///
-    /// # Errors
-    /// If another copy of this weight is alive.
-    pub fn into_qtensor(self) -> Result<QTensor> {
-        Arc::try_unwrap(self.tensor).map_err(|_| candle_core::Error::Msg("the quantised weight is shared".into()))
+        Ok(Self { blocks: Arc::new(Blocks::new(tensor)?), in_size })
     }
 
     /// Numbers of outputs and inputs, without padding.
@@ -94,7 +137,7 @@ impl QuantizedWeight {
     /// # Errors
     /// Errors of candle only.
     pub fn dims2(&self) -> Result<(usize, usize)> {
-        Ok((self.tensor.shape().dims2()?.0, self.in_size))
+        Ok((self.blocks.dims2()?.0, self.in_size))
     }
 
     /// The dequantised weight, (out, in).
@@ -102,14 +145,15 @@ impl QuantizedWeight {
     /// # Errors
     /// Errors of candle only.
     pub fn dequantize(&self) -> Result<Tensor> {
-        dequantize(&self.tensor, self.in_size)
+        self.blocks.dequantize()?.narrow(1, 0, self.in_size)?.contiguous()
     }
 }
 
 /// `x W^T + b` for `x` (.., in) in f32 on the CPU and `bias` (out); the result is (.., out).
 ///
-/// `x` is quantised in blocks as well: to 8 bits, or to 16 with `Q8_0` and at least 4 rows on x86-64 with AVX2 and
-/// without AVX-512 VNNI. For many rows on a CPU without fast integer instructions, the weight is dequantised instead.
+/// `x` is quantised in blocks as well: to 8 bits, or to 16 with `Q8_0` on x86-64 with AVX2 and without AVX-512 VNNI.
+/// There, a row's result is the same bits whatever the other rows and their number. For many rows on other CPUs without
+/// fast integer instructions, the weight is dequantised instead.
 /// Differentiable in `x` and `bias`; the weight is frozen.
 ///
 /// # Errors
@@ -140,11 +184,6 @@ pub fn quantized_linear(x: &Tensor, weight: &QuantizedWeight, bias: Option<&Tens
 /// The custom op, without bias (one input) or with it (two).
 struct QuantizedLinearOp(QuantizedWeight);
 
-/// The dequantised weight without its padding.
-fn dequantize(weight: &QTensor, in_size: usize) -> Result<Tensor> {
-    weight.dequantize(&Device::Cpu)?.narrow(1, 0, in_size)?.contiguous()
-}
-
 /// Pads rows of `in_size` with zeros to `width`.
 fn padded(x: &[f32], in_size: usize, width: usize) -> Cow<'_, [f32]> {
     if in_size == width {
@@ -157,33 +196,31 @@ fn padded(x: &[f32], in_size: usize, width: usize) -> Cow<'_, [f32]> {
 
 impl QuantizedLinearOp {
     fn forward(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
-        let QuantizedWeight { tensor, in_size } = &self.0;
-        let (outputs, width) = tensor.shape().dims2()?;
-        let rows = lx.shape().dims2()?.0;
-        let kind = Quantization::of_blocks(tensor.dtype());
-        let backend = QuantBackend::new(kind, rows, (outputs, width));
-        if let QuantBackend::Dequantize = backend {
-            let weight = dequantize(tensor, *in_size)?;
-            let (storage, layout) = weight.storage_and_layout();
-            return match &*storage {
-                Storage::Cpu(storage) => linear::forward(x, lx, storage, layout),
-                _ => candle_core::bail!("expected a quantised weight on the CPU"),
-            };
-        }
-        let values = padded(contiguous_slice(x, lx)?, *in_size, width);
-        #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-        if let (QuantBackend::Kernel(kernel, simd), Some(kind)) = (backend, kind) {
-            let y = qmatmul::matmul(kernel, simd, &values, &tensor.data()?, kind, width);
-            return Ok((CpuStorage::F32(y), Shape::from((rows, outputs))));
-        }
-        match values {
-            Cow::Borrowed(_) => tensor.cpu_fwd(x, lx),
-            Cow::Owned(values) => tensor.cpu_fwd(&CpuStorage::F32(values), &Layout::contiguous((rows, width))),
+        let QuantizedWeight { blocks, in_size } = &self.0;
+        let ((outputs, width), rows) = (blocks.dims2()?, lx.shape().dims2()?.0);
+        let padded = || -> Result<_> { Ok(padded(contiguous_slice(x, lx)?, *in_size, width)) };
+        match &**blocks {
+            #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+            Blocks::Interleaved(weight, kernel) => {
+                let y = qmatmul::matmul(*kernel, &padded()?, weight);
+                Ok((CpuStorage::F32(y), Shape::from((rows, outputs))))
+            }
+            Blocks::InOrder(_) if QuantBackend::new(rows, (outputs, width)) == QuantBackend::Dequantize => {
+                let weight = self.0.dequantize()?;
+                match &*weight.storage_and_layout().0 {
+                    Storage::Cpu(storage) => linear::forward(x, lx, storage, weight.layout()),
+                    _ => candle_core::bail!("expected a quantised weight on the CPU"),
+                }
+            }
+            Blocks::InOrder(tensor) => match padded()? {
+                Cow::Borrowed(_) => tensor.cpu_fwd(x, lx),
+                Cow::Owned(values) => tensor.cpu_fwd(&CpuStorage::F32(values), &Layout::contiguous((rows, width))),
+            },
         }
     }
 
     fn backward(&self, g: &Tensor) -> Result<Tensor> {
-        g.detach().contiguous()?.matmul(&dequantize(&self.0.tensor, self.0.in_size)?)
+        g.detach().contiguous()?.matmul(&self.0.dequantize()?)
     }
 }
 

@@ -1,139 +1,218 @@
-//! Packed blocks of K-quants for [`super::gemm_avx2`].
+//! Micro-kernel over interleaved K-quant blocks (Q4_K and Q6_K) for AVX2.
 
 use std::arch::x86_64::__m256i;
+use std::cell::RefCell;
 use std::hint::black_box;
 use std::marker::PhantomData;
 
-use pulp::cast;
 use pulp::x86::V3;
+use pulp::{NullaryFnOnce, cast, f32x8};
 
-use super::super::simd_math::AVX2_F32_LANES as LANES;
-use super::gemm_avx2::{PANELS, PackedBlock, ROWS, Sums, broadcast, transpose_8x8};
-use super::kquant_format::{KQuant, KQuantBlock, PARTS};
+use super::block_format::{Blocks, KQuant};
+use super::gemm::{INPUTS, Kernel, Sums};
+use super::gemm_avx2::{HALVES, broadcast, load, store};
+use super::lanes::{LANES, Lanes, Line};
 use super::quantize_activations::BlockI8x256;
 
-/// One integer per output: four neighbouring weights, a scale twice, or two neighbouring offsets.
-type Column = [i32; LANES];
+/// Parts of 32 weights.
+const PARTS: usize = INPUTS / 32;
+/// Sixteen groups of 16 weights.
+const GROUPS: usize = INPUTS / 16;
 
-/// A K-quant block (256 weights) of each of eight outputs.
+/// An unpacked block of each of sixteen outputs.
 #[repr(align(32))]
-#[derive(Clone, Default)]
-pub struct PackedKQuant<K> {
-    weights: [[Column; 8]; PARTS],
-    /// Scales of the even groups of 16 weights of each part, then of the odd ones.
-    scales: [[Column; PARTS]; 2],
-    /// Four times the offsets of two even groups, then of two odd groups; the odd ones are used only if neighbours may
-    /// differ.
-    mins: [Column; 8],
+pub struct Panel {
+    /// Four neighbouring weights of each output, as unsigned bytes.
+    fours: [Line; INPUTS / 4],
+    /// The 16-bit scale of each group, twice.
+    scales: [Line; GROUPS],
+    /// The 16-bit offsets of two even groups each, then of two odd ones; those only if neighbours may differ.
+    mins: [Line; GROUPS / 2],
     scale: [f32; LANES],
     min: [f32; LANES],
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[Panel; 1]>> = RefCell::new(Box::new([Panel {
+        fours: [[0; LANES]; INPUTS / 4],
+        scales: [[0; LANES]; GROUPS],
+        mins: [[0; LANES]; GROUPS / 2],
+        scale: [0.0; LANES],
+        min: [0.0; LANES],
+    }]));
+}
+
+/// The kernel for weights of type `K`.
+#[derive(Clone, Copy)]
+pub struct KQuantAvx2<K>(V3, PhantomData<K>);
+
+impl<K> KQuantAvx2<K> {
+    /// The kernel.
+    pub fn new(simd: V3) -> Self {
+        Self(simd, PhantomData)
+    }
+}
+
+impl<K: KQuant> Kernel for KQuantAvx2<K> {
+    type X = BlockI8x256;
+    type Panel = Panel;
+    const PANELS: usize = 1;
+    const ROWS: usize = 2;
+    const BYTES: usize = K::GROUP_BYTES;
+
+    fn with_panels(f: impl FnOnce(&mut [Panel])) {
+        SCRATCH.with_borrow_mut(|panels| f(&mut panels[..]));
+    }
+
+    fn unpack(self, blocks: Blocks, panel: &mut Panel) {
+        self.0.vectorize(Unpack::<K> { simd: self.0, blocks, panel, of: PhantomData });
+    }
+
+    fn multiply<const R: usize>(self, panels: &[Panel], x: [&[BlockI8x256]; R], sums: Sums) {
+        let [panel, ..] = panels else { return };
+        self.0.vectorize(Multiply::<K, R> { simd: self.0, panel, x, sums, of: PhantomData });
+    }
+}
+
+struct Unpack<'a, K> {
+    simd: V3,
+    blocks: Blocks<'a>,
+    panel: &'a mut Panel,
     of: PhantomData<K>,
 }
 
-impl<K: KQuant> PackedKQuant<K> {
-    /// Dot products of offsets and sums of `x`, to be subtracted from the accumulators.
+impl<K: KQuant> NullaryFnOnce for Unpack<'_, K> {
+    type Output = ();
+
     #[inline(always)]
-    fn offset_products(&self, simd: V3, x: &BlockI8x256) -> __m256i {
-        let avx2 = simd.avx2;
-        let sums = cast(x.sums);
-        let even = avx2._mm256_permute2x128_si256::<0x00>(sums, sums);
-        let odd = avx2._mm256_permute2x128_si256::<0x11>(sums, sums);
-        let [a, b, c, d, e, f, g, h] = self.mins;
-        if K::OFFSET_FOR_32 {
-            multiply_pairs(simd, [a, b, c, d], avx2._mm256_add_epi16(even, odd))
-        } else {
-            avx2._mm256_add_epi32(multiply_pairs(simd, [a, b, c, d], even), multiply_pairs(simd, [e, f, g, h], odd))
+    fn call(self) {
+        let Self { simd, blocks, panel, .. } = self;
+        let blocks = blocks.part(0, K::GROUP_BYTES);
+        K::weights(simd, blocks, &mut panel.fours);
+        let scales = K::scales(simd, blocks);
+        for group in 0..INPUTS / K::GROUP {
+            let scale = simd.signed_byte(scales[group / 4], group % 4);
+            panel.scales[group] = simd.line([twice(simd, scale[0]), twice(simd, scale[1])]);
         }
-    }
-}
-
-/// Multiplies four pairs of offsets by four pairs of sums, which both halves of the register hold.
-#[inline(always)]
-fn multiply_pairs(simd: V3, mins: [Column; 4], sums: __m256i) -> __m256i {
-    let avx2 = simd.avx2;
-    let [a, b, c, d] = mins;
-    let ab = avx2._mm256_add_epi32(
-        avx2._mm256_madd_epi16(cast(a), avx2._mm256_shuffle_epi32::<0x00>(sums)),
-        avx2._mm256_madd_epi16(cast(b), avx2._mm256_shuffle_epi32::<0x55>(sums)),
-    );
-    let cd = avx2._mm256_add_epi32(
-        avx2._mm256_madd_epi16(cast(c), avx2._mm256_shuffle_epi32::<0xaa>(sums)),
-        avx2._mm256_madd_epi16(cast(d), avx2._mm256_shuffle_epi32::<0xff>(sums)),
-    );
-    avx2._mm256_add_epi32(ab, cd)
-}
-
-/// Repeats each 16-bit element in the upper half of its 32-bit lane.
-#[inline(always)]
-fn duplicate_i16(simd: V3, eight: [i16; 8]) -> __m256i {
-    let once = simd.avx2._mm256_cvtepu16_epi32(cast(eight));
-    simd.avx2._mm256_or_si256(once, simd.avx2._mm256_slli_epi32::<16>(once))
-}
-
-impl<K: KQuant> PackedBlock for PackedKQuant<K> {
-    type X = BlockI8x256;
-    const BYTES: usize = K::BYTES;
-
-    #[inline(always)]
-    fn pack(&mut self, simd: V3, blocks: [&[u8]; LANES]) {
-        // Loops, not `map`: closures are not always inlined, and outside of this function intrinsics become calls.
-        let mut rows = [broadcast(simd, 0); LANES];
-        for part in 0..PARTS {
-            for (row, bytes) in rows.iter_mut().zip(blocks) {
-                *row = K::read(bytes).weights(simd, part);
+        if K::ZERO.is_none() {
+            let mins = K::mins(simd, blocks);
+            for pair in 0..INPUTS / K::GROUP / 2 {
+                let first = simd.signed_byte(mins[pair / 2], 2 * pair % 4);
+                let second = simd.signed_byte(mins[pair / 2], 2 * pair % 4 + 1);
+                panel.mins[pair] =
+                    simd.line([side_by_side(simd, first[0], second[0]), side_by_side(simd, first[1], second[1])]);
             }
-            self.weights[part] = cast(transpose_8x8(simd, rows));
+        } else {
+            for (i, [low, high]) in scales.into_iter().enumerate() {
+                panel.mins[i] = simd.line([even_zero_points(simd, low), even_zero_points(simd, high)]);
+                panel.mins[4 + i] = simd.line([zero_points(simd, low), zero_points(simd, high)]);
+            }
         }
-        let mut odd = rows;
-        for ((even, odd), bytes) in rows.iter_mut().zip(&mut odd).zip(blocks) {
-            let scales: [[i16; 8]; 2] = cast(K::read(bytes).scales(simd));
-            [*even, *odd] = [duplicate_i16(simd, scales[0]), duplicate_i16(simd, scales[1])];
-        }
-        self.scales = [cast(transpose_8x8(simd, rows)), cast(transpose_8x8(simd, odd))];
-        for (lane, bytes) in blocks.into_iter().enumerate() {
-            let block = K::read(bytes);
-            rows[lane] = block.mins(simd);
-            [self.scale[lane], self.min[lane]] = block.factors();
-        }
-        self.mins = cast(transpose_8x8(simd, rows));
+        let [scale, min] = K::factors(simd, blocks);
+        (panel.scale, panel.min) = (simd.floats(scale), simd.floats(min));
     }
+}
+
+/// Repeats the lower 16 bits of each lane, which are all it has.
+#[inline(always)]
+fn twice(simd: V3, words: __m256i) -> __m256i {
+    side_by_side(simd, words, words)
+}
+
+/// The lower 16 bits of each lane of two registers.
+#[inline(always)]
+fn side_by_side(simd: V3, low: __m256i, high: __m256i) -> __m256i {
+    simd.avx2._mm256_blend_epi16::<0b10101010>(low, simd.avx2._mm256_slli_epi32::<16>(high))
+}
+
+/// 32 times the signed byte in the lower half of each 16 bits.
+#[inline(always)]
+fn even_zero_points(simd: V3, words: __m256i) -> __m256i {
+    zero_points(simd, simd.avx2._mm256_slli_epi16::<8>(words))
+}
+
+/// 32 times the signed byte in the upper half of each 16 bits.
+#[inline(always)]
+fn zero_points(simd: V3, words: __m256i) -> __m256i {
+    simd.avx2._mm256_slli_epi16::<5>(simd.avx2._mm256_srai_epi16::<8>(words))
+}
+
+struct Multiply<'a, 'b, 'c, K, const R: usize> {
+    simd: V3,
+    panel: &'a Panel,
+    x: [&'a [BlockI8x256]; R],
+    sums: Sums<'b, 'c>,
+    of: PhantomData<K>,
+}
+
+impl<K: KQuant, const R: usize> NullaryFnOnce for Multiply<'_, '_, '_, K, R> {
+    type Output = ();
 
     #[inline(always)]
-    fn accumulate(simd: V3, panels: [&Self; PANELS], x: [&BlockI8x256; ROWS], sums: &mut Sums) {
-        let mut products = [[broadcast(simd, 0); PANELS]; ROWS];
+    fn call(self) {
+        let Self { simd, panel, x, sums: mut to, .. } = self;
+        let mut sums = load::<R>(simd, &mut to);
+        let mut products = [[broadcast(simd, 0); HALVES]; R];
         // `black_box` prevents unrolling, which would spill registers.
         for part in 0..black_box(PARTS) {
+            let fours = &panel.fours.as_chunks::<8>().0[part];
+            let mut x_fours = [&[0; 8]; R];
+            for r in 0..R {
+                x_fours[r] = &x[r][0].fours.as_chunks::<8>().0[part];
+            }
             for first in (0..8).step_by(K::I16_SUMS) {
-                let mut short = [[broadcast(simd, 0); PANELS]; ROWS];
+                let mut short = [[broadcast(simd, 0); HALVES]; R];
                 for four in first..first + K::I16_SUMS {
-                    for r in 0..ROWS {
-                        let bytes = &x[r].bytes[part][4 * four..][..4];
-                        let bytes = [bytes[0] as u8, bytes[1] as u8, bytes[2] as u8, bytes[3] as u8];
-                        let x = broadcast(simd, i32::from_le_bytes(bytes));
-                        for p in 0..PANELS {
-                            let pairs = simd.avx2._mm256_maddubs_epi16(cast(panels[p].weights[part][four]), x);
-                            short[r][p] = simd.avx2._mm256_add_epi16(short[r][p], pairs);
+                    let weights = simd.words(fours[four]);
+                    for r in 0..R {
+                        let x = broadcast(simd, x_fours[r][four]);
+                        for half in 0..HALVES {
+                            let pairs = simd.avx2._mm256_maddubs_epi16(weights[half], x);
+                            short[r][half] = simd.avx2._mm256_add_epi16(short[r][half], pairs);
                         }
                     }
                 }
-                for p in 0..PANELS {
-                    let scales = cast(panels[p].scales[first / 4][part]);
-                    for r in 0..ROWS {
-                        let scaled = simd.avx2._mm256_madd_epi16(short[r][p], scales);
-                        products[r][p] = simd.avx2._mm256_add_epi32(products[r][p], scaled);
+                let scales = simd.words(panel.scales[(8 * part + first) / (K::GROUP / 4)]);
+                for r in 0..R {
+                    for half in 0..HALVES {
+                        let scaled = simd.avx2._mm256_madd_epi16(short[r][half], scales[half]);
+                        products[r][half] = simd.avx2._mm256_add_epi32(products[r][half], scaled);
                     }
                 }
             }
         }
-        for r in 0..ROWS {
-            let step = simd.splat_f32x8(x[r].scale);
-            for p in 0..PANELS {
-                let product = simd.convert_i32x8_to_f32x8(cast(products[r][p]));
-                let offset = simd.convert_i32x8_to_f32x8(cast(panels[p].offset_products(simd, x[r])));
-                let offset = simd.mul_f32x8(offset, cast(panels[p].min));
-                let both = simd.mul_sub_f32x8(product, cast(panels[p].scale), offset);
-                sums[r][p] = simd.mul_add_f32x8(both, step, sums[r][p]);
+        let (scale, min): ([f32x8; HALVES], [f32x8; HALVES]) = (cast(panel.scale), cast(panel.min));
+        for r in 0..R {
+            let step = simd.splat_f32x8(x[r][0].scale);
+            let offsets = offset_products::<K>(simd, panel, x[r][0].sums);
+            for half in 0..HALVES {
+                let product = simd.convert_i32x8_to_f32x8(cast(products[r][half]));
+                let offset = simd.mul_f32x8(simd.convert_i32x8_to_f32x8(cast(offsets[half])), min[half]);
+                let both = simd.mul_sub_f32x8(product, scale[half], offset);
+                sums[r][half] = simd.mul_add_f32x8(both, step, sums[r][half]);
             }
         }
+        store(sums, &mut to);
     }
+}
+
+/// Dot products of offsets and sums of `x`.
+#[inline(always)]
+fn offset_products<K: KQuant>(simd: V3, panel: &Panel, sums: [i16; GROUPS]) -> [__m256i; HALVES] {
+    let mut pairs: [i32; GROUPS / 2] = cast(sums);
+    if K::GROUP == 32 {
+        for i in 0..4 {
+            // Neither sum exceeds 32 * 127.
+            pairs[i] = cast([sums[2 * i] + sums[8 + 2 * i], sums[2 * i + 1] + sums[9 + 2 * i]]);
+        }
+    }
+    let mut products = [broadcast(simd, 0); HALVES];
+    for (mins, pair) in panel.mins.iter().zip(pairs).take(INPUTS / K::GROUP / 2) {
+        let (mins, x) = (simd.words(*mins), broadcast(simd, pair));
+        for half in 0..HALVES {
+            let product = simd.avx2._mm256_madd_epi16(mins[half], x);
+            products[half] = simd.avx2._mm256_add_epi32(products[half], product);
+        }
+    }
+    products
 }

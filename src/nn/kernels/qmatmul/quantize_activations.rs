@@ -6,8 +6,6 @@ use pulp::x86::V3;
 use pulp::{NullaryFnOnce, Simd, cast};
 use rayon::prelude::*;
 
-use super::gemm_avx2::transpose_8x8;
-
 /// Number of elements of one task: enough to hide the cost of a task.
 const TASK_ELEMENTS: usize = 1 << 14;
 
@@ -21,23 +19,6 @@ pub trait QuantizedBlock: Clone + Default + Send + Sync {
 
     /// Quantises a block of elements.
     fn quantize(&mut self, simd: V3, x: &[f32]);
-}
-
-/// 32 elements of 8 bits.
-#[derive(Clone, Default)]
-pub struct BlockI8x32 {
-    pub bytes: [i8; 32],
-    pub scale: f32,
-}
-
-impl QuantizedBlock for BlockI8x32 {
-    const WIDTH: usize = 32;
-
-    #[inline(always)]
-    fn quantize(&mut self, simd: V3, x: &[f32]) {
-        self.scale = scale(simd, x, I8_MAX);
-        self.bytes = round_i8(simd, x, inverse(self.scale));
-    }
 }
 
 /// 32 elements of 8 bits and their sums, by which the zero points of weights are multiplied.
@@ -76,7 +57,7 @@ impl QuantizedBlock for BlockI8x32WithSums {
 #[repr(align(32))]
 #[derive(Clone, Default)]
 pub struct BlockI16x32 {
-    /// Two neighbouring elements in each integer.
+    /// Elements 0 and 2, then 1 and 3 of each four.
     pub twos: [i32; 16],
     pub scale: f32,
 }
@@ -89,22 +70,29 @@ impl QuantizedBlock for BlockI16x32 {
         self.scale = scale(simd, x, i16::MAX);
         let [a, b, c, d] = round_i32(simd, x, inverse(self.scale));
         let halves = [simd.avx2._mm256_packs_epi32(a, b), simd.avx2._mm256_packs_epi32(c, d)];
+        let order = cast([[0u8, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]; 2]);
         // Packing works on each half of a register: four elements of `a`, of `b`, then the other four of each.
         self.twos = cast(halves.map(
             #[inline(always)]
-            |fours| simd.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(fours),
+            |fours| simd.avx2._mm256_shuffle_epi8(simd.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(fours), order),
         ));
     }
 }
 
 /// 256 elements of 8 bits.
-#[repr(align(32))]
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct BlockI8x256 {
-    pub bytes: [[i8; 32]; 8],
+    /// Four neighbouring elements in each integer.
+    pub fours: [i32; 64],
     /// Sum of each group of 16 elements: groups of even index first.
     pub sums: [i16; 16],
     pub scale: f32,
+}
+
+impl Default for BlockI8x256 {
+    fn default() -> Self {
+        Self { fours: [0; 64], sums: [0; 16], scale: 0.0 }
+    }
 }
 
 impl QuantizedBlock for BlockI8x256 {
@@ -116,9 +104,11 @@ impl QuantizedBlock for BlockI8x256 {
         let inverse = inverse(self.scale);
         let (ones, ones_of_16) = (simd.avx._mm256_set1_epi8(1), simd.avx._mm256_set1_epi16(1));
         let mut fours = [cast([0i32; 8]); 8];
-        for ((to, fours), x) in self.bytes.iter_mut().zip(&mut fours).zip(x.chunks_exact(32)) {
-            *to = round_i8(simd, x, inverse);
-            let twos = simd.avx2._mm256_maddubs_epi16(ones, cast(*to));
+        let to = self.fours.as_chunks_mut::<8>().0;
+        for ((to, fours), x) in to.iter_mut().zip(&mut fours).zip(x.chunks_exact(32)) {
+            let bytes = round_i8(simd, x, inverse);
+            *to = cast(bytes);
+            let twos = simd.avx2._mm256_maddubs_epi16(ones, cast(bytes));
             *fours = simd.avx2._mm256_madd_epi16(twos, ones_of_16);
         }
         let [a, b, c, d, e, f, g, h] = transpose_8x8(simd, fours);
@@ -200,4 +190,35 @@ fn round_i32(simd: V3, x: &[f32], factor: f32) -> [__m256i; 4] {
         *to = simd.avx._mm256_cvtps_epi32(cast(simd.mul_f32x8(*x, factor)));
     }
     integers
+}
+
+/// Transposes an 8 x 8 matrix of 32-bit elements, one row per register.
+#[inline(always)]
+fn transpose_8x8(simd: V3, rows: [__m256i; 8]) -> [__m256i; 8] {
+    let avx2 = simd.avx2;
+    let [a, b, c, d, e, f, g, h] = rows;
+    // Pairs of a column; each half of a register holds those of four rows.
+    let (ab, ab_2) = (avx2._mm256_unpacklo_epi32(a, b), avx2._mm256_unpackhi_epi32(a, b));
+    let (cd, cd_2) = (avx2._mm256_unpacklo_epi32(c, d), avx2._mm256_unpackhi_epi32(c, d));
+    let (ef, ef_2) = (avx2._mm256_unpacklo_epi32(e, f), avx2._mm256_unpackhi_epi32(e, f));
+    let (gh, gh_2) = (avx2._mm256_unpacklo_epi32(g, h), avx2._mm256_unpackhi_epi32(g, h));
+    // Groups of four: columns 0 and 4, 1 and 5, 2 and 6, 3 and 7.
+    let upper = [
+        avx2._mm256_unpacklo_epi64(ab, cd),
+        avx2._mm256_unpackhi_epi64(ab, cd),
+        avx2._mm256_unpacklo_epi64(ab_2, cd_2),
+        avx2._mm256_unpackhi_epi64(ab_2, cd_2),
+    ];
+    let lower = [
+        avx2._mm256_unpacklo_epi64(ef, gh),
+        avx2._mm256_unpackhi_epi64(ef, gh),
+        avx2._mm256_unpacklo_epi64(ef_2, gh_2),
+        avx2._mm256_unpackhi_epi64(ef_2, gh_2),
+    ];
+    let mut columns = rows;
+    for i in 0..4 {
+        columns[i] = avx2._mm256_permute2x128_si256::<0x20>(upper[i], lower[i]);
+        columns[4 + i] = avx2._mm256_permute2x128_si256::<0x31>(upper[i], lower[i]);
+    }
+    columns
 }
