@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use super::{HaploVl, PassCaches};
 use crate::config::{DecoderConfig, HaploVlConfig};
 use crate::nn::ops::{KeyRanges, on_pool};
-use crate::nn::{KvSegment, SequenceLayer};
+use crate::nn::{GEMV_MAX_ROWS, KvSegment, SequenceLayer};
 use crate::{Error, Result};
 
 /// Keys and values of a chunk of a prompt in all layers; immutable, so that sequences share it.
@@ -186,6 +186,12 @@ impl HaploVl {
         }
         sequences.iter().try_for_each(|sequence| sequence.check_room(1))?;
         let batch = self.token_batch(ids)?;
+        if ids.len() > GEMV_MAX_ROWS {
+            // Matmuls of more rows would sum in another order, and a row's bits would depend on its company.
+            let groups = ids.chunks(GEMV_MAX_ROWS).zip(sequences.chunks_mut(GEMV_MAX_ROWS));
+            let logits = groups.map(|(ids, sequences)| self.decode_sequences(ids, sequences));
+            return Ok(Tensor::cat(&logits.collect::<Result<Vec<_>>>()?, 0)?);
+        }
         sequences.iter_mut().for_each(|sequence| sequence.drop_unfinished());
         let ranges = sequences.iter().map(|sequence| vec![0..sequence.len + 1; 1]).collect();
         let positions: Vec<Vec<u32>> = sequences.iter().map(|sequence| vec![sequence.len as u32]).collect();

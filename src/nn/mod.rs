@@ -27,6 +27,7 @@ pub use decoder_layer::DecoderLayer;
 pub(crate) use grad_collector::deliver;
 pub use grad_collector::gradients_of;
 pub use image_mask::key_ranges;
+pub(crate) use kernels::dispatch::GEMV_MAX_ROWS;
 pub use kv_cache::LayerCache;
 pub use linear::Linear;
 pub use logit_scale::LogitScale;

@@ -139,6 +139,21 @@ fn chunked_prompts_and_their_greedy_answers_equal_the_uncached_model() {
 }
 
 #[test]
+fn a_crowd_of_sequences_decodes_as_each_alone() {
+    let (_, config) = configs().into_iter().next().unwrap();
+    let model = model(&config);
+    let prompt = &prompts(&config)[0];
+    let mut crowd = Vec::from_iter((0..40).map(|_| prefilled(&model, prompt, 1).0));
+    let ids = Vec::from_iter(10..50);
+    let found = model.decode_sequences(&ids, &mut crowd.iter_mut().collect::<Vec<_>>()).unwrap();
+    for i in [0, 31, 32, 39] {
+        let mut alone = prefilled(&model, prompt, 1).0;
+        let expected = model.decode_sequences(&ids[i..=i], &mut [&mut alone]).unwrap();
+        assert_eq!(bits(&found.narrow(0, i, 1).unwrap()), bits(&expected), "sequence {i}");
+    }
+}
+
+#[test]
 fn sequences_decoded_together_equal_each_alone() {
     for (name, config) in configs() {
         let config = long_context(config);
