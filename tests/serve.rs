@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "serve/browser.rs"]
+mod browser;
 #[path = "serve/client.rs"]
 mod client;
+#[path = "serve/page.rs"]
+mod page;
 #[path = "../examples/serve/server/mod.rs"]
 mod server;
 
@@ -29,6 +33,11 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| Server::start(Settings::defau
 
 fn scene(index: u64) -> RgbImage {
     Split::Test.scene(index, &ShapesConfig::default()).render(64)
+}
+
+/// An example image of the page.
+fn page_example(index: u64) -> RgbImage {
+    Split::Test.scene(index, &ShapesConfig::default()).render(336)
 }
 
 fn data_url(image: &RgbImage) -> String {
@@ -454,7 +463,7 @@ fn example_images_are_drawn() {
     let reply = SERVER.get("/examples/4.png");
     assert_eq!((reply.status, reply.header("content-type")), (200, Some("image/png")));
     let image = image::load_from_memory(&reply.body).unwrap().into_rgb8();
-    assert_eq!(image, Split::Test.scene(4, &ShapesConfig::default()).render(336));
+    assert_eq!(image, page_example(4));
     for name in ["4.jpg", "-1.png", "99999999999.png", "..%2f4.png", ".png"] {
         SERVER.get(&format!("/examples/{name}")).error(404);
     }
