@@ -12,7 +12,7 @@ mod page;
 mod server;
 
 use std::io::{Cursor, Read, Write};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -24,7 +24,7 @@ use image::ImageFormat;
 use serde_json::{Value, json};
 
 use client::{Reply, Server};
-use server::{ApiKeys, Settings};
+use server::{ApiKeys, Hosts, LineLog, Settings};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -486,6 +486,50 @@ fn a_key_is_asked_for() {
     }
     server.post(CHAT, &about(1, "describe the image.", json!({}))).error(401);
     assert_eq!((server.get("/health").status, server.get("/").status), (200, 200));
+}
+
+#[test]
+fn each_request_is_a_line_in_the_log() {
+    static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    tracing::subscriber::set_global_default(LineLog(|line: &str| LINES.lock().unwrap().push(line.into()))).unwrap();
+    for stream in [true, false] {
+        let fields = json!({ "max_tokens": 3, "user": "not shown", "stream": stream });
+        assert_eq!(SERVER.post(CHAT, &about(3, "describe the image.", fields)).status, 200);
+    }
+    SERVER.get("/nowhere%0a?key=secret").error(404);
+    let told = |parts: &[&str]| {
+        let lines = LINES.lock().unwrap();
+        assert!(
+            lines.iter().all(|line| !line.contains('\n') && !line.contains("secret") && !line.contains("not shown"))
+        );
+        lines.iter().filter(|line| parts.iter().all(|part| line.contains(part))).count()
+    };
+    let began = Instant::now();
+    // The line of a response is written after its end, when its client may be on.
+    let chat =
+        ["INFO request method=POST path=\"/v1/chat/completions\" status=200 seconds=", "new_tokens=3 complete=true"];
+    while told(&chat) < 2 || told(&["method=GET path=\"/nowhere%0a\" status=404", "complete=true"]) == 0 {
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", LINES.lock().unwrap());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn foreign_names_are_refused() {
+    let named = Settings { hosts: Hosts::Named(vec!["box.example".into()]), ..Settings::default() };
+    let server = Server::start(named, EngineConfig::default());
+    let get = |host: &str| server.send("GET", "/health", &[("Host", host)], b"");
+    for host in
+        ["localhost:8080", "LOCALHOST", "127.0.0.1", "[::1]:80", "10.0.0.5:1", "box.example", "Box.Example.:443"]
+    {
+        assert_eq!(get(host).status, 200, "{host}");
+    }
+    for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "x@y@z", ""] {
+        let error = get(host).error(403);
+        assert_eq!(error["code"], "host_not_allowed");
+        assert!(error["message"].as_str().unwrap().contains("--allow-host"), "{host}");
+    }
+    assert_eq!(SERVER.send("GET", "/health", &[("Host", "evil.example")], b"").status, 200);
 }
 
 #[test]
