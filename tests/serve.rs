@@ -601,14 +601,20 @@ fn images_are_bounded_in_pixels() {
 
 #[test]
 fn a_full_queue_is_said_at_once() {
-    let server = Server::start(Settings::default(), EngineConfig::default().with_max_batch(1).with_queue(1));
-    let reply = server.post(CHAT, &about(1, "describe the image.", json!({ "n": 8 })));
+    let server = Server::start(Settings::default(), EngineConfig::default().with_max_batch(1).with_queue(7));
+    let body = about(1, "describe the image.", json!({ "n": 8 }));
+    let json = [("Content-Type", "application/json")];
+    let mut first = server.open("POST", CHAT, &json, body.to_string().as_bytes());
+    server.wait_for("work", |metrics| metrics.running > 0);
+    let reply = server.post(CHAT, &body);
     let error = reply.error(429);
     assert_eq!((&error["code"], &error["type"]), (&json!("rate_limit_exceeded"), &json!("rate_limit_error")));
     assert!(reply.header("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
-    // The choices that had a place are given up.
-    server.wait_for("idle", |metrics| metrics.running + metrics.waiting == 0);
-    server.post(CHAT, &about(1, "describe the image.", json!({}))).json();
+    // All choices are begun, or none; and none of more than could ever be.
+    assert_eq!(Reply::read(&mut first).json()["choices"].as_array().unwrap().len(), 8);
+    assert_eq!(server.metrics().requests.accepted, 8);
+    let error = server.post(CHAT, &about(1, "describe the image.", json!({ "n": 9 }))).error(400);
+    assert_eq!(error["param"], "n");
 }
 
 #[test]

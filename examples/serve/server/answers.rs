@@ -64,12 +64,13 @@ impl Answers {
         let (sender, events) = unbounded_channel();
         let mut answers = Self::new(Arc::clone(app), wish, events, count);
         let Wish { n, logprobs, .. } = answers.wish;
-        for index in 0..count {
-            let request = Request::new(prompts[index / n].clone(), generation.clone());
-            let request = request.with_random_stream((index % n) as u64).with_logprobs(logprobs);
-            let sender = sender.clone();
-            let sink = move |event| sender.send((index, event)).is_ok();
-            answers.cancels.push(app.engine.submit_with(request, sink).map_err(|error| refusal(app, error))?);
+        for (prompt, first) in prompts.into_iter().zip((0..).step_by(n)) {
+            let request = Request::new(prompt, generation.clone()).with_logprobs(logprobs);
+            let handles = app.engine.submit_choices(request, n).map_err(|error| refusal(app, error))?;
+            for (index, handle) in (first..).zip(handles) {
+                let sender = sender.clone();
+                answers.cancels.push(handle.forward(move |event| sender.send((index, event)).is_ok())?);
+            }
         }
         Ok(answers)
     }

@@ -109,6 +109,7 @@ impl From<Error> for ApiError {
 fn param_of(field: &str) -> &str {
     match field {
         "max_new_tokens" => "max_completion_tokens",
+        "choices" => "n",
         field if field.starts_with("stop_strings") => "stop",
         field => field,
     }
