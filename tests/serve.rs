@@ -10,6 +10,8 @@ mod client;
 mod page;
 #[path = "../examples/serve/server/mod.rs"]
 mod server;
+#[path = "serve/soak.rs"]
+mod soak;
 
 use std::io::{Cursor, Read, Write};
 use std::sync::{LazyLock, Mutex};
