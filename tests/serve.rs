@@ -2,13 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "serve/browser.rs"]
+mod browser;
 #[path = "serve/client.rs"]
 mod client;
+#[path = "serve/page.rs"]
+mod page;
 #[path = "../examples/serve/server/mod.rs"]
 mod server;
+#[path = "serve/soak.rs"]
+mod soak;
 
 use std::io::{Cursor, Read, Write};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -20,7 +26,7 @@ use image::ImageFormat;
 use serde_json::{Value, json};
 
 use client::{Reply, Server};
-use server::{ApiKeys, Settings};
+use server::{ApiKeys, Hosts, LineLog, Settings};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -29,6 +35,11 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| Server::start(Settings::defau
 
 fn scene(index: u64) -> RgbImage {
     Split::Test.scene(index, &ShapesConfig::default()).render(64)
+}
+
+/// An example image of the page.
+fn page_example(index: u64) -> RgbImage {
+    Split::Test.scene(index, &ShapesConfig::default()).render(336)
 }
 
 fn data_url(image: &RgbImage) -> String {
@@ -452,7 +463,7 @@ fn example_images_are_drawn() {
     let reply = SERVER.get("/examples/4.png");
     assert_eq!((reply.status, reply.header("content-type")), (200, Some("image/png")));
     let image = image::load_from_memory(&reply.body).unwrap().into_rgb8();
-    assert_eq!(image, Split::Test.scene(4, &ShapesConfig::default()).render(336));
+    assert_eq!(image, page_example(4));
     for name in ["4.jpg", "-1.png", "99999999999.png", "..%2f4.png", ".png"] {
         SERVER.get(&format!("/examples/{name}")).error(404);
     }
@@ -475,6 +486,50 @@ fn a_key_is_asked_for() {
     }
     server.post(CHAT, &about(1, "describe the image.", json!({}))).error(401);
     assert_eq!((server.get("/health").status, server.get("/").status), (200, 200));
+}
+
+#[test]
+fn each_request_is_a_line_in_the_log() {
+    static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    tracing::subscriber::set_global_default(LineLog(|line: &str| LINES.lock().unwrap().push(line.into()))).unwrap();
+    for stream in [true, false] {
+        let fields = json!({ "max_tokens": 3, "user": "not shown", "stream": stream });
+        assert_eq!(SERVER.post(CHAT, &about(3, "describe the image.", fields)).status, 200);
+    }
+    SERVER.get("/nowhere%0a?key=secret").error(404);
+    let told = |parts: &[&str]| {
+        let lines = LINES.lock().unwrap();
+        assert!(
+            lines.iter().all(|line| !line.contains('\n') && !line.contains("secret") && !line.contains("not shown"))
+        );
+        lines.iter().filter(|line| parts.iter().all(|part| line.contains(part))).count()
+    };
+    let began = Instant::now();
+    // The line of a response is written after its end, when its client may be on.
+    let chat =
+        ["INFO request method=POST path=\"/v1/chat/completions\" status=200 seconds=", "new_tokens=3 complete=true"];
+    while told(&chat) < 2 || told(&["method=GET path=\"/nowhere%0a\" status=404", "complete=true"]) == 0 {
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", LINES.lock().unwrap());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn foreign_names_are_refused() {
+    let named = Settings { hosts: Hosts::Named(vec!["box.example".into()]), ..Settings::default() };
+    let server = Server::start(named, EngineConfig::default());
+    let get = |host: &str| server.send("GET", "/health", &[("Host", host)], b"");
+    for host in
+        ["localhost:8080", "LOCALHOST", "127.0.0.1", "[::1]:80", "10.0.0.5:1", "box.example", "Box.Example.:443"]
+    {
+        assert_eq!(get(host).status, 200, "{host}");
+    }
+    for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "x@y@z", ""] {
+        let error = get(host).error(403);
+        assert_eq!(error["code"], "host_not_allowed");
+        assert!(error["message"].as_str().unwrap().contains("--allow-host"), "{host}");
+    }
+    assert_eq!(SERVER.send("GET", "/health", &[("Host", "evil.example")], b"").status, 200);
 }
 
 #[test]
@@ -546,14 +601,20 @@ fn images_are_bounded_in_pixels() {
 
 #[test]
 fn a_full_queue_is_said_at_once() {
-    let server = Server::start(Settings::default(), EngineConfig::default().with_max_batch(1).with_queue(1));
-    let reply = server.post(CHAT, &about(1, "describe the image.", json!({ "n": 8 })));
+    let server = Server::start(Settings::default(), EngineConfig::default().with_max_batch(1).with_queue(7));
+    let body = about(1, "describe the image.", json!({ "n": 8 }));
+    let json = [("Content-Type", "application/json")];
+    let mut first = server.open("POST", CHAT, &json, body.to_string().as_bytes());
+    server.wait_for("work", |metrics| metrics.running > 0);
+    let reply = server.post(CHAT, &body);
     let error = reply.error(429);
     assert_eq!((&error["code"], &error["type"]), (&json!("rate_limit_exceeded"), &json!("rate_limit_error")));
     assert!(reply.header("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
-    // The choices that had a place are given up.
-    server.wait_for("idle", |metrics| metrics.running + metrics.waiting == 0);
-    server.post(CHAT, &about(1, "describe the image.", json!({}))).json();
+    // All choices are begun, or none; and none of more than could ever be.
+    assert_eq!(Reply::read(&mut first).json()["choices"].as_array().unwrap().len(), 8);
+    assert_eq!(server.metrics().requests.accepted, 8);
+    let error = server.post(CHAT, &about(1, "describe the image.", json!({ "n": 9 }))).error(400);
+    assert_eq!(error["param"], "n");
 }
 
 #[test]

@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use haplovl::pipeline::{Engine, EngineConfig, ModelSource};
 use haplovl::processor::ImageDecoder;
-use server::{ApiKeys, App, Settings};
+use server::{ApiKeys, App, Hosts, LineLog, Settings};
 use tokio::net::TcpListener;
 
 /// Environment variable of the API key.
@@ -67,6 +67,13 @@ struct Arguments {
     #[arg(long, default_value_t = Settings::default().max_pixels, value_name = "N",
           value_parser = clap::value_parser!(u64).range(1..=ImageDecoder::default().max_pixels))]
     max_pixels: u64,
+    /// Name by which browsers may call the server beside localhost, as behind a proxy; may be repeated [default: any,
+    /// unless --host is an address of this machine alone]
+    #[arg(long, value_name = "NAME", value_parser = host_name)]
+    allow_host: Vec<String>,
+    /// Print a line on stderr for each request, and what the library reports
+    #[arg(long)]
+    log: bool,
     /// Longest time of a request in seconds, waiting included
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
@@ -84,6 +91,9 @@ fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Result<()> {
     let settings = arguments.settings()?;
+    if arguments.log {
+        tracing::subscriber::set_global_default(LineLog(|line: &str| cli::note(line)))?;
+    }
     let config = arguments.engine();
     config.validate()?;
     // Bound before the model is loaded: a port that is taken is reported at once.
@@ -111,6 +121,7 @@ impl Arguments {
         Ok(Settings {
             model_id: model_id(self.model.source()),
             keys: self.keys()?,
+            hosts: self.hosts(),
             cors: self.cors.clone(),
             max_body: (self.max_body_mb as usize) << 20,
             max_bodies: Settings::default().max_bodies.max((self.max_body_mb as usize) << 21),
@@ -118,6 +129,14 @@ impl Arguments {
             timeout: Duration::from_secs(self.timeout),
             ..Settings::default()
         })
+    }
+
+    /// Behind an address that others reach, names are the business of who runs the server.
+    fn hosts(&self) -> Hosts {
+        match self.host.is_loopback() || !self.allow_host.is_empty() {
+            true => Hosts::Named(self.allow_host.clone()),
+            false => Hosts::Any,
+        }
     }
 
     fn keys(&self) -> Result<ApiKeys> {
@@ -152,6 +171,12 @@ fn model_id(source: &ModelSource) -> String {
         ModelSource::Path(path) => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
         other => other.to_string(),
     }
+}
+
+fn host_name(given: &str) -> Result<String> {
+    let is_name = !given.is_empty() && given.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+    ensure!(is_name, "expected the name of a host without scheme and port, such as box.example.org");
+    Ok(given.trim_end_matches('.').into())
 }
 
 fn origin(given: &str) -> Result<String> {

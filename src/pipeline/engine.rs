@@ -115,6 +115,19 @@ impl Engine {
         self.scheduler.submit(request, |prompt| prompt.into().batch(&self.model))
     }
 
+    /// Queues `choices` answers to one request, all or none, which is preprocessed once. Their random streams count on from
+    /// the request's.
+    ///
+    /// # Errors
+    /// The errors of [`Self::submit`], and [`SubmitError::Invalid`] for more choices than the engine has places.
+    pub fn submit_choices(
+        &self,
+        request: Request<impl Into<Prompt>>,
+        choices: usize,
+    ) -> Result<Vec<Handle>, SubmitError> {
+        self.scheduler.submit_choices(request, choices, |prompt| prompt.into().batch(&self.model))
+    }
+
     /// The same as [`Self::submit`], with `sink` called for each event on a thread of its own; a `sink` that returns
     /// false or panics cancels the request.
     ///

@@ -42,6 +42,8 @@ fn a_full_queue_refuses_and_takes_again_later() {
     // The prompt of a refused request is not looked at.
     let unprepared = fixture.scheduler.submit(Request::new((), greedy(1)), |()| panic!("prepared"));
     assert!(unprepared.is_err());
+    let too_many = fixture.scheduler.submit_choices(Request::new((), greedy(1)), 6, |()| panic!("prepared"));
+    assert!(too_many.unwrap_err().to_string().contains("`choices`: is 6, more than the 5"));
     fixture.model.open();
     handles.into_iter().for_each(|handle| drop(handle.answer().unwrap()));
     fixture.answer(request()).unwrap();

@@ -113,6 +113,9 @@ fn several_answers_to_one_prompt_have_streams_of_their_own() {
     assert_eq!(second, again);
     // The prompt was prefilled once but for its last chunk.
     assert_eq!(fixture.scheduler.metrics().prefix_cache.misses, 1);
+    let choices = fixture.scheduler.submit_choices(request(1), 2, |prompt| Ok(prompt.batch())).unwrap();
+    let choices = Vec::from_iter(choices.into_iter().map(|handle| handle.answer().unwrap().sequence.tokens));
+    assert_eq!(choices, [second, third]);
 }
 
 #[test]

@@ -68,22 +68,11 @@ impl Server {
 
     /// Sends a request, and leaves its answer to be read.
     pub fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> TcpStream {
-        let mut stream = self.connect();
-        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n");
-        headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
-        if !headers.iter().any(|(name, _)| matches!(*name, "Content-Length" | "Transfer-Encoding")) {
-            head += &format!("Content-Length: {}\r\n", body.len());
-        }
-        stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
-        // A server may answer, and close, before it has all of a body that it refuses.
-        let _ = stream.write_all(body);
-        stream
+        open(self.address, method, path, headers, body)
     }
 
     pub fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
-        stream
+        connect(self.address)
     }
 
     pub fn metrics(&self) -> Metrics {
@@ -106,6 +95,30 @@ impl Drop for Server {
     }
 }
 
+/// Sends a request, and leaves its answer to be read.
+pub fn open(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> TcpStream {
+    let mut stream = connect(address);
+    let mut head = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\n");
+    let has = |wanted: &[&str]| headers.iter().any(|(name, _)| wanted.contains(name));
+    if !has(&["Host"]) {
+        head += &format!("Host: {address}\r\n");
+    }
+    headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+    if !has(&["Content-Length", "Transfer-Encoding"]) {
+        head += &format!("Content-Length: {}\r\n", body.len());
+    }
+    stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
+    // A server may answer, and close, before it has all of a body that it refuses.
+    let _ = stream.write_all(body);
+    stream
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+    stream
+}
+
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
@@ -115,25 +128,41 @@ pub struct Reply {
 
 impl Reply {
     pub fn read(stream: &mut TcpStream) -> Self {
-        let mut bytes = Vec::new();
-        match stream.read_to_end(&mut bytes) {
-            // A server that has not read the whole request resets the connection after its answer.
-            Err(e) if e.kind() == ErrorKind::ConnectionReset && !bytes.is_empty() => 0,
-            read => read.unwrap(),
+        let (mut bytes, mut part) = (Vec::new(), vec![0; 1 << 16]);
+        let mut reply = loop {
+            let count = match stream.read(&mut part) {
+                // A server that has not read the whole request resets the connection after its answer.
+                Err(e) if e.kind() == ErrorKind::ConnectionReset && !bytes.is_empty() => 0,
+                read => read.unwrap(),
+            };
+            bytes.extend_from_slice(&part[..count]);
+            match Self::parse(&bytes) {
+                // Not every server closes the connection after the last byte.
+                Some(reply) if count == 0 || reply.is_whole() => break reply,
+                found => assert!(count > 0, "broke off: {found:?}"),
+            }
         };
-        let at = bytes.windows(4).position(|end| end == b"\r\n\r\n").expect("a whole head");
-        let head = String::from_utf8(bytes[..at].to_vec()).unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        let mut reply = Self { status, head, body: bytes[at + 4..].to_vec() };
         if reply.header("transfer-encoding") == Some("chunked") {
             reply.body = joined(&reply.body);
         }
         reply
     }
 
+    /// The head and what has come of the body.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let at = bytes.windows(4).position(|end| end == b"\r\n\r\n")?;
+        let head = String::from_utf8(bytes[..at].to_vec()).unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Some(Self { status, head, body: bytes[at + 4..].to_vec() })
+    }
+
+    fn is_whole(&self) -> bool {
+        self.header("content-length").is_some_and(|length| length.parse() == Ok(self.body.len()))
+    }
+
     pub fn header(&self, name: &str) -> Option<&str> {
-        let headers = self.head.lines().skip(1).filter_map(|line| line.split_once(": "));
-        headers.into_iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        let headers = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+        headers.into_iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
     }
 
     pub fn text(&self) -> &str {

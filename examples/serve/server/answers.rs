@@ -15,6 +15,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::app::{App, json_response, new_id, unix_seconds};
 use super::error::ApiError;
+use super::log::TokenCounts;
 use super::logprobs::Logprobs;
 use super::wish::{Form, MAX_CHOICES, Wish};
 
@@ -32,6 +33,8 @@ pub struct Answers {
     created: u64,
     /// An event that was read before the head of the response was sent.
     first: Option<(usize, Event)>,
+    /// Token counts for the log, set at the end.
+    counts: TokenCounts,
 }
 
 /// State of one choice.
@@ -61,12 +64,13 @@ impl Answers {
         let (sender, events) = unbounded_channel();
         let mut answers = Self::new(Arc::clone(app), wish, events, count);
         let Wish { n, logprobs, .. } = answers.wish;
-        for index in 0..count {
-            let request = Request::new(prompts[index / n].clone(), generation.clone());
-            let request = request.with_random_stream((index % n) as u64).with_logprobs(logprobs);
-            let sender = sender.clone();
-            let sink = move |event| sender.send((index, event)).is_ok();
-            answers.cancels.push(app.engine.submit_with(request, sink).map_err(refusal)?);
+        for (prompt, first) in prompts.into_iter().zip((0..).step_by(n)) {
+            let request = Request::new(prompt, generation.clone()).with_logprobs(logprobs);
+            let handles = app.engine.submit_choices(request, n).map_err(|error| refusal(app, error))?;
+            for (index, handle) in (first..).zip(handles) {
+                let sender = sender.clone();
+                answers.cancels.push(handle.forward(move |event| sender.send((index, event)).is_ok())?);
+            }
         }
         Ok(answers)
     }
@@ -82,11 +86,19 @@ impl Answers {
             id: new_id(prefix),
             created: unix_seconds(),
             first: None,
+            counts: TokenCounts::default(),
         }
     }
 
     /// The response: an error if one is known by the time of the first event.
-    pub async fn respond(mut self) -> Result<Response, ApiError> {
+    pub async fn respond(self) -> Result<Response, ApiError> {
+        let counts = self.counts.clone();
+        let mut response = self.response().await?;
+        response.extensions_mut().insert(counts);
+        Ok(response)
+    }
+
+    async fn response(mut self) -> Result<Response, ApiError> {
         if !self.wish.stream {
             return self.whole().await;
         }
@@ -174,12 +186,17 @@ impl Answers {
         })
     }
 
-    /// Token counts: each prompt counts once, however many choices it has.
-    fn usage(&self) -> Value {
+    /// Tokens of prompts, those of them that were cached, and the new ones of answers that have ended: each prompt counts
+    /// once, however many choices it has.
+    fn token_counts(&self) -> [usize; 3] {
         let prompts = || self.choices.iter().step_by(self.wish.n);
         let prompt: usize = prompts().map(|choice| choice.prompt_tokens).sum();
         let cached: usize = prompts().map(|choice| choice.cached_tokens).sum();
-        let new: usize = self.choices.iter().map(|choice| choice.new_tokens).sum();
+        [prompt, cached, self.choices.iter().map(|choice| choice.new_tokens).sum()]
+    }
+
+    fn usage(&self) -> Value {
+        let [prompt, cached, new] = self.token_counts();
         json!({
             "prompt_tokens": prompt,
             "completion_tokens": new,
@@ -248,6 +265,7 @@ impl Answers {
 impl Drop for Answers {
     fn drop(&mut self) {
         self.cancels.iter().for_each(CancelToken::cancel);
+        self.counts.set(self.token_counts());
     }
 }
 
@@ -282,9 +300,9 @@ impl Choice {
 }
 
 /// The response to a request that the engine did not accept.
-fn refusal(error: SubmitError) -> ApiError {
+fn refusal(app: &App, error: SubmitError) -> ApiError {
     match error {
-        SubmitError::QueueFull { .. } => ApiError::busy(error.to_string()),
+        SubmitError::QueueFull { .. } => ApiError::busy(error.to_string(), app.engine.metrics().expected_wait()),
         SubmitError::ShutDown => ApiError::unavailable("the server ends and takes no more requests"),
         SubmitError::TooLarge { needed, budget } => ApiError::invalid(
             "max_completion_tokens",

@@ -1,5 +1,7 @@
 //! Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`.
 
+use std::time::Duration;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use haplovl::Error;
@@ -7,6 +9,8 @@ use serde_json::{Value, json};
 
 /// Longest message in characters; it may quote what the client sent.
 const MAX_CHARS: usize = 300;
+/// Longest wait in seconds that a client is told.
+const MAX_WAIT: f64 = 600.0;
 
 /// An error response.
 #[derive(Debug)]
@@ -32,8 +36,9 @@ impl ApiError {
     }
 
     /// 429, with the time after which another try makes sense.
-    pub fn busy(message: impl Into<String>) -> Self {
-        Self { retry_after: Some(1), ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message) }
+    pub fn busy(message: impl Into<String>, wait: Duration) -> Self {
+        let seconds = wait.as_secs_f64().ceil().clamp(1.0, MAX_WAIT) as u32;
+        Self { retry_after: Some(seconds), ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message) }
     }
 
     /// 503: the server cannot take the request now, whoever sends it.
@@ -104,6 +109,7 @@ impl From<Error> for ApiError {
 fn param_of(field: &str) -> &str {
     match field {
         "max_new_tokens" => "max_completion_tokens",
+        "choices" => "n",
         field if field.starts_with("stop_strings") => "stop",
         field => field,
     }

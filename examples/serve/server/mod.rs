@@ -9,6 +9,7 @@ mod content;
 mod embeddings;
 mod error;
 mod generate;
+mod log;
 mod logprobs;
 mod metrics;
 mod models;
@@ -29,7 +30,9 @@ use axum::routing::{get, post};
 pub use app::App;
 pub use connection::serve;
 use error::ApiError;
-pub use settings::{ApiKeys, Settings};
+pub use log::LineLog;
+use log::RequestLog;
+pub use settings::{ApiKeys, Hosts, Settings};
 
 /// The server's addresses.
 pub fn router(app: Arc<App>) -> Router {
@@ -66,12 +69,15 @@ async fn require_key(State(app): State<Arc<App>>, request: Request, next: Next) 
     Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message))
 }
 
-/// Answers a browser's question before a call from a foreign page, counts responses, and adds headers.
+/// Refuses foreign names, answers a browser's question before a call from a foreign page, counts and logs responses, and
+/// adds headers.
 async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let log = RequestLog::new(&request);
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_string();
-    let mut response = match is_preflight(&app, request.method(), request.headers()) {
-        true => preflight(),
-        false => next.run(request).await,
+    let mut response = match check_host(&app, request.headers()) {
+        Err(error) => error.into_response(),
+        Ok(()) if is_preflight(&app, request.method(), request.headers()) => preflight(),
+        Ok(()) => next.run(request).await,
     };
     app.count_response(&route, response.status());
     let headers = response.headers_mut();
@@ -83,7 +89,19 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.insert(header::VARY, HeaderValue::from_static("Origin"));
     }
-    response
+    log.follow(response)
+}
+
+fn check_host(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
+    let host = headers.get(header::HOST).map(HeaderValue::as_bytes);
+    if app.settings.hosts.allow(host) {
+        return Ok(());
+    }
+    let host = String::from_utf8_lossy(host.unwrap_or_default()).chars().take(100).collect::<String>();
+    let message = format!(
+        "the server is not called `{host}`: call it by `localhost` or its address, or start it with `--allow-host NAME`"
+    );
+    Err(ApiError::new(StatusCode::FORBIDDEN, "host_not_allowed", message))
 }
 
 fn is_preflight(app: &App, method: &Method, headers: &HeaderMap) -> bool {

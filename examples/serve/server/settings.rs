@@ -1,7 +1,9 @@
 //! Settings of the server, and the keys that clients show.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
+use axum::http::uri::Authority;
 use subtle::ConstantTimeEq;
 
 /// Settings of the server.
@@ -11,6 +13,8 @@ pub struct Settings {
     pub model_id: String,
     /// API keys, any of which is accepted; without any, none is asked for.
     pub keys: ApiKeys,
+    /// Names by which browsers may call the server.
+    pub hosts: Hosts,
     /// Origin whose pages may call the server, or `*`.
     pub cors: Option<String>,
     /// Largest body of a request in bytes.
@@ -33,6 +37,7 @@ impl Default for Settings {
         Self {
             model_id: "builtin".into(),
             keys: ApiKeys::default(),
+            hosts: Hosts::Any,
             cors: None,
             max_body: 32 << 20,
             max_bodies: 512 << 20,
@@ -41,6 +46,30 @@ impl Default for Settings {
             max_connections: 512,
             patience: Duration::from_secs(20),
         }
+    }
+}
+
+/// Names by which browsers may call the server.
+///
+/// A foreign page can make its own name point to this machine, and its browser then takes the server for the page's own.
+/// The header `Host` shows such a name. Addresses in numbers cannot be made to point elsewhere, and are always taken.
+#[derive(Debug, Clone)]
+pub enum Hosts {
+    Any,
+    /// `localhost`, and these.
+    Named(Vec<String>),
+}
+
+impl Hosts {
+    /// Whether a request with this `Host` header is taken; one without is from no browser.
+    pub fn allow(&self, header: Option<&[u8]>) -> bool {
+        let (Self::Named(names), Some(header)) = (self, header) else { return true };
+        let Ok(authority) = Authority::try_from(header) else { return false };
+        let host = authority.host().trim_end_matches('.');
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        address.parse::<IpAddr>().is_ok()
+            || host.eq_ignore_ascii_case("localhost")
+            || names.iter().any(|name| name.eq_ignore_ascii_case(host))
     }
 }
 

@@ -36,6 +36,22 @@ pub struct Metrics {
     pub inter_token_seconds: Histogram,
     /// Seconds from submission to the end, of requests that started.
     pub request_seconds: Histogram,
+    /// Mean seconds from the start of the prefill to the end, of the last requests: each new one counts an eighth.
+    pub recent_run_seconds: f64,
+}
+
+impl Metrics {
+    /// Time until the requests that wait now have started, as far as that can be known from how long the last ones ran.
+    pub fn expected_wait(&self) -> Duration {
+        let turns = self.waiting as f64 / self.running.max(1) as f64;
+        Duration::try_from_secs_f64(turns * self.recent_run_seconds).unwrap_or(Duration::MAX)
+    }
+
+    /// Counts a request that ended so long after its start.
+    pub(super) fn count_run(&mut self, run: Duration) {
+        let (seconds, is_first) = (run.as_secs_f64(), self.request_seconds.count() == 0);
+        self.recent_run_seconds += (seconds - self.recent_run_seconds) * if is_first { 1.0 } else { 0.125 };
+    }
 }
 
 /// Numbers of requests by outcome.
@@ -126,6 +142,20 @@ impl Histogram {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_expected_wait_follows_the_last_requests_and_the_queue() {
+        let mut metrics = Metrics::default();
+        assert_eq!(metrics.expected_wait(), Duration::ZERO);
+        for _ in 0..2 {
+            metrics.count_run(Duration::from_secs(2));
+            metrics.request_seconds.record(Duration::from_secs(3));
+        }
+        (metrics.waiting, metrics.running) = (12, 4);
+        assert_eq!(metrics.expected_wait(), Duration::from_secs(6));
+        metrics.count_run(Duration::from_secs(10));
+        assert_eq!(metrics.expected_wait(), Duration::from_secs(9));
+    }
 
     #[test]
     fn a_histogram_counts_each_value_in_the_buckets_above_it() {

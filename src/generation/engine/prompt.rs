@@ -51,7 +51,7 @@ fn hash_of(visual: &Visual) -> Result<[u64; 2]> {
 /// The chunks of a prompt that are still to be prefilled, and the keys of all but the last.
 ///
 /// The last chunk is never shared: its logits are needed, so that it is computed anyway.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct PromptChunks {
     pub(super) chunks: VecDeque<MultimodalBatch>,
     pub(super) keys: VecDeque<ChunkKey>,

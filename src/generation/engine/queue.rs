@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use super::answering::Answering;
 use super::prompt::PromptChunks;
 use super::{EngineConfig, Metrics, SubmitError};
+use crate::Error;
 use crate::generation::FinishReason;
 
 /// A job for the scheduler's thread. It catches its own panics.
@@ -63,22 +64,28 @@ impl Shared {
         self.metrics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Checks that one more request may wait.
-    pub(super) fn check_room(inbox: &Inbox, config: &EngineConfig) -> Result<(), SubmitError> {
+    /// Checks that `count` more requests may wait.
+    pub(super) fn check_room(inbox: &Inbox, config: &EngineConfig, count: usize) -> Result<(), SubmitError> {
         let (waiting, running) = (inbox.waiting.len(), inbox.running);
+        let places = config.queue + config.max_batch;
         match inbox.phase {
-            Phase::Open if waiting + running < config.queue + config.max_batch => Ok(()),
+            Phase::Open if count > places => {
+                let message =
+                    format!("is {count}, more than the {places} requests that may wait or run: ask for fewer");
+                Err(Error::config("choices", message).into())
+            }
+            Phase::Open if waiting + running + count <= places => Ok(()),
             Phase::Open => Err(SubmitError::QueueFull { waiting, running }),
             _ => Err(SubmitError::ShutDown),
         }
     }
 
-    /// Queues a request, if there is room.
-    pub(super) fn enqueue(&self, request: Waiting, config: &EngineConfig) -> Result<(), SubmitError> {
+    /// Queues requests, if there is room for all.
+    pub(super) fn enqueue(&self, requests: Vec<Waiting>, config: &EngineConfig) -> Result<(), SubmitError> {
         let mut inbox = self.inbox();
-        Self::check_room(&inbox, config)?;
-        inbox.waiting.push_back(request);
-        self.metrics().requests.accepted += 1;
+        Self::check_room(&inbox, config, requests.len())?;
+        self.metrics().requests.accepted += requests.len() as u64;
+        inbox.waiting.extend(requests);
         self.changed.notify_all();
         Ok(())
     }

@@ -73,23 +73,61 @@ impl Scheduler {
         request: Request<P>,
         prepare: impl FnOnce(P) -> Result<MultimodalBatch>,
     ) -> Result<Handle, SubmitError> {
+        self.submit_choices(request, 1, prepare)?.pop().ok_or(SubmitError::ShutDown)
+    }
+
+    /// Queues `choices` answers to a request, all or none, which [`Self::submit`]'s `prepare` prepares once. Their random
+    /// streams count on from the request's.
+    ///
+    /// # Errors
+    /// [`SubmitError`], which says why not.
+    pub fn submit_choices<P>(
+        &self,
+        request: Request<P>,
+        choices: usize,
+        prepare: impl FnOnce(P) -> Result<MultimodalBatch>,
+    ) -> Result<Vec<Handle>, SubmitError> {
         let clock = Clock::start();
-        let room = Shared::check_room(&self.shared.inbox(), &self.config);
-        let result = room.and_then(|()| Ok(request.try_map(prepare)?)).and_then(|request| self.enqueue(request, clock));
+        let room = Shared::check_room(&self.shared.inbox(), &self.config, choices);
+        let request = room.and_then(|()| Ok(request.try_map(prepare)?));
+        let result = request.and_then(|request| self.enqueue(&request, choices, clock));
+        let count = choices as u64;
         match &result {
             Ok(_) => {}
-            Err(SubmitError::QueueFull { .. }) => self.shared.metrics().requests.queue_full += 1,
-            Err(_) => self.shared.metrics().requests.refused += 1,
+            Err(SubmitError::QueueFull { .. }) => self.shared.metrics().requests.queue_full += count,
+            Err(_) => self.shared.metrics().requests.refused += count,
         }
         result
     }
 
-    fn enqueue(&self, request: Request<MultimodalBatch>, clock: Clock) -> Result<Handle, SubmitError> {
+    fn enqueue(
+        &self,
+        request: &Request<MultimodalBatch>,
+        choices: usize,
+        clock: Clock,
+    ) -> Result<Vec<Handle>, SubmitError> {
+        let prompt = PromptChunks::new(&request.prompt)?;
+        let (mut handles, mut waiting) = (Vec::new(), Vec::new());
+        for choice in 0..choices as u64 {
+            let request = request.clone().with_random_stream(request.random_stream.wrapping_add(choice));
+            let (handle, request) = self.waiting(&request, prompt.clone(), clock)?;
+            handles.push(handle);
+            waiting.push(request);
+        }
+        self.shared.enqueue(waiting, &self.config)?;
+        Ok(handles)
+    }
+
+    fn waiting(
+        &self,
+        request: &Request<MultimodalBatch>,
+        prompt: PromptChunks,
+        clock: Clock,
+    ) -> Result<(Handle, Waiting), SubmitError> {
         let (events, receiver) = channel();
         let cancel = CancelToken::default();
-        let prompt = PromptChunks::new(&request.prompt)?;
         let prompt_tokens = request.prompt.layout.seq_len;
-        let state = self.sequence_state(&request)?;
+        let state = self.sequence_state(request)?;
         let positions = prompt_tokens + state.budget;
         let needed = positions.saturating_mul(self.bytes_per_position);
         if needed > self.kv_budget {
@@ -108,8 +146,7 @@ impl Scheduler {
             cancel: cancel.clone(),
             events,
         };
-        self.shared.enqueue(Waiting { answering, prompt, positions }, &self.config)?;
-        Ok(Handle::new(receiver, cancel))
+        Ok((Handle::new(receiver, cancel), Waiting { answering, prompt, positions }))
     }
 
     fn sequence_state(&self, request: &Request<MultimodalBatch>) -> Result<SequenceState> {

@@ -297,7 +297,8 @@ impl<M: ServedModel> Worker<M> {
     fn count_end(&self, answering: &Answering, end: &End) {
         let mut metrics = self.shared.metrics();
         self.set_gauges(&mut metrics);
-        if answering.started.is_some() {
+        if let Some(started) = answering.started {
+            metrics.count_run(started.elapsed());
             metrics.request_seconds.record(answering.elapsed());
         }
         let requests = &mut metrics.requests;
