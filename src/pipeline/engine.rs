@@ -55,8 +55,9 @@ impl From<&str> for Prompt {
 /// An engine that answers many requests at once, on a thread of its own.
 ///
 /// Requests join and leave the running batch between tokens, and prompts are prefilled in slices between decode steps.
-/// The same request gives the same tokens alone and in any company. Keys and values of prompts are kept for later
-/// prompts with the same beginning, images compared by their pixels.
+/// The same request gives the same tokens alone and in any company; with quantised weights on CPUs without AVX2, as long
+/// as `max_batch` is at most 8. Keys and values of prompts are kept for later prompts with the same beginning, images
+/// compared by their pixels.
 ///
 /// An engine is shared by reference or in an [`Arc`](std::sync::Arc); dropping it cancels all requests.
 ///
