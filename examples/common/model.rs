@@ -1,5 +1,6 @@
 //! Model options of the examples, and loading of the model.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -25,6 +26,9 @@ pub struct ModelOptions {
     /// Quantise the weights, on the CPU: q8_0, q6_k or q4_k
     #[arg(long, value_name = "TYPE")]
     quantize: Option<Quantization>,
+    /// Folder of a LoRA adapter in PEFT's form: adapter_config.json and adapter_model.safetensors
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Dtype of the KV cache: auto (half with quantised weights, else full), full (as activations) or half (16 bits)
     #[arg(long, default_value = "auto", value_name = "TYPE")]
     cache: KvCacheDtype,
@@ -49,6 +53,10 @@ impl ModelOptions {
         let loaded = match &self.model {
             ModelSource::Builtin => LoadedModel::load(&self.model, options)?,
             source => LoadedModel::from_folder(download::model(source)?.path(), options)?,
+        };
+        let loaded = match &self.adapter {
+            Some(folder) => loaded.with_adapter(folder)?,
+            None => loaded,
         };
         let config = loaded.model().config();
         let parameters: usize = HaploVl::parameter_shapes(config)?.values().map(|s| s.iter().product::<usize>()).sum();

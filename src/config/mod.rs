@@ -3,6 +3,8 @@
 mod decoder;
 mod file;
 mod generation;
+mod lora;
+mod lora_targets;
 mod model;
 mod official;
 mod overrides;
@@ -15,6 +17,8 @@ pub(crate) use validate::at_most;
 
 pub use decoder::{Activation, DecoderConfig, MlpKind, NormKind, Rope, RopeScaling};
 pub use generation::GenerationConfig;
+pub use lora::{LoraBias, LoraConfig, ModuleNames};
+pub use lora_targets::{LoraTarget, LoraTargets};
 pub use model::{HaploVlConfig, ImageAttention, ModelType, OfficialExtra, TextEmbedding};
 pub use overrides::GenerationOverrides;
 pub(crate) use processor::{CLIP_MEAN, CLIP_STD};

@@ -16,8 +16,8 @@ mod text_stream;
 pub use causal_model::CausalModel;
 pub use detokenizer::Detokenizer;
 pub use engine::{
-    EngineConfig, Event, Finished, Handle, Histogram, Metrics, PrefixCacheMetrics, Request, RequestCounts, Scheduler,
-    ServedModel, SubmitError, TokenLogprob,
+    AdaptedSequence, AdapterSet, EngineConfig, Event, Finished, Handle, Histogram, Metrics, PrefixCacheMetrics,
+    Request, RequestCounts, Scheduler, ServedModel, SubmitError, TokenLogprob,
 };
 pub use generator::{Generator, TextIter};
 pub use output::{Answer, GeneratedSequence, Generation, Timings};

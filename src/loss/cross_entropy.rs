@@ -1,10 +1,12 @@
 //! Cross-entropy fused with the linear head: logits are computed in chunks and never all held in memory.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::backprop::GradStore;
+use candle_core::{D, DType, Device, Tensor, Var};
 
 use super::LossSum;
 use super::precomputed_grad::with_gradients;
 use crate::batch::IGNORE_INDEX;
+use crate::nn::Linear;
 use crate::{Error, Result};
 
 /// Maximum number of logits per chunk (128 MiB in f32). Larger chunks are no faster: the GEMM is already efficient.
@@ -26,9 +28,79 @@ pub fn linear_cross_entropy(hidden: &Tensor, head_weight: &Tensor, labels: &Tens
     chunked(hidden, head_weight, labels, CHUNK_LOGITS)
 }
 
+/// [`linear_cross_entropy`] over a linear layer whose weight may be quantised or in 16 bits, and that may have an adapter.
+/// Gradients of a chunk come from a graph of the chunk alone.
+///
+/// # Errors
+/// The errors of [`linear_cross_entropy`].
+pub fn head_cross_entropy(hidden: &Tensor, head: &Linear, labels: &Tensor) -> Result<LossSum> {
+    match head.weight() {
+        Ok(weight) if head.lora().is_none() && (weight.track_op() || weight.dtype() == hidden.dtype()) => {
+            linear_cross_entropy(hidden, &weight.to_dtype(hidden.dtype())?, labels)
+        }
+        _ => chunked_over(hidden, head, labels, CHUNK_LOGITS),
+    }
+}
+
+fn chunked_over(hidden: &Tensor, head: &Linear, labels: &Tensor, chunk_logits: usize) -> Result<LossSum> {
+    let (vocabulary, width) = head.dims2()?;
+    let rows = LabelledRows::new(hidden, (vocabulary, width), labels)?;
+    let (device, count, trained) = (hidden.device(), rows.labels.len(), head.trained());
+    if count == 0 {
+        return LossSum::zero(device);
+    }
+    let index = Tensor::new(rows.positions, device)?;
+    let selected = hidden.detach().index_select(&index, 0)?;
+    let (mut sum, mut d_selected) = (Tensor::zeros((), DType::F32, device)?, vec![]);
+    let mut d_trained = vec![None::<Tensor>; trained.len()];
+    let chunk_rows = (chunk_logits / vocabulary.max(1)).max(1);
+    for (n, labels) in rows.labels.chunks(chunk_rows).enumerate() {
+        let x = selected.narrow(0, n * chunk_rows, labels.len())?.contiguous()?;
+        let x = if hidden.track_op() { Var::from_tensor(&x)?.into_inner() } else { x };
+        let (loss, gradients) = chunk_over(&x, head, labels)?;
+        sum = (sum + loss)?;
+        let Some(mut gradients) = gradients else { continue };
+        d_selected.extend(gradients.remove(&x).map(|dx| dx.detach()));
+        for (total, tensor) in d_trained.iter_mut().zip(&trained) {
+            *total = added(total.take(), gradients.remove(tensor).map(|part| part.detach()))?;
+        }
+    }
+    let d_hidden = (!d_selected.is_empty()).then(|| scattered(hidden, &index, &d_selected)).transpose()?;
+    // A chain of nodes: each adds the gradient of one more tensor.
+    let mut value = with_gradients(sum.clone(), hidden, &sum, [d_hidden, None])?;
+    for (tensor, gradient) in trained.into_iter().zip(d_trained) {
+        value = with_gradients(sum.clone(), &value, tensor, [Some(sum.ones_like()?), gradient])?;
+    }
+    Ok(LossSum { sum: value, count })
+}
+
+/// Loss of a chunk of rows, and the gradients of what is tracked, if anything is.
+fn chunk_over(x: &Tensor, head: &Linear, labels: &[u32]) -> Result<(Tensor, Option<GradStore>)> {
+    let logits = head.forward(x)?;
+    let (loss, d_logits) = loss_and_gradient(&logits.detach().to_dtype(DType::F32)?, labels, logits.track_op())?;
+    let gradients = d_logits.map(|g| (&logits * g.to_dtype(logits.dtype())?)?.sum_all()?.backward()).transpose()?;
+    Ok((loss, gradients))
+}
+
+/// The sum of what there is of two gradients.
+fn added(total: Option<Tensor>, part: Option<Tensor>) -> Result<Option<Tensor>> {
+    Ok(match (total, part) {
+        (Some(total), Some(part)) => Some((total + part)?.detach()),
+        (total, part) => total.or(part),
+    })
+}
+
+/// Gradients of the selected rows at their places in that of `hidden`.
+fn scattered(hidden: &Tensor, index: &Tensor, d_selected: &[Tensor]) -> Result<Tensor> {
+    Ok(hidden.zeros_like()?.detach().index_add(index, &Tensor::cat(d_selected, 0)?, 0)?)
+}
+
 fn chunked(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor, chunk_logits: usize) -> Result<LossSum> {
     let (vocabulary, _) = head_weight.dims2()?;
-    let rows = LabelledRows::new(hidden, head_weight, labels)?;
+    if hidden.dtype() != head_weight.dtype() {
+        return Err(shape_error(hidden, head_weight.dims(), labels));
+    }
+    let rows = LabelledRows::new(hidden, head_weight.dims2()?, labels)?;
     let device = hidden.device();
     if rows.labels.is_empty() {
         return LossSum::zero(device);
@@ -44,14 +116,9 @@ fn chunked(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor, chunk_logits:
         let chunk = head.chunk(&selected.narrow(0, n * chunk_rows, labels.len())?, labels)?;
         sum = (sum + chunk.loss)?;
         d_selected.extend(chunk.d_hidden);
-        d_weight = match (d_weight, chunk.d_weight) {
-            (Some(total), Some(part)) => Some((total + part)?),
-            (total, part) => total.or(part),
-        };
+        d_weight = added(d_weight, chunk.d_weight)?;
     }
-    let d_hidden = (head.wants_input)
-        .then(|| hidden.zeros_like()?.detach().index_add(&index, &Tensor::cat(&d_selected, 0)?, 0))
-        .transpose()?;
+    let d_hidden = head.wants_input.then(|| scattered(hidden, &index, &d_selected)).transpose()?;
     let d_weight = d_weight.map(|d| d.to_dtype(head_weight.dtype())).transpose()?;
     Ok(LossSum { sum: with_gradients(sum, hidden, head_weight, [d_hidden, d_weight])?, count })
 }
@@ -63,13 +130,12 @@ struct LabelledRows {
 }
 
 impl LabelledRows {
-    fn new(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor) -> Result<Self> {
-        let shapes = (hidden.dims2(), head_weight.dims2(), labels.dims1());
-        let (Ok((n, d)), Ok((vocabulary, d_head)), Ok(n_labels)) = shapes else {
-            return Err(shape_error(hidden, head_weight, labels));
+    fn new(hidden: &Tensor, (vocabulary, d_head): (usize, usize), labels: &Tensor) -> Result<Self> {
+        let (Ok((n, d)), Ok(n_labels)) = (hidden.dims2(), labels.dims1()) else {
+            return Err(shape_error(hidden, &[vocabulary, d_head], labels));
         };
-        if n != n_labels || d != d_head || hidden.dtype() != head_weight.dtype() || labels.dtype() != DType::U32 {
-            return Err(shape_error(hidden, head_weight, labels));
+        if n != n_labels || d != d_head || labels.dtype() != DType::U32 {
+            return Err(shape_error(hidden, &[vocabulary, d_head], labels));
         }
         let mut rows = Self { positions: vec![], labels: vec![] };
         for (position, label) in (0u32..).zip(labels.to_device(&Device::Cpu)?.to_vec1::<u32>()?) {
@@ -89,14 +155,13 @@ impl LabelledRows {
     }
 }
 
-fn shape_error(hidden: &Tensor, head_weight: &Tensor, labels: &Tensor) -> Error {
+fn shape_error(hidden: &Tensor, head_weight: &[usize], labels: &Tensor) -> Error {
     Error::batch(format!(
-        "hidden states {:?} {:?}, head weight {:?} {:?} and labels {:?} {:?} do not match, expected (n, d) and (v, d) \
+        "hidden states {:?} {:?}, head weight {:?} and labels {:?} {:?} do not match, expected (n, d) and (v, d) \
          of one dtype, and (n) U32",
         hidden.dims(),
         hidden.dtype(),
-        head_weight.dims(),
-        head_weight.dtype(),
+        head_weight,
         labels.dims(),
         labels.dtype()
     ))
@@ -118,33 +183,40 @@ struct Chunk {
 
 impl Head {
     fn chunk(&self, hidden: &Tensor, labels: &[u32]) -> Result<Chunk> {
-        let device = hidden.device();
-        let labels = Tensor::new(labels, device)?.unsqueeze(1)?;
         let logits = hidden.matmul(&self.weight.t()?)?.to_dtype(DType::F32)?;
-        let label_logit = logits.gather(&labels, 1)?;
-        let max_logit = logits.max_keepdim(D::Minus1)?;
-        let probabilities = candle_nn::ops::softmax_last_dim(&logits)?;
+        let (loss, d_logits) = loss_and_gradient(&logits, labels, self.wants_input || self.wants_weight)?;
         drop(logits);
-        // log(sum(exp)) follows from the largest probability: that is at least 1/v, so its logarithm is finite.
-        let log_sum_exp = (max_logit - probabilities.max_keepdim(D::Minus1)?.log()?)?;
-        let loss = (log_sum_exp - label_logit)?.sum_all()?;
-        if !(self.wants_input || self.wants_weight) {
-            return Ok(Chunk { loss, d_hidden: None, d_weight: None });
-        }
-        // d loss / d logits = probabilities - one_hot(labels), in place.
-        probabilities.scatter_add_set(&labels, &Tensor::full(-1f32, labels.shape(), device)?, 1)?;
-        let d_logits = probabilities.to_dtype(hidden.dtype())?;
+        let Some(d_logits) = d_logits else { return Ok(Chunk { loss, d_hidden: None, d_weight: None }) };
+        let d_logits = d_logits.to_dtype(hidden.dtype())?;
         let d_hidden = self.wants_input.then(|| d_logits.matmul(&self.weight)).transpose()?;
         let d_weight = || d_logits.t()?.matmul(hidden)?.to_dtype(DType::F32);
         Ok(Chunk { loss, d_hidden, d_weight: self.wants_weight.then(d_weight).transpose()? })
     }
 }
 
+/// The summed loss of some rows of logits (rows, vocab) in f32, and on request its gradient.
+fn loss_and_gradient(logits: &Tensor, labels: &[u32], wants_gradient: bool) -> Result<(Tensor, Option<Tensor>)> {
+    let labels = Tensor::new(labels, logits.device())?.unsqueeze(1)?;
+    let label_logit = logits.gather(&labels, 1)?;
+    let max_logit = logits.max_keepdim(D::Minus1)?;
+    let probabilities = candle_nn::ops::softmax_last_dim(logits)?;
+    // log(sum(exp)) follows from the largest probability: that is at least 1/v, so its logarithm is finite.
+    let log_sum_exp = (max_logit - probabilities.max_keepdim(D::Minus1)?.log()?)?;
+    let loss = (log_sum_exp - label_logit)?.sum_all()?;
+    if !wants_gradient {
+        return Ok((loss, None));
+    }
+    // d loss / d logits = probabilities - one_hot(labels), in place.
+    probabilities.scatter_add_set(&labels, &Tensor::full(-1f32, labels.shape(), logits.device())?, 1)?;
+    Ok((loss, Some(probabilities)))
+}
+
 #[cfg(test)]
 mod tests {
-    use candle_core::Var;
 
     use super::*;
+    use crate::nn::{Lora, gradients_of};
+    use crate::options::Quantization;
 
     /// Rounding of f32 sums taken in another order, for values of order 10.
     const TOLERANCE: f32 = 2e-5;
@@ -185,6 +257,39 @@ mod tests {
             let grads = (loss.sum * 0.3).unwrap().backward().unwrap();
             for input in [&hidden, &weight] {
                 assert!(max_diff(grads.get(input).unwrap(), expected_grads.get(input).unwrap()) < TOLERANCE);
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_with_an_adapter_or_other_weights_agrees_with_its_merged_floats() {
+        let (hidden, labels) = (var((5, 64), 1), labels(&[3, IGNORE_INDEX, 0, 6, 3]));
+        let weight = var((7, 64), 2).as_tensor().detach();
+        let [a, b] = [var((2, 64), 3), var((7, 2), 4)];
+        let lora = Lora::new(a.as_tensor().clone(), b.as_tensor().clone(), 0.1).unwrap();
+        let mut quantized = Linear::from_tensors(weight.clone(), None);
+        quantized.quantize(Quantization::Q8_0).unwrap();
+        let dequantized = quantized.quantized_weight().unwrap().dequantize().unwrap();
+        let half = weight.to_dtype(DType::BF16).unwrap();
+        let widened = half.to_dtype(DType::F32).unwrap();
+        // Quantised matmuls round the activations as well.
+        for (mut head, weight, tolerance) in [
+            (Linear::from_tensors(weight.clone(), None), weight, 1e-4),
+            (Linear::from_tensors(half, None), widened, 1e-4),
+            (quantized, dequantized, 0.1),
+        ] {
+            head.set_lora(Some(lora.clone())).unwrap();
+            let merged = (weight + (b.matmul(&a).unwrap() * 0.1).unwrap()).unwrap();
+            let expected = reference(&hidden, &merged, &labels);
+            let grads = expected.backward().unwrap();
+            for chunk_logits in [1, 14, 1 << 20] {
+                let loss = chunked_over(&hidden, &head, &labels, chunk_logits).unwrap();
+                assert!(max_diff(&loss.sum, &expected) < tolerance && loss.count == 4);
+                let found = gradients_of(loss.sum, [&hidden, &a, &b]).unwrap();
+                for var in [&hidden, &a, &b] {
+                    let error = max_diff(&found[&var.id()], grads.get(var).unwrap());
+                    assert!(error < tolerance, "{:?}: {error}", var.dims());
+                }
             }
         }
     }

@@ -7,7 +7,7 @@ mod cross_entropy;
 mod distillation;
 mod precomputed_grad;
 
-pub use cross_entropy::linear_cross_entropy;
+pub use cross_entropy::{head_cross_entropy, linear_cross_entropy};
 pub use distillation::{current_token_prediction, feature_distillation, vision_distillation};
 
 use candle_core::{DType, Device, Tensor};

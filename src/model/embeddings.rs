@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::merge_visuals::MergePlan;
 use crate::batch::MultimodalBatch;
 use crate::config::{HaploVlConfig, TextEmbedding, VisionConfig};
-use crate::nn::{Linear, PatchEmbedding, init};
+use crate::nn::{Linear, ParameterSlot, ParameterVisitor, PatchEmbedding, init};
 use crate::{Error, Result};
 
 /// Text embedding table, patch projection, patch positions and newline token.
@@ -55,6 +55,19 @@ impl MultimodalEmbeddings {
         })
     }
 
+    /// Visits all parameters.
+    pub fn visit_parameters(&mut self, visit: &mut ParameterVisitor<'_>) {
+        visit("model.embed_tokens.weight", ParameterSlot::Tensor(&mut self.embed_tokens));
+        if let Some(proj) = &mut self.embed_proj {
+            visit("model.embed_proj", ParameterSlot::Linear(proj));
+        }
+        self.patch_embed.visit_parameters("model.patch_embed.proj", visit);
+        visit("model.pre_pos_embed", ParameterSlot::Tensor(&mut self.pre_pos_embed));
+        if let Some(newline) = &mut self.image_newline {
+            visit("model.image_newline", ParameterSlot::Tensor(newline));
+        }
+    }
+
     /// Returns the text embedding table, (vocab_size, embedding width).
     pub fn embed_tokens(&self) -> &Tensor {
         &self.embed_tokens
@@ -79,7 +92,8 @@ impl MultimodalEmbeddings {
             Some(proj) => proj.forward(&rows)?,
             None => rows,
         };
-        Ok(rows.reshape((batch, seq, ()))?)
+        // A frozen table may be kept in fewer bits than the other embeddings.
+        Ok(rows.to_dtype(self.pre_pos_embed.dtype())?.reshape((batch, seq, ()))?)
     }
 
     /// Embeds pixels (tiles, 3, image_size, image_size) -> patches with positions, (tiles, patches of a tile,

@@ -11,10 +11,18 @@ use super::{Cache, Connector, LanguageHead, Pass, PassCaches, PostDecoder, PreDe
 use crate::batch::{MultimodalBatch, SequenceLayout};
 use crate::config::HaploVlConfig;
 use crate::nn::ops::{KeyRanges, on_pool};
-use crate::nn::{Activations, Linear, MatmulLayer, MatmulVisitor, RotaryAngles, RotaryEmbedding, key_ranges};
+use crate::nn::{
+    Activations, Linear, MatmulLayer, MatmulVisitor, ParameterSlot, ParameterVisitor, RotaryAngles, RotaryEmbedding,
+    key_ranges, linears_of,
+};
 use crate::options::{Precision, Quantization};
 use crate::weights::{ParameterShapes, TensorSource, check_source, source_var_builder};
 use crate::{Error, Result};
+
+/// Name of the embedding table.
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Name of the head's linear layer.
+pub(super) const HEAD: &str = "lm_head";
 
 /// HaploVL: embeddings, pre-decoder, connector, post-decoder and language head.
 #[derive(Debug, Clone)]
@@ -86,6 +94,35 @@ impl HaploVl {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
+        Self::load(config, source, quantization, dtype, device, |_| None)
+    }
+
+    /// As [`Self::from_source`] in f32, with weight matrices and embedding table that are stored in bf16 or f16 kept so:
+    /// the frozen base of an adapter in training.
+    ///
+    /// # Errors
+    /// The errors of [`Self::from_source`].
+    pub fn frozen_from_source(
+        config: &HaploVlConfig,
+        source: Arc<dyn TensorSource>,
+        quantization: Option<Quantization>,
+        device: &Device,
+    ) -> Result<Self> {
+        let stored = Arc::clone(&source);
+        let half =
+            move |name: &str| stored.stored_dtype(name).filter(|dtype| matches!(dtype, DType::BF16 | DType::F16));
+        Self::load(config, source, quantization, DType::F32, device, half)
+    }
+
+    /// Loads the model; `kept` gives the dtype of the matrices that are kept in another dtype than `dtype`.
+    fn load(
+        config: &HaploVlConfig,
+        source: Arc<dyn TensorSource>,
+        quantization: Option<Quantization>,
+        dtype: DType,
+        device: &Device,
+        kept: impl Fn(&str) -> Option<DType>,
+    ) -> Result<Self> {
         check_source(&*source, &Self::parameter_shapes(config)?)?;
         let possible = device.is_cpu() && dtype == DType::F32;
         if let Some(kind) = quantization.filter(|_| !possible) {
@@ -102,22 +139,30 @@ impl HaploVl {
                 source.path().display()
             )));
         }
-        later.retain(|name| possible && (quantization.is_some() || source.quantization(name).is_some()));
+        later.retain(|name| {
+            possible && (quantization.is_some() || source.quantization(name).is_some()) || kept(name).is_some()
+        });
         // A tied head has no tensor in the checkpoint; it is quantised like the other matrices.
         let of_others = later.iter().find_map(|name| source.quantization(name));
-        let mut model = Self::new(config, source_var_builder(source.clone(), later.clone(), dtype, device))?;
+        let table = kept(EMBEDDING).map(|dtype| source.load_tensor(EMBEDDING, dtype, device)).transpose()?;
+        let placeholders = later.iter().cloned().chain(table.is_some().then(|| EMBEDDING.to_string())).collect();
+        let mut model = Self::new(config, source_var_builder(source.clone(), placeholders, dtype, device))?;
+        table.iter().for_each(|table| model.set_embedding(table));
         model.try_for_each_linear(|name, linear| {
             let name = format!("{name}.weight");
             if later.contains(&name) {
                 match source.load_quantized(&name, linear.dims2()?.1)? {
                     Some(weight) => return linear.set_quantized(weight),
-                    None => linear.set_weight(source.load_tensor(&name, dtype, device)?)?,
+                    None => {
+                        let dtype = kept(&name).unwrap_or(dtype);
+                        linear.set_weight(source.load_tensor(&name, dtype, device)?)?;
+                    }
                 }
             }
             let kind = quantization.or(of_others.filter(|_| !source.has_tensor(&name)));
             kind.map_or(Ok(()), |kind| linear.quantize(kind))
         })?;
-        let is_quantized = quantization.is_some() || !later.is_empty();
+        let is_quantized = quantization.is_some() || later.iter().any(|name| source.quantization(name).is_some());
         if !is_quantized {
             return Ok(model);
         }
@@ -128,6 +173,31 @@ impl HaploVl {
             }
         });
         Ok(model.with_cache_dtype(DType::F16))
+    }
+
+    /// Replaces the embedding table, and the head that is tied to it.
+    pub(super) fn set_embedding(&mut self, table: &Tensor) {
+        let tied = self.config.tie_word_embeddings;
+        self.visit_parameters(&mut |name, slot| match slot {
+            ParameterSlot::Tensor(tensor) if name == EMBEDDING => *tensor = table.clone(),
+            ParameterSlot::Linear(head) if tied && name == HEAD => *head = Linear::from_tensors(table.clone(), None),
+            _ => {}
+        });
+    }
+
+    /// Replaces the weight of the head by one that may have other rows.
+    pub(super) fn set_head(&mut self, weight: &Tensor) {
+        self.lm_head = LanguageHead::tied(weight);
+    }
+
+    /// Takes the sizes and ids of the vocabulary from another configuration, whose tables the model has.
+    pub(super) fn set_vocabulary(&mut self, config: &HaploVlConfig) {
+        self.config = HaploVlConfig {
+            vocab_size: config.vocab_size,
+            image_token_index: config.image_token_index,
+            video_token_index: config.video_token_index,
+            ..self.config.clone()
+        };
     }
 
     /// Returns the checkpoint names of the weight matrices of layers and head, which hold most of the parameters.
@@ -152,6 +222,14 @@ impl HaploVl {
         self.front.visit_matmuls(visit);
         self.post_decoder.visit_matmuls(visit);
         self.lm_head.visit_matmuls(visit);
+    }
+
+    /// Visits all parameters. A head that is tied to the embedding table is visited as `lm_head`, after the table.
+    pub fn visit_parameters(&mut self, visit: &mut ParameterVisitor<'_>) {
+        self.front.visit_parameters(visit);
+        self.connector.visit_parameters(visit);
+        self.post_decoder.visit_parameters(visit);
+        self.lm_head.visit_matmuls(&mut linears_of(visit));
     }
 
     /// Calls `f` with every linear layer of layers and head and the layer's checkpoint name (without `.weight`), until

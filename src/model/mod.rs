@@ -1,5 +1,6 @@
 //! HaploVL and its parts: embeddings, pre-decoder, connector, post-decoder, language head; the teachers of stage 1.
 
+mod adapter;
 mod cache;
 mod chunk_prefill;
 mod clip_vision;
@@ -16,6 +17,8 @@ mod sequence_cache;
 mod stack;
 mod teacher;
 
+pub(crate) use adapter::ADAPTER_PREFIX;
+pub use adapter::{Adapter, MergedSource};
 pub use cache::Cache;
 pub use chunk_prefill::ChunkPrefill;
 pub use clip_vision::ClipVision;
@@ -27,7 +30,8 @@ pub use merge_visuals::patches_in_order;
 pub use post_decoder::{LanguageHead, PostDecoder};
 pub use pre_decoder::{Connector, PreDecoder, PreDecoderOutput};
 pub use pre_decoder_model::PreDecoderModel;
-pub use pretrained::{save_pretrained, save_quantized};
+pub(crate) use pretrained::save_companions;
+pub use pretrained::{save_pretrained, save_pretrained_from, save_quantized};
 pub use sequence_cache::{KvChunk, SequenceCache};
 pub use stack::{DecoderStack, Pass, PassCaches};
 pub use teacher::{ClipTeacher, VisionTeacher};

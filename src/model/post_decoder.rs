@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::{DecoderStack, Pass};
 use crate::Result;
 use crate::config::DecoderConfig;
-use crate::nn::{DecoderLayer, Linear, MatmulLayer, MatmulVisitor, Norm};
+use crate::nn::{DecoderLayer, Linear, MatmulLayer, MatmulVisitor, Norm, ParameterVisitor};
 
 /// Post-decoder: the layers of a language model and its final norm.
 #[derive(Debug, Clone)]
@@ -33,6 +33,12 @@ impl PostDecoder {
     /// Visits the matmuls of the layers.
     pub fn visit_matmuls(&mut self, visit: &mut MatmulVisitor<'_>) {
         self.stack.visit_matmuls(visit);
+    }
+
+    /// Visits the parameters of the layers and the final norm.
+    pub fn visit_parameters(&mut self, visit: &mut ParameterVisitor<'_>) {
+        self.stack.visit_parameters(visit);
+        self.norm.visit_parameters("model.norm", visit);
     }
 
     /// Returns the layers, first to last.
@@ -71,7 +77,7 @@ impl LanguageHead {
         Ok(Self(Linear::new(hidden_size, vocab_size, false, vb.pp("lm_head"))?))
     }
 
-    /// Uses the embedding table (vocab_size, hidden_size) as the head.
+    /// Uses a table (vocab_size, hidden_size) as the head: that of the embedding if both are tied.
     pub fn tied(embed_tokens: &Tensor) -> Self {
         Self(Linear::from_tensors(embed_tokens.clone(), None))
     }
@@ -87,6 +93,11 @@ impl LanguageHead {
     /// Visits the head's linear layer as `lm_head`.
     pub fn visit_matmuls(&mut self, visit: &mut MatmulVisitor<'_>) {
         visit("lm_head", MatmulLayer::Linear(&mut self.0));
+    }
+
+    /// Returns the linear layer.
+    pub fn linear(&self) -> &Linear {
+        &self.0
     }
 
     /// Returns the weight (vocab_size, hidden_size), for losses that compute logits in chunks.

@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::{DecoderStack, Pass};
 use crate::Result;
 use crate::config::{HaploVlConfig, NormKind};
-use crate::nn::{DecoderLayer, Linear, MatmulVisitor, Norm};
+use crate::nn::{DecoderLayer, Linear, MatmulVisitor, Norm, ParameterSlot, ParameterVisitor};
 
 /// Epsilon of `pre_norm`, independent of the layers' epsilon: a constant of the released model and of CLIP.
 const PRE_NORM_EPS: f64 = 1e-5;
@@ -47,6 +47,12 @@ impl PreDecoder {
         self.stack.visit_matmuls(visit);
     }
 
+    /// Visits the parameters of `pre_norm` and the layers.
+    pub fn visit_parameters(&mut self, visit: &mut ParameterVisitor<'_>) {
+        self.pre_norm.visit_parameters("model.pre_norm", visit);
+        self.stack.visit_parameters(visit);
+    }
+
     /// Returns the norm before the first layer.
     pub(super) fn pre_norm(&self) -> &Norm {
         &self.pre_norm
@@ -84,6 +90,11 @@ impl Connector {
     pub fn new(config: &HaploVlConfig, vb: VarBuilder) -> Result<Self> {
         let (from, to) = (config.pre_decoder.hidden_size, config.post_decoder.hidden_size);
         Ok(Self(Linear::new(from, to, false, vb.pp("model.pre_connector"))?))
+    }
+
+    /// Visits the linear layer as `model.pre_connector`.
+    pub fn visit_parameters(&mut self, visit: &mut ParameterVisitor<'_>) {
+        visit("model.pre_connector", ParameterSlot::Linear(&mut self.0));
     }
 
     /// Projects (batch, seq, pre-decoder width) -> (batch, seq, post-decoder width).

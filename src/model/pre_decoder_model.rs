@@ -7,7 +7,7 @@ use super::{MultimodalEmbeddings, Pass, PreDecoder, PreDecoderOutput};
 use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::config::{HaploVlConfig, ImageAttention, Rope};
-use crate::nn::{Activations, MatmulVisitor, RotaryAngles, RotaryEmbedding, key_ranges};
+use crate::nn::{Activations, MatmulVisitor, ParameterVisitor, RotaryAngles, RotaryEmbedding, key_ranges};
 use crate::options::Precision;
 
 /// Embeddings and pre-decoder: token ids and pixels to hidden states.
@@ -82,6 +82,12 @@ impl PreDecoderModel {
     /// Visits the matmuls of the layers.
     pub fn visit_matmuls(&mut self, visit: &mut MatmulVisitor<'_>) {
         self.pre_decoder.visit_matmuls(visit);
+    }
+
+    /// Visits the parameters of embeddings and pre-decoder.
+    pub fn visit_parameters(&mut self, visit: &mut ParameterVisitor<'_>) {
+        self.embeddings.visit_parameters(visit);
+        self.pre_decoder.visit_parameters(visit);
     }
 
     /// Computes the rotary angles of `positions`; `None` if the pre-decoder has no rotary positions.

@@ -7,17 +7,16 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 
 use super::HaploVl;
+use super::haplovl::EMBEDDING;
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::nn::ops::quantize_blocks;
 use crate::options::Quantization;
 use crate::processor::Processor;
 use crate::weights::{
-    SaveOptions, TensorSource, check_source, check_tensors, save_gguf, save_safetensors, write_bytes_atomically,
+    SaveOptions, TensorSource, check_source, check_tensors, save_gguf, save_safetensors, save_source,
+    write_bytes_atomically,
 };
 use crate::{Error, Result};
-
-/// Name of the text embedding table.
-const TEXT_TABLE: &str = "model.embed_tokens.weight";
 
 /// Writes a model folder: `config.json`, `generation_config.json`, the weights as safetensors (sharded above
 /// [`SaveOptions::max_shard_bytes`]) and all files of the processor.
@@ -39,6 +38,25 @@ pub fn save_pretrained(
     check_tensors(&folder.display().to_string(), &HaploVl::parameter_shapes(config)?, &found)?;
     save_companions(folder, config, processor, generation)?;
     save_safetensors(folder, tensors, options)
+}
+
+/// Writes a model folder as [`save_pretrained`] does, with the tensors of a source loaded one at a time.
+///
+/// # Errors
+/// The errors of [`save_pretrained`] and of the source.
+pub fn save_pretrained_from(
+    folder: impl AsRef<Path>,
+    config: &HaploVlConfig,
+    source: &dyn TensorSource,
+    processor: &Processor,
+    generation: &GenerationConfig,
+    options: &SaveOptions,
+) -> Result<()> {
+    let folder = folder.as_ref();
+    let shapes = HaploVl::parameter_shapes(config)?;
+    check_source(source, &shapes)?;
+    save_companions(folder, config, processor, generation)?;
+    save_source(folder, source, &shapes, options)
 }
 
 /// Writes a model folder with its weights quantised, as `model.gguf` instead of safetensors.
@@ -72,7 +90,7 @@ pub fn save_quantized(
         let tensor = source.load_tensor(&name, DType::F32, &Device::Cpu)?;
         let stored = match (matrices.contains(&name), name.as_str()) {
             (true, _) => quantize_blocks(&tensor, kind)?,
-            (_, TEXT_TABLE) => QTensor::quantize(&tensor, GgmlDType::F16)?,
+            (_, EMBEDDING) => QTensor::quantize(&tensor, GgmlDType::F16)?,
             _ => QTensor::quantize(&tensor, GgmlDType::F32)?,
         };
         Ok((name, stored))
@@ -83,7 +101,7 @@ pub fn save_quantized(
 }
 
 /// Writes all files of a model folder except the weights.
-fn save_companions(
+pub(crate) fn save_companions(
     folder: &Path,
     config: &HaploVlConfig,
     processor: &Processor,

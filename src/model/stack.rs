@@ -7,7 +7,8 @@ use crate::Result;
 use crate::config::DecoderConfig;
 use crate::nn::ops::{KeyRanges, last_positions};
 use crate::nn::{
-    Activations, DecoderLayer, KvStore, LayerCache, MatmulVisitor, RotaryAngles, SequenceLayer, checkpoint,
+    Activations, DecoderLayer, KvStore, LayerCache, MatmulVisitor, ParameterVisitor, RotaryAngles, SequenceLayer,
+    checkpoint,
 };
 
 /// Inputs that all layers of one decoder share in one forward pass.
@@ -92,6 +93,13 @@ impl DecoderStack {
     pub fn visit_matmuls(&mut self, visit: &mut MatmulVisitor<'_>) {
         for (layer, i) in self.layers.iter_mut().zip(self.first..) {
             layer.visit_matmuls(&format!("model.layers.{i}"), visit);
+        }
+    }
+
+    /// Visits the parameters of the layers.
+    pub fn visit_parameters(&mut self, visit: &mut ParameterVisitor<'_>) {
+        for (layer, i) in self.layers.iter_mut().zip(self.first..) {
+            layer.visit_parameters(&format!("model.layers.{i}"), visit);
         }
     }
 

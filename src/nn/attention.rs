@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::ops::{self, KeyRanges};
-use super::{HeldKv, KvStore, Linear, MatmulLayer, MatmulVisitor, Norm, RotaryAngles};
+use super::{HeldKv, KvStore, Linear, MatmulLayer, MatmulVisitor, Norm, ParameterVisitor, RotaryAngles, linears_of};
 use crate::Result;
 use crate::config::{DecoderConfig, NormKind};
 use crate::options::Precision;
@@ -57,6 +57,15 @@ impl Attention {
         let parts = [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.o_proj];
         for (part, linear) in ["q_proj", "k_proj", "v_proj", "o_proj"].into_iter().zip(parts) {
             visit(&format!("{name}.{part}"), MatmulLayer::Linear(linear));
+        }
+    }
+
+    /// Visits projections and norms, `name` being this module's name in the checkpoint.
+    pub fn visit_parameters(&mut self, name: &str, visit: &mut ParameterVisitor<'_>) {
+        self.visit_matmuls(name, &mut linears_of(visit));
+        if let Some((q_norm, k_norm)) = &mut self.qk_norm {
+            q_norm.visit_parameters(&format!("{name}.q_norm"), visit);
+            k_norm.visit_parameters(&format!("{name}.k_norm"), visit);
         }
     }
 

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::ops::{self, KeyRanges};
-use super::{Attention, HeldKv, KvStore, MatmulVisitor, Mlp, Norm, RotaryAngles};
+use super::{Attention, HeldKv, KvStore, MatmulVisitor, Mlp, Norm, ParameterVisitor, RotaryAngles, linears_of};
 use crate::Result;
 use crate::config::DecoderConfig;
 
@@ -36,6 +36,14 @@ impl DecoderLayer {
     pub fn visit_matmuls(&mut self, name: &str, visit: &mut MatmulVisitor<'_>) {
         self.self_attn.visit_matmuls(&format!("{name}.self_attn"), visit);
         self.mlp.visit_matmuls(&format!("{name}.mlp"), visit);
+    }
+
+    /// Visits all parameters, `name` being this layer's name in the checkpoint.
+    pub fn visit_parameters(&mut self, name: &str, visit: &mut ParameterVisitor<'_>) {
+        self.input_layernorm.visit_parameters(&format!("{name}.input_layernorm"), visit);
+        self.self_attn.visit_parameters(&format!("{name}.self_attn"), visit);
+        self.post_attention_layernorm.visit_parameters(&format!("{name}.post_attention_layernorm"), visit);
+        self.mlp.visit_matmuls(&format!("{name}.mlp"), &mut linears_of(visit));
     }
 
     /// Runs the layer: (batch, seq, hidden_size) -> the same shape, or the last positions only if `ranges` has fewer

@@ -1,19 +1,20 @@
 //! Linear layer, with the weight in HF's (out, in) order.
 
-use candle_core::{Shape, Tensor};
+use candle_core::{DType, Shape, Tensor};
 use candle_nn::VarBuilder;
 
-use super::init;
 use super::ops::{self, QuantizedWeight};
+use super::{Lora, init};
 use crate::options::{Precision, Quantization};
 use crate::{Error, Result};
 
-/// Linear layer `x W^T + b`.
+/// Linear layer `x W^T + b`, optionally with a LoRA adapter.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Weight,
     bias: Option<Tensor>,
     precision: Precision,
+    lora: Option<Lora>,
 }
 
 #[derive(Debug, Clone)]
@@ -35,7 +36,7 @@ impl Linear {
 
     /// A layer from its tensors: `weight` (out, in), `bias` (out).
     pub fn from_tensors(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight: Weight::Float(weight), bias, precision: Precision::Full }
+        Self { weight: Weight::Float(weight), bias, precision: Precision::Full, lora: None }
     }
 
     /// The weight, (out, in).
@@ -95,6 +96,49 @@ impl Linear {
         Ok(())
     }
 
+    /// The bias, (out).
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// Replaces the bias of a layer that has one.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if the shape differs, or the layer has none.
+    pub fn set_bias(&mut self, bias: Tensor) -> Result<()> {
+        match &mut self.bias {
+            Some(before) if before.dims() == bias.dims() => *before = bias,
+            before => {
+                let before = before.as_ref().map(Tensor::dims);
+                return Err(Error::weights(format!("a new bias is {:?}, expected {before:?}", bias.dims())));
+            }
+        }
+        Ok(())
+    }
+
+    /// The LoRA adapter.
+    pub fn lora(&self) -> Option<&Lora> {
+        self.lora.as_ref()
+    }
+
+    /// The tensors that are trained.
+    pub fn trained(&self) -> Vec<&Tensor> {
+        let weight = self.weight().ok();
+        let lora = self.lora.as_ref().map(Lora::matrices);
+        let all = weight.into_iter().chain(&self.bias).chain(lora.into_iter().flatten());
+        all.filter(|tensor| tensor.track_op()).collect()
+    }
+
+    /// Attaches a LoRA adapter in place of a former one; `None` detaches it.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if the adapter belongs to a layer of another size.
+    pub fn set_lora(&mut self, lora: Option<Lora>) -> Result<()> {
+        lora.as_ref().map_or(Ok(()), |lora| self.check_dims(lora.dims2()?))?;
+        self.lora = lora;
+        Ok(())
+    }
+
     fn check_dims(&self, found: (usize, usize)) -> Result<()> {
         let expected = self.dims2()?;
         if found != expected {
@@ -115,16 +159,18 @@ impl Linear {
     }
 
     /// Projects (.., in) -> (.., out). A weight of another dtype is cast to that of `x`; gradients pass through the
-    /// cast.
+    /// cast. A frozen weight in 16 bits under f32 activations on the CPU is not cast as a whole.
     ///
     /// # Errors
     /// If `x` is not `in` wide.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let bias = self.bias_as(x)?;
-        Ok(match &self.weight {
-            Weight::Float(weight) => ops::linear_with(x, &weight.to_dtype(x.dtype())?, bias.as_ref(), self.precision)?,
-            Weight::Quantized(weight) => ops::quantized_linear(x, weight, bias.as_ref())?,
-        })
+        let (out_size, in_size) = self.dims2()?;
+        let mut shape = x.dims().to_vec();
+        match shape.last_mut() {
+            Some(last) if *last == in_size => *last = out_size,
+            _ => return Err(Error::weights(format!("a linear layer of {in_size} inputs got {:?}", x.dims()))),
+        }
+        self.forward_as(x, shape)
     }
 
     /// [`Self::forward`] for any shape of `x` and of the result, which splits or merges heads: each `in` consecutive
@@ -134,19 +180,25 @@ impl Linear {
     /// # Errors
     /// If sizes do not fit.
     pub fn forward_as<S: Into<Shape>>(&self, x: &Tensor, shape: S) -> Result<Tensor> {
-        let bias = self.bias_as(x)?;
-        Ok(match &self.weight {
+        let bias = self.bias.as_ref().map(|bias| bias.to_dtype(x.dtype())).transpose()?;
+        let y = match &self.weight {
+            Weight::Float(weight) if is_frozen_half(weight, x) => ops::half_linear_as(x, weight, bias.as_ref(), shape)?,
             Weight::Float(weight) => {
                 ops::linear_as(x, &weight.to_dtype(x.dtype())?, bias.as_ref(), self.precision, shape)?
             }
-            Weight::Quantized(weight) => {
-                let rows = x.reshape(((), weight.dims2()?.1))?;
-                ops::quantized_linear(&rows, weight, bias.as_ref())?.reshape(shape.into())?
-            }
-        })
+            Weight::Quantized(weight) => ops::quantized_linear_as(x, weight, bias.as_ref(), shape)?,
+        };
+        self.adapted(y, x)
     }
 
-    fn bias_as(&self, x: &Tensor) -> Result<Option<Tensor>> {
-        Ok(self.bias.as_ref().map(|bias| bias.to_dtype(x.dtype())).transpose()?)
+    /// The result `y` of the layer for `x` with the update of the adapter.
+    fn adapted(&self, y: Tensor, x: &Tensor) -> Result<Tensor> {
+        self.lora.as_ref().map_or(Ok(y.clone()), |lora| lora.add_to(&y, x))
     }
+}
+
+/// Whether a weight is frozen, in 16 bits, and multiplied with f32 on the CPU.
+fn is_frozen_half(weight: &Tensor, x: &Tensor) -> bool {
+    let is_half = matches!(weight.dtype(), DType::BF16 | DType::F16);
+    is_half && x.dtype() == DType::F32 && x.device().is_cpu() && !weight.track_op()
 }

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
-use super::ops;
+use super::{ParameterSlot, ParameterVisitor, ops};
 use crate::Result;
 use crate::config::NormKind;
 
@@ -28,6 +28,14 @@ impl Norm {
             NormKind::RmsNorm => None,
         };
         Ok(Self { weight, bias, eps })
+    }
+
+    /// Visits weight and bias, `name` being this module's name in the checkpoint.
+    pub fn visit_parameters(&mut self, name: &str, visit: &mut ParameterVisitor<'_>) {
+        visit(&format!("{name}.weight"), ParameterSlot::Tensor(&mut self.weight));
+        if let Some(bias) = &mut self.bias {
+            visit(&format!("{name}.bias"), ParameterSlot::Tensor(bias));
+        }
     }
 
     /// Normalises (.., size) -> (.., size).

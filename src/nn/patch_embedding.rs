@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use super::{init, ops};
+use super::{ParameterSlot, ParameterVisitor, init, ops};
 use crate::{Error, Result};
 
 /// Linear map of square patches, without bias: the convolution of the ViT, as a matmul.
@@ -26,6 +26,11 @@ impl PatchEmbedding {
         let init = init(patch_size.saturating_mul(patch_size).saturating_mul(3));
         let weight = vb.get_with_hints((hidden_size, 3, patch_size, patch_size), "weight", init)?;
         Ok(Self { weight, patch_size })
+    }
+
+    /// Visits the weight, `name` being this module's name in the checkpoint.
+    pub fn visit_parameters(&mut self, name: &str, visit: &mut ParameterVisitor<'_>) {
+        visit(&format!("{name}.weight"), ParameterSlot::Tensor(&mut self.weight));
     }
 
     /// Embeds (tiles, 3, height, width) -> (tiles, patches in reading order, hidden_size).

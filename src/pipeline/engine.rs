@@ -1,10 +1,15 @@
 //! An engine that answers many requests at once.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
 use super::LoadedModel;
-use crate::Result;
 use crate::batch::{BatchSpec, MultimodalBatch, PaddingSide};
-use crate::generation::{CancelToken, EngineConfig, Event, Handle, Metrics, Request, Scheduler, SubmitError};
+use crate::generation::{
+    AdapterSet, CancelToken, EngineConfig, Event, Handle, Metrics, Request, Scheduler, SubmitError,
+};
 use crate::processor::{Conversation, Message};
+use crate::{Error, Result};
 
 /// The prompt of a request.
 #[derive(Debug, Clone)]
@@ -99,7 +104,30 @@ impl Engine {
     /// # Errors
     /// [`Error::Config`](crate::Error::Config) for an invalid field of `config`, and [`Error::Generation`](crate::Error::Generation) if no thread can be started.
     pub fn new(model: LoadedModel, config: EngineConfig) -> Result<Self> {
-        let scheduler = Scheduler::start(model.shared_model(), model.decoder(), config)?;
+        Self::with_adapters(model, Vec::<(String, PathBuf)>::new(), config)
+    }
+
+    /// An engine over a model and adapters of it, each under a name that requests [choose](Request::with_adapter) and in a
+    /// folder in PEFT's form. All share the model's weights.
+    ///
+    /// # Errors
+    /// The errors of [`Self::new`] and [`LoadedModel::with_adapter`], and [`Error::Config`](crate::Error::Config) for two
+    /// adapters of one name.
+    pub fn with_adapters(
+        model: LoadedModel,
+        adapters: impl IntoIterator<Item = (impl Into<String>, impl AsRef<Path>)>,
+        config: EngineConfig,
+    ) -> Result<Self> {
+        let mut set = AdapterSet::new(model.shared_model());
+        for (name, folder) in adapters {
+            let (name, adapted) = (name.into(), model.clone().with_adapter(folder)?);
+            if adapted.model().config().vocab_size != model.model().config().vocab_size {
+                let message = format!("`{name:.80}` has a vocabulary of its own: attach it to the model instead");
+                return Err(Error::config("adapter", message));
+            }
+            set = set.with(name, adapted.shared_model())?;
+        }
+        let scheduler = Scheduler::start(Arc::new(set), model.decoder(), config)?;
         Ok(Self { model, scheduler })
     }
 

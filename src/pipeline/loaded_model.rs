@@ -10,10 +10,10 @@ use candle_core::{DType, Device};
 use crate::batch::MultimodalBatch;
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::generation::Generator;
-use crate::model::{HaploVl, save_quantized};
+use crate::model::{Adapter, HaploVl, MergedSource, save_pretrained_from, save_quantized};
 use crate::options::{DeviceChoice, DtypeChoice, KvCacheDtype, Quantization};
 use crate::processor::{Conversation, Processor};
-use crate::weights::{ModelSource, TensorSource, check_model_folder, folder_of, open_decoder_weights};
+use crate::weights::{ModelSource, SaveOptions, TensorSource, check_model_folder, folder_of, open_decoder_weights};
 use crate::{Result, files};
 
 /// Options of loading: device, dtype, quantisation, KV cache.
@@ -88,6 +88,8 @@ pub struct LoadedModel {
     model: Arc<HaploVl>,
     processor: Arc<Processor>,
     generation: Arc<GenerationConfig>,
+    /// The handle without the adapter, if the model has one.
+    base: Option<Arc<LoadedModel>>,
 }
 
 impl LoadedModel {
@@ -134,7 +136,34 @@ impl LoadedModel {
 
     /// A handle on a model, a processor and generation settings from elsewhere.
     pub fn new(model: HaploVl, processor: Processor, generation: GenerationConfig) -> Self {
-        Self { model: Arc::new(model), processor: Arc::new(processor), generation: Arc::new(generation) }
+        Self { model: Arc::new(model), processor: Arc::new(processor), generation: Arc::new(generation), base: None }
+    }
+
+    /// A handle on the same model with the adapter of a folder in PEFT's form, in place of a former one. The weights of
+    /// the model, float or quantised, are shared with all other handles; only the adapter takes memory. Several adapters
+    /// are as many handles.
+    ///
+    /// # Errors
+    /// The errors of [`Adapter::open`].
+    pub fn with_adapter(self, folder: impl AsRef<Path>) -> Result<Self> {
+        let (base, folder) = (self.without_adapter(), folder.as_ref());
+        let own = own_vocabulary(folder)?;
+        let config = own.as_ref().map_or(base.model.config(), |(config, ..)| config);
+        let model = Arc::new(HaploVl::clone(&base.model).with_adapter(&Adapter::open(folder, config)?)?);
+        let (processor, generation) = match own {
+            Some((_, processor, generation)) => (Arc::new(processor), Arc::new(generation)),
+            None => (Arc::clone(&base.processor), Arc::clone(&base.generation)),
+        };
+        Ok(Self { model, processor, generation, base: Some(Arc::new(base)) })
+    }
+
+    /// A handle on the same model without its adapter.
+    #[must_use]
+    pub fn without_adapter(self) -> Self {
+        match self.base {
+            Some(base) => Arc::unwrap_or_clone(base),
+            None => self,
+        }
     }
 
     /// A handle on the same model with a changed processor: another number of video frames, or another pixel limit for
@@ -233,6 +262,42 @@ pub fn quantize_folder(folder: impl AsRef<Path>, output: impl AsRef<Path>, kind:
     files::check_new_folder(&output)?;
     let (config, processor, generation, weights) = open(folder.as_ref())?;
     save_quantized(output.as_ref(), &config, &*weights, kind, &processor, &generation)
+}
+
+/// Writes the model of a folder with an adapter merged into its weights to the folder `output`, which is created and must
+/// not be in use: as safetensors in the dtypes of the model, or quantised. Tensors are merged and written one at a time.
+///
+/// # Errors
+/// The errors of [`check_new_folder`](crate::weights::check_new_folder), [`LoadedModel::from_folder`], [`Adapter::open`],
+/// [`MergedSource::new`], [`save_pretrained_from`] and [`save_quantized`].
+pub fn merge_folder(
+    folder: impl AsRef<Path>,
+    adapter: impl AsRef<Path>,
+    output: impl AsRef<Path>,
+    kind: Option<Quantization>,
+) -> Result<()> {
+    files::check_new_folder(&output)?;
+    let (config, processor, generation, weights) = open(folder.as_ref())?;
+    let own = own_vocabulary(adapter.as_ref())?;
+    let (config, processor, generation) = own.unwrap_or((config, processor, generation));
+    let merged = MergedSource::new(weights, Adapter::open(adapter, &config)?)?;
+    match kind {
+        Some(kind) => save_quantized(output.as_ref(), &config, &merged, kind, &processor, &generation),
+        None => save_pretrained_from(output, &config, &merged, &processor, &generation, &SaveOptions::default()),
+    }
+}
+
+/// Configuration, processor and generation settings of an adapter for other tokens than those of its base model; `None` for
+/// one without a `config.json`.
+fn own_vocabulary(folder: &Path) -> Result<Option<(HaploVlConfig, Processor, GenerationConfig)>> {
+    let path = folder.join("config.json");
+    if !files::exists(&path)? {
+        return Ok(None);
+    }
+    let config = HaploVlConfig::from_file(&path)?;
+    let processor = Processor::from_folder(folder, &config)?;
+    let generation = generation_defaults(folder, &config, &processor)?;
+    Ok(Some((config, processor, generation)))
 }
 
 /// The content of a checkpoint folder, or of that of a file of weights.

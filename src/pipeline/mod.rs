@@ -31,7 +31,7 @@ pub use captioner::Captioner;
 pub use chat::{Chat, Reply};
 pub use embedder::{Embedder, Embedding};
 pub use engine::{Engine, Prompt};
-pub use loaded_model::{LoadOptions, LoadedModel, quantize_folder};
+pub use loaded_model::{LoadOptions, LoadedModel, merge_folder, quantize_folder};
 pub use question_answerer::{AnswerStream, VisualQuestionAnswerer};
 pub use word_attention::Word;
 

@@ -48,9 +48,11 @@ pub struct Evaluation<'a> {
     pub loss: f64,
     /// Configuration of the model.
     pub config: &'a HaploVlConfig,
-    /// All parameters, trained and frozen; with `optimizer.ema_decay`, their EMA. Models built over
+    /// All parameters, trained and frozen, or those of the adapter that is trained; with `optimizer.ema_decay`, their EMA. Models built over
     /// `var_builder_where(.., |_| false)` track no gradients.
     pub parameters: &'a Parameters,
+    /// The model of a run that trains an adapter.
+    pub(super) adapted: Option<&'a HaploVl>,
     /// Processor of the run.
     pub processor: &'a Arc<Processor>,
     /// Device of the parameters.
@@ -69,8 +71,8 @@ impl Evaluation<'_> {
             return Ok(Vec::new());
         }
         // Detached parameters share memory with the trained ones, and build no graph.
-        let vb = self.parameters.var_builder_where(0, DType::F32, self.device, |_| false);
-        let model = HaploVl::new(self.config, vb)?;
+        let vb = || self.parameters.var_builder_where(0, DType::F32, self.device, |_| false);
+        let model = self.adapted.map_or_else(|| HaploVl::new(self.config, vb()), |model| Ok(model.clone()))?;
         let processor = Arc::clone(self.processor);
         let generator = Generator::new(Arc::new(model), move |ids| processor.tokenizer().decode(ids, true));
         let generation = GenerationConfig {

@@ -138,8 +138,12 @@ pub(super) fn save_model(
     processor: &Processor,
     options: &SaveOptions,
 ) -> Result<()> {
-    let generation = GenerationConfig { eos_token_id: processor.eos_ids(), ..GenerationConfig::default() };
-    save_pretrained(folder, config, &parameters.tensors(), processor, &generation, options)
+    save_pretrained(folder, config, &parameters.tensors(), processor, &generation_of(processor), options)
+}
+
+/// Generation settings of an export.
+pub(super) fn generation_of(processor: &Processor) -> GenerationConfig {
+    GenerationConfig { eos_token_id: processor.eos_ids(), ..GenerationConfig::default() }
 }
 
 fn select(parameters: &Parameters, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, Tensor> {

@@ -5,11 +5,13 @@ use std::fmt;
 
 use candle_core::Var;
 
+use super::adapted::Frozen;
 use super::data_facts::DataFacts;
 use super::recipe::Recipe;
 use crate::Result;
 use crate::batch::{IGNORE_INDEX, Sequence};
 use crate::config::HaploVlConfig;
+use crate::model::{ADAPTER_PREFIX, HaploVl};
 use crate::processor::{EndOfTurn, Processor};
 use crate::weights::Parameters;
 
@@ -44,8 +46,7 @@ impl Facts {
     ) -> Self {
         let mut parts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
         for (name, var) in parameters.iter() {
-            let part = name.split('.').take(2).collect::<Vec<_>>().join(".");
-            let (all, learnt) = parts.entry(part).or_default();
+            let (all, learnt) = parts.entry(part_of(&name)).or_default();
             *all += var.elem_count();
             *learnt += if trained.contains_key(&name) { var.elem_count() } else { 0 };
         }
@@ -53,6 +54,16 @@ impl Facts {
         let static_bytes = static_bytes(all as f64, learnt as f64, averaged) as usize;
         let (data, warnings) = (DataFacts::default(), Vec::new());
         Self { parts, inheritance, vocabulary, static_bytes, data, warnings, sample }
+    }
+
+    /// The facts with those about the frozen weights below an adapter.
+    pub(super) fn with_frozen(mut self, frozen: Option<&Frozen>, config: &HaploVlConfig) -> Result<Self> {
+        let Some(frozen) = frozen else { return Ok(self) };
+        for (name, shape) in HaploVl::parameter_shapes(config)? {
+            self.parts.entry(part_of(&name)).or_default().0 += shape.iter().product::<usize>();
+        }
+        self.static_bytes += frozen.bytes as usize;
+        Ok(self)
     }
 
     /// The facts with those about the data, and what in the recipe may not be meant.
@@ -65,6 +76,14 @@ impl Facts {
     ) -> Self {
         let turns = end_of_turn_warning(processor);
         Self { warnings: warnings(recipe, config, &data).into_iter().chain(turns).collect(), data, ..self }
+    }
+}
+
+/// Part of the model that a parameter belongs to; an adapter is one part.
+fn part_of(name: &str) -> String {
+    match name.strip_prefix(ADAPTER_PREFIX) {
+        Some(_) => "adapter".into(),
+        None => name.split('.').take(2).collect::<Vec<_>>().join("."),
     }
 }
 

@@ -6,6 +6,7 @@ use super::checkpoint::CheckpointManager;
 use super::recipe::Recipe;
 use super::resume::RunState;
 use super::run_length::RunLength;
+use crate::model::Adapter;
 use crate::weights::SafetensorsFiles;
 use crate::{Error, Result};
 
@@ -33,7 +34,8 @@ impl Recipe {
         let output = self.output_folder();
         let export = output.join("export");
         // An export writes the weights last.
-        if SafetensorsFiles::open(&export).is_err() {
+        let weights = if self.adapter.is_some() { export.join(Adapter::WEIGHTS) } else { export.clone() };
+        if SafetensorsFiles::open(&weights).is_err() {
             return Ok(None);
         }
         let checkpoints = CheckpointManager::view(output.join("checkpoints"), self.identity()?);

@@ -13,6 +13,7 @@
 //! # Ok::<(), haplovl::Error>(())
 //! ```
 
+mod adapted;
 pub mod checkpoint;
 mod collate;
 mod connector;
@@ -51,8 +52,8 @@ pub use objectives::{Contrastive, Counts, Distillation, DistillationWeights, Lan
 pub use observer::{Measures, RunStart, SkippedSample, TrainObserver};
 pub use outcome::{DataReport, Outcome};
 pub use recipe::{
-    ConnectorStart, DataConfig, DataLayout, DataSource, FloatType, InitFrom, Recipe, RunConfig, Stage, TokenizerConfig,
-    TrainSource, UpdateConfig,
+    AdapterConfig, ConnectorStart, DataConfig, DataLayout, DataSource, FloatType, InitFrom, Recipe, RunConfig, Stage,
+    Targets, TokenizerConfig, TrainSource, UpdateConfig,
 };
 pub use resume::CheckpointChoice;
 pub use run::Run;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Var};
 
+use super::adapted::{Frozen, export_adapter};
 use super::checkpoint::CheckpointManager;
 use super::data_facts::DataFacts;
 use super::dataset::{TrainingData, ValidationData};
@@ -42,6 +43,8 @@ pub struct Run {
     pub(super) device: Device,
     pub(super) data: TrainingData,
     pub(super) parameters: Parameters,
+    /// The frozen part of a run that trains an adapter.
+    pub(super) frozen: Option<Frozen>,
     pub(super) trainer: Trainer<Box<dyn Objective>>,
     pub(super) validation: ValidationData,
     pub(super) observers: Observers,
@@ -67,7 +70,7 @@ impl Run {
         let needs = MemoryNeeds::new(&recipe, &config, &first);
         needs.check_data(&device)?;
         let images = || data.first_images();
-        let BuiltStage { objective, parameters, trained, report } =
+        let BuiltStage { objective, parameters, trained, report, frozen } =
             build(&recipe, &config, data.processor.tokenizer(), &device, &needs, images)?;
         let vars: BTreeMap<String, Var> =
             trained.iter().filter_map(|name| Some((name.clone(), parameters.get(name)?))).collect();
@@ -78,10 +81,11 @@ impl Run {
         let (data_facts, length) = DataFacts::new(&recipe, &data, &validation);
         let inheritance = report.map(|report| report.to_string());
         let facts = Facts::new(&parameters, &vars, averaged, inheritance, data.vocabulary.to_string(), sample)
+            .with_frozen(frozen.as_ref(), &config)?
             .with_data(data_facts, &recipe, &config, &data.processor);
         let trainer = Trainer::new(objective, vars, optimizer, update_rule(&recipe, length));
         Ok(Self {
-            trainer: trainer.with_parallel(recipe.update.parallel_micro_batches)?,
+            trainer: trainer.with_seed(recipe.seed).with_parallel(recipe.update.parallel_micro_batches)?,
             validation,
             length,
             report: DataReport::default(),
@@ -90,6 +94,7 @@ impl Run {
             device,
             data,
             parameters,
+            frozen,
             observers: Observers::default(),
             facts,
             stop_after: None,
@@ -214,6 +219,9 @@ impl Run {
 
     fn export_to(&mut self, folder: &Path) -> Result<()> {
         self.averaged(|run| {
+            if let Some(frozen) = &run.frozen {
+                return export_adapter(&run.recipe, folder, &run.config, frozen, &run.data.processor);
+            }
             let Self { recipe, config, parameters, data, device, .. } = &*run;
             let tokenizer = data.processor.tokenizer();
             let connector = connector(recipe, config, tokenizer, parameters, device, run.connector_batches())?;

@@ -1,10 +1,12 @@
 //! Building of a stage: model, teachers, parameters and objective.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
+use super::adapted::{Frozen, build_adapted};
 use super::collate::SampleForm;
 use super::connector::connector_of_text;
 use super::export::{clip_of, llm_of, save_clip, save_distilled, save_llm, save_model};
@@ -20,10 +22,12 @@ use crate::model::{
 };
 use crate::nn::Activations;
 use crate::optim::trainable;
+use crate::options::Precision;
 use crate::processor::{Processor, TextTokenizer};
 use crate::weights::{
-    ClipSource, InitReport, LlmSource, ParameterShapes, Parameters, RowMap, SaveOptions, check_model_folder, folder_of,
-    init_from_clip, init_from_llm, init_text_embedding, is_known_buffer, open_decoder_weights,
+    ClipSource, InitReport, LlmSource, ParameterShapes, Parameters, RowMap, SaveOptions, TensorSource,
+    check_model_folder, folder_of, init_from_clip, init_from_llm, init_text_embedding, is_known_buffer,
+    open_decoder_weights,
 };
 use crate::{Error, Result};
 
@@ -38,6 +42,8 @@ pub(super) struct BuiltStage {
     /// Names of the trained parameters, sorted.
     pub trained: Vec<String>,
     pub report: Option<InitReport>,
+    /// The frozen part of a run that trains an adapter.
+    pub frozen: Option<Frozen>,
 }
 
 impl Stage {
@@ -83,6 +89,9 @@ pub(super) fn build(
     needs: &MemoryNeeds,
     images: impl FnOnce() -> Vec<Visual>,
 ) -> Result<BuiltStage> {
+    if let Some(settings) = &recipe.adapter {
+        return build_adapted(recipe, settings, config, tokenizer, device, needs);
+    }
     check_form(&recipe.stage, config)?;
     let objective = blueprint(recipe, config, tokenizer, device)?;
     let trained = trained_parameters(recipe, device, needs, &objective)?;
@@ -99,7 +108,7 @@ pub(super) fn build(
     let learns = trained.clone();
     let learns = move |name: &str| learns.binary_search_by(|trained| trained.as_str().cmp(name)).is_ok();
     let objective = objective(parameters.var_builder_where(recipe.seed, DType::F32, device, learns))?;
-    Ok(BuiltStage { objective, parameters, trained, report: report.transpose()?.flatten() })
+    Ok(BuiltStage { objective, parameters, trained, report: report.transpose()?.flatten(), frozen: None })
 }
 
 /// Names of the trained parameters, sorted, found without allocating any.
@@ -154,6 +163,14 @@ fn check_form(stage: &Stage, config: &HaploVlConfig) -> Result<()> {
     }
 }
 
+/// Dtype and treatment of activations, and precision of matmuls.
+pub(super) fn activations_of(recipe: &Recipe, device: &Device) -> (DType, Precision, Activations) {
+    let (compute, precision) = recipe.update.compute_dtype.on(device);
+    let activations =
+        if recipe.update.gradient_checkpointing { Activations::Recomputed } else { Activations::Released };
+    (compute, precision, activations)
+}
+
 /// Function that builds the objective of a stage; teachers are opened here, once.
 fn blueprint<'a>(
     recipe: &'a Recipe,
@@ -161,9 +178,7 @@ fn blueprint<'a>(
     tokenizer: &TextTokenizer,
     device: &Device,
 ) -> Result<Blueprint<'a>> {
-    let (compute, precision) = recipe.update.compute_dtype.on(device);
-    let activations =
-        if recipe.update.gradient_checkpointing { Activations::Recomputed } else { Activations::Released };
+    let (compute, precision, activations) = activations_of(recipe, device);
     Ok(match &recipe.stage {
         Stage::Vision { projection_dim } => {
             Box::new(move |vb| Ok(Box::new(Contrastive::new(&clip_of(config), &llm_of(config), *projection_dim, vb)?)))
@@ -261,22 +276,16 @@ fn open_llm(path: &Path, tokenizer: &TextTokenizer, config: &HaploVlConfig) -> R
 /// Copies every parameter of an earlier stage's export, or of a whole model; rows of its vocabulary follow the tokens of
 /// the run.
 fn load_stage(path: &Path, tokenizer: &TextTokenizer, parameters: &Parameters) -> Result<InitReport> {
-    let folder = folder_of(path);
-    check_model_folder(folder)?;
     let files = open_decoder_weights(path)?;
-    let own = SourceVocabulary::of_folder(folder)?;
+    let maps = mapped_rows(&*files, path, &parameters.shapes(), tokenizer)?;
     let mut report = InitReport::default();
     for (name, var) in parameters.iter() {
-        let Some(shape) = files.tensor_shape(&name) else {
+        if !files.has_tensor(&name) {
             report.fresh.push(name);
             continue;
-        };
+        }
         let mut values = files.load_tensor(&name, var.dtype(), var.device())?;
-        if let ([old, _], true) = (shape, ROWS_OF_TOKENS.contains(&name.as_str())) {
-            let rows = match &own {
-                Some(own) => row_map(own, *old, tokenizer, var.dim(0)?)?,
-                None => RowMap::by_id(*old, var.dim(0)?),
-            };
+        if let Some(rows) = maps.get(&name) {
             values = rows.apply(&values)?;
             report.rows = vec![rows.counts()];
         }
@@ -286,6 +295,30 @@ fn load_stage(path: &Path, tokenizer: &TextTokenizer, parameters: &Parameters) -
     let others = files.tensor_names().into_iter().filter(|name| parameters.get(name).is_none());
     (report.ignored, report.unused) = others.partition(|name| is_known_buffer(name));
     Ok(report)
+}
+
+/// Rows of the tables of tokens in a model for the tokens of the run.
+pub(super) fn mapped_rows(
+    files: &dyn TensorSource,
+    path: &Path,
+    expected: &BTreeMap<String, Vec<usize>>,
+    tokenizer: &TextTokenizer,
+) -> Result<BTreeMap<String, RowMap>> {
+    let folder = folder_of(path);
+    check_model_folder(folder)?;
+    let own = SourceVocabulary::of_folder(folder)?;
+    let mut maps = BTreeMap::new();
+    for name in ROWS_OF_TOKENS {
+        let (Some([old, _]), Some([new, _])) = (files.tensor_shape(name), expected.get(name).map(Vec::as_slice)) else {
+            continue;
+        };
+        let rows = match &own {
+            Some(own) => row_map(own, *old, tokenizer, *new)?,
+            None => RowMap::by_id(*old, *new),
+        };
+        maps.insert(name.to_string(), rows);
+    }
+    Ok(maps)
 }
 
 /// Connector weights for the export of stage 1, fitted on the texts of some batches; `None` for other stages.

@@ -11,6 +11,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use super::large_stack::STACK_BYTES;
 use super::objectives::{Counts, Loss, Objective};
 use crate::batch::MultimodalBatch;
+use crate::nn::ops::with_dropout;
 use crate::optim::{AdamW, Gradients, Schedule, clip_scale, global_norm};
 use crate::{Error, Result};
 
@@ -93,6 +94,8 @@ pub struct Trainer<O> {
     optimizer: AdamW,
     rule: UpdateRule,
     reducer: Box<dyn GradientReducer>,
+    /// Seed of dropout.
+    seed: u64,
     /// One single-threaded pool per micro-batch that is computed in parallel; empty without parallelism.
     workers: Vec<ThreadPool>,
 }
@@ -100,7 +103,7 @@ pub struct Trainer<O> {
 impl<O: Objective> Trainer<O> {
     /// A trainer of `parameters`; all of them must receive gradients from `objective`.
     pub fn new(objective: O, parameters: BTreeMap<String, Var>, optimizer: AdamW, rule: UpdateRule) -> Self {
-        Self { objective, parameters, optimizer, rule, reducer: Box::new(SingleProcess), workers: Vec::new() }
+        Self { objective, parameters, optimizer, rule, reducer: Box::new(SingleProcess), seed: 0, workers: Vec::new() }
     }
 
     /// The same trainer with up to `threads` micro-batches computed in parallel, each on its own thread.
@@ -119,6 +122,12 @@ impl<O: Objective> Trainer<O> {
         };
         let threads = if threads > 1 { threads } else { 0 };
         Ok(Self { workers: (0..threads).map(worker).collect::<Result<_>>()?, ..self })
+    }
+
+    /// The same trainer with this seed of dropout, whose masks depend on seed, step, micro-batch and layer alone.
+    #[must_use]
+    pub fn with_seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
     }
 
     /// The same trainer as one of several data-parallel processes.
@@ -188,10 +197,23 @@ impl<O: Objective> Trainer<O> {
         counts: &Counts,
     ) -> Result<(f64, BTreeMap<&'static str, f64>, Gradients)> {
         let mut sum = Share::default();
-        self.each(micro_batches, |batch| self.share(batch, counts), |share| sum.add(share))?;
+        let share =
+            |at: usize, batch: &MultimodalBatch| with_dropout(self.dropout_seed(at), || self.share(batch, counts));
+        self.each(micro_batches, share, |share| sum.add(share))?;
         let Share { loss, parts, mut gradients } = sum;
         gradients.fill_missing(&self.parameters, |name| self.objective.may_lack_gradient(name, counts))?;
         Ok((loss, parts, gradients))
+    }
+
+    /// Seed of the dropout of a micro-batch of the next step.
+    fn dropout_seed(&self, micro_batch: usize) -> u64 {
+        // Finaliser of SplitMix64, so that neighbouring steps and micro-batches have unrelated seeds.
+        let mix = |seed: u64| {
+            let seed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let seed = (seed ^ (seed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            seed ^ (seed >> 31)
+        };
+        mix(mix(mix(self.seed.wrapping_add(1)) ^ self.optimizer.steps()) ^ micro_batch as u64)
     }
 
     /// Loss and gradients of one micro-batch of a step of `counts`.
@@ -201,28 +223,28 @@ impl<O: Objective> Trainer<O> {
         Ok(Share { loss, parts: parts.into_iter().collect(), gradients: Gradients::of(total, &self.parameters)? })
     }
 
-    /// Applies `f` to each batch, as many at a time as there are workers, and folds the results with `fold`.
+    /// Applies `f` to each batch and its number, as many at a time as there are workers, and folds the results with `fold`.
     ///
     /// Long batches come first, so that no worker is left with one at the end. Results are folded in that order, not in
     /// the order of completion, so that sums are deterministic.
     fn each<T: Send>(
         &self,
         batches: &[MultimodalBatch],
-        f: impl Fn(&MultimodalBatch) -> Result<T> + Sync,
+        f: impl Fn(usize, &MultimodalBatch) -> Result<T> + Sync,
         mut fold: impl FnMut(T) -> Result<()> + Send,
     ) -> Result<()> {
-        let mut order: Vec<_> = batches.iter().collect();
-        order.sort_by_key(|batch| Reverse(batch.input_ids.elem_count()));
+        let mut order: Vec<_> = batches.iter().enumerate().collect();
+        order.sort_by_key(|(_, batch)| Reverse(batch.input_ids.elem_count()));
         if self.workers.is_empty() {
-            return order.into_iter().try_for_each(|batch| fold(f(batch)?));
+            return order.into_iter().try_for_each(|(at, batch)| fold(f(at, batch)?));
         }
         let waiting = Mutex::new(order.iter().enumerate());
         let fold = Mutex::new(InOrder { fold, early: BTreeMap::new(), next: 0 });
         let work = || -> Result<()> {
             // A closure, so that the lock is not held for the whole iteration.
             let next = || locked(&waiting).next();
-            while let Some((place, batch)) = next() {
-                let done = f(batch).and_then(|result| locked(&fold).take(place, result));
+            while let Some((place, (at, batch))) = next() {
+                let done = f(*at, batch).and_then(|result| locked(&fold).take(place, result));
                 // The remaining batches are dropped: the step has failed.
                 done.inspect_err(|_| while next().is_some() {})?;
             }
@@ -243,7 +265,7 @@ impl<O: Objective> Trainer<O> {
     pub fn evaluate(&self, batches: &[MultimodalBatch]) -> Result<f64> {
         let counts = self.count(batches)?;
         let loss =
-            |batch: &MultimodalBatch| Ok(f64::from(self.objective.loss(batch, &counts)?.total.to_scalar::<f32>()?));
+            |_, batch: &MultimodalBatch| Ok(f64::from(self.objective.loss(batch, &counts)?.total.to_scalar::<f32>()?));
         let mut sum = 0.0;
         self.each(batches, loss, |loss| {
             sum += loss;

@@ -93,9 +93,10 @@ impl TrainingLoop {
         let _span = tracing::info_span!("evaluation", step).entered();
         let (loss, mut measures) = run.averaged(|run| {
             let loss = run.trainer.evaluate(&run.validation.batches)?;
-            let Run { config, parameters, data, device, validation, observers, .. } = run;
+            let Run { config, parameters, frozen, data, device, validation, observers, .. } = run;
+            let adapted = frozen.as_ref().map(|frozen| &frozen.model);
             let (processor, eval_samples) = (&data.processor, &*validation.questions);
-            let evaluation = Evaluation { step, loss, config, parameters, processor, device, eval_samples };
+            let evaluation = Evaluation { step, loss, config, parameters, adapted, processor, device, eval_samples };
             Ok((loss, observers.evaluation(&evaluation)?))
         })?;
         tracing::info!(step, loss, "evaluation");

@@ -11,6 +11,7 @@ mod init_from;
 mod known_buffers;
 mod model_folder;
 mod model_source;
+mod overlay;
 mod parameter_shapes;
 mod parameters;
 mod pickle;
@@ -30,6 +31,7 @@ pub use gguf::{GgufFile, GgufValue, save_gguf};
 pub use hub::download;
 #[cfg(feature = "hub")]
 pub use hub::{DownloadProgress, Hub};
+pub(crate) use init::name_hash;
 pub use init_from::{
     ClipConfig, ClipSource, InitReport, LlmConfig, LlmSource, RowCounts, RowMap, RowSource, TextInit, VisionFamily,
     init_from_clip, init_from_llm, init_text_embedding, principal_components,
@@ -39,12 +41,13 @@ pub(crate) use model_folder::{check_model_folder, folder_of};
 #[cfg(not(feature = "builtin"))]
 pub(crate) use model_source::no_builtin;
 pub use model_source::{ModelSource, ResolvedModel};
+pub(crate) use overlay::OverlaySource;
 pub use parameter_shapes::ParameterShapes;
 pub use parameters::Parameters;
 pub use pickle::PickleFiles;
 pub use safetensors::SafetensorsFiles;
-pub use save::{SaveOptions, save_safetensors, save_safetensors_file};
+pub use save::{SaveOptions, save_safetensors, save_safetensors_file, save_source};
 pub(crate) use siglip::PixelNorm;
-pub(crate) use source::open_decoder_weights;
 pub use source::{TensorSource, check_source, open_weights, source_var_builder};
+pub(crate) use source::{load_unpadded, open_decoder_weights};
 pub use validate::check_tensors;

@@ -113,6 +113,10 @@ impl TensorSource for RenamedTensors {
         self.source.load_quantized(self.stored(name), in_size)
     }
 
+    fn stored_dtype(&self, name: &str) -> Option<DType> {
+        self.source.stored_dtype(self.stored(name))
+    }
+
     fn check_finite(&self, name: &str) -> Result<()> {
         self.source.check_finite(self.stored(name))
     }

@@ -191,6 +191,11 @@ impl TensorSource for SafetensorsFiles {
         self.load(name, dtype, device)
     }
 
+    fn stored_dtype(&self, name: &str) -> Option<DType> {
+        let dtype = DType::try_from(self.tensors.get(name)?.info.dtype).ok();
+        dtype.filter(DType::is_float)
+    }
+
     fn check_finite(&self, name: &str) -> Result<()> {
         let (shard, entry) = self.entry(name)?;
         match DType::try_from(entry.info.dtype) {

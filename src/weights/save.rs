@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 
+use super::TensorSource;
 use super::atomic::{StagedFile, write_atomically};
 use super::safetensors::{INDEX_FILE, SINGLE_FILE};
+use super::source::load_unpadded;
 use crate::{Error, Result};
 
 /// Elements converted and written at a time, so that saving needs no second copy of a tensor.
@@ -46,7 +48,38 @@ pub fn save_safetensors(
     tensors: &BTreeMap<String, Tensor>,
     options: &SaveOptions,
 ) -> Result<()> {
-    let folder = folder.as_ref();
+    save_shards(folder.as_ref(), &in_memory(tensors, options), options)
+}
+
+/// Saves tensors of a source as [`save_safetensors`] does, one at a time, so that few exist in memory. Each has the dtype
+/// that it is stored in, f32 if that is unknown, or [`SaveOptions::dtype`]. `shapes` names them; padding of quantised
+/// rows is left out.
+///
+/// # Errors
+/// As [`save_safetensors`], and errors of the source.
+pub fn save_source(
+    folder: impl AsRef<Path>,
+    source: &dyn TensorSource,
+    shapes: &BTreeMap<String, Vec<usize>>,
+    options: &SaveOptions,
+) -> Result<()> {
+    let tensors: Vec<Pending<'_>> =
+        shapes.iter().map(|(name, dims)| from_source(source, name, dims, options)).collect();
+    save_shards(folder.as_ref(), &tensors, options)
+}
+
+fn from_source<'a>(
+    source: &'a dyn TensorSource,
+    name: &'a str,
+    dims: &'a [usize],
+    options: &SaveOptions,
+) -> Pending<'a> {
+    let dtype = options.dtype.or(source.stored_dtype(name)).unwrap_or(DType::F32);
+    let load = move || load_unpadded(source, name, dims, dtype, &Device::Cpu);
+    Pending { name: name.into(), dims: dims.to_vec(), dtype, load: Box::new(load) }
+}
+
+fn save_shards(folder: &Path, tensors: &[Pending<'_>], options: &SaveOptions) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let shards = split(tensors, options);
     match shards.as_slice() {
@@ -67,21 +100,44 @@ pub fn save_safetensors_file(
     options: &SaveOptions,
 ) -> Result<()> {
     let path = path.as_ref();
-    let tensors: Shard<'_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    write_atomically(path, |writer| write_file(writer, path, &tensors, options))
+    let tensors = in_memory(tensors, options);
+    write_atomically(path, |writer| write_file(writer, path, &tensors.iter().collect::<Vec<_>>(), options))
 }
 
-type Shard<'a> = Vec<(&'a str, &'a Tensor)>;
+/// A tensor to be written, loaded when its turn comes.
+struct Pending<'a> {
+    name: String,
+    dims: Vec<usize>,
+    /// Dtype on disk.
+    dtype: DType,
+    load: Box<dyn Fn() -> Result<Tensor> + 'a>,
+}
 
-fn split<'a>(tensors: &'a BTreeMap<String, Tensor>, options: &SaveOptions) -> Vec<Shard<'a>> {
+impl Pending<'_> {
+    fn bytes(&self) -> u64 {
+        (self.dims.iter().product::<usize>() * self.dtype.size_in_bytes()) as u64
+    }
+}
+
+fn in_memory<'a>(tensors: &'a BTreeMap<String, Tensor>, options: &SaveOptions) -> Vec<Pending<'a>> {
+    let pending = |(name, tensor): (&String, &'a Tensor)| {
+        let dtype = options.dtype.unwrap_or(tensor.dtype());
+        Pending { name: name.clone(), dims: tensor.dims().to_vec(), dtype, load: Box::new(|| Ok(tensor.detach())) }
+    };
+    tensors.iter().map(pending).collect()
+}
+
+type Shard<'a> = Vec<&'a Pending<'a>>;
+
+fn split<'a>(tensors: &'a [Pending<'a>], options: &SaveOptions) -> Vec<Shard<'a>> {
     let (mut shards, mut current, mut filled) = (Vec::new(), Vec::new(), 0u64);
-    for (name, tensor) in tensors {
-        let bytes = stored_bytes(tensor, options);
+    for tensor in tensors {
+        let bytes = tensor.bytes();
         if !current.is_empty() && filled.saturating_add(bytes) > options.max_shard_bytes {
             shards.push(std::mem::take(&mut current));
             filled = 0;
         }
-        current.push((name.as_str(), tensor));
+        current.push(tensor);
         filled = filled.saturating_add(bytes);
     }
     if !current.is_empty() {
@@ -90,15 +146,7 @@ fn split<'a>(tensors: &'a BTreeMap<String, Tensor>, options: &SaveOptions) -> Ve
     shards
 }
 
-fn stored_bytes(tensor: &Tensor, options: &SaveOptions) -> u64 {
-    (tensor.elem_count() * stored_dtype(tensor, options).size_in_bytes()) as u64
-}
-
-fn stored_dtype(tensor: &Tensor, options: &SaveOptions) -> DType {
-    options.dtype.unwrap_or(tensor.dtype())
-}
-
-fn write_single(folder: &Path, tensors: &[(&str, &Tensor)], options: &SaveOptions) -> Result<()> {
+fn write_single(folder: &Path, tensors: &[&Pending<'_>], options: &SaveOptions) -> Result<()> {
     let path = folder.join(SINGLE_FILE);
     write_atomically(&path, |writer| write_file(writer, &path, tensors, options))
 }
@@ -109,8 +157,8 @@ fn write_shards(folder: &Path, shards: &[Shard<'_>], options: &SaveOptions) -> R
         let name = shard_name(i, shards.len());
         let path = folder.join(&name);
         staged.push(StagedFile::write(&path, |writer| write_file(writer, &path, tensors, options))?.0);
-        total_size += tensors.iter().map(|(_, tensor)| stored_bytes(tensor, options)).sum::<u64>();
-        weight_map.extend(tensors.iter().map(|(tensor, _)| (tensor.to_string(), Value::from(name.as_str()))));
+        total_size += tensors.iter().map(|tensor| tensor.bytes()).sum::<u64>();
+        weight_map.extend(tensors.iter().map(|tensor| (tensor.name.clone(), Value::from(name.as_str()))));
     }
     let index = folder.join(INDEX_FILE);
     let content = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
@@ -123,36 +171,36 @@ fn write_shards(folder: &Path, shards: &[Shard<'_>], options: &SaveOptions) -> R
 }
 
 /// Writes the safetensors format: length of the header, header (JSON, padded to 8 bytes), data in the header's order.
-fn write_file(writer: &mut impl Write, path: &Path, tensors: &[(&str, &Tensor)], options: &SaveOptions) -> Result<()> {
+fn write_file(writer: &mut impl Write, path: &Path, tensors: &[&Pending<'_>], options: &SaveOptions) -> Result<()> {
     let mut tensors = tensors.to_vec();
     // Widest dtypes first, so that every tensor is aligned; the sort is stable and keeps names in order.
-    tensors.sort_by_key(|(_, tensor)| std::cmp::Reverse(stored_dtype(tensor, options).size_in_bytes()));
+    tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.size_in_bytes()));
     let mut header = header(&tensors, options)?;
     header.resize(header.len().next_multiple_of(8), b' ');
     let io = |e| Error::io(path, e);
     writer.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
     writer.write_all(&header).map_err(io)?;
-    for (_, tensor) in tensors {
-        let flat = tensor.detach().flatten_all()?;
+    for tensor in tensors {
+        let flat = (tensor.load)()?.flatten_all()?;
         for start in (0..flat.elem_count()).step_by(CHUNK) {
             let chunk = flat.narrow(0, start, CHUNK.min(flat.elem_count() - start))?;
-            let chunk = chunk.to_dtype(stored_dtype(tensor, options))?.to_device(&Device::Cpu)?;
+            let chunk = chunk.to_dtype(tensor.dtype)?.to_device(&Device::Cpu)?;
             writer.write_all(&little_endian(&chunk)?).map_err(io)?;
         }
     }
     Ok(())
 }
 
-fn header(tensors: &[(&str, &Tensor)], options: &SaveOptions) -> Result<Vec<u8>> {
+fn header(tensors: &[&Pending<'_>], options: &SaveOptions) -> Result<Vec<u8>> {
     let mut metadata: Map<String, Value> = Map::from_iter([("format".to_string(), Value::from("pt"))]);
     metadata.extend(options.metadata.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))));
     let mut header = Map::from_iter([("__metadata__".to_string(), Value::Object(metadata))]);
     let mut start = 0;
-    for (name, tensor) in tensors {
-        let end = start + stored_bytes(tensor, options);
-        let dtype = safetensors::Dtype::from(stored_dtype(tensor, options));
-        let entry = json!({ "dtype": dtype.to_string(), "shape": tensor.dims(), "data_offsets": [start, end] });
-        header.insert(name.to_string(), entry);
+    for tensor in tensors {
+        let end = start + tensor.bytes();
+        let dtype = safetensors::Dtype::from(tensor.dtype);
+        let entry = json!({ "dtype": dtype.to_string(), "shape": tensor.dims, "data_offsets": [start, end] });
+        header.insert(tensor.name.clone(), entry);
         start = end;
     }
     serde_json::to_vec(&header).map_err(|e| Error::weights(format!("the header cannot be serialised: {e}")))

@@ -55,6 +55,12 @@ pub trait TensorSource: Send + Sync {
         Ok(None)
     }
 
+    /// The dtype that a tensor is stored in, if it is a dtype of floats; `None` for quantised blocks, and where a source
+    /// does not say.
+    fn stored_dtype(&self, _name: &str) -> Option<DType> {
+        None
+    }
+
     /// Refuses a tensor that holds NaN or infinity. Loading does not look: the check costs a third of a load, and generation
     /// refuses logits that are not finite. Sources that are no files accept everything.
     ///
@@ -115,7 +121,7 @@ fn no_weights(folder: &Path) -> Error {
         folder,
         match other {
             Some((name, _)) if name.starts_with("adapter_model.") => format!(
-                "holds the adapter `{name:.60}`, but no model: merge it into its model (`merge_and_unload`) and save that"
+                "holds the adapter `{name:.60}`, but no model: name its model, and the folder as the adapter, or merge both"
             ),
             Some((name, known)) => format!(
                 "holds `{name:.60}`, but no weights under a known name: rename it to {known}, shards with their \
@@ -148,6 +154,24 @@ fn open_file(path: &Path) -> Result<Arc<dyn TensorSource>> {
             let expected = "expected a file named .safetensors, .gguf, .bin, .pt, .pth or .ckpt, or a model folder";
             Err(Error::format(path, format!("is no file of weights by its name: {expected}")))
         }
+    }
+}
+
+/// Loads a tensor without the padding of quantised rows: `shape` is that of the model.
+///
+/// # Errors
+/// The errors of [`TensorSource::load_tensor`].
+pub(crate) fn load_unpadded(
+    source: &dyn TensorSource,
+    name: &str,
+    shape: &[usize],
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
+    let tensor = source.load_tensor(name, dtype, device)?;
+    match (tensor.dims(), shape) {
+        ([_, padded], [_, width]) if padded > width => Ok(tensor.narrow(1, 0, *width)?.contiguous()?),
+        _ => Ok(tensor),
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod clip_vit;
 mod llm;
+mod lora;
 mod model;
 mod preprocess;
 mod stage1_losses;

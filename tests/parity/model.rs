@@ -12,12 +12,12 @@ use haplovl::weights::{Parameters, SafetensorsFiles};
 
 use crate::{Case, Summary, cases, files, folders, max_diff, read_json, relative_diff};
 
-fn read_config(folder: &Path) -> HaploVlConfig {
+pub fn read_config(folder: &Path) -> HaploVlConfig {
     HaploVlConfig::from_json(read_json(&folder.join("config.json"))).unwrap()
 }
 
 /// Reads the rows of a case without padding, and the padding side.
-fn sequences(case: &Case, config: &HaploVlConfig) -> (Vec<Sequence>, PaddingSide) {
+pub fn sequences(case: &Case, config: &HaploVlConfig) -> (Vec<Sequence>, PaddingSide) {
     let (ids, mask, labels) = (case.ints("input_ids"), case.ints("attention_mask"), case.ints("labels"));
     let mut visuals = Visuals::new(case, config);
     let mut side = PaddingSide::Right;
@@ -103,7 +103,7 @@ fn labels(case: &Case) -> Tensor {
 }
 
 /// Computes the mean next-token cross-entropy with plain tensor operations.
-fn shifted_loss(logits: &Tensor, labels: &Tensor) -> Tensor {
+pub fn shifted_loss(logits: &Tensor, labels: &Tensor) -> Tensor {
     let (_, seq, vocab) = logits.dims3().unwrap();
     let logits = logits.narrow(1, 0, seq - 1).unwrap().reshape(((), vocab)).unwrap();
     let labels = labels.narrow(1, 1, seq - 1).unwrap().flatten_all().unwrap();

@@ -1,6 +1,7 @@
 //! Serving: many requests answered at the same time, each as if it were alone. Continuous batching, a prefix cache over
 //! requests, admission by memory.
 
+mod adapter_set;
 mod answering;
 mod config;
 mod event;
@@ -16,6 +17,7 @@ mod scheduler;
 mod served_model;
 mod worker;
 
+pub use adapter_set::{AdaptedSequence, AdapterSet};
 pub use config::EngineConfig;
 pub use event::{Event, Finished, TokenLogprob};
 pub use handle::Handle;

@@ -9,20 +9,22 @@ use candle_core::DType;
 use crate::Result;
 use crate::batch::{MultimodalBatch, Visual};
 
-/// Content of a chunk: its token ids, and its images and videos by a hash of their pixels.
+/// Content of a chunk: the adapter, its token ids, and its images and videos by a hash of their pixels.
 ///
 /// Ids are compared as they are. The hash has 128 bits under keys drawn once a process, so that no one can prepare an
 /// image that passes for another.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct ChunkKey {
+    /// The adapter, on which keys and values depend.
+    adapter: Option<usize>,
     ids: Vec<u32>,
     visuals: Vec<[u64; 2]>,
 }
 
 impl ChunkKey {
-    pub(super) fn new(chunk: &MultimodalBatch) -> Result<Self> {
+    pub(super) fn new(chunk: &MultimodalBatch, adapter: Option<usize>) -> Result<Self> {
         let visuals = chunk.visuals.iter().map(hash_of).collect::<Result<_>>()?;
-        Ok(Self { ids: chunk.input_ids.flatten_all()?.to_vec1()?, visuals })
+        Ok(Self { adapter, ids: chunk.input_ids.flatten_all()?.to_vec1()?, visuals })
     }
 
     /// Number of positions.
@@ -55,13 +57,16 @@ fn hash_of(visual: &Visual) -> Result<[u64; 2]> {
 pub(super) struct PromptChunks {
     pub(super) chunks: VecDeque<MultimodalBatch>,
     pub(super) keys: VecDeque<ChunkKey>,
+    /// The adapter that answers, by its place among the model's.
+    pub(super) adapter: Option<usize>,
 }
 
 impl PromptChunks {
-    pub(super) fn new(prompt: &MultimodalBatch) -> Result<Self> {
+    pub(super) fn new(prompt: &MultimodalBatch, adapter: Option<usize>) -> Result<Self> {
         let chunks = VecDeque::from(prompt.chunks()?);
         let shared = chunks.iter().take(chunks.len().saturating_sub(1));
-        Ok(Self { keys: shared.map(ChunkKey::new).collect::<Result<_>>()?, chunks })
+        let keys = shared.map(|chunk| ChunkKey::new(chunk, adapter)).collect::<Result<_>>()?;
+        Ok(Self { keys, chunks, adapter })
     }
 
     /// Removes the first `count` chunks, which are computed already.

@@ -18,6 +18,8 @@ pub struct Request<P> {
     /// Number of alternatives whose log probabilities are reported beside each token's own, up to
     /// [`Self::MAX_LOGPROBS`]; `None` reports none.
     pub logprobs: Option<usize>,
+    /// Name of the adapter that answers; `None` for the model itself.
+    pub adapter: Option<String>,
 }
 
 impl<P> Request<P> {
@@ -26,7 +28,7 @@ impl<P> Request<P> {
 
     /// A request with stream 0 and without log probabilities.
     pub fn new(prompt: P, generation: GenerationConfig) -> Self {
-        Self { prompt, generation, random_stream: 0, logprobs: None }
+        Self { prompt, generation, random_stream: 0, logprobs: None, adapter: None }
     }
 
     /// The same request with this random stream of its seed.
@@ -41,13 +43,19 @@ impl<P> Request<P> {
         Self { logprobs: alternatives.into(), ..self }
     }
 
+    /// The same request, which this adapter of the engine answers.
+    #[must_use]
+    pub fn with_adapter(self, adapter: impl Into<Option<String>>) -> Self {
+        Self { adapter: adapter.into(), ..self }
+    }
+
     /// The same request with its prompt in another form.
     ///
     /// # Errors
     /// The errors of `f`.
     pub fn try_map<Q>(self, f: impl FnOnce(P) -> Result<Q>) -> Result<Request<Q>> {
-        let Self { prompt, generation, random_stream, logprobs } = self;
-        Ok(Request { prompt: f(prompt)?, generation, random_stream, logprobs })
+        let Self { prompt, generation, random_stream, logprobs, adapter } = self;
+        Ok(Request { prompt: f(prompt)?, generation, random_stream, logprobs, adapter })
     }
 }
 

@@ -36,6 +36,7 @@ pub struct Scheduler {
     kv_budget: usize,
     bytes_per_position: usize,
     model: HaploVlConfig,
+    adapters: Vec<String>,
     decode: Decode,
 }
 
@@ -53,6 +54,7 @@ impl Scheduler {
         let kv_budget = config.kv_budget();
         let shared = Arc::new(Shared::new(kv_budget));
         let (model_config, bytes_per_position) = (model.config().clone(), model.bytes_per_position());
+        let adapters = model.adapters();
         let worker = Worker::new(model, Arc::clone(&shared), config.max_batch, kv_budget);
         let subscriber = tracing::dispatcher::get_default(Clone::clone);
         let thread = thread::Builder::new().name("engine".into()).stack_size(STACK_BYTES);
@@ -60,7 +62,7 @@ impl Scheduler {
             .spawn(move || tracing::dispatcher::with_default(&subscriber, || worker.run()))
             .map_err(|e| Error::generation(format!("the engine's thread cannot be started: {e}")).caused_by(e))?;
         let (model, decode) = (model_config, Arc::new(decode));
-        Ok(Self { shared, thread: Some(thread), config, kv_budget, bytes_per_position, model, decode })
+        Ok(Self { shared, thread: Some(thread), config, kv_budget, bytes_per_position, model, adapters, decode })
     }
 
     /// Queues a request. `prepare` makes of its prompt a batch of one row without padding; it runs on this thread, and
@@ -106,7 +108,7 @@ impl Scheduler {
         choices: usize,
         clock: Clock,
     ) -> Result<Vec<Handle>, SubmitError> {
-        let prompt = PromptChunks::new(&request.prompt)?;
+        let prompt = PromptChunks::new(&request.prompt, self.adapter(request.adapter.as_deref())?)?;
         let (mut handles, mut waiting) = (Vec::new(), Vec::new());
         for choice in 0..choices as u64 {
             let request = request.clone().with_random_stream(request.random_stream.wrapping_add(choice));
@@ -116,6 +118,17 @@ impl Scheduler {
         }
         self.shared.enqueue(waiting, &self.config)?;
         Ok(handles)
+    }
+
+    /// The place of an adapter of this name.
+    fn adapter(&self, name: Option<&str>) -> Result<Option<usize>> {
+        let Some(name) = name else { return Ok(None) };
+        let found = self.adapters.iter().position(|adapter| adapter == name);
+        let unknown = || {
+            let known = self.adapters.join(", ");
+            Error::config("adapter", format!("is `{name:.80}`, expected one of: {known:.120}"))
+        };
+        found.map(Some).ok_or_else(unknown)
     }
 
     fn waiting(

@@ -28,6 +28,19 @@ pub trait ServedModel: Send + Sync + 'static {
     /// Bytes of keys and values of one position.
     fn bytes_per_position(&self) -> usize;
 
+    /// Names of the adapters that a request may choose.
+    fn adapters(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// [`Self::sequence`] of a request that chose an adapter, by its place in [`Self::adapters`].
+    ///
+    /// # Errors
+    /// The errors of [`Self::sequence`].
+    fn sequence_of(&self, _adapter: Option<usize>, capacity: usize) -> Result<Self::Sequence> {
+        self.sequence(capacity)
+    }
+
     /// An empty cache of up to `capacity` positions.
     ///
     /// # Errors

@@ -157,9 +157,9 @@ impl<M: ServedModel> Worker<M> {
         tracing::debug!(tokens = answering.prompt_tokens, cached, "request started");
         self.count_start(&answering, cached, path.len(), prompt.keys.len());
         answering.start(cached);
-        let model = Arc::clone(&self.model);
+        let (model, adapter) = (Arc::clone(&self.model), prompt.adapter);
         let sequence = caught(|| {
-            let mut sequence = model.sequence(positions)?;
+            let mut sequence = model.sequence_of(adapter, positions)?;
             path.iter().try_for_each(|chunk| model.push_chunk(&mut sequence, chunk))?;
             Ok(sequence)
         });

@@ -14,6 +14,8 @@
 //! | quantised linear | any | all three | AVX-512 VNNI | over interleaved weights | `qmatmul/gemm.rs`, `qmatmul/gemm_avx512vnni.rs` |
 //! | quantised linear | 1 to 8, or tiled (aarch64 with dotprod) | all three | others | candle's | `../ops/quantized_linear.rs` |
 //! | quantised linear | from 9 | all three | others | f32 GEMM with dequantised weights | `matmul.rs` |
+//! | quantised linear, input gradient | any | all three | any | f32 GEMM over tiles of weights widened in the cache | `widened.rs` |
+//! | linear, frozen weights | any | bf16, f16 | any | GEMV or f32 GEMM over widened tiles | `widened.rs` |
 //! | attention | one query | f32 or f16 keys, whole registers a head | AVX-512 | decode attention | `decode_attention_avx512.rs` |
 //! | attention | one query | f32 or f16 keys | any | decode attention, SIMD by pulp | `decode_attention.rs` |
 //! | attention | blocks of 64 queries | f32 or f16 keys | as linear from 33 rows | two GEMMs and a softmax | `matmul.rs` |
@@ -42,3 +44,4 @@ mod property_tests;
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 pub mod qmatmul;
 pub mod simd_math;
+pub mod widened;

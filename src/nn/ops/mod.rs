@@ -10,8 +10,11 @@
 mod activation;
 mod attention;
 mod cache_cast;
+mod dropout;
+mod half_linear;
 mod last_positions;
 mod linear;
+mod low_rank;
 mod norm;
 mod quantized_linear;
 mod residual;
@@ -21,16 +24,20 @@ pub(crate) use crate::nn::kernels::simd_math::vectorised;
 pub use activation::{activation, gated_activation};
 pub use attention::{KeyRanges, KvSegment, attention, attention_over, attention_weights, attention_with};
 pub(crate) use cache_cast::cast_for_cache;
+pub use dropout::dropout;
+pub(crate) use dropout::with_dropout;
+pub use half_linear::half_linear_as;
 pub use last_positions::last_positions;
 pub use linear::{linear, linear_as, linear_with};
+pub use low_rank::low_rank_update;
 pub use norm::{layer_norm, rms_norm};
-pub use quantized_linear::{QuantizedWeight, quantize_blocks, quantized_linear};
+pub use quantized_linear::{QuantizedWeight, quantize_blocks, quantized_linear, quantized_linear_as};
 pub use residual::residual;
 pub use rope::rope;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::tensor_data::{contiguous_slice, with_slices};
+use super::tensor_data::{contiguous_slice, with_slice, with_slices};
 
 /// Runs `f` on a thread of the pool that CPU kernels use; for another device, on the current thread.
 ///

@@ -1,20 +1,20 @@
 //! Linear layer `x W^T + b` with a quantised weight (GGUF blocks).
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::quantized::QTensor;
-#[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-use candle_core::quantized::{GgmlDType, QStorage};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result, Shape, Storage, Tensor};
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor};
 
 use super::linear::{add_bias, bias_gradient};
-use super::{contiguous_slice, is_cpu_f32, linear};
+use super::{contiguous_slice, is_cpu_f32, linear, with_slice};
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 use crate::nn::kernels::dispatch::QuantKernel;
 use crate::nn::kernels::dispatch::{CANDLE_TILE_WIDTH, QuantBackend, candle_has_tiles};
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 use crate::nn::kernels::qmatmul::{self, InterleavedWeight};
+use crate::nn::kernels::widened::{WidenTile, input_gradient};
 use crate::nn::tape::{apply1, apply2};
 use crate::options::Quantization;
 
@@ -154,35 +154,56 @@ impl QuantizedWeight {
 /// `x` is quantised in blocks as well: to 8 bits, or to 16 with `Q8_0` on x86-64 with AVX2 and without AVX-512 VNNI.
 /// There, a row's result is the same bits whatever the other rows and their number. For many rows on other CPUs without
 /// fast integer instructions, the weight is dequantised instead.
-/// Differentiable in `x` and `bias`; the weight is frozen.
+/// Differentiable in `x` and `bias`; the weight is frozen. The gradient of `x` is that of the matmul with the dequantised
+/// weight, of which tiles are widened in the cache.
 ///
 /// # Errors
 /// Errors of candle, if shapes do not fit, or `x` has another dtype or device.
 pub fn quantized_linear(x: &Tensor, weight: &QuantizedWeight, bias: Option<&Tensor>) -> Result<Tensor> {
     let (out_size, in_size) = weight.dims2()?;
-    if x.dim(D::Minus1)? != in_size || !is_cpu_f32(&[x]) {
+    let mut shape = x.dims().to_vec();
+    match shape.last_mut() {
+        Some(last) if *last == in_size => *last = out_size,
+        _ => candle_core::bail!("quantised layer expects width {in_size}, found {:?}", x.dims()),
+    }
+    quantized_linear_as(x, weight, bias, shape)
+}
+
+/// [`quantized_linear`] for any shape of `x` and of the result: each `in` consecutive elements of `x` are a row, and each
+/// `out` consecutive elements of the result, which has shape `shape`, are its output.
+///
+/// # Errors
+/// The errors of [`quantized_linear`].
+pub fn quantized_linear_as(
+    x: &Tensor,
+    weight: &QuantizedWeight,
+    bias: Option<&Tensor>,
+    shape: impl Into<Shape>,
+) -> Result<Tensor> {
+    let ((outputs, inputs), shape) = (weight.dims2()?, shape.into());
+    let rows = x.elem_count().checked_div(inputs).unwrap_or_default();
+    if !is_cpu_f32(&[x]) || x.elem_count() != rows * inputs || shape.elem_count() != rows * outputs {
         candle_core::bail!(
-            "quantised layer expects f32 of width {in_size} on the CPU, found {:?} {:?} on {:?}",
+            "quantised layer of {inputs} inputs and {outputs} outputs, f32 on the CPU, makes no {shape:?} of {:?} {:?} on {:?}",
             x.dtype(),
             x.dims(),
             x.device().location()
         );
     }
-    let mut shape = x.dims().to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = out_size;
-    }
-    let rows = x.reshape(((), in_size))?.contiguous()?;
-    let op = QuantizedLinearOp(weight.clone());
+    let (x, op) = (x.contiguous()?, QuantizedLinearOp { weight: weight.clone(), rows, shape });
     match bias {
-        Some(bias) => apply2(&rows, bias, op)?,
-        None => apply1(&rows, op)?,
+        Some(bias) => apply2(&x, bias, op),
+        None => apply1(&x, op),
     }
-    .reshape(shape)
 }
 
 /// The custom op, without bias (one input) or with it (two).
-struct QuantizedLinearOp(QuantizedWeight);
+struct QuantizedLinearOp {
+    weight: QuantizedWeight,
+    rows: usize,
+    /// Shape of the result.
+    shape: Shape,
+}
 
 /// Pads rows of `in_size` with zeros to `width`.
 fn padded(x: &[f32], in_size: usize, width: usize) -> Cow<'_, [f32]> {
@@ -195,32 +216,32 @@ fn padded(x: &[f32], in_size: usize, width: usize) -> Cow<'_, [f32]> {
 }
 
 impl QuantizedLinearOp {
-    fn forward(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
-        let QuantizedWeight { blocks, in_size } = &self.0;
-        let ((outputs, width), rows) = (blocks.dims2()?, lx.shape().dims2()?.0);
+    fn forward(&self, x: &CpuStorage, lx: &Layout) -> Result<CpuStorage> {
+        let QuantizedWeight { blocks, in_size } = &self.weight;
+        let ((outputs, width), rows) = (blocks.dims2()?, self.rows);
         let padded = || -> Result<_> { Ok(padded(contiguous_slice(x, lx)?, *in_size, width)) };
         match &**blocks {
             #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-            Blocks::Interleaved(weight, kernel) => {
-                let y = qmatmul::matmul(*kernel, &padded()?, weight);
-                Ok((CpuStorage::F32(y), Shape::from((rows, outputs))))
-            }
+            Blocks::Interleaved(weight, kernel) => Ok(CpuStorage::F32(qmatmul::matmul(*kernel, &padded()?, weight))),
             Blocks::InOrder(_) if QuantBackend::new(rows, (outputs, width)) == QuantBackend::Dequantize => {
-                let weight = self.0.dequantize()?;
+                let (weight, lx) =
+                    (self.weight.dequantize()?, Layout::contiguous_with_offset((rows, *in_size), lx.start_offset()));
                 match &*weight.storage_and_layout().0 {
-                    Storage::Cpu(storage) => linear::forward(x, lx, storage, weight.layout()),
+                    Storage::Cpu(storage) => Ok(linear::forward(x, &lx, storage, weight.layout())?.0),
                     _ => candle_core::bail!("expected a quantised weight on the CPU"),
                 }
             }
-            Blocks::InOrder(tensor) => match padded()? {
-                Cow::Borrowed(_) => tensor.cpu_fwd(x, lx),
-                Cow::Owned(values) => tensor.cpu_fwd(&CpuStorage::F32(values), &Layout::contiguous((rows, width))),
-            },
+            Blocks::InOrder(tensor) => {
+                let (values, layout) = (CpuStorage::F32(padded()?.into_owned()), Layout::contiguous((rows, width)));
+                Ok(tensor.cpu_fwd(&values, &layout)?.0)
+            }
         }
     }
 
-    fn backward(&self, g: &Tensor) -> Result<Tensor> {
-        g.detach().contiguous()?.matmul(&self.0.dequantize()?)
+    fn backward(&self, x: &Tensor, g: &Tensor) -> Result<Tensor> {
+        let tiles = WeightTiles::new(&self.weight)?;
+        let dx = with_slice(&g.detach().contiguous()?, |g| input_gradient(g, &tiles))??;
+        Tensor::from_vec(dx, x.shape(), x.device())
     }
 }
 
@@ -230,11 +251,11 @@ impl CustomOp1 for QuantizedLinearOp {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.forward(x, lx)
+        Ok((self.forward(x, lx)?, self.shape.clone()))
     }
 
-    fn bwd(&self, _x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(self.backward(g)?))
+    fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(self.backward(x, g)?))
     }
 }
 
@@ -245,13 +266,67 @@ impl CustomOp2 for QuantizedLinearOp {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (mut y, shape) = self.forward(x, lx)?;
-        add_bias(&mut y, shape.dims2()?.1, b, lb)?;
-        Ok((y, shape))
+        let mut y = self.forward(x, lx)?;
+        add_bias(&mut y, self.weight.dims2()?.0, b, lb)?;
+        Ok((y, self.shape.clone()))
     }
 
     fn bwd(&self, x: &Tensor, b: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((x.track_op().then(|| self.backward(g)).transpose()?, bias_gradient(b, g)?))
+        Ok((x.track_op().then(|| self.backward(x, g)).transpose()?, bias_gradient(b, g)?))
+    }
+}
+
+/// Tiles of a quantised weight.
+struct WeightTiles<'a> {
+    weight: &'a QuantizedWeight,
+    dims: (usize, usize),
+    dtype: GgmlDType,
+}
+
+impl<'a> WeightTiles<'a> {
+    fn new(weight: &'a QuantizedWeight) -> Result<Self> {
+        let dtype = match &*weight.blocks {
+            Blocks::InOrder(tensor) => tensor.dtype(),
+            #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+            Blocks::Interleaved(weight, _) => weight.kind().ggml_dtype(),
+        };
+        Ok(Self { weight, dims: weight.dims2()?, dtype })
+    }
+
+    /// The blocks of a tile in the order of a file, row by row.
+    fn bytes(&self, outputs: Range<usize>, blocks: Range<usize>) -> Result<Vec<u8>> {
+        match &*self.weight.blocks {
+            #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+            Blocks::Interleaved(weight, _) => Ok(weight.tile_in_file_order(outputs, blocks)),
+            Blocks::InOrder(tensor) => {
+                let (file, size) = (tensor.data()?, self.dtype.type_size());
+                let row_blocks = self.weight.blocks.dims2()?.1 / self.dtype.block_size();
+                let row = |row: usize| file.get(size * (row * row_blocks + blocks.start)..).unwrap_or_default();
+                Ok(outputs.flat_map(|i| row(i).iter().take(size * blocks.len()).copied()).collect())
+            }
+        }
+    }
+
+    fn tile(&self, outputs: Range<usize>, blocks: Range<usize>) -> Result<Tensor> {
+        let dims = (outputs.len(), blocks.len() * self.dtype.block_size());
+        let storage = QStorage::from_data(self.bytes(outputs, blocks)?.into(), &Device::Cpu, self.dtype)?;
+        QTensor::new(storage, dims)?.dequantize(&Device::Cpu)
+    }
+}
+
+impl WidenTile for WeightTiles<'_> {
+    type Error = candle_core::Error;
+
+    fn dims2(&self) -> (usize, usize) {
+        self.dims
+    }
+
+    fn widen(&self, outputs: Range<usize>, inputs: Range<usize>, tile: &mut Vec<f32>) -> Result<usize> {
+        let block = self.dtype.block_size();
+        let widened = self.tile(outputs, inputs.start / block..inputs.end.div_ceil(block))?;
+        tile.clear();
+        with_slice(&widened, |widened| tile.extend_from_slice(widened))?;
+        widened.dim(1)
     }
 }
 
@@ -301,6 +376,23 @@ mod tests {
         assert!(max_diff(of_bias, &g.sum(0)?) < 1e-6);
         let found = grads.get(&x).ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
         assert!(max_diff(found, &g.matmul(&weight.dequantize()?)?) < 1e-5);
+        Ok(())
+    }
+
+    #[test]
+    fn input_gradients_over_several_tiles_equal_those_of_the_dequantised_weight() -> Result<()> {
+        for kind in Quantization::ALL {
+            for (rows, outputs, width) in [(3, 300, 600), (70, 17, 256), (1, 256, 40)] {
+                let weight = QuantizedWeight::quantize(&values(&[outputs, width], 0.2), kind)?;
+                let x = candle_core::Var::from_tensor(&values(&[rows, width], 0.1))?;
+                let g = values(&[rows, outputs], 0.4);
+                let grads = (quantized_linear(&x, &weight, None)? * &g)?.sum_all()?.backward()?;
+                let found = grads.get(&x).ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
+                let expected = g.matmul(&weight.dequantize()?)?;
+                let size = expected.abs()?.max_all()?.to_scalar::<f32>()?;
+                assert!(max_diff(found, &expected) < 1e-5 * size, "{kind} {rows} {outputs} {width}");
+            }
+        }
         Ok(())
     }
 

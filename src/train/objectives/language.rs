@@ -31,7 +31,7 @@ impl Objective for Language {
     fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {
         let embeddings = self.model.embed(&batch.input_ids)?;
         let hidden = self.model.hidden_states(&embeddings, &batch.layout)?;
-        next_token_loss(&hidden, self.model.lm_head().weight()?, &batch.next_token_labels()?, step)
+        next_token_loss(&hidden, self.model.lm_head(), &batch.next_token_labels()?, step)
     }
 
     fn may_lack_gradient(&self, _parameter: &str, _step: &Counts) -> bool {

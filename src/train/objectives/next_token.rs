@@ -3,8 +3,8 @@
 use super::{Counts, Loss, Objective, common_counts, only_for_pictures};
 use crate::Result;
 use crate::batch::{IGNORE_INDEX, MultimodalBatch};
-use crate::loss::linear_cross_entropy;
-use crate::model::HaploVl;
+use crate::loss::head_cross_entropy;
+use crate::model::{ADAPTER_PREFIX, HaploVl, LanguageHead};
 use candle_core::Tensor;
 
 /// Cross-entropy of the next token of a whole HaploVL, over labelled positions.
@@ -37,12 +37,11 @@ impl Objective for NextToken {
     fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> Result<Loss> {
         let labels = batch.next_token_labels()?;
         let hidden = self.model.last_hidden_states(batch, labelled_tail(&labels, batch.layout.seq_len))?;
-        let head = self.model.lm_head().weight()?.to_dtype(hidden.dtype())?;
-        next_token_loss(&hidden, &head, &labels, step)
+        next_token_loss(&hidden, self.model.lm_head(), &labels, step)
     }
 
     fn may_lack_gradient(&self, parameter: &str, step: &Counts) -> bool {
-        step.visuals == 0 && only_for_pictures(parameter)
+        step.visuals == 0 && only_for_pictures(parameter.strip_prefix(ADAPTER_PREFIX).unwrap_or(parameter))
     }
 }
 
@@ -61,12 +60,13 @@ fn labelled_tail(labels: &[u32], seq_len: usize) -> usize {
 
 /// The share of a batch in the mean next-token loss of a step; `hidden` is (batch, count, width), of the last `count`
 /// positions of each row, which hold all of `labels` (batch * seq_len).
-pub(super) fn next_token_loss(hidden: &Tensor, head: &Tensor, labels: &[u32], step: &Counts) -> Result<Loss> {
+pub(super) fn next_token_loss(hidden: &Tensor, head: &LanguageHead, labels: &[u32], step: &Counts) -> Result<Loss> {
     let (rows, count, _) = hidden.dims3()?;
     let seq_len = labels.len().checked_div(rows).unwrap_or_default().max(1);
     let tail = labels.chunks(seq_len).flat_map(|row| &row[row.len().saturating_sub(count)..]).copied().collect();
     let tail = Tensor::from_vec(tail, rows * count, hidden.device())?;
-    let total = (linear_cross_entropy(&hidden.flatten_to(1)?, head, &tail)?.sum / step.label_tokens.max(1) as f64)?;
+    let total =
+        (head_cross_entropy(&hidden.flatten_to(1)?, head.linear(), &tail)?.sum / step.label_tokens.max(1) as f64)?;
     Ok(Loss { total, parts: vec![] })
 }
 

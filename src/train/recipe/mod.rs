@@ -3,6 +3,7 @@
 //! Fields are called as in Hugging Face's trainer and configurations where those have them. The names of the first
 //! version of recipes, such as `update.rows`, are still read, in files and in overrides.
 
+mod adapter;
 mod data;
 mod names;
 mod overrides;
@@ -20,6 +21,8 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
+pub(in crate::train) use adapter::in_recipe;
+pub use adapter::{AdapterConfig, Targets};
 pub use data::{DataConfig, DataLayout, DataSource, TrainSource};
 pub use run_config::RunConfig;
 pub use stage::{ConnectorStart, InitFrom, Stage};
@@ -57,6 +60,9 @@ pub struct Recipe {
     pub seed: u64,
     /// Training stage: the parameters to train, their initial values and the loss.
     pub stage: Stage,
+    /// LoRA adapter to train instead of the model's own parameters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterConfig>,
     /// Training and validation samples.
     pub data: DataConfig,
     /// Number and size of optimizer steps.
@@ -92,6 +98,7 @@ impl Recipe {
             tokenizer: tokenizer.into(),
             seed: 0,
             stage,
+            adapter: None,
             data,
             update,
             optimizer: AdamWConfig::default(),
@@ -141,6 +148,7 @@ impl Recipe {
         self.data.validate()?;
         self.run.validate(self.data.is_evaluated())?;
         self.stage.validate()?;
+        self.adapter.as_ref().map_or(Ok(()), AdapterConfig::validate)?;
         self.check_stage_support()?;
         self.schedule.validate()?;
         self.optimizer.validate()
@@ -150,6 +158,11 @@ impl Recipe {
     fn check_stage_support(&self) -> Result<()> {
         let UpdateConfig { gradient_checkpointing, compute_dtype, .. } = self.update;
         let name = self.stage.name();
+        if self.adapter.is_some() && !matches!(self.stage, Stage::Align { .. } | Stage::Tune { .. }) {
+            let message =
+                format!("is not supported by stage `{name}`, which trains a part of a model: use stage `tune`");
+            return Err(Error::config("adapter", message));
+        }
         if matches!(self.stage, Stage::Vision { .. } | Stage::Language) {
             let demand = |field: &str, expected: &str| {
                 let message = format!("is not supported by stage `{name}`: leave it out, or set it to {expected}");
@@ -195,8 +208,12 @@ impl Recipe {
         let UpdateConfig { batch_size, gradient_accumulation_steps, .. } = self.update;
         let samples = crc32fast::hash(self.data.identity()?.as_bytes());
         let words = self.tokenizer.identity().map_or_else(String::new, |words| format!(", added words {words}"));
+        let adapter = self.adapter.as_ref().map_or_else(String::new, |adapter| {
+            let lora = adapter.lora("").to_json().to_string();
+            format!(", adapter {:08x}", crc32fast::hash(lora.as_bytes()))
+        });
         Ok(format!(
-            "{} of {} with seed {}, {gradient_accumulation_steps} x {batch_size} rows a step, samples {samples:08x}{words}",
+            "{} of {} with seed {}, {gradient_accumulation_steps} x {batch_size} rows a step, samples {samples:08x}{words}{adapter}",
             self.stage.name(),
             self.config,
             self.seed

@@ -111,6 +111,10 @@ impl TensorSource for PickleFiles {
         raw.load(&shard.path, &bytes, dtype, device)
     }
 
+    fn stored_dtype(&self, name: &str) -> Option<DType> {
+        self.tensors.get(name)?.1.layout.element.dtype.filter(DType::is_float)
+    }
+
     fn check_finite(&self, name: &str) -> Result<()> {
         let (shard, tensor, bytes) = self.bytes(name)?;
         let dtype = tensor.layout.element.dtype;

@@ -5,6 +5,8 @@
 //! 16-bit scale beside the words of a block comes last. So lanes of registers are outputs, no sum crosses lanes, and
 //! unpacking needs no shuffles. It takes no more bytes, and is undone without loss.
 
+use std::ops::Range;
+
 use pulp::cast;
 use rayon::prelude::*;
 
@@ -58,6 +60,24 @@ pub fn in_file_order<F: BlockFormat>(interleaved: &[u8], (rows, width): (usize, 
         });
     });
     file
+}
+
+/// The file's order of a tile of an interleaved matrix with rows of `width` weights: of some rows, from a multiple of
+/// sixteen on, and some of their blocks.
+pub fn tile_in_file_order<F: BlockFormat>(
+    interleaved: &[u8],
+    width: usize,
+    rows: Range<usize>,
+    blocks: Range<usize>,
+) -> Vec<u8> {
+    let group_bytes = LANES * F::row_bytes(width);
+    let mut tile = Vec::with_capacity(rows.len() * blocks.len() * F::BYTES);
+    for first in rows.clone().step_by(LANES) {
+        let start = first / LANES * group_bytes + blocks.start * F::GROUP_BYTES;
+        let group = interleaved.get(start..start + blocks.len() * F::GROUP_BYTES).unwrap_or_default();
+        tile.extend(in_file_order::<F>(group, (LANES.min(rows.end - first), blocks.len() * F::WIDTH)));
+    }
+    tile
 }
 
 /// Calls `f` with the place of each word or scale of a group in the file, its place in the interleaved group, and its

@@ -13,9 +13,11 @@ mod gemm_q8_0_avx2;
 mod lanes;
 mod quantize_activations;
 
+use std::ops::Range;
+
 use super::dispatch::QuantKernel;
 use crate::options::Quantization;
-use block_format::{BlockFormat, Q4K, Q6K, Q8_0, in_file_order, interleave};
+use block_format::{BlockFormat, Q4K, Q6K, Q8_0, in_file_order, interleave, tile_in_file_order};
 use gemm::gemm;
 use gemm_avx512vnni::Vnni;
 use gemm_kquant_avx2::KQuantAvx2;
@@ -50,6 +52,15 @@ impl InterleavedWeight {
     /// Numbers of outputs and inputs.
     pub fn dims2(&self) -> (usize, usize) {
         (self.outputs, self.width)
+    }
+
+    /// The blocks of some outputs, from a multiple of sixteen on, at some places of their rows, in the file's order.
+    pub fn tile_in_file_order(&self, outputs: Range<usize>, blocks: Range<usize>) -> Vec<u8> {
+        match self.kind {
+            Quantization::Q8_0 => tile_in_file_order::<Q8_0>(&self.bytes, self.width, outputs, blocks),
+            Quantization::Q6K => tile_in_file_order::<Q6K>(&self.bytes, self.width, outputs, blocks),
+            Quantization::Q4K => tile_in_file_order::<Q4K>(&self.bytes, self.width, outputs, blocks),
+        }
     }
 
     /// The blocks in the file's order.
@@ -171,6 +182,13 @@ mod tests {
             let weight = interleaved(&w, kind)?;
             assert_eq!(weight.dims2(), (outputs, 768));
             assert!(weight.in_file_order() == w.data()?[..], "{kind} {outputs}");
+            let (size, per_row) = (kind.ggml_dtype().type_size(), 768 / kind.ggml_dtype().block_size());
+            let (rows, blocks) = (outputs / 16 * 16..outputs, 1..per_row);
+            let expected: Vec<u8> = rows
+                .clone()
+                .flat_map(|row| w.data().unwrap()[size * (row * per_row + 1)..size * (row + 1) * per_row].to_vec())
+                .collect();
+            assert!(weight.tile_in_file_order(rows, blocks) == expected, "{kind} {outputs}");
         }
         Ok(())
     }

@@ -1,0 +1,72 @@
+//! LoRA adapter of one linear layer.
+
+use candle_core::Tensor;
+
+use super::ops;
+use crate::options::Precision;
+use crate::{Error, Result};
+
+/// Low-rank adapter of a linear layer: adds `scale * B A dropout(x)` to its result.
+#[derive(Debug, Clone)]
+pub struct Lora {
+    a: Tensor,
+    b: Tensor,
+    scale: f64,
+    dropout: f64,
+    stream: u64,
+}
+
+impl Lora {
+    /// An adapter of `lora_A` (rank, in) and `lora_B` (out, rank); `scale` is `alpha / rank`, or `alpha / sqrt(rank)`
+    /// if it is rank-stabilised.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if the ranks differ.
+    pub fn new(a: Tensor, b: Tensor, scale: f64) -> Result<Self> {
+        let (rank, inner) = (a.dims2()?.0, b.dims2()?.1);
+        if rank != inner {
+            let message = format!("lora_A is {:?} and lora_B {:?}, expected one rank in both", a.dims(), b.dims());
+            return Err(Error::weights(message));
+        }
+        Ok(Self { a, b, scale, dropout: 0.0, stream: 0 })
+    }
+
+    /// The same adapter with dropout of its input in training, with masks from the random stream of this name.
+    #[must_use]
+    pub fn with_dropout(self, probability: f64, stream: u64) -> Self {
+        Self { dropout: probability, stream, ..self }
+    }
+
+    /// Numbers of outputs and inputs.
+    ///
+    /// # Errors
+    /// Errors of candle only.
+    pub fn dims2(&self) -> Result<(usize, usize)> {
+        Ok((self.b.dims2()?.0, self.a.dims2()?.1))
+    }
+
+    /// `lora_A` (rank, in) and `lora_B` (out, rank).
+    pub fn matrices(&self) -> [&Tensor; 2] {
+        [&self.a, &self.b]
+    }
+
+    /// The update of the weight, `scale * B A`: (out, in).
+    ///
+    /// # Errors
+    /// Errors of candle only.
+    pub fn delta(&self) -> Result<Tensor> {
+        Ok((self.b.detach().matmul(&self.a.detach())? * self.scale)?)
+    }
+
+    /// Adds the update of `x`, whose consecutive `in` elements are a row, to the result `y` of the layer, of any shape.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn add_to(&self, y: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let (rank, in_size) = self.a.dims2()?;
+        let (a, b) = (self.a.to_dtype(x.dtype())?, self.b.to_dtype(x.dtype())?);
+        let rows = x.elem_count().checked_div(in_size).unwrap_or_default();
+        let z = ops::linear_as(&ops::dropout(x, self.dropout, self.stream)?, &a, None, Precision::Full, (rows, rank))?;
+        Ok(ops::low_rank_update(y, &z, &b, self.scale)?)
+    }
+}

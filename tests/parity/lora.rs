@@ -1,0 +1,95 @@
+//! Parity of LoRA adapters with PEFT: logits, loss, gradients, merged weights and files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor, Var};
+use haplovl::batch::{BatchSpec, MultimodalBatch};
+use haplovl::config::{HaploVlConfig, LoraConfig};
+use haplovl::model::{Adapter, HaploVl, MergedSource};
+use haplovl::weights::{SafetensorsFiles, SaveOptions, TensorSource};
+
+use crate::model::{read_config, sequences, shifted_loss};
+use crate::{Case, Summary, files, folders, max_diff, read_json, relative_diff};
+
+/// The base model of an adapter, in the `model` folder of the same root.
+fn base_of(folder: &Path) -> PathBuf {
+    let base = read_json(&folder.join("cases.json"))["base"].as_str().unwrap().to_string();
+    folder.parent().and_then(Path::parent).unwrap().join("model").join(base)
+}
+
+/// The adapter with each tensor as a variable.
+fn trained(folder: &Path, config: &HaploVlConfig) -> (Adapter, BTreeMap<String, Var>) {
+    let tensors = Adapter::open(folder, config).unwrap().tensors();
+    let vars: BTreeMap<String, Var> =
+        tensors.into_iter().map(|(name, tensor)| (name, Var::from_tensor(&tensor).unwrap())).collect();
+    let tensors = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
+    (Adapter::new(LoraConfig::from_folder(folder).unwrap(), config, tensors).unwrap(), vars)
+}
+
+#[test]
+fn logits_loss_and_gradients_match_peft() {
+    let mut summary = Summary::default();
+    for folder in folders("lora") {
+        let base = base_of(&folder);
+        let config = read_config(&base);
+        let source = Arc::new(SafetensorsFiles::open(&base).unwrap());
+        let (adapter, vars) = trained(&folder, &config);
+        let model = HaploVl::new(&config, source.var_builder(DType::F32, &Device::Cpu)).unwrap();
+        let model = model.with_adapter(&adapter).unwrap();
+        for (name, expected) in files(&folder, ".expected.safetensors") {
+            let context = format!("{} {name}", folder.display());
+            let case = Case::open(&base.join(format!("{name}.safetensors")));
+            let (rows, side) = sequences(&case, &config);
+            let batch = MultimodalBatch::new(&rows, BatchSpec::new(&config), side, &Device::Cpu).unwrap();
+            let logits = model.forward(&batch).unwrap();
+            summary.check("logits", max_diff(&logits, &expected.get("logits")), 2e-4, &context);
+            let loss = shifted_loss(&logits, batch.labels.as_ref().unwrap());
+            let of_peft = expected.get("loss").reshape(()).unwrap();
+            summary.check("loss", max_diff(&loss, &of_peft), 1e-5, &context);
+            let grads = loss.backward().unwrap();
+            for (parameter, expected) in expected.iter().filter_map(|(n, t)| Some((n.strip_prefix("grad.")?, t))) {
+                let context = format!("{context} {parameter}");
+                let var = vars.get(parameter).unwrap_or_else(|| panic!("{context}: no such parameter"));
+                let grad = grads.get(var).unwrap_or_else(|| panic!("{context}: no gradient"));
+                let largest = max_diff(expected, &expected.zeros_like().unwrap());
+                if largest < 1e-7 {
+                    summary.check("gradient of zero", max_diff(grad, expected), 1e-6, &context);
+                } else {
+                    summary.check("gradient", relative_diff(grad, expected), 1e-3, &context);
+                }
+            }
+            summary.case();
+        }
+    }
+    summary.print("lora");
+}
+
+#[test]
+fn merged_weights_match_peft_and_files_come_back() {
+    let mut summary = Summary::default();
+    for folder in folders("lora") {
+        let (base, context) = (base_of(&folder), folder.display().to_string());
+        let adapter = Adapter::open(&folder, &read_config(&base)).unwrap();
+        let merged = MergedSource::new(Arc::new(SafetensorsFiles::open(&base).unwrap()), adapter.clone()).unwrap();
+        let expected = Case::open(&folder.join("merged.safetensors"));
+        assert_eq!(merged.tensor_names().len(), expected.iter().count());
+        for (name, expected) in expected.iter() {
+            let found = merged.load_tensor(name, DType::F32, &Device::Cpu).unwrap();
+            summary.check("merged weights", max_diff(&found, expected), 1e-6, &format!("{context} {name}"));
+        }
+        let copy = tempfile::tempdir().unwrap();
+        adapter.save(copy.path(), &SaveOptions::default()).unwrap();
+        assert_eq!(LoraConfig::from_folder(copy.path()).unwrap(), *adapter.config());
+        let [saved, original] = [copy.path(), &folder].map(|folder| {
+            let file = folder.join("adapter_model.safetensors");
+            let tensors = SafetensorsFiles::open(&file).unwrap().load_all(&Device::Cpu).unwrap();
+            tensors.into_iter().collect::<BTreeMap<String, Tensor>>()
+        });
+        assert_eq!(saved.keys().collect::<Vec<_>>(), original.keys().collect::<Vec<_>>());
+        assert!(saved.iter().all(|(name, tensor)| max_diff(tensor, &original[name]) == 0.0));
+        summary.case();
+    }
+    summary.print("lora, merged");
+}
