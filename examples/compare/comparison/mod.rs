@@ -10,10 +10,11 @@ mod report;
 mod results;
 mod stages;
 
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 pub use cost::{Cost, FORMULA};
 pub use plan::{Plan, Suite};
@@ -47,6 +48,11 @@ pub enum Outcome {
     Stopped,
 }
 
+/// An error of a file or folder, in one line.
+fn named(path: &Path, error: impl Display) -> anyhow::Error {
+    anyhow!("{}: {error}", path.display())
+}
+
 /// Cost of each design of a size, in the order of the plan; all are checked against the first design of the plan.
 ///
 /// # Errors
@@ -70,7 +76,7 @@ pub fn costs(options: &Options, size: Option<&str>, designs: &[String]) -> Resul
 /// Trains and tests all entries that have no results yet, until `stop` says so; `note` gets a line about each.
 ///
 /// # Errors
-/// If designs differ in cost, and errors of training and of files.
+/// Errors of training and of files.
 pub fn run(options: &Options, stop: impl Fn() -> bool + Send + Sync + 'static, note: impl Fn(&str)) -> Result<Outcome> {
     let plan = Plan::read(&options.recipes)?;
     let setting = plan.setting(&options.setting)?;

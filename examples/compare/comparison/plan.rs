@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::model::ModelKind;
+use super::named;
 
 /// Contents of `plan.toml`.
 #[derive(Debug, Deserialize)]
@@ -142,8 +143,8 @@ impl Plan {
     /// Reads `plan.toml` in `folder`.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("plan.toml");
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let plan: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
+        let text = std::fs::read_to_string(&path).map_err(|e| named(&path, e))?;
+        let plan: Self = toml::from_str(&text).map_err(|e| named(&path, e))?;
         plan.designs.iter().try_for_each(|design| plan.stages(design).map(drop))?;
         Ok(plan)
     }
@@ -208,8 +209,8 @@ impl Plan {
     /// Configuration of a HaploVL in a setting and a size, from `config.json` in `folder`.
     pub fn config(&self, folder: &Path, setting: &Setting, size: Option<&str>) -> Result<HaploVlConfig> {
         let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let mut config: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        let text = std::fs::read_to_string(&path).map_err(|e| named(&path, e))?;
+        let mut config: Value = serde_json::from_str(&text).map_err(|e| named(&path, e))?;
         merge(&mut config, &setting.config);
         if let Some(size) = size {
             merge(&mut config, self.scaling.sizes.get(size).with_context(|| format!("no size is called `{size}`"))?);

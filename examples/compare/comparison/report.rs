@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use haplovl::train::plot::{Plot, Series};
 use haplovl::weights::write_bytes_atomically;
 
@@ -12,7 +12,7 @@ use super::cost::FORMULA;
 use super::exam::Answered;
 use super::interval::{ALL, Estimate, Graded};
 use super::results::{Point, Results, read_all};
-use super::{Options, Plan, chart};
+use super::{Options, Plan, chart, named};
 
 /// Folder of the charts, beside the page.
 const IMAGES: &str = "images";
@@ -57,7 +57,7 @@ pub fn report(options: &Options, page: &Path) -> Result<String> {
     let rows: BTreeMap<String, Row> = all.iter().map(|(name, seeds)| (name.clone(), Row::new(seeds))).collect();
     anyhow::ensure!(!rows.is_empty(), "{} holds no results yet: let a run finish", options.out.display());
     let images = page.parent().unwrap_or(Path::new("")).join(IMAGES);
-    std::fs::create_dir_all(&images).with_context(|| images.display().to_string())?;
+    std::fs::create_dir_all(&images).map_err(|e| named(&images, e))?;
     let report = Report { plan: &plan, rows, setting: &options.setting, images: &images };
     let text = report.text()?;
     write_bytes_atomically(page, text.as_bytes())?;
@@ -129,13 +129,14 @@ impl Report<'_> {
     fn costs(&self, text: &mut String, designs: &[(&str, &Row)]) -> Result<()> {
         writeln!(
             text,
-            "\n{FORMULA}. A sample is one of stage 2, forward and backward; stages before are of stage 1.\n"
+            "\n{FORMULA}. A sample is one of stage 2, forward and backward. MB are those of \
+             parameters, gradients, moments and EMA, without activations.\n"
         )?;
         writeln!(
             text,
-            "| design | parameters | frozen | GFLOPs a question | GFLOPs a sample | stages before, s | stage 2, s | tokens/s |"
+            "| design | parameters | frozen | MB in training | GFLOPs a question | GFLOPs a sample | stages before, s | stage 2, s | tokens/s |"
         )?;
-        writeln!(text, "|---|---|---|---|---|---|---|---|")?;
+        writeln!(text, "|---|---|---|---|---|---|---|---|---|")?;
         for (name, row) in designs {
             let Some(first) = row.first() else { continue };
             let before = row.mean(|results| results.stages.iter().rev().skip(1).map(|stage| stage.seconds).sum());
@@ -144,9 +145,10 @@ impl Report<'_> {
             let [question, sample] = [first.flops_question, first.flops_sample].map(|flops| flops / 1e9);
             writeln!(
                 text,
-                "| {name} | {} | {} | {question:.3} | {sample:.3} | {before:.0} | {last:.0} | {:.0} |",
+                "| {name} | {} | {} | {:.1} | {question:.3} | {sample:.3} | {before:.0} | {last:.0} | {:.0} |",
                 first.parameters,
                 first.frozen,
+                first.static_bytes() as f64 / 1e6,
                 tokens / last
             )?;
         }

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::cost::Cost;
 use super::exam::{Answered, Exam};
 use super::model::ModelKind;
+use super::named;
 use super::plan::Entry;
 use super::stages::{Trained, Trainer};
 
@@ -132,15 +133,20 @@ impl Results {
         if !path.is_file() {
             return Ok(None);
         }
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        Ok(Some(serde_json::from_str(&text).with_context(|| path.display().to_string())?))
+        let text = std::fs::read_to_string(&path).map_err(|e| named(&path, e))?;
+        Ok(Some(serde_json::from_str(&text).map_err(|e| named(&path, e))?))
     }
 
     /// The answers beside the results.
     pub fn answers(folder: &Path) -> Result<Vec<Answered>> {
         let path = folder.join(ANSWERS);
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        text.lines().map(|line| serde_json::from_str(line).with_context(|| path.display().to_string())).collect()
+        let text = std::fs::read_to_string(&path).map_err(|e| named(&path, e))?;
+        text.lines().map(|line| serde_json::from_str(line).map_err(|e| named(&path, e))).collect()
+    }
+
+    /// Bytes of parameters and, of the trained ones, a gradient, two moments and an EMA.
+    pub fn static_bytes(&self) -> usize {
+        4 * self.parameters + 16 * (self.parameters - self.frozen)
     }
 
     /// Different images in stage 2.
@@ -196,7 +202,7 @@ fn curve(trained: &Trained) -> Result<Vec<Point>> {
 }
 
 impl StageFacts {
-    fn read(name: &str, folder: &PathBuf) -> Result<Self> {
+    fn read(name: &str, folder: &Path) -> Result<Self> {
         let (samples, records) = (step_samples(folder)?, metrics(folder)?);
         let seconds = |record: &Record| Some(samples as f64 / record.get(SAMPLES_PER_SECOND)?);
         let tokens = |record: &Record| Some(record.get(TOKENS_PER_SECOND)? * seconds(record)?);
@@ -210,9 +216,12 @@ impl StageFacts {
     }
 }
 
-/// Results of all entries of a comparison, by name, then seed.
-pub fn read_all(folder: &Path) -> Result<BTreeMap<String, Vec<(Results, Vec<Answered>)>>> {
-    let mut all: BTreeMap<String, Vec<_>> = BTreeMap::new();
+/// Results of an entry with the answers, by seed.
+pub type Seeds = Vec<(Results, Vec<Answered>)>;
+
+/// Results of all entries of a comparison by name.
+pub fn read_all(folder: &Path) -> Result<BTreeMap<String, Seeds>> {
+    let mut all: BTreeMap<String, Seeds> = BTreeMap::new();
     for seed in subfolders(folder)? {
         for entry in subfolders(&seed)? {
             if let Some(results) = Results::read(&entry)? {
@@ -225,10 +234,10 @@ pub fn read_all(folder: &Path) -> Result<BTreeMap<String, Vec<(Results, Vec<Answ
 }
 
 fn subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let entries = std::fs::read_dir(folder).map_err(|e| named(folder, e))?;
     let mut folders = Vec::new();
     for entry in entries {
-        let path = entry.with_context(|| folder.display().to_string())?.path();
+        let path = entry.map_err(|e| named(folder, e))?.path();
         folders.extend(path.is_dir().then_some(path));
     }
     folders.sort();

@@ -19,6 +19,7 @@ use haplovl::weights::{SafetensorsFiles, write_bytes_atomically};
 use super::Options;
 use super::exam::{Answered, Exam};
 use super::model::ModelKind;
+use super::named;
 use super::plan::{Design, Entry, Plan, Setting, Stage};
 use super::results::ACCURACY;
 
@@ -171,7 +172,7 @@ impl Trainer<'_> {
 
     /// Does a job unless it is done, and returns whether it is now.
     fn run(&self, job: &Job<'_>) -> Result<bool> {
-        let recipe = self.recipe(job).with_context(|| job.folder.display().to_string())?;
+        let recipe = self.recipe(job)?;
         if let Some(of) = &job.stage.export_of {
             return self.export_again(job, recipe, of);
         }
@@ -205,7 +206,7 @@ impl Trainer<'_> {
             return Ok(true);
         }
         if export.exists() {
-            std::fs::remove_dir_all(&export).with_context(|| export.display().to_string())?;
+            std::fs::remove_dir_all(&export).map_err(|e| named(&export, e))?;
         }
         recipe.output = job.folder.with_file_name(of);
         Run::new(recipe, Device::Cpu)?.export_checkpoint(&export, CheckpointChoice::Newest)?;
@@ -250,7 +251,7 @@ impl Trainer<'_> {
         let run = job.stage.export_of.as_ref().unwrap_or(&job.stage.name);
         let path = job.folder.with_file_name(format!("{run}.json"));
         let folder = path.parent().unwrap_or(Path::new(""));
-        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        std::fs::create_dir_all(folder).map_err(|e| named(folder, e))?;
         write_bytes_atomically(&path, &serde_json::to_vec_pretty(&job.config)?)?;
         Ok(path)
     }

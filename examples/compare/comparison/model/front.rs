@@ -8,6 +8,7 @@ use haplovl::nn::{Linear, PatchEmbedding, ops};
 use haplovl::{Error, Result};
 
 /// Pixels (tiles, 3, side, side) to patches (tiles, patches of a tile, width of the language model).
+#[allow(clippy::large_enum_variant, reason = "a model has one of them")]
 pub enum Front {
     /// A frozen teacher and an MLP of two layers.
     Llava { teacher: Option<ClipTeacher>, mlp: [Linear; 2] },
