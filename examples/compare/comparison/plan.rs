@@ -36,6 +36,9 @@ pub struct Setting {
     pub shapes: ShapesConfig,
     /// Whether relations are asked.
     pub relations: bool,
+    /// Most scenes of each source.
+    #[serde(default)]
+    pub scenes: Option<usize>,
     /// Scenes of the test split.
     pub test_scenes: u64,
     /// Scenes of the validation split that are asked about during training.

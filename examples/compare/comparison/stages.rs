@@ -237,9 +237,11 @@ impl Trainer<'_> {
 
     /// Makes a source one of this setting's world.
     fn draw(&self, source: &mut DataSource, image_last: bool) {
-        let DataSource::Shapes(ShapesDataset { side, config, kinds, content, image_last: last, .. }) = source else {
+        let DataSource::Shapes(ShapesDataset { scenes, side, config, kinds, content, image_last: last, .. }) = source
+        else {
             return;
         };
+        *scenes = self.setting.scenes.map_or(*scenes, |most| most.min(*scenes));
         *side = self.setting.side;
         *config = self.setting.shapes.clone();
         kinds.retain(|kind| self.setting.relations || *kind != QuestionKind::Relation);
