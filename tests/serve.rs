@@ -6,6 +6,8 @@
 mod browser;
 #[path = "serve/client.rs"]
 mod client;
+#[path = "../examples/common/memory.rs"]
+mod memory;
 #[path = "serve/page.rs"]
 mod page;
 #[path = "../examples/serve/server/mod.rs"]
@@ -713,4 +715,64 @@ fn ten_questions_about_one_image_prefill_it_once() {
     let metrics = server.metrics();
     assert_eq!(metrics.requests.stopped, 10);
     assert!(metrics.prefix_cache.hits >= 9, "{metrics:?}");
+}
+
+/// A server of files: an image, a redirect to it, and more bytes than a body may have. Returns its host and port.
+fn file_server(image: Vec<u8>, large: usize) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = [0; 1024];
+            let read = stream.read(&mut head).unwrap();
+            let (status, header, body) = match head[..read].split(|byte| *byte == b' ').nth(1).unwrap() {
+                b"/image.png" => ("200 OK", String::new(), image.clone()),
+                b"/moved.png" => ("302 Found", "Location: /image.png\r\n".into(), Vec::new()),
+                b"/large.png" => ("200 OK", String::new(), vec![0; large]),
+                _ => ("404 Not Found", String::new(), Vec::new()),
+            };
+            let head =
+                format!("HTTP/1.1 {status}\r\n{header}Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            // The client may have seen enough.
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+        }
+    });
+    format!("localhost:{port}")
+}
+
+#[test]
+fn images_are_fetched_from_named_hosts_only_and_never_from_private_addresses() {
+    let mut png = Cursor::new(Vec::new());
+    scene(4).write_to(&mut png, ImageFormat::Png).unwrap();
+    let host = file_server(png.into_inner(), 2 << 20);
+    let named = Settings { image_hosts: vec![host.clone()], max_body: 1 << 20, ..Settings::default() };
+    let open = Server::start(Settings { image_addresses: |_| true, ..named.clone() }, EngineConfig::default());
+    let ask = |url: &str| {
+        let content = json!([image_part(url), { "type": "text", "text": "how many objects are there?" }]);
+        json!({ "messages": [{ "role": "user", "content": content }] })
+    };
+    let text = |body: &Value| open.post(CHAT, body).json()["choices"][0]["message"]["content"].clone();
+    assert_eq!(
+        text(&ask(&format!("http://{host}/image.png"))),
+        text(&about(4, "how many objects are there?", json!({})))
+    );
+    let embedding = json!({ "input": [image_part(&format!("HTTP://{host}/image.png"))] });
+    assert_eq!(open.post("/v1/embeddings", &embedding).status, 200);
+
+    let place = "messages[0].content[0].image_url.url";
+    for (path, says) in [("moved.png", "302"), ("nothing.png", "404"), ("large.png", "more than")] {
+        let error = open.post(CHAT, &ask(&format!("http://{host}/{path}"))).error(400);
+        assert_eq!(error["param"], place);
+        assert!(error["message"].as_str().unwrap().contains(says), "{error}");
+    }
+    for url in ["http://127.0.0.1/a.png", "http://example.org/a.png", "http://localhost@example.org/a.png"] {
+        let error = open.post(CHAT, &ask(url)).error(400);
+        assert!(error["message"].as_str().unwrap().contains("not among the hosts"), "{error}");
+    }
+    let closed = Server::start(named, EngineConfig::default());
+    let error = closed.post(CHAT, &ask(&format!("http://{host}/image.png"))).error(400);
+    assert!(error["message"].as_str().unwrap().contains("no public address"), "{error}");
+    let error = SERVER.post(CHAT, &ask(&format!("http://{host}/image.png"))).error(400);
+    assert!(error["message"].as_str().unwrap().contains("fetches nothing"), "{error}");
 }

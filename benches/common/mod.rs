@@ -31,8 +31,12 @@ pub fn config() -> HaploVlConfig {
 
 /// Builds an image of random pixels.
 pub fn random_image(width: u32, height: u32) -> RgbImage {
+    random_image_of(1, width, height)
+}
+
+fn random_image_of(seed: u64, width: u32, height: u32) -> RgbImage {
     let mut pixels = vec![0; 3 * (width * height) as usize];
-    ChaCha8Rng::seed_from_u64(1).fill_bytes(&mut pixels);
+    ChaCha8Rng::seed_from_u64(seed).fill_bytes(&mut pixels);
     RgbImage::from_raw(width, height, pixels).expect("three bytes per pixel")
 }
 
@@ -136,9 +140,18 @@ pub fn prompt(config: &HaploVlConfig, rows: usize) -> MultimodalBatch {
     batch
 }
 
+/// Builds prompts of one row as [`prompt`]'s, each with an image of its own.
+pub fn prompts(config: &HaploVlConfig, count: usize) -> Vec<MultimodalBatch> {
+    (0..count as u64).map(|seed| prompt_about(config, 1, &random_image_of(seed, 336, 336))).collect()
+}
+
 /// Builds a batch of rows of text, an image of the given width and height, and text with labels.
 pub fn prompt_of(config: &HaploVlConfig, rows: usize, (width, height): (u32, u32)) -> MultimodalBatch {
-    let visual = image_processor(config).process(&random_image(width, height)).expect("an image");
+    prompt_about(config, rows, &random_image(width, height))
+}
+
+fn prompt_about(config: &HaploVlConfig, rows: usize, image: &RgbImage) -> MultimodalBatch {
+    let visual = image_processor(config).process(image).expect("an image");
     let tokens = visual.tokens(&config.vision).expect("an image");
     let text = |first: u32| first..first + TEXT as u32;
     let placeholders = std::iter::repeat_n(config.image_token_index, tokens);

@@ -7,6 +7,8 @@
 mod cli;
 #[path = "../common/download.rs"]
 mod download;
+#[path = "../common/memory.rs"]
+mod memory;
 #[path = "../common/model.rs"]
 mod model;
 mod server;
@@ -71,6 +73,10 @@ struct Arguments {
     /// unless --host is an address of this machine alone]
     #[arg(long, value_name = "NAME", value_parser = host_name)]
     allow_host: Vec<String>,
+    /// Hosts that images may be fetched from by http and https, such as images.example.org,example.org:8443; never from
+    /// private and loopback addresses [default: none, images come as data URLs]
+    #[arg(long, value_name = "HOST,..", value_delimiter = ',', value_parser = image_host)]
+    allow_image_hosts: Vec<String>,
     /// Print a line on stderr for each request, and what the library reports
     #[arg(long)]
     log: bool,
@@ -84,6 +90,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     cli::main(|arguments: Arguments| {
+        memory::keep();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
         runtime.block_on(run(arguments))
     })
@@ -123,6 +130,7 @@ impl Arguments {
             keys: self.keys()?,
             hosts: self.hosts(),
             cors: self.cors.clone(),
+            image_hosts: self.allow_image_hosts.clone(),
             max_body: (self.max_body_mb as usize) << 20,
             max_bodies: Settings::default().max_bodies.max((self.max_body_mb as usize) << 21),
             max_pixels: self.max_pixels,
@@ -177,6 +185,12 @@ fn host_name(given: &str) -> Result<String> {
     let is_name = !given.is_empty() && given.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
     ensure!(is_name, "expected the name of a host without scheme and port, such as box.example.org");
     Ok(given.trim_end_matches('.').into())
+}
+
+fn image_host(given: &str) -> Result<String> {
+    let (host, port) = given.split_once(':').map_or((given, None), |(host, port)| (host, Some(port)));
+    ensure!(port.is_none_or(|port| port.parse::<u16>().is_ok()), "expected a port of 1 to 65535 after the colon");
+    Ok(port.map_or(host_name(host)?, |port| format!("{host}:{port}")))
 }
 
 fn origin(given: &str) -> Result<String> {

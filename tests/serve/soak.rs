@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::client::{Reply, Server};
 use super::server::Settings;
-use super::{CHAT, about, data_url, image_part, scene, text_of};
+use super::{CHAT, about, data_url, image_part, memory, scene, text_of};
 
 /// Environment variable of the number of requests.
 const REQUESTS: &str = "HAPLOVL_SOAK_REQUESTS";
@@ -125,6 +125,8 @@ fn resources() -> (usize, usize) {
 #[ignore = "takes up to 15 minutes; HAPLOVL_SOAK_REQUESTS sets the number of requests"]
 fn soak() {
     let requests = std::env::var(REQUESTS).map_or(10_000, |count| count.parse().expect(REQUESTS));
+    // As the program does.
+    memory::keep();
     let settings =
         Settings { max_body: 4 << 20, max_pixels: 1 << 20, patience: Duration::from_secs(2), ..Settings::default() };
     let config = EngineConfig::default().with_queue(256).with_kv_cache_bytes(Some(48 << 20));

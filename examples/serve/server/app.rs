@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::error::ApiError;
+use super::fetch::Fetcher;
 use super::settings::Settings;
 
 /// Requests that prepare jobs for the engine's thread or wait for them, at a time.
@@ -22,6 +23,7 @@ const MAX_JOBS: usize = 4;
 pub struct App {
     pub engine: Engine,
     pub settings: Settings,
+    pub(super) fetcher: Option<Fetcher>,
     /// Start of the server, in seconds since 1970.
     pub started: u64,
     /// Room for the bytes of bodies, in KiB.
@@ -45,6 +47,7 @@ impl App {
             responses: Mutex::default(),
             connections: AtomicU64::new(0),
             started: unix_seconds(),
+            fetcher: Fetcher::new(&settings),
             engine,
             settings,
         }
@@ -59,7 +62,8 @@ impl App {
         self.in_background(work).await
     }
 
-    async fn in_background<T: Send + 'static>(
+    /// Runs work on a thread of its own that mostly waits.
+    pub async fn in_background<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::app::App;
 use super::error::ApiError;
+use super::fetch::{self, ImageUrls};
 
 /// Parts of `patience` that a whole body may take.
 const WHOLE_BODY: u32 = 6;
@@ -22,13 +23,13 @@ const DRAINED: usize = 256 << 20;
 /// Memory that a body takes, given back when this is dropped.
 pub type Held = OwnedSemaphorePermit;
 
-/// Reads a JSON body.
-pub async fn read_json<T: DeserializeOwned + Send + 'static>(
+/// Reads a JSON body, and fetches the images that it names by address, if the server does that.
+pub async fn read_json<T: DeserializeOwned + ImageUrls + Send + 'static>(
     app: &Arc<App>,
     request: Request,
 ) -> Result<(T, Held), ApiError> {
     check_type(request.headers())?;
-    let (bytes, held) = read(app, request).await?;
+    let (bytes, mut held) = read(app, request).await?;
     let parsed = app.work(move |_| {
         let mut json = serde_json::Deserializer::from_slice(&bytes);
         let value = serde_path_to_error::deserialize(&mut json)?;
@@ -37,7 +38,9 @@ pub async fn read_json<T: DeserializeOwned + Send + 'static>(
         json.end().map_err(rest)?;
         Ok(value)
     });
-    Ok((parsed.await?, held))
+    let mut request = parsed.await?;
+    fetch::inline(app, &mut request, &mut held).await?;
+    Ok((request, held))
 }
 
 /// A browser asks for leave before a foreign page sends JSON, but not before it sends a form or plain text.
@@ -73,7 +76,7 @@ async fn read(app: &App, request: Request) -> Result<(Vec<u8>, Held), ApiError> 
 }
 
 /// Takes `kib` KiB of the room for bodies.
-fn hold(app: &App, kib: usize) -> Result<Held, ApiError> {
+pub fn hold(app: &App, kib: usize) -> Result<Held, ApiError> {
     let kib = u32::try_from(kib).unwrap_or(u32::MAX);
     let held = Arc::clone(&app.bodies).try_acquire_many_owned(kib);
     held.map_err(|_| ApiError::unavailable("the server holds as many bytes of requests as it may: try again"))

@@ -67,8 +67,9 @@ impl<'a> ContentReader<'a> {
 
     fn image(&mut self, place: &str, url: &str) -> Result<Content, ApiError> {
         if !url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:")) {
+            let fetches = if self.app.fetcher.is_some() { "only images by http and https" } else { "nothing" };
             let message = format!(
-                "`{place}` is no data URL, and this server fetches nothing: send `data:image/png;base64,..` with the \
+                "`{place}` is no data URL, and this server fetches {fetches}: send `data:image/png;base64,..` with the \
                  image's content"
             );
             return Err(ApiError::invalid(place, message));

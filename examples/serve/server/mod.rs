@@ -8,6 +8,7 @@ mod connection;
 mod content;
 mod embeddings;
 mod error;
+mod fetch;
 mod generate;
 mod log;
 mod logprobs;

@@ -8,6 +8,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::fetch::ImageUrls;
+
 /// A field that is not supported: absent, or a value without effect (null, false, an empty text, list or object).
 #[derive(Debug, Default, PartialEq)]
 pub struct Unset;
@@ -414,4 +416,38 @@ pub struct AttentionRequest {
     pub head: Option<usize>,
     #[serde(default)]
     pub model: Option<String>,
+}
+
+fn urls_of<'a>(place: &str, parts: &'a mut [Part]) -> impl Iterator<Item = (String, &'a mut String)> {
+    let urls = parts.iter_mut().enumerate().filter_map(|(n, part)| Some((n, &mut part.image_url.as_mut()?.url)));
+    urls.map(move |(n, url)| (format!("{place}[{n}].image_url.url"), url))
+}
+
+fn urls_in(messages: &mut [ChatMessage]) -> Vec<(String, &mut String)> {
+    let parts = messages.iter_mut().enumerate().filter_map(|(n, message)| Some((n, message.content.as_mut()?)));
+    parts.flat_map(|(n, parts)| urls_of(&format!("messages[{n}].content"), &mut parts.0).collect::<Vec<_>>()).collect()
+}
+
+impl ImageUrls for ChatRequest {
+    fn image_urls(&mut self) -> Vec<(String, &mut String)> {
+        urls_in(&mut self.messages)
+    }
+}
+
+impl ImageUrls for AttentionRequest {
+    fn image_urls(&mut self) -> Vec<(String, &mut String)> {
+        urls_in(&mut self.messages)
+    }
+}
+
+impl ImageUrls for EmbeddingRequest {
+    fn image_urls(&mut self) -> Vec<(String, &mut String)> {
+        urls_of("input", &mut self.input.0).collect()
+    }
+}
+
+impl ImageUrls for CompletionRequest {
+    fn image_urls(&mut self) -> Vec<(String, &mut String)> {
+        Vec::new()
+    }
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use axum::http::uri::Authority;
 use subtle::ConstantTimeEq;
 
+use super::fetch::is_public;
+
 /// Settings of the server.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -17,7 +19,12 @@ pub struct Settings {
     pub hosts: Hosts,
     /// Origin whose pages may call the server, or `*`.
     pub cors: Option<String>,
-    /// Largest body of a request in bytes.
+    /// Hosts that images are fetched from, with their port where it is not the scheme's own; without any, nothing is
+    /// fetched.
+    pub image_hosts: Vec<String>,
+    /// Addresses that such a host may have.
+    pub image_addresses: fn(IpAddr) -> bool,
+    /// Largest body of a request in bytes, and of the images fetched for it.
     pub max_body: usize,
     /// Bytes of all bodies that are held at the same time.
     pub max_bodies: usize,
@@ -39,6 +46,8 @@ impl Default for Settings {
             keys: ApiKeys::default(),
             hosts: Hosts::Any,
             cors: None,
+            image_hosts: Vec::new(),
+            image_addresses: is_public,
             max_body: 32 << 20,
             max_bodies: 512 << 20,
             max_pixels: 1 << 25,

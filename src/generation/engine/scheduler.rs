@@ -24,9 +24,9 @@ const STACK_BYTES: usize = 64 << 20;
 
 /// A scheduler of requests over a [`ServedModel`], on a thread of its own; [`pipeline::Engine`] is made of it.
 ///
-/// Each turn of the thread decodes one token of all running requests, and then prefills for about as long. Requests are
-/// admitted in the order of their arrival, once a place in the batch and memory for their longest answer are free, so
-/// that none waits for ever. Dropping the scheduler cancels all requests.
+/// Each turn of the thread decodes one token of all running requests, and then prefills for about as long, or up to three
+/// times as long while others wait. Requests are admitted in the order of their arrival, once a place in the batch and
+/// memory for their longest answer are free, so that none waits for ever. Dropping the scheduler cancels all requests.
 ///
 /// [`pipeline::Engine`]: crate::pipeline::Engine
 pub struct Scheduler {

@@ -12,6 +12,9 @@ use super::{Event, Metrics, ServedModel};
 use crate::generation::FinishReason;
 use crate::{Error, Result};
 
+/// Decode steps' times that prefills may take beyond one, if so many requests wait.
+const MAX_EXTRA_PREFILL: usize = 2;
+
 /// Memory of a request under way.
 struct Lease {
     /// Last chunk of the prefix cache that the request uses.
@@ -68,9 +71,8 @@ impl<M: ServedModel> Worker<M> {
             let has_job = job.is_some();
             job.into_iter().for_each(|job| job());
             self.end_interrupted(phase == Phase::Stopping);
-            self.admit();
             let step = self.decode_step();
-            self.prefill_for(step);
+            self.prefill_for(step * self.prefill_share());
             if phase != Phase::Open && !has_job && !self.is_busy() && self.shared.inbox().waiting.is_empty() {
                 return;
             }
@@ -228,10 +230,18 @@ impl<M: ServedModel> Worker<M> {
         gap.into_iter().for_each(|gap| metrics.inter_token_seconds.record(gap));
     }
 
-    /// Prefills for about `time`, and at least one work item.
+    /// Time for prefills after a decode step, in times of the step: more while others wait, since decoding few sequences
+    /// takes almost as long as decoding many.
+    fn prefill_share(&self) -> u32 {
+        1 + self.shared.inbox().waiting.len().min(MAX_EXTRA_PREFILL) as u32
+    }
+
+    /// Admits and prefills for about `time`, and at least one work item.
     fn prefill_for(&mut self, time: Duration) {
         let start = Instant::now();
-        while let Some(prefilling) = &mut self.prefilling {
+        loop {
+            self.admit();
+            let Some(prefilling) = &mut self.prefilling else { return };
             match caught(|| prefilling.advance(&self.model)) {
                 Ok(None) => {}
                 Ok(Some(logits)) => self.end_chunk(logits),

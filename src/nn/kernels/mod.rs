@@ -5,7 +5,8 @@
 //!
 //! | operation | rows | weight type | CPU | kernel | file |
 //! |---|---|---|---|---|---|
-//! | linear, forward | 1 to 32 | f32 | any | GEMV, SIMD by pulp | `gemv.rs` |
+//! | linear, forward | 1 to 32 | f32 | AVX-512 | GEMV | `gemv_avx512.rs` |
+//! | linear, forward | 1 to 32 | f32 | others | GEMV, SIMD by pulp | `gemv.rs` |
 //! | linear, forward and gradients | from 33; gradients: any | f32, `Precision::Full` | any | the `gemm` crate | `matmul.rs` |
 //! | linear, forward and gradients | from 33; gradients: any | f32, `Precision::Bf16` | AVX512-BF16 | GEMM in bf16 | `matmul_bf16_avx512.rs` |
 //! | quantised linear | any | `Q8_0` | AVX2 | over interleaved weights | `qmatmul/gemm.rs`, `qmatmul/gemm_q8_0_avx2.rs` |
@@ -27,6 +28,8 @@ pub mod decode_attention;
 pub mod decode_attention_avx512;
 pub mod dispatch;
 pub mod gemv;
+#[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+mod gemv_avx512;
 pub mod kv_view;
 pub mod mat;
 pub mod matmul;

@@ -1,12 +1,10 @@
 //! Images, prompts and batches, through the public API.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod common;
-
 use std::io::Cursor;
 
+use crate::common::{tiny_processor, tiny_tokenizer, tokenizer};
 use candle_core::Device;
-use common::{tiny_processor, tiny_tokenizer, tokenizer};
 use haplovl::batch::{IGNORE_INDEX, Visual};
 use haplovl::config::{HaploVlConfig, PreprocessorConfig, ProcessorConfig};
 use haplovl::processor::{

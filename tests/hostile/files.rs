@@ -2,13 +2,11 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper fails its test")]
 
-mod common;
-
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::tiny_processor;
+use crate::common::tiny_processor;
 use haplovl::config::{GenerationConfig, HaploVlConfig};
 use haplovl::processor::Processor;
 

@@ -2,11 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper fails its test")]
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{tiny_processor, tiny_tokenizer};
+use crate::common::{tiny_processor, tiny_tokenizer};
 use haplovl::config::HaploVlConfig;
 use haplovl::processor::{ChatTemplate, Conversation, Processor, ProcessorSettings, TextTokenizer};
 use proptest::prelude::*;

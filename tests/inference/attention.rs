@@ -2,8 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed test helper should panic")]
 
-mod common;
-
+use crate::common;
 use candle_core::{DType, Device, Tensor};
 use haplovl::Error;
 use haplovl::batch::{BatchSpec, MultimodalBatch, PaddingSide, Sequence, Visual};
