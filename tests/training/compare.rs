@@ -1,8 +1,8 @@
 //! The example `compare`: equal costs, every design through a few steps, and going on after a stop.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-#[path = "../examples/compare/comparison/mod.rs"]
+#[path = "../../examples/compare/comparison/mod.rs"]
 mod comparison;
 
 use std::cell::RefCell;
