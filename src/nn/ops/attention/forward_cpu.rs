@@ -112,7 +112,11 @@ impl AttentionOp {
         let AttentionShape { batch, queries, heads, head_dim, .. } = self.shape;
         let mut out = vec![0f32; batch * queries * heads * head_dim];
         let blocks: Vec<Vec<Block>> = (0..batch).map(|b| self.blocks(b)).collect();
-        let tasks = self.tasks(&blocks, MatMut::contiguous(&mut out, (batch * queries, heads * head_dim)));
+        let mut tasks = self.tasks(&blocks, MatMut::contiguous(&mut out, (batch * queries, heads * head_dim)));
+        if queries == 1 {
+            // Rows that share segments read those of a head one after the other, while they are in the cache.
+            tasks.sort_by_key(|task| task.kv_head);
+        }
         let work = tasks.iter().map(|t| t.block.queries.len() * t.block.keys.len()).sum::<usize>() * head_dim;
         let run = |scratch: &mut Scratch, task: Task| self.run(q, rows, task, scratch);
         if work < MIN_PARALLEL_WORK {
