@@ -8,6 +8,8 @@ mod cli;
 mod memory;
 #[path = "common/signals.rs"]
 mod signals;
+#[path = "common/threads.rs"]
+mod threads;
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -91,7 +93,7 @@ fn main() -> ExitCode {
             recipes = unfinished;
         }
         if recipes.iter().any(|(_, recipe)| recipe.update.parallel_micro_batches > 1) {
-            leave_threads_to_micro_batches();
+            threads::leave_to_micro_batches();
         }
         let device = arguments.device.open()?;
         if arguments.export.is_none() && !arguments.dry_run {
@@ -157,17 +159,5 @@ fn run(recipe: Recipe, path: &Path, arguments: &Arguments, signals: &Signals, de
             }
             Ok(Ended::Done)
         }
-    }
-}
-
-/// Keeps candle from splitting element-wise operations over threads: its pool serves one caller at a time, so
-/// micro-batches that are computed in parallel would wait for each other. candle reads the variable once, at its first
-/// such operation, and has no other setting; setting it is safe only here, where no other thread runs yet, and not in a
-/// library.
-fn leave_threads_to_micro_batches() {
-    const THREADS: &str = "CANDLE_NUM_THREADS";
-    if std::env::var_os(THREADS).is_none() {
-        // SAFETY: no other thread has been started yet.
-        unsafe { std::env::set_var(THREADS, "1") };
     }
 }

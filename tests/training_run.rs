@@ -6,19 +6,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor};
+use candle_nn::{Init, VarBuilder};
+use haplovl::batch::MultimodalBatch;
 use haplovl::config::{GenerationConfig, HaploVlConfig, VisionConfig};
 use haplovl::data::FilesSource;
 use haplovl::data::shapes::{Scene, ShapesConfig, token_ids};
-use haplovl::model::HaploVl;
+use haplovl::model::{HaploVl, LanguageModel};
 use haplovl::optim::ParamGroup;
 use haplovl::options::{DeviceChoice, Precision};
 use haplovl::pipeline::{Captioner, LoadOptions, LoadedModel};
 use haplovl::train::metrics::Record;
 use haplovl::train::{
-    CheckpointChoice, DataLayout, DataSource, Evaluation, FloatType, Measures, Outcome, Recipe, Run, RunStart,
-    SkippedSample, StepReport, TrainObserver, TrainSource,
+    CheckpointChoice, Counts, DataLayout, DataSource, Evaluation, FloatType, Loss, Measures, Objective, Outcome,
+    Recipe, Run, RunStart, SkippedSample, StepReport, TrainObserver, TrainSource, next_token_counts, next_token_loss,
 };
-use haplovl::weights::Parameters;
+use haplovl::weights::{LlmConfig, Parameters};
 
 #[path = "../examples/common/signals.rs"]
 mod signals;
@@ -834,7 +836,8 @@ fn every_recipe_of_the_repository_is_valid() {
     for folder in std::fs::read_dir(root).unwrap() {
         for file in std::fs::read_dir(folder.unwrap().path()).unwrap() {
             let path = file.unwrap().path();
-            if path.extension().is_some_and(|e| e == "toml") {
+            // The plan of the comparison says what changes in the recipes beside it.
+            if path.extension().is_some_and(|e| e == "toml") && !path.ends_with("plan.toml") {
                 let recipe = Recipe::read(&path, &[]).unwrap_or_else(|e| panic!("{e}"));
                 recipe.model_config().unwrap_or_else(|e| panic!("{}: {e}", path.display()));
                 count += 1;
@@ -842,4 +845,79 @@ fn every_recipe_of_the_repository_is_valid() {
         }
     }
     assert!(count >= 6, "found only {count} recipes");
+}
+
+/// A model that is no HaploVL: a language model alone, with a parameter that its loss may not depend on.
+struct Own {
+    model: LanguageModel,
+    scale: Option<Tensor>,
+}
+
+impl Own {
+    fn build(config: &HaploVlConfig, uses_scale: bool, vb: VarBuilder) -> haplovl::Result<Box<dyn Objective>> {
+        let (decoder, vocab_size) = (config.post_decoder.clone(), config.vocab_size);
+        let max_position_embeddings = config.max_position_embeddings;
+        let config = LlmConfig { decoder, vocab_size, max_position_embeddings, tie_word_embeddings: false };
+        let scale = vb.get_with_hints(1, "scale", Init::Const(1.0))?;
+        Ok(Box::new(Self { model: LanguageModel::new(&config, vb)?, scale: uses_scale.then_some(scale) }))
+    }
+}
+
+impl Objective for Own {
+    fn name(&self) -> &'static str {
+        "own"
+    }
+
+    fn counts(&self, batch: &MultimodalBatch) -> haplovl::Result<Counts> {
+        next_token_counts(batch)
+    }
+
+    fn loss(&self, batch: &MultimodalBatch, step: &Counts) -> haplovl::Result<Loss> {
+        let hidden = self.model.hidden_states(&self.model.embed(&batch.input_ids)?, &batch.layout)?;
+        let hidden = self.scale.as_ref().map_or(Ok(hidden.clone()), |scale| hidden.broadcast_mul(scale))?;
+        next_token_loss(&hidden, self.model.lm_head(), &batch.next_token_labels()?, step)
+    }
+
+    fn may_lack_gradient(&self, _parameter: &str, _step: &Counts) -> bool {
+        false
+    }
+}
+
+fn own_run(recipe: Recipe, uses_scale: bool) -> haplovl::Result<Run> {
+    Run::with_objective(recipe, Device::Cpu, move |config, vb| Own::build(config, uses_scale, vb))
+}
+
+#[test]
+fn a_model_of_ones_own_is_trained_resumed_and_continued() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = |name, stage: &str| recipe(folder.path(), name, stage, "text", 4);
+    let tune = r#"{ kind = "tune" }"#;
+    let mut halves = own_run(recipe("halves", tune), true).unwrap().with_default_observers();
+    halves.stop_after(2);
+    assert!(matches!(halves.train(false).unwrap(), Outcome::Stopped { step: 2, .. }));
+    let finish = |name, stage: &str| {
+        let outcome = own_run(recipe(name, stage), true).unwrap().train(true).unwrap();
+        outcome.export().unwrap().to_path_buf()
+    };
+    let (halves, whole) = (finish("halves", tune), finish("whole", tune));
+    assert_eq!(tensors(&halves), tensors(&whole));
+    assert!(tensors(&whole).iter().any(|(name, value)| name == "scale" && *value != [1f32.to_bits()]));
+    // Parameters of equal name are copied, so that the loss goes on where it was.
+    let stage = format!(r#"{{ kind = "tune", init_from = {{ stage = "{}" }} }}"#, whole.display());
+    let next = own_run(recipe("next", &stage), true).unwrap();
+    let copied = next.facts().inheritance.as_ref().unwrap();
+    assert!(copied.contains("\n0 parameters fresh\n0 tensors of the source unused"), "{copied}");
+}
+
+#[test]
+fn an_own_model_must_use_its_parameters_and_fit_the_stage() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = |name, stage: &str| recipe(folder.path(), name, stage, "text", 2);
+    let unused = own_run(recipe("unused", r#"{ kind = "tune" }"#), false).unwrap().train(false).unwrap_err();
+    assert!(unused.to_string().contains("scale"), "{unused}");
+    let refused = |stage: &str| own_run(recipe("refused", stage), true).err().unwrap().to_string();
+    let language = refused(r#"{ kind = "language" }"#);
+    assert!(language.contains("stage.kind") && language.contains("expected `tune`"), "{language}");
+    let half = refused(r#"{ kind = "tune", init_from = { llm = "some/llm" } }"#);
+    assert!(half.contains("stage.init_from.llm") && half.contains("init_from.stage"), "{half}");
 }

@@ -1,5 +1,6 @@
 //! Handling of SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal): the first signal stops a training run so that it
 //! can be resumed, a second one ends the process.
+#![allow(dead_code, reason = "each example compiles this module and uses a part of it")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -111,9 +111,9 @@ pub(super) fn save_llm(
     save_safetensors(folder, &select(parameters, |_| true), options)
 }
 
-/// Saves the distilled pre-decoder without its heads, for `init_from.stage` of the next stage, and initial connector
-/// weights; with its tokenizer, by which the next stage finds the rows of its own vocabulary.
-pub(super) fn save_distilled(
+/// Saves parameters without heads of distillation, for `init_from.stage` of the next stage, and initial connector weights
+/// after stage 1; with the tokenizer, by which the next stage finds the rows of its own vocabulary.
+pub(super) fn save_parameters(
     folder: &Path,
     config: &HaploVlConfig,
     parameters: &Parameters,

@@ -48,7 +48,10 @@ pub use evaluation::{EvalSample, Evaluation};
 pub use facts::Facts;
 pub use finished::FinishedRun;
 pub use large_stack::on_large_stack;
-pub use objectives::{Contrastive, Counts, Distillation, DistillationWeights, Language, Loss, NextToken, Objective};
+pub use objectives::{
+    Contrastive, Counts, Distillation, DistillationWeights, Language, Loss, NextToken, Objective, labelled_tail,
+    next_token_counts, next_token_loss,
+};
 pub use observer::{Measures, RunStart, SkippedSample, TrainObserver};
 pub use outcome::{DataReport, Outcome};
 pub use recipe::{

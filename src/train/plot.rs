@@ -12,9 +12,19 @@ use crate::{Error, Result};
 /// Largest number of points drawn per curve; more cannot be distinguished, and would make the file large.
 const MAX_POINTS: usize = 1000;
 
-/// Okabe-Ito palette, which colour-blind people can distinguish, without the colours that are too pale for lines.
-const COLORS: [(u8, u8, u8); 6] =
-    [(0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233)];
+/// Okabe-Ito palette, which colour-blind people can distinguish, without the colours that are too pale for lines, and four more.
+pub const COLORS: [(u8, u8, u8); 10] = [
+    (0, 114, 178),
+    (213, 94, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 0, 0),
+    (148, 103, 189),
+    (140, 86, 75),
+    (127, 127, 127),
+];
 
 /// Curve of a chart.
 #[derive(Debug, Clone)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Var};
+use candle_nn::VarBuilder;
 
 use super::adapted::{Frozen, export_adapter};
 use super::checkpoint::CheckpointManager;
@@ -15,7 +16,7 @@ use super::observer::{Observers, RunStart};
 use super::recipe::Recipe;
 use super::run_folder::lock;
 use super::run_length::RunLength;
-use super::stage::{BuiltStage, build, connector, export};
+use super::stage::{BuiltStage, OwnObjective, build, connector, export};
 use super::training_loop::TrainingLoop;
 use super::vocabulary::write_chosen;
 use super::{
@@ -51,6 +52,8 @@ pub struct Run {
     pub(super) length: RunLength,
     pub(super) report: DataReport,
     pub(super) facts: Facts,
+    /// Whether the objective is not the stage's.
+    is_own: bool,
     stop_after: Option<u64>,
     cancel: CancelToken,
 }
@@ -62,6 +65,30 @@ impl Run {
     /// [`Error::Config`] naming the field if the recipe is invalid or needs more memory than there is, and an error
     /// naming the file or tensor for a source that is missing or does not fit.
     pub fn new(recipe: Recipe, device: Device) -> Result<Self> {
+        Self::build(recipe, device, None)
+    }
+
+    /// Builds a run of stage `tune` whose model is your own: `objective` builds its loss over the parameters of a
+    /// builder, as often as it is called, and gets the recipe's configuration with the vocabulary of the run.
+    ///
+    /// Data, optimizer, schedule, validation loss, checkpoints and observers are those of the recipe.
+    /// `stage.init_from.stage` copies parameters of equal name, and a parameter `model.patch_embed.proj.weight` or
+    /// `model.pre_pos_embed` begins as that of a HaploVL without pretrained weights. The export holds the parameters,
+    /// except those below [`DistillationHeads::PREFIX`](crate::model::DistillationHeads::PREFIX), the configuration and
+    /// the tokenizer. No validation questions are answered: an observer can.
+    ///
+    /// # Errors
+    /// As [`Self::new`], [`Error::Config`] for another stage and for `stage.init_from.clip` and `.llm`, and errors of
+    /// `objective`.
+    pub fn with_objective(
+        recipe: Recipe,
+        device: Device,
+        objective: impl Fn(&HaploVlConfig, VarBuilder) -> Result<Box<dyn Objective>>,
+    ) -> Result<Self> {
+        Self::build(recipe, device, Some(&objective))
+    }
+
+    fn build(recipe: Recipe, device: Device, own: Option<OwnObjective<'_>>) -> Result<Self> {
         recipe.validate()?;
         let config = recipe.model_config().map_err(|e| recipe.in_field("config", e))?;
         let data = TrainingData::open(&recipe, &config)?;
@@ -71,13 +98,17 @@ impl Run {
         needs.check_data(&device)?;
         let images = || data.first_images();
         let BuiltStage { objective, parameters, trained, report, frozen } =
-            build(&recipe, &config, data.processor.tokenizer(), &device, &needs, images)?;
+            build(own, &recipe, &config, data.processor.tokenizer(), &device, &needs, images)?;
         let vars: BTreeMap<String, Var> =
             trained.iter().filter_map(|name| Some((name.clone(), parameters.get(name)?))).collect();
         let optimizer = AdamW::new(&vars, adamw_config(&recipe, &vars))?;
         let averaged = recipe.optimizer.ema_decay.is_some();
         let sample = describe(&first, &data.processor)?;
-        let validation = ValidationData::open(&recipe, &config, &data, &device)?;
+        let mut validation = ValidationData::open(&recipe, &config, &data, &device)?;
+        if own.is_some() {
+            // Only a HaploVL can be built to answer them.
+            validation.questions.clear();
+        }
         let (data_facts, length) = DataFacts::new(&recipe, &data, &validation);
         let inheritance = report.map(|report| report.to_string());
         let facts = Facts::new(&parameters, &vars, averaged, inheritance, data.vocabulary.to_string(), sample)
@@ -97,6 +128,7 @@ impl Run {
             frozen,
             observers: Observers::default(),
             facts,
+            is_own: own.is_some(),
             stop_after: None,
             cancel: CancelToken::default(),
         })
@@ -225,7 +257,7 @@ impl Run {
             let Self { recipe, config, parameters, data, device, .. } = &*run;
             let tokenizer = data.processor.tokenizer();
             let connector = connector(recipe, config, tokenizer, parameters, device, run.connector_batches())?;
-            export(recipe, folder, config, parameters, connector, &data.processor)
+            export(run.is_own, recipe, folder, config, parameters, connector, &data.processor)
         })
     }
 

@@ -9,7 +9,7 @@ use candle_nn::VarBuilder;
 use super::adapted::{Frozen, build_adapted};
 use super::collate::SampleForm;
 use super::connector::connector_of_text;
-use super::export::{clip_of, llm_of, save_clip, save_distilled, save_llm, save_model};
+use super::export::{clip_of, llm_of, save_clip, save_llm, save_model, save_parameters};
 use super::init::{lay_out_positions, whiten_patches};
 use super::memory::MemoryNeeds;
 use super::recipe::{ConnectorStart, InitFrom, Recipe, Stage};
@@ -78,10 +78,31 @@ impl Stage {
 /// Builds an objective over the parameters of a builder.
 type Blueprint<'a> = Box<dyn Fn(VarBuilder) -> Result<Box<dyn Objective>> + 'a>;
 
+/// Builds the objective of another model than a HaploVL, see [`Run::with_objective`](super::Run::with_objective).
+pub(super) type OwnObjective<'a> = &'a dyn Fn(&HaploVlConfig, VarBuilder) -> Result<Box<dyn Objective>>;
+
+/// Checks that a stage can train another model: only `tune` does not name parts of a HaploVL.
+fn check_own(stage: &Stage) -> Result<()> {
+    let Stage::Tune { init_from } = stage else {
+        let message = format!("is `{}`, expected `tune` for an objective of your own", stage.name());
+        return Err(Error::config("stage.kind", message));
+    };
+    let halves = [("stage.init_from.clip", &init_from.clip), ("stage.init_from.llm", &init_from.llm)];
+    match halves.into_iter().find_map(|(field, source)| Some((field, source.as_ref()?))) {
+        Some((field, source)) => Err(Error::config(
+            field,
+            format!("is {source}, but names parts of a HaploVL: set `stage.init_from.stage`, which copies by name"),
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Builds the stage of a recipe and loads its pretrained weights.
 ///
 /// `images` gives some of the training data, from which a patch projection without pretrained weights is initialised.
+/// The objective is `own`, if there is one, in place of the stage's.
 pub(super) fn build(
+    own: Option<OwnObjective<'_>>,
     recipe: &Recipe,
     config: &HaploVlConfig,
     tokenizer: &TextTokenizer,
@@ -90,16 +111,26 @@ pub(super) fn build(
     images: impl FnOnce() -> Vec<Visual>,
 ) -> Result<BuiltStage> {
     if let Some(settings) = &recipe.adapter {
+        if own.is_some() {
+            return Err(Error::config("adapter", "cannot be combined with an objective of your own: leave it out"));
+        }
         return build_adapted(recipe, settings, config, tokenizer, device, needs);
     }
     check_form(&recipe.stage, config)?;
-    let objective = blueprint(recipe, config, tokenizer, device)?;
+    let objective: Blueprint<'_> = match own {
+        Some(own) => {
+            check_own(&recipe.stage)?;
+            Box::new(move |vb| own(config, vb))
+        }
+        None => blueprint(recipe, config, tokenizer, device)?,
+    };
     let trained = trained_parameters(recipe, device, needs, &objective)?;
     let parameters = Parameters::new();
     // Built once to create every parameter, and once more with the frozen parameters detached, which then need no
     // gradients.
     objective(parameters.var_builder(recipe.seed, DType::F32, device))?;
-    if recipe.stage.sees_from_scratch() {
+    // Pretrained weights overwrite what an own model finds at its initial values.
+    if recipe.stage.sees_from_scratch() || own.is_some() {
         lay_out_positions(config, &parameters)?;
         whiten_patches(config, &parameters, &images())?;
     }
@@ -342,8 +373,9 @@ pub(super) fn connector(
     connector_of_text(&model, &table, batches)
 }
 
-/// Writes the trained model of a stage in the format that the next stage reads.
+/// Writes the trained model of a stage in the format that the next stage reads; of an own objective, its parameters.
 pub(super) fn export(
+    is_own: bool,
     recipe: &Recipe,
     folder: &Path,
     config: &HaploVlConfig,
@@ -355,7 +387,8 @@ pub(super) fn export(
     match &recipe.stage {
         Stage::Vision { .. } => save_clip(folder, &clip_of(config), parameters, &options),
         Stage::Language => save_llm(folder, &llm_of(config), parameters, processor, &options),
-        Stage::Distill { .. } => save_distilled(folder, config, parameters, connector, processor, &options),
+        _ if is_own => save_parameters(folder, config, parameters, None, processor, &options),
+        Stage::Distill { .. } => save_parameters(folder, config, parameters, connector, processor, &options),
         Stage::Align { .. } | Stage::Tune { .. } => save_model(folder, config, parameters, processor, &options),
     }
 }

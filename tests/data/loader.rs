@@ -303,6 +303,7 @@ fn shapes_world_is_a_data_set() {
             side: 32,
             content,
             rounds: 1,
+            image_last: false,
             kinds: QuestionKind::ALL.into(),
             config: ShapesConfig::default(),
         };
@@ -326,6 +327,7 @@ fn shapes_world_is_a_data_set() {
         side: 16,
         content: Questions,
         rounds: 1,
+        image_last: false,
         kinds,
         config: ShapesConfig::default(),
     };

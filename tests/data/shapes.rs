@@ -61,13 +61,21 @@ fn splits_share_no_seed() {
 #[test]
 fn invalid_configurations_are_rejected() {
     let rejected = |min_objects, max_objects| {
-        ShapesConfig { min_objects, max_objects }.validate().expect_err("must be rejected").to_string()
+        ShapesConfig { min_objects, max_objects, ..ShapesConfig::default() }
+            .validate()
+            .expect_err("must be rejected")
+            .to_string()
     };
     assert!(rejected(0, 3).contains("shapes.min_objects`: is 0, expected 1 to `max_objects` = 3"));
-    assert!(rejected(1, 7).contains("shapes.max_objects`: is 7, expected 1 to 6"));
-    assert!(ShapesConfig { min_objects: 6, max_objects: 6 }.validate().is_ok());
-    // `generate` clamps invalid counts.
-    assert_eq!(Scene::generate(1, &ShapesConfig { min_objects: 9, max_objects: 0 }).objects.len(), 1);
+    assert!(rejected(1, 13).contains("shapes.max_objects`: is 13, expected 1 to 12"));
+    assert!(ShapesConfig { min_objects: 6, ..ShapesConfig::default() }.validate().is_ok());
+    let sized = |size_percent| ShapesConfig { size_percent, ..ShapesConfig::default() };
+    let tiny = sized(24).validate().unwrap_err().to_string();
+    assert!(tiny.contains("shapes.size_percent`: is 24, expected 25 to 100"), "{tiny}");
+    assert!(sized(25).validate().is_ok());
+    // `generate` clamps invalid settings.
+    let clamped = ShapesConfig { min_objects: 9, max_objects: 0, ..sized(900) };
+    assert_eq!(Scene::generate(1, &clamped).objects.len(), 1);
 }
 
 #[test]
@@ -162,7 +170,98 @@ fn generated_captions_score_as_complete() {
 
 fn dataset(content: ShapesContent, scenes: usize) -> ShapesDataset {
     let (kinds, config) = (QuestionKind::ALL.into(), ShapesConfig::default());
-    ShapesDataset { split: Split::Train, first: 0, scenes, side: 16, content, rounds: 1, kinds, config }
+    let (split, image_last) = (Split::Train, false);
+    ShapesDataset { split, first: 0, scenes, side: 16, content, rounds: 1, image_last, kinds, config }
+}
+
+/// Up to twelve objects of half the size.
+fn crowded() -> ShapesConfig {
+    ShapesConfig { min_objects: 7, max_objects: 12, size_percent: 50 }
+}
+
+#[test]
+fn crowded_scenes_hold_up_to_twelve_smaller_objects() {
+    let mut counts = [0; 13];
+    for scene in (0..300).map(|i| Split::Test.scene(i, &crowded())) {
+        counts[scene.objects.len()] += 1;
+        let names: BTreeSet<_> = scene.objects.iter().map(|o| (o.colour, o.shape)).collect();
+        assert_eq!(names.len(), scene.objects.len());
+        for Object { size, radius, .. } in &scene.objects {
+            let [least, most] = size.radius();
+            assert!((least / 2.0..most / 2.0).contains(radius), "{size} {radius}");
+        }
+        let caption = scene.caption(&mut rng_of(&scene));
+        assert!(check_caption(&scene, &caption).complete(), "{caption}");
+    }
+    assert!(counts[..7].iter().sum::<i32>() == 0 && counts[12] > 20, "{counts:?}");
+}
+
+#[test]
+fn recipes_of_earlier_versions_mean_the_same_world() {
+    // The identity of a run in its checkpoints is made of this text.
+    let text = serde_json::to_string(&dataset(ShapesContent::Captions, 3)).unwrap();
+    assert!(!text.contains("size_percent") && !text.contains("image_last"), "{text}");
+    let read: ShapesConfig = serde_json::from_str(r#"{"min_objects":1,"max_objects":6}"#).unwrap();
+    assert_eq!(read, ShapesConfig::default());
+}
+
+#[test]
+fn the_image_may_follow_the_first_text() {
+    let texts = |image_last| {
+        let data = ShapesDataset { image_last, ..dataset(ShapesContent::Questions, 20) };
+        Vec::from_iter(
+            (0..20).map(|i| data.get(i).unwrap().turns.into_iter().map(|turn| turn.text)).map(Vec::from_iter),
+        )
+    };
+    for (first, last) in texts(false).into_iter().zip(texts(true)) {
+        assert!(first[0].starts_with("<image>\n") && last[0].ends_with("\n<image>"), "{last:?}");
+        assert_eq!(first[0].replace("<image>\n", ""), last[0].replace("\n<image>", ""));
+        assert_eq!(first[1..], last[1..]);
+    }
+}
+
+#[test]
+fn relations_are_right_and_asked_on_request_only() {
+    let mut answers = BTreeMap::<String, usize>::new();
+    let known: BTreeSet<_> = vocabulary().into_iter().collect();
+    for scene in (0..600).map(|i| Split::Test.scene(i, &crowded())) {
+        let mut rng = rng_of(&scene);
+        assert!(scene.questions(&mut rng).iter().all(|q| q.kind != QuestionKind::Relation));
+        let Some(asked) = scene.question(QuestionKind::Relation, &mut rng) else { continue };
+        assert!(words(&asked.question).all(|word| known.contains(word)), "{}", asked.question);
+        assert_eq!(related(&scene, &asked.question), asked.answer, "{}: {:?}", asked.question, scene.objects);
+        *answers.entry(asked.answer).or_default() += 1;
+    }
+    let (asked, most) = (answers.values().sum::<usize>(), answers.values().max().unwrap());
+    assert!(asked > 500 && most * 4 < asked, "{answers:?}");
+    assert!(["red", "ring", "large", "eight"].iter().all(|answer| answers.contains_key(*answer)), "{answers:?}");
+    let one = ShapesConfig { min_objects: 1, max_objects: 1, ..ShapesConfig::default() };
+    let alone = Split::Test.scene(0, &one);
+    assert_eq!(alone.question(QuestionKind::Relation, &mut rng_of(&alone)), None);
+}
+
+/// Answers a relation question from the objects alone.
+fn related(scene: &Scene, question: &str) -> String {
+    let named = described(question.rsplit(" the ").next().unwrap());
+    let [b] = scene.objects.iter().filter(|o| named.matches(o)).collect::<Vec<_>>()[..] else { panic!("{question}") };
+    let others = || scene.objects.iter().filter(|o| (o.colour, o.shape) != (b.colour, b.shape));
+    if question.contains("how many") {
+        let beside = |o: &&Object| match question {
+            q if q.contains(" left ") => o.x < b.x,
+            q if q.contains(" right ") => o.x > b.x,
+            q if q.contains(" above ") => o.y < b.y,
+            _ => o.y > b.y,
+        };
+        let numbers = "zero one two three four five six seven eight nine ten eleven twelve";
+        return numbers.split(' ').nth(others().filter(beside).count()).unwrap().into();
+    }
+    let distance = |o: &Object| (o.x - b.x).hypot(o.y - b.y);
+    let nearest = others().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap();
+    match question {
+        q if q.contains("shape") => nearest.shape.to_string(),
+        q if q.contains("size") || q.contains("large") => nearest.size.to_string(),
+        _ => nearest.colour.to_string(),
+    }
 }
 
 /// Returns whether `place` (for example `left edge`) is the edge or corner nearest to the object.

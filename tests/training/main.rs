@@ -1,5 +1,6 @@
-//! Losses, the optimizer, and fine-tuning on new words.
+//! Losses, the optimizer, fine-tuning on new words, and the comparison of designs.
 
+mod compare;
 mod loss;
 mod optim;
 mod vocabulary_growth;

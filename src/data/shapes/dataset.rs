@@ -54,6 +54,9 @@ pub struct ShapesDataset {
     /// Number of rounds of questions, each with at most one question of each kind.
     #[serde(default = "one")]
     pub rounds: usize,
+    /// Whether the image follows the text of the first turn, instead of preceding it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub image_last: bool,
     /// Kinds of questions about images. A scene without questions of these kinds gets questions of any kind.
     #[serde(default = "every_kind")]
     pub kinds: Vec<QuestionKind>,
@@ -87,7 +90,7 @@ impl ShapesDataset {
             ("shapes.scenes", self.scenes, MAX_SCENES),
             ("shapes.side", self.side as usize, MAX_SIDE),
             ("shapes.rounds", self.rounds, MAX_ROUNDS),
-            ("shapes.kinds", self.kinds.len(), QuestionKind::ALL.len()),
+            ("shapes.kinds", self.kinds.len(), QuestionKind::WITH_RELATIONS.len()),
         ];
         for (field, value, most) in limits {
             at_least_one(field, value)?;
@@ -139,7 +142,10 @@ impl Dataset for ShapesDataset {
         if self.content != ShapesContent::Text {
             images.push(ImageSource::Pixels(Arc::new(scene.render(self.side))));
             let first: &mut Turn = turns.first_mut().ok_or(BadSample::NoTurns)?;
-            first.text.insert_str(0, &format!("{IMAGE_MARKER}\n"));
+            match self.image_last {
+                true => first.text.push_str(&format!("\n{IMAGE_MARKER}")),
+                false => first.text.insert_str(0, &format!("{IMAGE_MARKER}\n")),
+            }
         }
         Record::new(scene.seed.to_string(), images, turns)
     }

@@ -12,6 +12,7 @@ mod fine_grained;
 mod geometry;
 mod location;
 mod questions;
+mod relation;
 mod render;
 mod scene;
 mod spatial;

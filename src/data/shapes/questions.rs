@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::attributes::{Description, Naming, Size};
 use super::scene::{Object, Scene, shuffled};
 use super::words::{NUMBERS, Templates, phrase};
-use super::{fine_grained, location, spatial};
+use super::{fine_grained, location, relation, spatial};
 
 pub(super) const EXISTENCE: Templates = &["is there {a}?", "do you see {a}?", "does the picture contain {a}?"];
 pub(super) const COLOUR: Templates =
     &["what color is the {a}?", "what colour is the {a}?", "what is the color of the {a}?"];
 pub(super) const SHAPE: Templates =
     &["what shape is the {a}?", "what is the shape of the {a}?", "which shape is the {a}?"];
-const SIZE: Templates = &["what size is the {a}?", "how large is the {a}?", "what is the size of the {a}?"];
+pub(super) const SIZE: Templates = &["what size is the {a}?", "how large is the {a}?", "what is the size of the {a}?"];
 const COUNTING: Templates = &["how many {a} are there?", "how many {a} do you see?", "count the {a}."];
 const LARGER: Templates = &["is the {a} larger than the {b}?"];
 const SMALLER: Templates = &["is the {a} smaller than the {b}?"];
@@ -41,7 +41,7 @@ const COUNTED: [Naming; 4] = [[false; 3], [true, false, false], [false, true, fa
 
 /// Sampling weight of each answer to a counting question, where the scene allows that answer. Almost every scene allows
 /// small counts and few scenes allow large ones; the weights balance the answers.
-const COUNT_WEIGHTS: [f64; NUMBERS.len()] = [0.12, 0.17, 0.7, 1.0, 2.0, 3.0, 4.0];
+const COUNT_WEIGHTS: [f64; NUMBERS.len()] = [0.12, 0.17, 0.7, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
 
 /// Kind of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -66,10 +66,13 @@ pub enum QuestionKind {
     Location,
     /// Question about a small object, or about an object near an edge or corner of the image.
     FineGrained,
+    /// Attribute of the object nearest to another object, or number of objects on one side of it. Asked only on request:
+    /// no part of [`Self::ALL`].
+    Relation,
 }
 
 impl QuestionKind {
-    /// All kinds.
+    /// All kinds that are asked by default.
     pub const ALL: [Self; 9] = [
         Self::Existence,
         Self::Colour,
@@ -80,6 +83,20 @@ impl QuestionKind {
         Self::Spatial,
         Self::Location,
         Self::FineGrained,
+    ];
+
+    /// [`Self::ALL`] and [`Self::Relation`].
+    pub const WITH_RELATIONS: [Self; 10] = [
+        Self::Existence,
+        Self::Colour,
+        Self::Shape,
+        Self::Size,
+        Self::Counting,
+        Self::Comparison,
+        Self::Spatial,
+        Self::Location,
+        Self::FineGrained,
+        Self::Relation,
     ];
 
     /// Kinds that a caption answers, since it names every object with all attributes.
@@ -98,6 +115,7 @@ impl QuestionKind {
             Self::Spatial => "spatial",
             Self::Location => "location",
             Self::FineGrained => "fine_grained",
+            Self::Relation => "relation",
         }
     }
 }
@@ -123,7 +141,7 @@ pub struct Question {
 pub(super) type Draft = Option<(String, String)>;
 
 impl Scene {
-    /// Draws one question of every kind for which the scene allows an unambiguous question, in random order.
+    /// Draws one question of every kind of [`QuestionKind::ALL`] for which the scene allows an unambiguous question, in random order.
     pub fn questions(&self, rng: &mut impl Rng) -> Vec<Question> {
         self.questions_of(&QuestionKind::ALL, 1, rng)
     }
@@ -155,6 +173,7 @@ impl Scene {
             QuestionKind::Spatial => spatial::ask(self, rng),
             QuestionKind::Location => location::ask(self, rng),
             QuestionKind::FineGrained => fine_grained::ask(self, rng),
+            QuestionKind::Relation => relation::ask(self, rng),
         }?;
         Some(Question { kind, question, answer })
     }

@@ -9,8 +9,12 @@ use super::background::Background;
 use crate::data::random_stream;
 use crate::{Error, Result};
 
-/// Maximum number of objects in a scene.
-pub const MAX_OBJECTS: usize = 6;
+/// Maximum number of objects in a scene, whatever its configuration.
+pub const MAX_OBJECTS: usize = 12;
+/// Maximum number of objects in a scene of the default configuration.
+pub(super) const DEFAULT_MAX_OBJECTS: usize = 6;
+/// Range of [`ShapesConfig::size_percent`]: smaller objects lose their outline, and larger ones do not fit.
+const SIZE_PERCENTS: std::ops::RangeInclusive<u32> = 25..=100;
 
 /// Minimum gap between an object and the image border, in half widths of the object.
 const BORDER: f32 = 0.08;
@@ -27,18 +31,27 @@ const TRIES: usize = 40;
 pub struct ShapesConfig {
     /// Minimum number of objects in a scene.
     pub min_objects: usize,
-    /// Maximum number of objects in a scene, at most [`MAX_OBJECTS`].
+    /// Maximum number of objects in a scene, at most [`MAX_OBJECTS`]. More than six need the number words `seven` to
+    /// `twelve`, which [`tokenizer`](super::tokenizer) lacks: add them to the vocabulary.
     pub max_objects: usize,
+    /// Half widths of the objects, in percent of [`Size::radius`]: 25 to 100.
+    #[serde(skip_serializing_if = "is_whole")]
+    pub size_percent: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_whole(percent: &u32) -> bool {
+    *percent == 100
 }
 
 impl Default for ShapesConfig {
     fn default() -> Self {
-        Self { min_objects: 1, max_objects: MAX_OBJECTS }
+        Self { min_objects: 1, max_objects: DEFAULT_MAX_OBJECTS, size_percent: 100 }
     }
 }
 
 impl ShapesConfig {
-    /// Checks that `1 <= min_objects <= max_objects <= MAX_OBJECTS`.
+    /// Checks that `1 <= min_objects <= max_objects <= MAX_OBJECTS`, and the range of `size_percent`.
     ///
     /// # Errors
     /// [`Error::Config`], which names the field.
@@ -50,6 +63,11 @@ impl ShapesConfig {
         if !(1..=self.max_objects).contains(&self.min_objects) {
             let message = format!("is {}, expected 1 to `max_objects` = {}", self.min_objects, self.max_objects);
             return Err(Error::config("shapes.min_objects", message));
+        }
+        if !SIZE_PERCENTS.contains(&self.size_percent) {
+            let [least, most] = [SIZE_PERCENTS.start(), SIZE_PERCENTS.end()];
+            let message = format!("is {}, expected {least} to {most}", self.size_percent);
+            return Err(Error::config("shapes.size_percent", message));
         }
         Ok(())
     }
@@ -76,7 +94,7 @@ pub struct Object {
     pub rgb: [u8; 3],
 }
 
-/// Scene: one to six objects on a background. No two objects share both colour and shape.
+/// Scene: one to twelve objects on a background. No two objects share both colour and shape.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scene {
     /// Seed that the scene was drawn from.
@@ -90,7 +108,7 @@ pub struct Scene {
 impl Scene {
     /// Draws a scene. The same seed and configuration give the same scene on every machine.
     ///
-    /// Object counts outside `1..=MAX_OBJECTS` are clamped; call [`ShapesConfig::validate`] to reject them.
+    /// Settings out of range are clamped; call [`ShapesConfig::validate`] to reject them.
     pub fn generate(seed: u64, config: &ShapesConfig) -> Self {
         let mut rng = random_stream(seed, 0);
         let most = config.max_objects.clamp(1, MAX_OBJECTS);
@@ -99,8 +117,9 @@ impl Scene {
         let mut sizes: Vec<_> = (0..count).filter_map(|_| Size::ALL.choose(&mut rng).copied()).collect();
         sizes.sort_by(|a, b| b.cmp(a));
         let mut objects = Vec::with_capacity(count);
-        for (size, (shape, colour)) in sizes.into_iter().zip(draw_names(&mut rng)) {
-            objects.extend(place(&mut rng, shape, colour, size, &objects));
+        let scale = config.size_percent.clamp(*SIZE_PERCENTS.start(), *SIZE_PERCENTS.end()) as f32 / 100.0;
+        for (size, (shape, colour)) in sizes.into_iter().zip(draw_names(most, &mut rng)) {
+            objects.extend(place(&mut rng, shape, colour, size, scale, &objects));
         }
         objects.sort_by(|a, b| b.radius.total_cmp(&a.radius));
         Self { seed, objects, background }
@@ -119,12 +138,12 @@ impl Scene {
     }
 }
 
-/// Draws at least [`MAX_OBJECTS`] distinct (shape, colour) pairs from a few shapes and colours. Shapes and colours thus
+/// Draws at least `most` distinct (shape, colour) pairs, and six if that is less, from a few shapes and colours. Shapes and colours thus
 /// repeat within a scene, which makes counting and distinguishing similar objects meaningful.
-fn draw_names(rng: &mut impl Rng) -> Vec<(Shape, Colour)> {
+fn draw_names(most: usize, rng: &mut impl Rng) -> Vec<(Shape, Colour)> {
     let few = |all: usize, rng: &mut _| [2, 3, all].choose(rng).copied().unwrap_or(all);
     let shapes = few(Shape::ALL.len(), rng);
-    let colours = few(Colour::ALL.len(), rng).max(MAX_OBJECTS.div_ceil(shapes));
+    let colours = few(Colour::ALL.len(), rng).max(most.max(DEFAULT_MAX_OBJECTS).div_ceil(shapes));
     let colours = shuffled(Colour::ALL, rng).into_iter().take(colours);
     let shapes = Vec::from_iter(shuffled(Shape::ALL, rng).into_iter().take(shapes));
     let pairs = Vec::from_iter(colours.flat_map(|colour| shapes.iter().map(move |&shape| (shape, colour))));
@@ -139,10 +158,17 @@ pub(super) fn shuffled<T: Copy>(items: &[T], rng: &mut impl Rng) -> Vec<T> {
 }
 
 /// Places an object at a free position, reducing its size class if needed. Returns `None` if even a small object does
-/// not fit.
-fn place(rng: &mut impl Rng, shape: Shape, colour: Colour, size: Size, others: &[Object]) -> Option<Object> {
+/// not fit. Half widths are those of the size class times `scale`.
+fn place(
+    rng: &mut impl Rng,
+    shape: Shape,
+    colour: Colour,
+    size: Size,
+    scale: f32,
+    others: &[Object],
+) -> Option<Object> {
     for _ in 0..TRIES {
-        let [least, most] = size.radius();
+        let [least, most] = size.radius().map(|radius| radius * scale);
         let radius = rng.random_range(least..most);
         let border = radius * (1.0 + BORDER);
         let object = Object {
@@ -159,7 +185,7 @@ fn place(rng: &mut impl Rng, shape: Shape, colour: Colour, size: Size, others: &
             return Some(object);
         }
     }
-    place(rng, shape, colour, size.smaller()?, others)
+    place(rng, shape, colour, size.smaller()?, scale, others)
 }
 
 impl Object {

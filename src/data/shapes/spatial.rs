@@ -35,7 +35,7 @@ const WHERE: Templates = &["to the left of", "to the right of", "above", "below"
 pub(super) const TEMPLATES: &[Templates] = &[LEFT, RIGHT, ABOVE, BELOW, SIDE, HEIGHT, WHAT, STATEMENT, WHERE];
 
 impl Direction {
-    const ALL: [Self; 4] = [Self::Left, Self::Right, Self::Above, Self::Below];
+    pub(super) const ALL: [Self; 4] = [Self::Left, Self::Right, Self::Above, Self::Below];
 
     const fn word(self) -> &'static str {
         match self {
@@ -47,7 +47,7 @@ impl Direction {
     }
 
     /// Returns the preposition between the names of two objects.
-    const fn preposition(self) -> &'static str {
+    pub(super) const fn preposition(self) -> &'static str {
         match self {
             Self::Left => "to the left of",
             Self::Right => "to the right of",
@@ -75,7 +75,7 @@ impl Direction {
     }
 
     /// Computes the distance from `b` to `a` along this direction (signed) and across it, as fractions of the side.
-    fn offset(self, a: &Object, b: &Object) -> (f32, f32) {
+    pub(super) fn offset(self, a: &Object, b: &Object) -> (f32, f32) {
         let (dx, dy) = (a.x - b.x, a.y - b.y);
         match self {
             Self::Left => (-dx, dy.abs()),

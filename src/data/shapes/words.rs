@@ -6,10 +6,12 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::attributes::{Colour, Shape, Size};
-use super::{caption, fine_grained, location, questions, spatial, statements, text};
+use super::scene::DEFAULT_MAX_OBJECTS;
+use super::{caption, fine_grained, location, questions, relation, spatial, statements, text};
 
 /// Number words from zero to [`super::MAX_OBJECTS`].
-pub(super) const NUMBERS: [&str; super::MAX_OBJECTS + 1] = ["zero", "one", "two", "three", "four", "five", "six"];
+pub(super) const NUMBERS: [&str; super::MAX_OBJECTS + 1] =
+    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"];
 
 /// Interchangeable templates of one meaning; `{name}` is a slot.
 pub(super) type Templates = &'static [&'static str];
@@ -29,7 +31,8 @@ pub fn words(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Lists every word and punctuation mark that occurs in shapes-world texts, sorted.
+/// Lists every word and punctuation mark that occurs in texts of the default configuration, sorted. Scenes of more than
+/// six objects also need the number words above six.
 pub fn vocabulary() -> Vec<String> {
     let mut all = BTreeSet::from(["a", "an", "and", ",", "object", "objects"].map(String::from));
     let templates_by_module = [
@@ -38,6 +41,7 @@ pub fn vocabulary() -> Vec<String> {
         spatial::TEMPLATES,
         fine_grained::TEMPLATES,
         location::TEMPLATES,
+        relation::TEMPLATES,
         statements::TEMPLATES,
         text::TEMPLATES,
     ];
@@ -46,7 +50,7 @@ pub fn vocabulary() -> Vec<String> {
         let outside_slots = template.split('{').flat_map(|part| part.rsplit('}').next());
         all.extend(outside_slots.flat_map(words).map(String::from));
     }
-    all.extend(NUMBERS.map(String::from));
+    all.extend(NUMBERS.iter().take(DEFAULT_MAX_OBJECTS + 1).copied().map(String::from));
     all.extend(questions::ANSWERS.iter().copied().map(String::from));
     all.extend(Shape::ALL.iter().flat_map(|shape| [shape.to_string(), shape.plural()]));
     all.extend(Colour::ALL.iter().map(ToString::to_string));

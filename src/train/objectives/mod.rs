@@ -12,7 +12,7 @@ pub use contrastive::Contrastive;
 pub(super) use distillation::select;
 pub use distillation::{Distillation, DistillationWeights};
 pub use language::Language;
-pub use next_token::NextToken;
+pub use next_token::{NextToken, labelled_tail, next_token_counts, next_token_loss};
 
 use std::ops::Add;
 

@@ -46,13 +46,17 @@ impl Objective for NextToken {
 }
 
 /// Counts of a batch for a next-token loss.
-pub(super) fn next_token_counts(batch: &MultimodalBatch) -> Result<Counts> {
+///
+/// # Errors
+/// [`Error::Batch`](crate::Error::Batch) if the batch is invalid or has no labels.
+pub fn next_token_counts(batch: &MultimodalBatch) -> Result<Counts> {
     let label_tokens = batch.next_token_labels()?.into_iter().filter(|&label| label != IGNORE_INDEX).count();
     Ok(Counts { label_tokens, ..common_counts(batch)? })
 }
 
-/// Number of last positions of each row that hold all of these labels (batch * seq_len), at least 1.
-fn labelled_tail(labels: &[u32], seq_len: usize) -> usize {
+/// Number of last positions of each row that hold all of these labels (batch * seq_len), at least 1: the positions whose
+/// hidden states [`next_token_loss`] needs.
+pub fn labelled_tail(labels: &[u32], seq_len: usize) -> usize {
     let is_label = |label: &u32| *label != IGNORE_INDEX;
     let first = labels.chunks(seq_len.max(1)).filter_map(|row| row.iter().position(is_label)).min();
     first.map_or(1, |first| seq_len - first)
@@ -60,7 +64,10 @@ fn labelled_tail(labels: &[u32], seq_len: usize) -> usize {
 
 /// The share of a batch in the mean next-token loss of a step; `hidden` is (batch, count, width), of the last `count`
 /// positions of each row, which hold all of `labels` (batch * seq_len).
-pub(super) fn next_token_loss(hidden: &Tensor, head: &LanguageHead, labels: &[u32], step: &Counts) -> Result<Loss> {
+///
+/// # Errors
+/// [`Error::Batch`](crate::Error::Batch) if shapes do not match, or a label is outside the vocabulary.
+pub fn next_token_loss(hidden: &Tensor, head: &LanguageHead, labels: &[u32], step: &Counts) -> Result<Loss> {
     let (rows, count, _) = hidden.dims3()?;
     let seq_len = labels.len().checked_div(rows).unwrap_or_default().max(1);
     let tail = labels.chunks(seq_len).flat_map(|row| &row[row.len().saturating_sub(count)..]).copied().collect();

@@ -1,0 +1,234 @@
+//! The plan of a comparison, `plan.toml`: settings, designs, and the list of entries that they make.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use haplovl::config::HaploVlConfig;
+use haplovl::data::shapes::{QuestionKind, ShapesConfig};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::model::ModelKind;
+use super::named;
+
+/// Contents of `plan.toml`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Settings by name.
+    pub settings: BTreeMap<String, Setting>,
+    /// Overrides of each recipe, for all designs.
+    pub recipes: BTreeMap<String, Vec<String>>,
+    /// Designs in the order in which they are trained; the others must cost as much as the first.
+    pub designs: Vec<Design>,
+    /// Entries of the scaling suite.
+    pub scaling: Scaling,
+}
+
+/// World, sizes and lengths of a comparison.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Setting {
+    /// Side of the images in pixels.
+    pub side: u32,
+    /// Options for drawing scenes.
+    pub shapes: ShapesConfig,
+    /// Whether relations are asked.
+    pub relations: bool,
+    /// Most scenes of each source.
+    #[serde(default)]
+    pub scenes: Option<usize>,
+    /// Scenes of the test split.
+    pub test_scenes: u64,
+    /// Scenes of the validation split that are asked about during training.
+    pub curve_scenes: u64,
+    /// Fields of `config.json` that differ.
+    #[serde(default)]
+    pub config: Value,
+    /// Overrides by recipe.
+    #[serde(default)]
+    pub set: BTreeMap<String, Vec<String>>,
+}
+
+impl Setting {
+    /// Kinds of questions that are asked.
+    pub fn kinds(&self) -> &'static [QuestionKind] {
+        if self.relations { &QuestionKind::WITH_RELATIONS } else { &QuestionKind::ALL }
+    }
+}
+
+/// A design: a model and its stages.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Design {
+    /// Name in tables and folders.
+    pub name: String,
+    /// What it is, in a sentence.
+    pub about: String,
+    /// Its model.
+    pub model: ModelKind,
+    /// Stage of another design, `DESIGN/STAGE`, with which its own continue.
+    pub after: Option<String>,
+    /// Another design that has the same stages.
+    #[serde(rename = "as")]
+    pub like: Option<String>,
+    /// Its stages.
+    #[serde(default)]
+    pub stages: Vec<Stage>,
+    /// Whether image tokens are causal.
+    #[serde(default)]
+    pub causal: bool,
+    /// Whether the image follows the first text.
+    #[serde(default)]
+    pub image_last: bool,
+}
+
+/// One training run, or another export of one.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// Name of its folder.
+    pub name: String,
+    /// Name of its recipe.
+    pub recipe: String,
+    /// Stage of the same design whose last checkpoint is exported, instead of a training run.
+    pub export_of: Option<String>,
+    /// Overrides of the recipe.
+    #[serde(default)]
+    pub set: Vec<String>,
+}
+
+/// Entries of the scaling suite.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scaling {
+    /// Names of designs.
+    pub designs: Vec<String>,
+    /// Numbers of images in stage 2, beside all of them.
+    pub scenes: Vec<usize>,
+    /// Fields of `config.json` by name of the size, beside the full size.
+    pub sizes: BTreeMap<String, Value>,
+}
+
+/// Which entries are trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Suite {
+    /// All designs
+    Designs,
+    /// Data and parameters, for the designs that plan.toml names
+    Scaling,
+}
+
+/// One line of the comparison: a design, in a size, with some of the images, from a seed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// Seed of initial values and of the order of samples.
+    pub seed: u64,
+    /// Name of the design.
+    pub design: String,
+    /// Name of the size; `None` for the full one.
+    pub size: Option<String>,
+    /// Images in stage 2; `None` for all of them.
+    pub scenes: Option<usize>,
+}
+
+impl Entry {
+    /// Name without the seed: `llava`, `llava-small`, `llava-750-images`.
+    pub fn name(&self) -> String {
+        let size = self.size.iter().map(|size| format!("-{size}"));
+        let scenes = self.scenes.iter().map(|scenes| format!("-{scenes}-images"));
+        size.chain(scenes).fold(self.design.clone(), |name, part| name + &part)
+    }
+}
+
+impl Plan {
+    /// Reads `plan.toml` in `folder`.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("plan.toml");
+        let text = std::fs::read_to_string(&path).map_err(|e| named(&path, e))?;
+        let plan: Self = toml::from_str(&text).map_err(|e| named(&path, e))?;
+        plan.designs.iter().try_for_each(|design| plan.stages(design).map(drop))?;
+        Ok(plan)
+    }
+
+    /// A setting by name.
+    pub fn setting(&self, name: &str) -> Result<&Setting> {
+        let known = || self.settings.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        self.settings.get(name).with_context(|| format!("no setting is called `{name}`, only {}", known()))
+    }
+
+    /// A design by name.
+    pub fn design(&self, name: &str) -> Result<&Design> {
+        let known = || self.designs.iter().map(|design| design.name.as_str()).collect::<Vec<_>>().join(", ");
+        let found = self.designs.iter().find(|design| design.name == name);
+        found.with_context(|| format!("no design is called `{name}`, only {}", known()))
+    }
+
+    /// All stages of a design from the first on, each with the design in whose folder it is.
+    pub fn stages<'a>(&'a self, design: &'a Design) -> Result<Vec<(&'a Design, &'a Stage)>> {
+        let source = match &design.like {
+            Some(like) => self.design(like)?,
+            None => design,
+        };
+        let own = source.stages.iter().map(|stage| (design, stage));
+        let Some(after) = &source.after else { return Ok(own.collect()) };
+        let (other, last) = after.split_once('/').with_context(|| format!("`after` is `{after}`, not DESIGN/STAGE"))?;
+        let other = self.design(other)?;
+        if other.after.is_some() || other.like.is_some() {
+            bail!("design {}: `after` names {}, which follows another design itself", design.name, other.name);
+        }
+        let end = other.stages.iter().position(|stage| stage.name == last);
+        let end = end.with_context(|| format!("design {} has no stage `{last}`", other.name))?;
+        Ok(other.stages[..=end].iter().map(|stage| (other, stage)).chain(own).collect())
+    }
+
+    /// Entries of a suite for some designs, seed by seed, so that a comparison that is cut short is balanced.
+    pub fn entries(&self, suite: Suite, designs: &[String], seeds: u64) -> Result<Vec<Entry>> {
+        let all = match suite {
+            Suite::Designs => self.designs.iter().map(|design| design.name.clone()).collect(),
+            Suite::Scaling => self.scaling.designs.clone(),
+        };
+        let chosen = if designs.is_empty() { &all } else { designs };
+        chosen.iter().try_for_each(|name| self.design(name).map(drop))?;
+        let of_seed = |seed| {
+            chosen.iter().flat_map(move |design| {
+                let entry = Entry { seed, design: design.clone(), size: None, scenes: None };
+                match suite {
+                    Suite::Designs => vec![entry],
+                    Suite::Scaling => self.scaled(&entry),
+                }
+            })
+        };
+        Ok((1..=seeds).flat_map(of_seed).collect())
+    }
+
+    fn scaled(&self, full: &Entry) -> Vec<Entry> {
+        let scenes = self.scaling.scenes.iter().map(|&scenes| Entry { scenes: Some(scenes), ..full.clone() });
+        let sizes = self.scaling.sizes.keys().map(|size| Entry { size: Some(size.clone()), ..full.clone() });
+        [full.clone()].into_iter().chain(scenes).chain(sizes).collect()
+    }
+
+    /// Configuration of a HaploVL in a setting and a size, from `config.json` in `folder`.
+    pub fn config(&self, folder: &Path, setting: &Setting, size: Option<&str>) -> Result<HaploVlConfig> {
+        let path = folder.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|e| named(&path, e))?;
+        let mut config: Value = serde_json::from_str(&text).map_err(|e| named(&path, e))?;
+        merge(&mut config, &setting.config);
+        if let Some(size) = size {
+            merge(&mut config, self.scaling.sizes.get(size).with_context(|| format!("no size is called `{size}`"))?);
+        }
+        Ok(HaploVlConfig::from_json(config)?)
+    }
+}
+
+/// Overwrites the fields of a JSON object by those of another one.
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            from.iter().for_each(|(key, value)| merge(into.entry(key.clone()).or_insert(Value::Null), value));
+        }
+        (_, Value::Null) => {}
+        (into, from) => *into = from.clone(),
+    }
+}

@@ -1,0 +1,267 @@
+//! The page of a comparison: tables and charts, made from the results alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::Result;
+use haplovl::train::plot::{Plot, Series};
+use haplovl::weights::write_bytes_atomically;
+
+use super::cost::FORMULA;
+use super::exam::Answered;
+use super::interval::{ALL, Estimate, Graded};
+use super::results::{Point, Results, read_all};
+use super::{Options, Plan, chart, named};
+
+/// Folder of the charts, beside the page.
+const IMAGES: &str = "images";
+
+/// Results of one entry, with those of all its seeds.
+struct Row {
+    results: Vec<Results>,
+    graded: Graded,
+}
+
+impl Row {
+    fn new(seeds: &[(Results, Vec<Answered>)]) -> Self {
+        let graded = Graded::new(seeds.iter().map(|(_, answers)| answers.as_slice()));
+        Self { results: seeds.iter().map(|(results, _)| results.clone()).collect(), graded }
+    }
+
+    /// Mean of a value over the seeds.
+    fn mean(&self, value: impl Fn(&Results) -> f64) -> f64 {
+        self.results.iter().map(value).sum::<f64>() / self.results.len().max(1) as f64
+    }
+
+    fn first(&self) -> Option<&Results> {
+        self.results.first()
+    }
+
+    /// Mean of a curve over the seeds.
+    fn curve(&self, value: impl Fn(&Point) -> f64) -> Vec<(f64, f64)> {
+        let points = self.first().map_or(&[][..], |results| &results.curve);
+        let at = |n: usize| self.results.iter().filter_map(move |results| results.curve.get(n));
+        let mean = |n: usize| at(n).map(&value).sum::<f64>() / at(n).count().max(1) as f64;
+        points.iter().enumerate().map(|(n, point)| (point.samples as f64, mean(n))).collect()
+    }
+}
+
+/// Writes the page of a setting to `page`, and its charts to a folder beside it. Returns the text of the page.
+///
+/// # Errors
+/// If there are no results yet, or files cannot be read or written.
+pub fn report(options: &Options, page: &Path) -> Result<String> {
+    let plan = Plan::read(&options.recipes)?;
+    let all = read_all(&options.out.join(&options.setting))?;
+    let rows: BTreeMap<String, Row> = all.iter().map(|(name, seeds)| (name.clone(), Row::new(seeds))).collect();
+    anyhow::ensure!(!rows.is_empty(), "{} holds no results yet: let a run finish", options.out.display());
+    let images = page.parent().unwrap_or(Path::new("")).join(IMAGES);
+    std::fs::create_dir_all(&images).map_err(|e| named(&images, e))?;
+    let report = Report { plan: &plan, rows, setting: &options.setting, images: &images };
+    let text = report.text()?;
+    write_bytes_atomically(page, text.as_bytes())?;
+    Ok(text)
+}
+
+struct Report<'a> {
+    plan: &'a Plan,
+    rows: BTreeMap<String, Row>,
+    setting: &'a str,
+    images: &'a Path,
+}
+
+impl Report<'_> {
+    fn text(&self) -> Result<String> {
+        let designs = self.designs();
+        let mut text = format!("## Setting `{}`\n\n", self.setting);
+        self.overall(&mut text, &designs)?;
+        self.by_kind(&mut text, &designs)?;
+        self.costs(&mut text, &designs)?;
+        self.curves(&mut text, &designs)?;
+        self.scaling(&mut text)?;
+        Ok(text)
+    }
+
+    /// Rows of the plan's designs that have results, in full size and with all images, in the order of the plan.
+    fn designs(&self) -> Vec<(&str, &Row)> {
+        let row = |name: &'_ str| self.rows.get_key_value(name).map(|(name, row)| (name.as_str(), row));
+        self.plan.designs.iter().filter_map(|design| row(&design.name)).collect()
+    }
+
+    fn overall(&self, text: &mut String, designs: &[(&str, &Row)]) -> Result<()> {
+        let Some((reference, base)) = designs.first() else { return Ok(()) };
+        writeln!(text, "Right answers in percent with 95 % intervals (bootstrap over seeds and scenes).\n")?;
+        writeln!(text, "| design | seeds | right | less or more than {reference} | validation loss |")?;
+        writeln!(text, "|---|---|---|---|---|")?;
+        for (name, row) in designs {
+            let right = row.graded.accuracy(ALL).percent();
+            let difference = row.graded.difference(&base.graded, ALL).percent();
+            let loss = row.mean(|results| results.loss().unwrap_or(f64::NAN));
+            writeln!(text, "| {name} | {} | {right} | {difference} | {loss:.4} |", row.results.len())?;
+        }
+        writeln!(text)?;
+        for results in designs.iter().filter_map(|(_, row)| row.first()) {
+            writeln!(text, "- **{}**: {}.", results.design, results.about)?;
+        }
+        Ok(())
+    }
+
+    fn by_kind(&self, text: &mut String, designs: &[(&str, &Row)]) -> Result<()> {
+        let of = |row: &Row| row.results.iter().flat_map(|r| r.accuracy.kinds().keys().cloned()).collect::<Vec<_>>();
+        let kinds: BTreeSet<String> = designs.iter().flat_map(|(_, row)| of(row)).collect();
+        let kinds: Vec<String> = kinds.into_iter().chain([ALL.to_string()]).collect();
+        writeln!(text, "\n| design | {} |\n|---|{}", kinds.join(" | "), "---|".repeat(kinds.len()))?;
+        let mut series = Vec::new();
+        for (name, row) in designs {
+            let estimates: Vec<Estimate> = kinds.iter().map(|kind| row.graded.accuracy(kind)).collect();
+            let cells: Vec<String> = estimates.iter().map(Estimate::percent).collect();
+            writeln!(text, "| {name} | {} |", cells.join(" | "))?;
+            series.push((name.to_string(), estimates));
+        }
+        let title = format!("Right answers by kind of question, {}", self.setting);
+        let (link, path) = self.image("kinds");
+        chart::write_svg(&path, &title, &kinds, &series)?;
+        writeln!(text, "\n![{title}]({link})")?;
+        Ok(())
+    }
+
+    fn costs(&self, text: &mut String, designs: &[(&str, &Row)]) -> Result<()> {
+        writeln!(
+            text,
+            "\n{FORMULA}. A sample is one of stage 2, forward and backward. MB are those of \
+             parameters, gradients, moments and EMA, without activations.\n"
+        )?;
+        writeln!(
+            text,
+            "| design | parameters | frozen | MB in training | GFLOPs a question | GFLOPs a sample | stages before, s | stage 2, s | tokens/s |"
+        )?;
+        writeln!(text, "|---|---|---|---|---|---|---|---|---|")?;
+        for (name, row) in designs {
+            let Some(first) = row.first() else { continue };
+            let before = row.mean(|results| results.stages.iter().rev().skip(1).map(|stage| stage.seconds).sum());
+            let last = row.mean(|results| results.stages.last().map_or(0.0, |stage| stage.seconds));
+            let tokens = row.mean(|results| results.stages.last().map_or(0.0, |stage| stage.tokens));
+            let [question, sample] = [first.flops_question, first.flops_sample].map(|flops| flops / 1e9);
+            writeln!(
+                text,
+                "| {name} | {} | {} | {:.1} | {question:.3} | {sample:.3} | {before:.0} | {last:.0} | {:.0} |",
+                first.parameters,
+                first.frozen,
+                first.static_bytes() as f64 / 1e6,
+                tokens / last
+            )?;
+        }
+        Ok(())
+    }
+
+    fn curves(&self, text: &mut String, designs: &[(&str, &Row)]) -> Result<()> {
+        let is_start = |name: &str| ["haplovl", "no-stage-1"].contains(&name) || name.starts_with("connector-");
+        let starts: Vec<_> = designs.iter().filter(|(name, _)| is_start(name)).copied().collect();
+        self.curve(text, "starts", "Validation loss of stage 2 by its start", &starts, true, |point| point.loss)?;
+        self.curve(text, "losses", "Validation loss of stage 2 by design", designs, true, |point| point.loss)?;
+        let title = "Right answers by samples of stage 2, %";
+        self.curve(text, "accuracy", title, designs, false, |point| 100.0 * point.accuracy)
+    }
+
+    fn curve(
+        &self,
+        text: &mut String,
+        file: &str,
+        title: &str,
+        rows: &[(&str, &Row)],
+        log_y: bool,
+        value: impl Fn(&Point) -> f64,
+    ) -> Result<()> {
+        let line = |(name, row): &(&str, &Row)| Series { name: name.to_string(), points: row.curve(&value) };
+        let series: Vec<Series> = rows.iter().map(line).filter(|series| !series.points.is_empty()).collect();
+        self.plot(text, file, title, ["samples", ""], log_y, series)
+    }
+
+    /// Draws a chart and names it in the text; without any series there is none.
+    fn plot(
+        &self,
+        text: &mut String,
+        file: &str,
+        title: &str,
+        [x_label, y_label]: [&str; 2],
+        log_y: bool,
+        series: Vec<Series>,
+    ) -> Result<()> {
+        if series.is_empty() {
+            return Ok(());
+        }
+        let (link, path) = self.image(file);
+        let title = format!("{title}, {}", self.setting);
+        let [x_label, y_label] = [x_label, y_label].map(String::from);
+        Plot { x_label, y_label, log_y, smoothing: 0.0, ..Plot::losses(title.clone(), series) }.write_svg(&path)?;
+        writeln!(text, "\n![{title}]({link})")?;
+        Ok(())
+    }
+
+    /// Link to a chart, and its file.
+    fn image(&self, name: &str) -> (String, std::path::PathBuf) {
+        let file = format!("results-{}-{name}.svg", self.setting);
+        (format!("{IMAGES}/{file}"), self.images.join(file))
+    }
+
+    fn scaling(&self, text: &mut String) -> Result<()> {
+        let data = |results: &Results| results.size.is_none().then(|| results.images() as f64);
+        let sizes = |results: &Results| results.scenes.is_none().then_some(results.parameters as f64);
+        self.scaled(text, "images", &data)?;
+        self.scaled(text, "parameters", &sizes)
+    }
+
+    /// Table, chart and fitted lines of loss and accuracy against a size, for the designs that have several.
+    fn scaled(&self, text: &mut String, what: &str, size: &dyn Fn(&Results) -> Option<f64>) -> Result<()> {
+        let mut lines: BTreeMap<&str, Vec<(f64, &Row)>> = BTreeMap::new();
+        for row in self.rows.values() {
+            let Some(results) = row.first() else { continue };
+            if let Some(size) = size(results) {
+                lines.entry(&results.design).or_default().push((size, row));
+            }
+        }
+        lines.retain(|_, rows| rows.len() > 1);
+        if lines.is_empty() {
+            return Ok(());
+        }
+        writeln!(text, "\n| design | {what} | right, % | validation loss |\n|---|---|---|---|")?;
+        let (mut series, mut fits) = (Vec::new(), Vec::new());
+        for (design, rows) in &mut lines {
+            rows.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let mut points = Vec::new();
+            for (size, row) in rows.iter() {
+                let loss = row.mean(|results| results.loss().unwrap_or(f64::NAN));
+                writeln!(text, "| {design} | {size} | {} | {loss:.4} |", row.graded.accuracy(ALL).percent())?;
+                points.push((size.log10(), loss));
+            }
+            fits.extend(fit(&points).map(|slope| format!("- {design}: loss proportional to {what}^{slope:.3}")));
+            series.push(Series { name: design.to_string(), points });
+        }
+        writeln!(text, "\nLines fitted to the logarithms of both, by least squares:\n\n{}", fits.join("\n"))?;
+        let (file, title) = (format!("by-{what}"), format!("Validation loss of stage 2 by {what}"));
+        self.plot(text, &file, &title, [&format!("log10 of {what}"), "validation loss"], true, series)
+    }
+}
+
+/// Slope of the least-squares line through points of (log10 x, y), with the logarithm of y.
+fn fit(points: &[(f64, f64)]) -> Option<f64> {
+    let points: Vec<(f64, f64)> = points.iter().map(|(x, y)| (*x, y.log10())).filter(|(_, y)| y.is_finite()).collect();
+    let count = points.len() as f64;
+    let [x, y] = [points.iter().map(|p| p.0).sum::<f64>() / count, points.iter().map(|p| p.1).sum::<f64>() / count];
+    let spread: f64 = points.iter().map(|p| (p.0 - x).powi(2)).sum();
+    (spread > 0.0).then(|| points.iter().map(|p| (p.0 - x) * (p.1 - y)).sum::<f64>() / spread)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fit;
+
+    #[test]
+    fn powers_are_recovered() {
+        let points = [10f64, 100.0, 1000.0].map(|x| (x.log10(), 3.0 * x.powf(-0.25)));
+        assert!((fit(&points).unwrap() + 0.25).abs() < 1e-12);
+        assert_eq!(fit(&points[..1]), None);
+        assert_eq!(fit(&[]), None);
+    }
+}

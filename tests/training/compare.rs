@@ -1,0 +1,175 @@
+//! The example `compare`: equal costs, every design through a few steps, and going on after a stop.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "../../examples/compare/comparison/mod.rs"]
+mod comparison;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use comparison::{Cost, FORMULA, Options, Outcome, Plan, Results, Suite, costs, report, run};
+
+fn options(out: &Path, setting: &str, suite: Suite, designs: &[&str]) -> Options {
+    let designs = designs.iter().map(|design| design.to_string()).collect();
+    let recipes = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("recipes/compare");
+    Options { out: out.into(), recipes, setting: setting.into(), suite, designs, seeds: 1 }
+}
+
+/// Names of all designs of the plan.
+fn all(options: &Options) -> Vec<String> {
+    Plan::read(&options.recipes).unwrap().designs.into_iter().map(|design| design.name).collect()
+}
+
+#[test]
+fn designs_have_equal_parameters_and_operations_in_every_setting() {
+    assert!(FORMULA.starts_with("FLOPs = 2"));
+    for setting in ["hard", "easy", "tiny"] {
+        let options = options(Path::new(""), setting, Suite::Designs, &[]);
+        let costs: BTreeMap<String, Cost> = costs(&options, None, &all(&options)).unwrap().into_iter().collect();
+        assert_eq!(costs.len(), 10, "{setting}");
+        let reference = costs["haplovl"];
+        for (name, cost) in &costs {
+            let ratio = cost.parameters as f64 / reference.parameters as f64;
+            assert!((0.95..=1.05).contains(&ratio), "{setting} {name}: {ratio}");
+            assert_eq!(cost.frozen > 0, name == "llava", "{setting} {name}");
+        }
+        // Only the mask differs, so that only attention costs less.
+        assert_eq!(costs["causal"].parameters, reference.parameters);
+        assert!(costs["causal"].question() < reference.question());
+    }
+    let scaled = options(Path::new(""), "hard", Suite::Scaling, &[]);
+    for size in ["small", "smallest"] {
+        costs(&scaled, Some(size), &["haplovl".into(), "llava".into()]).unwrap();
+    }
+}
+
+#[test]
+fn operations_are_counted_by_hand() {
+    let options = options(Path::new(""), "tiny", Suite::Designs, &[]);
+    let [(_, haplovl), (_, llava)] = costs(&options, None, &["haplovl".into(), "llava".into()]).unwrap()[..] else {
+        panic!("two designs")
+    };
+    // Pre-decoder: one layer of width 32 with an MLP of 96. Post-decoder: four of width 48, one of three heads for keys
+    // and values, a gated MLP of 160. 16 patches of 8 x 8 pixels, 110 words.
+    let pre = 4 * 32 * 32 + 2 * 32 * 96;
+    let post = 4 * (2 * 48 * 48 + 2 * 48 * 16 + 3 * 48 * 160);
+    let (patches, text) = (16, 10);
+    let tokens = patches + text;
+    let matrices = tokens * (pre + 32 * 48 + post) + text * 48 * 32 + patches * 192 * 32 + 110 * 48;
+    let pairs = tokens * (tokens + 1) / 2 + patches * (patches - 1) / 2;
+    let expected = 2 * matrices + 4 * pairs * (32 + 4 * 48);
+    let flops = haplovl.flops(text as f64);
+    assert_eq!((flops.forward(), flops.frozen), (expected as f64, 0.0));
+    assert_eq!(flops.training(), 3.0 * expected as f64);
+    // The teacher also has a class token; the MLP is 32 x 96 x 48.
+    let teacher = 2 * (17 * pre + patches * 192 * 32) + 4 * 17 * 17 * 32;
+    let trained = 2 * (tokens * post + patches * (32 * 96 + 96 * 48) + 110 * 48) + 2 * tokens * (tokens + 1) * 4 * 48;
+    let flops = llava.flops(text as f64);
+    assert_eq!((flops.frozen, flops.trained), (teacher as f64, trained as f64));
+}
+
+/// Runs a comparison, counting how often it asks whether to stop; it is stopped at the given time.
+fn run_until(options: &Options, stop_at: usize) -> (Outcome, Vec<String>, usize) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    let notes = RefCell::new(Vec::new());
+    let stop = move || counter.fetch_add(1, Ordering::Relaxed) >= stop_at;
+    let outcome = run(options, stop, |note| notes.borrow_mut().push(note.to_string())).unwrap();
+    (outcome, notes.into_inner(), asked.load(Ordering::Relaxed))
+}
+
+#[test]
+fn every_design_is_trained_and_a_stopped_comparison_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(folder.path(), "tiny", Suite::Designs, &[]);
+    // Stopped inside a run, then again later, then finished.
+    for stop_at in [7, 40, usize::MAX] {
+        let (outcome, ..) = run_until(&options, stop_at);
+        let expected = if stop_at == usize::MAX { Outcome::Finished } else { Outcome::Stopped };
+        assert_eq!(outcome, expected, "stopped at {stop_at}");
+    }
+    let results = |design: &str| Results::read(&folder.path().join("tiny/seed-1").join(design)).unwrap().unwrap();
+    for design in all(&options) {
+        let results = results(&design);
+        let last = results.stages.last().unwrap();
+        assert_eq!((last.name.as_str(), last.steps), ("tune", 3), "{design}");
+        assert!(results.loss().unwrap().is_finite() && results.curve.len() == 2, "{design}");
+        assert!(results.accuracy.overall().total > 8, "{design}");
+        assert!(results.flops_sample > 0.0 && last.tokens > 0.0 && last.seconds > 0.0, "{design}");
+    }
+    // Designs that begin with another one's stage 1 use its folder.
+    let names = |design| results(design).stages.into_iter().map(|stage| stage.name).collect::<Vec<_>>();
+    assert_eq!(names("haplovl"), ["distill", "tune"]);
+    assert_eq!(names("connector-aligned"), ["distill", "align", "tune"]);
+    assert!(!folder.path().join("tiny/seed-1/connector-aligned/distill").exists());
+    assert!(folder.path().join("tiny/seed-1/causal/distill/export").exists());
+    // Nothing is left to do.
+    let weights = folder.path().join("tiny/seed-1/llava/tune/export/model.safetensors");
+    let before = std::fs::metadata(&weights).unwrap().modified().unwrap();
+    let (outcome, notes, asked) = run_until(&options, 0);
+    assert_eq!((outcome, notes.len(), asked), (Outcome::Finished, 10, 0));
+    assert_eq!(std::fs::metadata(&weights).unwrap().modified().unwrap(), before);
+    // The page has every design and its charts.
+    let page = folder.path().join("page/results.md");
+    let text = report(&options, &page).unwrap();
+    assert_eq!(std::fs::read_to_string(&page).unwrap(), text);
+    for design in all(&options) {
+        assert_eq!(text.matches(&format!("\n| {design} | ")).count(), 3, "{design} in {text}");
+    }
+    for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+        let chart = std::fs::read_to_string(folder.path().join("page").join(link)).unwrap();
+        assert!(chart.starts_with("<svg"), "{link}");
+    }
+    assert_eq!(text.matches("](images/").count(), 4, "{text}");
+}
+
+#[test]
+fn data_and_parameters_are_scaled() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path(), "tiny", Suite::Scaling, &["haplovl"]);
+    // The sizes of plan.toml are those of `hard`, with smaller ones for the test.
+    options.recipes = folder.path().join("recipes");
+    std::fs::create_dir(&options.recipes).unwrap();
+    for entry in std::fs::read_dir(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("recipes/compare")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, options.recipes.join(path.file_name().unwrap())).unwrap();
+    }
+    let plan = std::fs::read_to_string(options.recipes.join("plan.toml")).unwrap();
+    let (plan, _) = plan.split_once("[scaling]").unwrap();
+    let scaling = "[scaling]\ndesigns = ['haplovl']\nscenes = [4]\n[scaling.sizes.less]\n\
+                   pre_decoder = { hidden_size = 16, num_attention_heads = 1, num_key_value_heads = 1 }\n";
+    std::fs::write(options.recipes.join("plan.toml"), format!("{plan}{scaling}")).unwrap();
+    assert_eq!(run_until(&options, usize::MAX).0, Outcome::Finished);
+    let results = |name: &str| Results::read(&folder.path().join("tiny/seed-1").join(name)).unwrap().unwrap();
+    let [full, few, less] = ["haplovl", "haplovl-4-images", "haplovl-less"].map(results);
+    assert_eq!((full.images(), few.images(), few.scenes), (12, 4, Some(4)));
+    assert!(less.parameters < full.parameters && few.parameters == full.parameters);
+    // Stage 1 is that of all images; another size has its own teachers.
+    assert!(!folder.path().join("tiny/seed-1/haplovl-4-images/distill").exists());
+    assert!(folder.path().join("tiny/shared-less/vision/export").exists());
+    let text = report(&options, &folder.path().join("page.md")).unwrap();
+    assert!(
+        text.contains("loss proportional to images^") && text.contains("loss proportional to parameters^"),
+        "{text}"
+    );
+}
+
+#[test]
+fn unknown_names_are_errors_that_list_the_known_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = |setting: &str, designs: &[&str]| {
+        let options = options(folder.path(), setting, Suite::Designs, designs);
+        run(&options, || true, |_| ()).unwrap_err().to_string()
+    };
+    let setting = error("harder", &[]);
+    assert!(setting.contains("`harder`, only easy, hard, tiny"), "{setting}");
+    let design = error("tiny", &["haplovl", "flamingo"]);
+    assert!(design.contains("`flamingo`, only haplovl, no-stage-1"), "{design}");
+    let none = options(folder.path(), "tiny", Suite::Designs, &[]);
+    let none = report(&none, &folder.path().join("page.md")).unwrap_err();
+    assert!(format!("{none:#}").contains("tiny"), "{none:#}");
+}
