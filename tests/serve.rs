@@ -6,6 +6,8 @@
 mod browser;
 #[path = "serve/client.rs"]
 mod client;
+#[path = "serve/http.rs"]
+mod http;
 #[path = "serve/page.rs"]
 mod page;
 #[path = "../examples/serve/server/mod.rs"]
@@ -25,7 +27,8 @@ use haplovl::processor::RgbImage;
 use image::ImageFormat;
 use serde_json::{Value, json};
 
-use client::{Reply, Server};
+use client::Server;
+use http::Reply;
 use server::{ApiKeys, Hosts, LineLog, Settings};
 
 const CHAT: &str = "/v1/chat/completions";

@@ -14,6 +14,7 @@ mod value;
 use std::path::{Path, PathBuf};
 
 pub use columns::Columns;
+pub(crate) use embedded::is_embedded;
 pub(super) use embedded::{from_text as embedded_file, is_image_content};
 pub(super) use names::{is_image_field, is_text_name};
 pub(super) use paths::{extension, is_unreadable_image, video_problem};

@@ -64,14 +64,24 @@ impl JsonObjects {
     }
 
     /// Images that the first field with a name that `is_field` accepts holds or names, relative to `folder`; none
-    /// without such a field.
+    /// without such a field. A text that `list` reads is a list of them.
     ///
     /// # Errors
     /// [`Error::Data`] for a broken record, and for an image that does not exist or is outside of the folder.
-    pub fn images(&self, index: usize, is_field: impl Fn(&str) -> bool, folder: &Path) -> Result<Vec<ImageSource>> {
+    pub fn images(
+        &self,
+        index: usize,
+        is_field: impl Fn(&str) -> bool,
+        list: impl Fn(&str) -> Option<Vec<String>>,
+        folder: &Path,
+    ) -> Result<Vec<ImageSource>> {
         let row = self.0.row(index)?;
-        let field = row.iter().find(|(name, value)| is_field(name) && value.is_set());
-        Ok(field.map_or(Ok(Vec::new()), |(name, value)| images_in(value, name, folder))?)
+        let Some((name, value)) = row.iter().find(|(name, value)| is_field(name) && value.is_set()) else {
+            return Ok(Vec::new());
+        };
+        let texts = if let Value::Text(text) = value { list(text) } else { None };
+        let several = texts.map(|texts| Value::List(texts.into_iter().map(Value::Text).collect()));
+        Ok(images_in(several.as_ref().unwrap_or(value), name, folder)?)
     }
 }
 

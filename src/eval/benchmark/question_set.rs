@@ -194,7 +194,8 @@ impl QuestionSet {
             }
             ImagePlace::Row { file, row, fields } => {
                 let Some(table) = self.tables.get(*file) else { return Ok(Vec::new()) };
-                let images = |field: &String| table.images(*row, |name| plain(name) == *field, &self.images);
+                let images =
+                    |field: &String| table.images(*row, |name| plain(name) == *field, python_list, &self.images);
                 Ok(fields.iter().map(images).collect::<Result<Vec<_>>>()?.concat())
             }
             ImagePlace::Scene(index) => {

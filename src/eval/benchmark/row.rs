@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::python_list::python_list;
 use super::question::Question;
+use crate::data::is_embedded;
 use crate::eval::metrics::MAX_OPTIONS;
 
 const ID: [&str; 6] = ["index", "question_id", "questionid", "qid", "data_id", "id"];
@@ -18,7 +19,7 @@ const CATEGORY: [&str; 5] = ["category", "answer_type", "question_type", "human_
 const SUPER_CATEGORY: [&str; 1] = ["l2-category"];
 /// Fields that hold or name images, the first that is set counts.
 const IMAGE: [&str; 9] =
-    ["image", "images", "image_path", "imgname", "image_file", "file_name", "image_id", "imageid", "data_image"];
+    ["image", "images", "image_path", "imgname", "image_file", "file_name", "image_id", "imageid", "data_id"];
 /// Most images of a question, in fields `image_1` and so on.
 const MAX_IMAGES: usize = 16;
 /// Longest name of an image or row; what is longer is the image itself, in base64.
@@ -98,7 +99,7 @@ impl<'f> FieldsOf<'f> {
     /// The name of an image or of another row in a field; `None` if the field holds the image itself.
     pub(super) fn image_name(&self, field: &str) -> Option<String> {
         let name = self.0.get(field).copied().and_then(text_of)?;
-        (name.len() < MAX_NAME && !name.starts_with("data:")).then_some(name)
+        (name.len() < MAX_NAME && !is_embedded(&name)).then_some(name)
     }
 }
 
