@@ -22,7 +22,7 @@ fn a_table_of_vlmevalkit_holds_images_or_refers_to_those_of_other_rows() {
     let questions = open("mmbench", folder.path()).unwrap();
     assert_eq!(ids(&questions), ["1", "2", "1000001"]);
     assert_eq!([0, 1, 2].map(|n| shade(&questions, n)), [10, 20, 10]);
-    let [first, second, rotated] = questions.questions() else { panic!() };
+    let [first, second, rotated] = questions.questions() else { unreachable!() };
     assert_eq!((first.options[1].as_str(), first.answers[0].as_str()), ("a \"blue\" one", "B"));
     assert_eq!((first.group.as_str(), rotated.group.as_str(), rotated.answers[0].as_str()), ("1", "1", "A"));
     assert_eq!((second.text.as_str(), second.categories.join(",")), ("look\nhow many?", "counting,reasoning".into()));

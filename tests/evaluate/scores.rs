@@ -14,7 +14,7 @@ fn results(benchmark: &str, questions: &str, answers: &[(&str, Option<&str>)]) -
 
 fn measure(results: &Results, category: &str, name: &str) -> f64 {
     let row = results.rows.iter().find(|row| row.category == category && row.measure.name() == name);
-    row.unwrap_or_else(|| panic!("{category} {name}")).measure.value()
+    row.expect(name).measure.value()
 }
 
 #[test]
