@@ -113,8 +113,9 @@ impl BenchmarkOptions {
         }
         let about = json!({ "predictions": file, "model": null });
         let results = self.finish(arguments, questions, &matched, about, Effort::default(), self.out.as_deref())?;
+        let seed = arguments.sampling.seed;
         match &self.out {
-            Some(out) => self.write_report(questions, &matched, &results, None, out),
+            Some(out) => self.write_report(questions, &matched, &results, (None, seed), out),
             None => Ok(()),
         }
     }
@@ -135,7 +136,7 @@ impl BenchmarkOptions {
         let matched = questions.matched(&predictions)?;
         let about = json!({ "predictions": file, "model": model_name, "generation": generation });
         let results = self.finish(arguments, questions, &matched, about, effort, Some(&out))?;
-        self.write_report(questions, &matched, &results, Some(&model), &out)
+        self.write_report(questions, &matched, &results, (Some(&model), arguments.sampling.seed), &out)
     }
 
     /// Scores, prints and writes results.
@@ -194,14 +195,15 @@ impl BenchmarkOptions {
         questions: &QuestionSet,
         predictions: &[Option<&Prediction>],
         results: &Results,
-        model: Option<&LoadedModel>,
+        (model, seed): (Option<&LoadedModel>, u64),
         out: &Path,
     ) -> Result<()> {
         if self.report == 0 {
             return Ok(());
         }
         let path = out.join("report.html");
-        let report = report::Report { questions, predictions, results, instruction: self.instruction.as_deref() };
+        let instruction = self.instruction.as_deref();
+        let report = report::Report { questions, predictions, results, instruction, seed };
         report.write(&path, self.report as usize, model)?;
         cli::note(format_args!("report: {}", path.display()));
         Ok(())

@@ -35,6 +35,8 @@ pub struct Report<'a> {
     pub predictions: &'a [Option<&'a Prediction>],
     pub results: &'a Results,
     pub instruction: Option<&'a str>,
+    /// Seed of the intervals.
+    pub seed: u64,
 }
 
 /// Attention maps of the images of a question, or why there are none.
@@ -52,7 +54,11 @@ impl Report<'_> {
         let cases = chosen.iter().map(|score| self.case(score, model, &mut attention)).collect::<Vec<_>>();
         let benchmark = self.questions.benchmark();
         let measures = self.results.rows.iter().map(|row| {
-            json!({ "category": row.category, "name": row.measure.name(), "value": row.measure.value(), "units": row.measure.units() })
+            let interval = row.measure.interval(self.seed);
+            json!({
+                "category": row.category, "name": row.measure.name(), "value": row.measure.value(),
+                "low": interval.low, "high": interval.high, "units": row.measure.units(),
+            })
         });
         let data = json!({
             "title": benchmark.title, "scored": self.results.scores.len(), "problems": self.results.problems,

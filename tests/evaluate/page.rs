@@ -25,7 +25,8 @@ fn the_report_shows_answers_and_runs_nothing_from_them() {
     let results = Results::of(&questions, &predictions);
     let model = LoadedModel::load(&ModelSource::Builtin, LoadOptions::default()).unwrap();
     let path = folder.path().join("report.html");
-    let report = Report { questions: &questions, predictions: &predictions, results: &results, instruction: None };
+    let report =
+        Report { questions: &questions, predictions: &predictions, results: &results, instruction: None, seed: 0 };
     report.write(&path, 10, Some(&model)).unwrap();
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(!text.contains("<b id=bold>") && !text.contains("http://") && !text.contains("https://"));

@@ -107,3 +107,11 @@ fn questions_without_a_prediction_are_left_out() {
     let found = results("gqa", questions, &[("2", Some("D."))]);
     assert_eq!((found.scores.len(), found.scores[0].question, measure(&found, "overall", "accuracy")), (1, 1, 1.0));
 }
+
+#[test]
+fn questions_without_a_right_answer_are_counted_and_not_scored() {
+    let questions = "{\"question\": \"a?\", \"id\": 1}\n{\"question\": \"c?\", \"answer\": \"d\", \"id\": 2}\n";
+    let found = results("gqa", questions, &[("1", Some("x")), ("2", Some("d"))]);
+    assert_eq!((found.scores.len(), measure(&found, "overall", "accuracy")), (1, 1.0));
+    assert_eq!(found.problems["no right answer is known, not scored"], 1);
+}

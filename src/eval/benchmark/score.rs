@@ -56,13 +56,13 @@ pub struct QuestionScore {
 }
 
 impl Results {
-    /// Scores the answers to questions, `predictions` in their order. Questions without a prediction are left out; those
-    /// that the model failed at are wrong.
+    /// Scores the answers to questions, `predictions` in their order. Questions without a prediction or without a known
+    /// right answer are left out; those that the model failed at are wrong.
     pub fn of(questions: &QuestionSet, predictions: &[Option<&Prediction>]) -> Self {
         let metric = questions.benchmark().metric;
         let answered = questions.questions().iter().zip(predictions).enumerate();
         let answered = answered.filter_map(|(at, (question, prediction))| Some((at, question, (*prediction)?)));
-        let answered = Vec::from_iter(answered);
+        let (answered, unknown): (Vec<_>, Vec<_>) = answered.partition(|(_, question, _)| !question.answers.is_empty());
         let captions = if metric == Metric::Captions { caption_scores(&answered) } else { Vec::new() };
         let score = |(n, (at, question, prediction)): (usize, &(usize, &Question, &Prediction))| {
             let (score, read_as, problem) = match (captions.get(n), &prediction.answer) {
@@ -74,6 +74,9 @@ impl Results {
         };
         let scores = Vec::from_iter(answered.iter().enumerate().map(score));
         let mut problems = BTreeMap::new();
+        if !unknown.is_empty() {
+            problems.insert("no right answer is known, not scored", unknown.len());
+        }
         scores.iter().filter_map(|score| score.problem).for_each(|problem| *problems.entry(problem).or_default() += 1);
         let scored = Scored { metric, questions: questions.questions(), scores: &scores };
         let (mut rows, units) = (scored.main_rows(&captions), scored.units());
@@ -93,9 +96,6 @@ type AnswerScore = (f64, Option<String>, Option<&'static str>);
 
 fn score_answer(metric: Metric, question: &Question, answer: &str) -> AnswerScore {
     let right = &question.answers;
-    if right.is_empty() {
-        return (0.0, None, Some("no right answer is known"));
-    }
     let any = |matches: fn(&str, &str) -> bool| f64::from(right.iter().any(|right| matches(answer, right)));
     let score = match metric {
         Metric::VqaAccuracy => vqa_accuracy(answer, right),
@@ -167,7 +167,7 @@ impl<'s> Scored<'s> {
             Metric::Captions => CaptionScores::measures(captions),
             Metric::YesNo => self.yes_no_measures(),
             Metric::CircularChoice | Metric::ChoicePairs => {
-                [self.group_measure(self.units())].into_iter().chain(mean("accuracy")).collect()
+                vec![self.group_measure(self.units()), self.single_measure()]
             }
             metric => mean(name_of(metric)),
         };
@@ -177,6 +177,18 @@ impl<'s> Scored<'s> {
     fn group_measure(&self, units: Vec<(String, f64)>) -> Measure {
         let unit = if self.metric == Metric::ChoicePairs { "pair" } else { "question" };
         Measure::mean(name_of(self.metric), unit, units.into_iter().map(|(_, score)| score))
+    }
+
+    /// Accuracy of the single questions of all groups, which are resampled together.
+    fn single_measure(&self) -> Measure {
+        let mut groups: BTreeMap<&str, [f64; 2]> = BTreeMap::new();
+        for (question, score) in self.pairs() {
+            let [sum, count] = groups.entry(&question.group).or_default();
+            (*sum, *count) = (*sum + score.score, *count + 1.0);
+        }
+        let unit = if self.metric == Metric::ChoicePairs { "pair" } else { "question" };
+        let mean = |sums: &[f64]| if sums[1] > 0.0 { sums[0] / sums[1] } else { 0.0 };
+        Measure::new("accuracy", unit, groups.into_values(), mean)
     }
 
     fn category_rows(&self) -> Vec<Row> {

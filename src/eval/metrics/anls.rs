@@ -5,10 +5,14 @@ use super::python_text::words;
 /// Smallest similarity that counts.
 const THRESHOLD: f64 = 0.5;
 
+/// Most characters of texts that are compared one by one; longer ones are equal or have nothing in common.
+const MAX_CHARS: usize = 10_000;
+
 /// Similarity of an answer to the nearest of the right answers, 0 to 1: one minus their edit distance over the length of
 /// the longer one, in characters, or 0 below one half. Case and white space are ignored; two empty texts are equal.
 ///
-/// ANLS of a test set is the mean over its questions. Without any right answer the similarity is 0.
+/// ANLS of a test set is the mean over its questions. Without any right answer the similarity is 0. Texts of more than
+/// 10,000 characters are similar only if they are equal.
 pub fn anls<A: AsRef<str>>(answer: &str, right: &[A]) -> f64 {
     let answer = plain(answer);
     let similarity = |right: &A| 1.0 - normalised_distance(&plain(right.as_ref()), &answer);
@@ -22,6 +26,9 @@ fn plain(text: &str) -> Vec<char> {
 
 fn normalised_distance(a: &[char], b: &[char]) -> f64 {
     let longest = a.len().max(b.len());
+    if longest > MAX_CHARS {
+        return f64::from(a != b);
+    }
     if longest == 0 { 0.0 } else { distance(a, b) as f64 / longest as f64 }
 }
 
@@ -57,6 +64,8 @@ mod tests {
         assert_eq!(anls("abxy", &["abcd"]), 0.5);
         assert_eq!(anls("axyz", &["abcd"]), 0.0);
         assert_eq!(anls("kitten", &["zzz", "sitting"]), 1.0 - 3.0 / 7.0);
+        let long = "a".repeat(20_000);
+        assert_eq!((anls(&long, &[&long]), anls(&long, &[format!("{long}a")])), (1.0, 0.0));
         assert_eq!((anls("", &["a"]), anls("", &[""]), anls::<&str>("a", &[])), (0.0, 1.0, 0.0));
     }
 }

@@ -78,6 +78,8 @@ pub fn tokenize_captions<A: AsRef<str>>(captions: impl IntoIterator<Item = A>) -
     lexer.lines()
 }
 
+/// Longest run that a rule looks at, so that the time is linear in the length of any text; longer words are cut.
+const MAX_RUN: usize = 512;
 /// What `Lexer::at` returns behind the end of the text; no character.
 const END: char = '\u{10ffff}';
 
@@ -194,9 +196,9 @@ impl Lexer {
         matches!(self.at(at), '\'' | '’' | '´' | '\u{92}')
     }
 
-    /// The end of a run of characters, at least as far as `at`.
+    /// The end of a run of characters, at least as far as `at`; of [`MAX_RUN`] characters at most.
     fn run_of(&self, at: usize, is_part: impl Fn(char) -> bool) -> usize {
-        self.lower.iter().skip(at).position(|c| !is_part(*c)).map_or(self.lower.len(), |length| at + length)
+        at + self.lower.iter().skip(at).take(MAX_RUN).take_while(|c| is_part(**c)).count()
     }
 
     /// The end of a run of at least one character.
@@ -704,5 +706,9 @@ mod tests {
             tokenize_caption(text);
         }
         assert_eq!(tokenize_caption("a\nb\u{2028}c"), "a b c");
+        // Nothing is looked at again and again.
+        for part in ["a,", "a.", "'", "1/", "a@", "-", "A&", " A. "] {
+            tokenize_caption(&part.repeat(50_000));
+        }
     }
 }

@@ -2,18 +2,20 @@
 
 /// Weight of recall against precision.
 const BETA: f64 = 1.2;
+/// Most words of a text that are compared, far more than a caption has.
+const MAX_WORDS: usize = 5000;
 
 /// ROUGE-L of a caption, 0 to 1: the F-measure (beta 1.2) of the longest common subsequence of words, from the highest
 /// precision and the highest recall over the references, which may be of different ones. All are
 /// [tokenised](super::tokenize_caption) texts.
 ///
-/// Words are separated by single spaces, so that an empty text has one empty word: two empty texts are equal. Without
+/// Of each text, the first 5000 words count. Words are separated by single spaces, so that an empty text has one empty word: two empty texts are equal. Without
 /// references the score is 0.
 pub fn rouge_l<A: AsRef<str>>(caption: &str, references: &[A]) -> f64 {
-    let caption = Vec::from_iter(caption.split(' '));
+    let caption = Vec::from_iter(caption.split(' ').take(MAX_WORDS));
     let (mut precision, mut recall) = (0.0f64, 0.0f64);
     for reference in references {
-        let reference = Vec::from_iter(reference.as_ref().split(' '));
+        let reference = Vec::from_iter(reference.as_ref().split(' ').take(MAX_WORDS));
         let common = common_subsequence(&caption, &reference) as f64;
         precision = precision.max(common / caption.len() as f64);
         recall = recall.max(common / reference.len() as f64);
