@@ -46,7 +46,7 @@
 //! | [`train`] | recipes, stages, the training loop, checkpoints, metrics |
 //! | [`data`] | LLaVA-style records, the loader, and the generator of shapes world |
 //! | [`loss`], [`optim`] | losses of both stages; AdamW, schedules, gradient clipping |
-//! | [`eval`] | accuracy and scores of answers, divergence between models |
+//! | [`eval`] | public benchmarks and their metrics, accuracy of answers, divergence between models |
 //!
 //! # Threads and servers
 //!

@@ -6,6 +6,8 @@
 mod browser;
 #[path = "serve/client.rs"]
 mod client;
+#[path = "serve/http.rs"]
+mod http;
 #[path = "../examples/common/memory.rs"]
 mod memory;
 #[path = "serve/page.rs"]
@@ -27,7 +29,8 @@ use haplovl::processor::RgbImage;
 use image::ImageFormat;
 use serde_json::{Value, json};
 
-use client::{Reply, Server};
+use client::Server;
+use http::Reply;
 use server::{ApiKeys, Hosts, LineLog, Settings};
 
 const CHAT: &str = "/v1/chat/completions";

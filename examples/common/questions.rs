@@ -25,12 +25,6 @@ pub struct QuestionOptions {
     /// `answer`, or with a list `answers`, is read too, and `text` with `label` and `question_id`
     #[arg(long, value_name = "FILE", conflicts_with_all = ["scenes", "side"])]
     questions: Option<PathBuf>,
-    /// Folder that image names of the records are relative to [default: that of the file]
-    #[arg(long, value_name = "DIR", requires = "questions")]
-    images: Option<PathBuf>,
-    /// File to write, one line of JSON for each question: id, image, question, expected, answer, exact, normalised
-    #[arg(long, value_name = "FILE", requires = "questions")]
-    predictions: Option<PathBuf>,
 }
 
 /// A test set that is opened, and the file of its predictions.
@@ -58,10 +52,10 @@ struct Report {
 
 impl QuestionOptions {
     /// Opens the test set, if one is given, before the model is loaded.
-    pub fn open(&self) -> Result<Option<TestSet>> {
+    pub fn open(&self, images: Option<&Path>, predictions: Option<&Path>) -> Result<Option<TestSet>> {
         let Some(path) = &self.questions else { return Ok(None) };
-        let file = QuestionFile::open(path, self.images.as_deref())?;
-        let predictions = self.predictions.as_deref().map(Path::new).map(ResultFile::create).transpose()?;
+        let file = QuestionFile::open(path, images)?;
+        let predictions = predictions.map(ResultFile::create).transpose()?;
         Ok(Some(TestSet { file, predictions }))
     }
 }

@@ -57,7 +57,7 @@ pub enum VideoSource {
 
 impl ImageSource {
     /// The pixels.
-    pub(super) fn read(&self, decoder: &ImageDecoder) -> SampleResult<Arc<RgbImage>> {
+    pub(crate) fn read(&self, decoder: &ImageDecoder) -> SampleResult<Arc<RgbImage>> {
         Ok(match self {
             Self::File(path) => Arc::new(decoder.open(path)?),
             Self::Bytes(file) => Arc::new(decoder.decode(&file.bytes, &file.name)?),

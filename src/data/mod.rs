@@ -19,7 +19,7 @@ pub(crate) use bad_sample::guarded;
 pub use bad_sample::{BadSample, SampleResult};
 pub use dataset::{Concat, Dataset, Records};
 pub use fields::Columns;
-pub(crate) use fields::{has_image_name, is_address, lenient_json, names as field_names};
+pub(crate) use fields::{has_image_name, is_address, is_embedded, lenient_json, names as field_names, within};
 pub use grouping::{Grouping, Length};
 pub use index_set::IndexSet;
 pub use loader::{BadReport, Group, Loader, LoaderConfig, LoaderState};

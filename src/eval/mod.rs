@@ -1,9 +1,11 @@
-//! Evaluation: accuracy of answers, and divergence between the predictions of two models.
+//! Evaluation: benchmarks and their metrics, accuracy of answers, and divergence between the predictions of two models.
 
 mod accuracy;
 mod answer_scores;
 mod answers;
+pub mod benchmark;
 mod divergence;
+pub mod metrics;
 
 pub use accuracy::{Accuracy, CommonestAnswers, Tally};
 pub use answer_scores::{AnswerScore, AnswerScores};

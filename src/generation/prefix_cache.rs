@@ -1,12 +1,12 @@
 //! Prefix caching: a KV cache that is kept from prompt to prompt, so that a chat computes only its new tokens.
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 
 use super::{GenerationSession, Generator};
-use crate::Result;
 use crate::batch::{MultimodalBatch, Sample, Visual};
 use crate::config::GenerationConfig;
 use crate::model::{Cache, HaploVl};
+use crate::{Error, Result};
 
 /// The KV cache of one growing text, with the token ids and images that it holds.
 ///
@@ -34,20 +34,69 @@ impl PrefixCache {
         batch: &MultimodalBatch,
         config: &GenerationConfig,
     ) -> Result<GenerationSession> {
+        let (ids, kept) = self.look_up(batch)?;
+        let session = generator.session(&batch.positions(kept..ids.len())?, &ids[..kept], config)?;
+        self.keep(generator.model(), batch, ids, kept)?;
+        Ok(session)
+    }
+
+    /// Computes a prompt, a batch of one row, after its longest common prefix with the cached text, and returns the
+    /// logits (1, vocab_size) after it. After an error the cache is empty.
+    ///
+    /// # Errors
+    /// [`Error::Batch`] unless the batch is one sequence without padding, and the errors of [`HaploVl::prefill`].
+    pub(crate) fn prefill(&mut self, model: &HaploVl, batch: &MultimodalBatch) -> Result<Tensor> {
+        let (ids, kept) = self.look_up(batch)?;
+        let rest = batch.positions(kept..ids.len())?;
+        let logits = model.prefill(&rest, self.keep(model, batch, ids, kept)?);
+        if logits.is_err() {
+            self.clear();
+        }
+        logits
+    }
+
+    /// Appends a token to the prompt, and returns the logits (1, vocab_size) after it; [`Self::rewind`] removes it.
+    ///
+    /// # Errors
+    /// [`Error::Generation`] without a prompt, and the errors of [`HaploVl::decode`].
+    pub(crate) fn decode(&mut self, model: &HaploVl, id: u32) -> Result<Tensor> {
+        match &mut self.cache {
+            Some(cache) => model.decode(&[id], cache),
+            None => Err(Error::generation("a token cannot follow a prompt that is not computed; this is a bug")),
+        }
+    }
+
+    /// Removes what follows the prompt.
+    pub(crate) fn rewind(&mut self) {
+        self.ids.truncate(self.prompt_len);
+        if let Some(cache) = &mut self.cache {
+            cache.truncate(self.prompt_len);
+        }
+    }
+
+    /// The ids of a new prompt, and the number of its positions that the cache holds.
+    fn look_up(&self, batch: &MultimodalBatch) -> Result<(Vec<u32>, usize)> {
         let sample = batch.only_sequence()?;
         let ids: Vec<u32> = batch.input_ids.flatten_all()?.to_vec1()?;
         let kept = self.shared(&ids, sample, &batch.visuals)?;
         tracing::debug!(prefix = kept, tokens = ids.len(), "prefix cache looked up");
-        let session = generator.session(&batch.positions(kept..ids.len())?, &ids[..kept], config)?;
-        match &mut self.cache {
-            Some(cache) => cache.truncate(kept),
+        Ok((ids, kept))
+    }
+
+    /// The cache, prepared for the positions of a prompt after the first `kept`.
+    fn keep(&mut self, model: &HaploVl, batch: &MultimodalBatch, ids: Vec<u32>, kept: usize) -> Result<&mut Cache> {
+        let cache = match self.cache.take() {
+            Some(mut cache) => {
+                cache.truncate(kept);
+                cache
+            }
             // Capacity for the longest prompt; memory is allocated on demand.
-            empty => *empty = Some(generator.model().cache(1, generator.model().config().max_position_embeddings)?),
-        }
+            None => model.cache(1, model.config().max_position_embeddings)?,
+        };
         self.prompt_len = ids.len();
         self.ids = ids;
         self.visuals = batch.visuals.clone();
-        Ok(session)
+        Ok(self.cache.insert(cache))
     }
 
     /// The next text of `session`, which [`Self::start`] returned; `None` at its end.

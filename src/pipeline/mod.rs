@@ -24,6 +24,7 @@ mod chat;
 mod embedder;
 mod engine;
 mod loaded_model;
+mod option_scorer;
 mod question_answerer;
 mod word_attention;
 
@@ -32,6 +33,7 @@ pub use chat::{Chat, Reply};
 pub use embedder::{Embedder, Embedding};
 pub use engine::{Engine, Prompt};
 pub use loaded_model::{LoadOptions, LoadedModel, merge_folder, quantize_folder};
+pub use option_scorer::OptionScorer;
 pub use question_answerer::{AnswerStream, VisualQuestionAnswerer};
 pub use word_attention::Word;
 

@@ -47,7 +47,36 @@ impl LoadedModel {
         let batch = self.batch(std::slice::from_ref(conversation))?;
         let text = batch.text_positions();
         let positions: Vec<u32> = words.into_iter().flatten().filter_map(|token| text.get(token).copied()).collect();
-        let weights = self.attention(&batch, positions, layer, head)?;
+        self.attention_maps(&batch, positions, layer, head)
+    }
+
+    /// The attention map of an answer's first token over each image of the conversation that awaits the answer: the
+    /// attention of the position that predicts it, the last one of the prompt. `layer`, `head` and memory are as in
+    /// [`Self::word_attention`].
+    ///
+    /// # Errors
+    /// The errors of [`Self::word_attention`], but for those of words.
+    pub fn answer_attention(
+        &self,
+        conversation: &Conversation,
+        layer: usize,
+        head: Option<usize>,
+    ) -> Result<Vec<AttentionMap>> {
+        self.check_layer_and_head(layer, head)?;
+        let batch = self.batch(std::slice::from_ref(conversation))?;
+        let last = batch.layout.seq_len.saturating_sub(1) as u32;
+        self.attention_maps(&batch, vec![last], layer, head)
+    }
+
+    /// The attention of some positions to each image of a batch of one row.
+    fn attention_maps(
+        &self,
+        batch: &MultimodalBatch,
+        positions: Vec<u32>,
+        layer: usize,
+        head: Option<usize>,
+    ) -> Result<Vec<AttentionMap>> {
+        let weights = self.attention(batch, positions, layer, head)?;
         check_finite(&weights, layer)?;
         let spans = batch.layout.rows.iter().flatten().flat_map(|sample| &sample.visuals);
         let mut maps = Vec::new();

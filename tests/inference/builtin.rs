@@ -12,8 +12,8 @@ use haplovl::eval::Accuracy;
 use haplovl::generation::GeneratedSequence;
 use haplovl::options::DeviceChoice;
 use haplovl::options::Quantization;
-use haplovl::pipeline::{Captioner, LoadOptions, LoadedModel, ModelSource, VisualQuestionAnswerer};
-use haplovl::processor::{Content, Message, RgbImage};
+use haplovl::pipeline::{Captioner, LoadOptions, LoadedModel, ModelSource, OptionScorer, VisualQuestionAnswerer};
+use haplovl::processor::{Content, Conversation, Message, RgbImage};
 use haplovl::train::{Recipe, Run};
 use image::Rgb;
 use rand::SeedableRng;
@@ -156,4 +156,42 @@ fn fields_that_name_no_model_are_named_with_the_folder_looked_in() {
         let error = refused(folder.path(), field, "builtin");
         assert!(error.contains(&format!("`{field}`")) && error.contains("`init_from.stage`"), "{field}: {error}");
     }
+}
+
+#[test]
+fn the_right_option_is_the_likeliest_whatever_was_asked_before() {
+    let model = builtin(None);
+    let ask = |index: u64, question: &str| {
+        let scene = Split::Test.scene(index, &ShapesConfig::default()).render(64);
+        Conversation::ask([scene], question)
+    };
+    let options = ["two", "four", "seven"];
+    let mut scorer = OptionScorer::new(&model);
+    let first = scorer.log_likelihoods(&ask(4, "how many objects are there?"), &options).unwrap();
+    assert!(first[1] > -0.7 && first[1] > first[0] && first[1] > first[2], "{first:?}");
+    // Another question about the image, and another image.
+    scorer.log_likelihoods(&ask(4, "is there a ring?"), &["yes", "no"]).unwrap();
+    scorer.log_likelihoods(&ask(5, "how many objects are there?"), &options).unwrap();
+    let again = scorer.log_likelihoods(&ask(4, "how many objects are there?"), &options).unwrap();
+    let near = first.iter().zip(&again).all(|(a, b)| (a - b).abs() < 1e-4);
+    assert!(near, "{first:?} {again:?}");
+    assert!(scorer.log_likelihoods::<&str>(&ask(4, "?"), &[]).unwrap().is_empty());
+}
+
+#[test]
+fn an_answers_first_token_attends_to_the_image() {
+    let model = builtin(None);
+    let (heads, layer) = {
+        let decoder = &model.model().config().pre_decoder;
+        (decoder.num_attention_heads, decoder.num_hidden_layers - 1)
+    };
+    let scene = Split::Test.scene(4, &ShapesConfig::default()).render(64);
+    let asked = Conversation::ask([scene], "how many objects are there?");
+    let maps = model.answer_attention(&asked, layer, None).unwrap();
+    let total = maps[0].total();
+    assert!(maps.len() == 1 && total > 0.0 && total <= 1.0, "{total}");
+    let by_head =
+        Vec::from_iter((0..heads).map(|head| model.answer_attention(&asked, layer, Some(head)).unwrap()[0].total()));
+    assert!((by_head.iter().sum::<f32>() / heads as f32 - total).abs() < 1e-4, "{by_head:?} {total}");
+    assert!(model.answer_attention(&asked, 99, None).is_err());
 }

@@ -1,4 +1,5 @@
 //! A real browser without a window, driven over the W3C WebDriver protocol.
+#![allow(dead_code, reason = "each test file compiles this module and uses a part of it")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,7 +12,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::client::{Reply, open};
+use super::http::{Reply, open};
 
 /// The key under which the protocol names an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";

@@ -11,7 +11,8 @@ use haplovl::pipeline::{EngineConfig, VisualQuestionAnswerer};
 use haplovl::processor::RgbImage;
 use serde_json::{Value, json};
 
-use super::client::{Reply, Server};
+use super::client::Server;
+use super::http::Reply;
 use super::server::Settings;
 use super::{CHAT, about, data_url, image_part, memory, scene, text_of};
 

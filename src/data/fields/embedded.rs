@@ -33,7 +33,7 @@ pub(in crate::data) fn from_text(text: &str, field: &str) -> SampleResult<Option
 }
 
 /// Whether a text is a data URL of an image or video, or base64 that starts like an image file.
-pub(super) fn is_embedded(text: &str) -> bool {
+pub(crate) fn is_embedded(text: &str) -> bool {
     let is_url = ["data:image/", "data:video/"].iter().any(|start| strip_prefix_ignore_case(text, start).is_some());
     is_url || has_magic(text)
 }

@@ -14,17 +14,23 @@ mod value;
 use std::path::{Path, PathBuf};
 
 pub use columns::Columns;
+pub(crate) use embedded::is_embedded;
 pub(super) use embedded::{from_text as embedded_file, is_image_content};
 pub(super) use names::{is_image_field, is_text_name};
 pub(super) use paths::{extension, is_unreadable_image, video_problem};
-pub(crate) use paths::{has_image_name, is_address};
+pub(crate) use paths::{has_image_name, is_address, within};
 pub(crate) use value::lenient_json;
 pub(super) use value::{Row, Value, parse_object};
 
-use super::{Record, SampleResult};
+use super::{ImageSource, Record, SampleResult};
 use crate::error::one_line;
 use media::MediaReader;
 use turns::Dialogue;
+
+/// Images that the value of a field holds or names, relative to a folder.
+pub(super) fn images_in(value: &Value, field: &str, folder: &Path) -> SampleResult<Vec<ImageSource>> {
+    MediaReader::new(folder.to_path_buf()).images(value, field)
+}
 
 /// Most characters of somebody's data in a message.
 const SHOWN_CHARS: usize = 60;

@@ -95,7 +95,7 @@ pub(super) fn percent_decoded(name: &str) -> String {
 
 /// Path of an image or video, which must be inside `folder`: a downloaded record must not read other files. `..` is
 /// resolved in the name itself; symbolic links in the folder were made by the user and are followed.
-pub(super) fn within(folder: &Path, name: &str) -> SampleResult<PathBuf> {
+pub(crate) fn within(folder: &Path, name: &str) -> SampleResult<PathBuf> {
     let name = Path::new(name.strip_prefix("file://").unwrap_or(name));
     let outside = || BadSample::OutsideImage(name.to_path_buf());
     let relative = match name.is_absolute() || name.has_root() {

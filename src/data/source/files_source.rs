@@ -14,7 +14,7 @@ use super::csv::CsvRows;
 use super::folder::open_folder;
 use super::json::RecordFile;
 use super::kind::{Kind, head, kind};
-use super::rows::RowDataset;
+use super::rows::{RowDataset, Rows};
 use super::tar::TarRows;
 use super::{glob, gzip};
 use crate::{Error, Result, files};
@@ -125,7 +125,7 @@ impl Opening<'_> {
             Kind::Json => Ok(Box::new(RecordFile::of(path, file, reader)?)),
             Kind::Csv | Kind::Tsv => Ok(Box::new(RowDataset::new(CsvRows::new(path, file)?, reader)?)),
             Kind::Tar => Ok(Box::new(RowDataset::new(TarRows::new(path, file)?, reader)?)),
-            Kind::Parquet => open_parquet(path, file, reader),
+            Kind::Parquet => Ok(Box::new(RowDataset::new(parquet_rows(path, file)?, reader)?)),
         }
     }
 }
@@ -148,13 +148,14 @@ pub(super) fn plain_file(path: &Path) -> Result<(File, Kind)> {
     Ok((file, kind))
 }
 
+/// Rows of an open Parquet file.
 #[cfg(feature = "parquet")]
-fn open_parquet(path: &Path, file: File, reader: RecordReader) -> Result<Records> {
-    Ok(Box::new(RowDataset::new(super::parquet::ParquetRows::new(path, file)?, reader)?))
+pub(super) fn parquet_rows(path: &Path, file: File) -> Result<Box<dyn Rows>> {
+    Ok(Box::new(super::parquet::ParquetRows::new(path, file)?))
 }
 
 #[cfg(not(feature = "parquet"))]
-fn open_parquet(path: &Path, _: File, _: RecordReader) -> Result<Records> {
+pub(super) fn parquet_rows(path: &Path, _: File) -> Result<Box<dyn Rows>> {
     Err(Error::format(path, "is a Parquet file: build with --features parquet to read it"))
 }
 

@@ -5,14 +5,15 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 
 use super::csv::CsvRows;
-use super::files_source::plain_file;
+use super::files_source::{parquet_rows, plain_file};
 use super::json::JsonRows;
-use super::kind::Kind;
+use super::kind::{ACCEPTED, Kind};
 use super::rows::Rows;
-use crate::Result;
-use crate::data::fields::Value;
+use crate::data::ImageSource;
+use crate::data::fields::{Value, images_in};
+use crate::{Error, Result};
 
-/// Records of a JSON, CSV or TSV file, also compressed with gzip, as JSON objects.
+/// Records of a JSON, CSV, TSV or Parquet file, also compressed with gzip, as JSON objects.
 pub(crate) struct JsonObjects(Box<dyn Rows>);
 
 impl JsonObjects {
@@ -33,6 +34,17 @@ impl JsonObjects {
         })))
     }
 
+    /// Opens a file, also of Parquet.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and [`Error::Format`] for an archive.
+    pub fn open_table(path: &Path) -> Result<Self> {
+        match plain_file(path)? {
+            (file, Kind::Parquet) => Ok(Self(parquet_rows(path, file)?)),
+            _ => Self::open(path)?.ok_or_else(|| Error::format(path, format!("is an archive; {ACCEPTED}"))),
+        }
+    }
+
     /// Number of records.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -49,6 +61,27 @@ impl JsonObjects {
     /// [`Error::Data`](crate::Error::Data) for a record that is broken or no object.
     pub fn read(&self, index: usize) -> Result<Map<String, Json>> {
         Ok(object(self.0.row(index)?))
+    }
+
+    /// Images that the first field with a name that `is_field` accepts holds or names, relative to `folder`; none
+    /// without such a field. A text that `list` reads is a list of them.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a broken record, and for an image that does not exist or is outside of the folder.
+    pub fn images(
+        &self,
+        index: usize,
+        is_field: impl Fn(&str) -> bool,
+        list: impl Fn(&str) -> Option<Vec<String>>,
+        folder: &Path,
+    ) -> Result<Vec<ImageSource>> {
+        let row = self.0.row(index)?;
+        let Some((name, value)) = row.iter().find(|(name, value)| is_field(name) && value.is_set()) else {
+            return Ok(Vec::new());
+        };
+        let texts = if let Value::Text(text) = value { list(text) } else { None };
+        let several = texts.map(|texts| Value::List(texts.into_iter().map(Value::Text).collect()));
+        Ok(images_in(several.as_ref().unwrap_or(value), name, folder)?)
     }
 }
 
@@ -68,7 +101,8 @@ fn json(value: Value) -> Json {
         Value::Bool(value) => value.into(),
         Value::Number(number) => serde_json::from_str(&number).unwrap_or(Json::String(number)),
         Value::Text(text) => text.into(),
-        Value::Bytes(bytes) => String::from_utf8_lossy(&bytes).into_owned().into(),
+        // Bytes that are no text are those of an image, see `JsonObjects::images`.
+        Value::Bytes(bytes) => String::from_utf8(bytes).map_or(Json::Null, Json::String),
         Value::List(values) => values.into_iter().map(json).collect(),
         Value::Object(fields) => object(fields).into(),
     }

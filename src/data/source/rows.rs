@@ -34,6 +34,28 @@ pub(super) trait Rows: Send + Sync {
     }
 }
 
+impl<R: Rows + ?Sized> Rows for Box<R> {
+    fn len(&self) -> usize {
+        (**self).len()
+    }
+
+    fn row(&self, index: usize) -> SampleResult<Row> {
+        (**self).row(index)
+    }
+
+    fn describe(&self, index: usize) -> String {
+        (**self).describe(index)
+    }
+
+    fn left_out(&self) -> LeftOut {
+        (**self).left_out()
+    }
+
+    fn cheapest(&self, indices: Vec<usize>) -> Vec<usize> {
+        (**self).cheapest(indices)
+    }
+}
+
 /// Data set of records that are read from fields.
 #[derive(Debug)]
 pub(super) struct RowDataset<R> {

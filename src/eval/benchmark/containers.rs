@@ -1,0 +1,106 @@
+//! Files of questions: tables, lines, and JSON objects with lists or keys.
+
+use std::io::BufReader;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::data::JsonObjects;
+use crate::{Error, Result, files};
+
+/// Largest JSON file that is read as a whole; VQAv2's annotations for training have 370 MB.
+const MAX_BYTES: u64 = 512 << 20;
+
+/// The content of a file of questions.
+pub(super) enum Container {
+    /// Records that are read one at a time.
+    Table(JsonObjects),
+    /// Records of an object, with the key of each where they have one.
+    Records(Vec<(Option<String>, Map<String, Value>)>),
+    /// Right answers of VQA, or captions of COCO.
+    Annotations(Annotations),
+}
+
+/// Right answers or captions beside the questions or images that they belong to.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Annotations {
+    pub(super) annotations: Vec<Annotation>,
+    #[serde(default)]
+    pub(super) images: Vec<AnnotatedImage>,
+}
+
+/// The right answers of a question, or a caption of an image.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Annotation {
+    #[serde(default)]
+    pub(super) question_id: Value,
+    #[serde(default)]
+    pub(super) image_id: Value,
+    #[serde(default)]
+    pub(super) caption: Option<String>,
+    #[serde(default)]
+    pub(super) answer_type: Option<String>,
+    #[serde(default)]
+    pub(super) answers: Vec<AnnotatedAnswer>,
+}
+
+/// The answer of one annotator.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct AnnotatedAnswer {
+    pub(super) answer: String,
+}
+
+/// An image of COCO's list.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct AnnotatedImage {
+    pub(super) id: Value,
+    pub(super) file_name: String,
+}
+
+/// Lists of records in an object.
+#[derive(Deserialize)]
+struct Lists {
+    #[serde(default, alias = "data")]
+    questions: Vec<Map<String, Value>>,
+}
+
+impl Container {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for a file of another form, and the errors of reading.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let error = match JsonObjects::open_table(path) {
+            Ok(table) => return Ok(Self::Table(table)),
+            Err(error) => error,
+        };
+        if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
+            return Err(error);
+        }
+        if let Ok(annotations) = parse::<Annotations>(path) {
+            return Ok(Self::Annotations(annotations));
+        }
+        let keyless = |lists: Lists| lists.questions.into_iter().map(|record| (None, record)).collect::<Vec<_>>();
+        match parse::<Lists>(path).map(keyless) {
+            Ok(records) if !records.is_empty() => return Ok(Self::Records(records)),
+            _ => {}
+        }
+        let keyed: Map<String, Value> = parse(path)?;
+        let record = |(key, value)| if let Value::Object(record) = value { Some((Some(key), record)) } else { None };
+        let records = Vec::from_iter(keyed.into_iter().filter_map(record));
+        if records.is_empty() { Err(error) } else { Ok(Self::Records(records)) }
+    }
+}
+
+fn parse<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let file = files::open(path)?;
+    let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    if bytes > MAX_BYTES {
+        let message = format!("has {bytes} bytes, expected at most {MAX_BYTES} of a JSON object: take a smaller split");
+        return Err(Error::format(path, message));
+    }
+    serde_json::from_reader(BufReader::with_capacity(1 << 20, file))
+        .map_err(|e| Error::format(path, format!("is not what was expected ({e}): download it again")).caused_by(e))
+}

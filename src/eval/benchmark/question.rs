@@ -1,0 +1,79 @@
+//! A question of a benchmark.
+
+use std::path::PathBuf;
+
+use super::Metric;
+
+/// A question of a benchmark, with what is right.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Question {
+    /// Id, unique in the test set.
+    pub id: String,
+    /// Name of the image; questions of the same name have the same images. Empty for no image.
+    pub image: String,
+    /// The question, a hint before it included.
+    pub text: String,
+    /// Whether `text` is the whole prompt, with options and instruction, as in LLaVA's question files.
+    pub is_prompt: bool,
+    /// Texts of the options A, B and so on.
+    pub options: Vec<String>,
+    /// All right answers, or the captions of the image; of a question with options the right letter. Empty if it is not
+    /// known, as in test splits.
+    pub answers: Vec<String>,
+    /// Categories that the question belongs to, such as a split of POPE.
+    pub categories: Vec<String>,
+    /// What it is scored with: the questions of a pair, the rotations of a question, or itself.
+    pub group: String,
+    /// Where its images are.
+    pub(super) place: ImagePlace,
+}
+
+/// Where the images of a question are.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) enum ImagePlace {
+    #[default]
+    Nowhere,
+    Files(Vec<PathBuf>),
+    /// In fields of a row of a file.
+    Row {
+        file: usize,
+        row: usize,
+        fields: Vec<String>,
+    },
+    /// A scene of shapes world.
+    Scene(u64),
+}
+
+impl Question {
+    /// The prompt: the question, its options, and an instruction, each on lines of its own.
+    pub fn prompt(&self, metric: Metric, instruction: Option<&str>) -> String {
+        let mut lines = vec![self.text.clone()];
+        if !self.is_prompt {
+            lines.extend(self.options.iter().zip('A'..='Z').map(|(option, letter)| format!("{letter}. {option}")));
+            let is_open = metric.is_choice() && self.options.is_empty();
+            let usual = if is_open { Metric::ExactMatch.instruction() } else { metric.instruction() };
+            lines.push(instruction.unwrap_or(usual).to_owned());
+        }
+        lines.retain(|line| !line.is_empty());
+        lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prompt_has_options_and_an_instruction() {
+        let question =
+            Question { text: "Which?".into(), options: vec!["red".into(), "blue".into()], ..Default::default() };
+        let instruction = Metric::Choice.instruction();
+        assert_eq!(question.prompt(Metric::Choice, None), format!("Which?\nA. red\nB. blue\n{instruction}"));
+        assert_eq!(question.prompt(Metric::Choice, Some("Now.")), "Which?\nA. red\nB. blue\nNow.");
+        let open = Question { text: "Which?".into(), ..Question::default() };
+        assert_eq!(open.prompt(Metric::AnswersMatch, None), "Which?");
+        assert!(open.prompt(Metric::Choice, None).ends_with("word or phrase."));
+        assert_eq!(Question { is_prompt: true, ..question }.prompt(Metric::Choice, Some("x")), "Which?");
+    }
+}
