@@ -265,7 +265,9 @@ impl Lexer {
     /// `'s` and `n't` behind a word.
     fn clitic(&self, at: usize) -> Option<Found> {
         let ends = [self.clitic_end(at), self.not_end(at)].into_iter().flatten();
-        let end = ends.filter(|end| !is_letter(self.at(*end))).max()?;
+        // The two letters of `'re` need something behind them, even at the end of the file.
+        let is_cut = |end: usize| self.at(end) == END && self.is_apostrophe(at) && end > at + 2;
+        let end = ends.filter(|end| !is_letter(self.at(*end)) && !is_cut(*end)).max()?;
         Some(Found { reach: end + 1, end, form: Form::Straight })
     }
 
@@ -695,6 +697,7 @@ mod tests {
     fn the_next_caption_is_looked_at() {
         assert_eq!(tokenize_captions(["no.", "5 dogs", "no."]), ["no.", "5 dogs", "no"]);
         assert_eq!(tokenize_captions(["letter A.", "The dog's", "it's"]), ["letter a", "the dog 's", "it 's"]);
+        assert_eq!(tokenize_captions(["they're", "they're"]), ["they 're", "they re"]);
         assert!(tokenize_captions::<&str>([]).is_empty());
     }
 
