@@ -1,7 +1,7 @@
 //! Losses, the optimizer, fine-tuning on new words, and the comparison of designs.
 
-mod compare;
 mod adapters;
+mod compare;
 mod loss;
 mod optim;
 mod vocabulary_growth;
