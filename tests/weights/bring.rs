@@ -295,7 +295,7 @@ fn files_under_other_names_and_pointers_are_named() {
     std::fs::write(folder.path().join("b.ckpt"), "x").unwrap();
     assert!(message().contains("rename it to pytorch_model.bin") && message().len() < 300, "{}", message());
     std::fs::write(folder.path().join("adapter_model.safetensors"), "x").unwrap();
-    assert!(message().contains("merge it into its model"), "{}", message());
+    assert!(message().contains("name its model"), "{}", message());
     std::fs::write(folder.path().join("model.safetensors"), "version https://git-lfs.github.com/spec/v1\n").unwrap();
     assert!(message().contains("model.safetensors: is a Git LFS pointer"), "{}", message());
 }
