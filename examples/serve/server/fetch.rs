@@ -107,19 +107,33 @@ pub fn is_address(url: &str) -> bool {
 }
 
 /// Replaces the addresses in a request by data URLs of what is there.
+///
+/// All images of a request together take no more time than a request may, and no more bytes than a body.
 pub async fn inline(app: &Arc<App>, request: &mut impl ImageUrls, held: &mut Held) -> Result<(), ApiError> {
     let Some(fetcher) = &app.fetcher else { return Ok(()) };
-    let mut left = app.settings.max_body;
-    for (place, url) in request.image_urls() {
-        if !is_address(url) {
-            continue;
-        }
+    let addresses = request.image_urls().into_iter().filter(|(_, url)| is_address(url)).collect::<Vec<_>>();
+    if addresses.is_empty() {
+        return Ok(());
+    }
+    let limit = app.settings.max_body.min(app.settings.max_bodies / 4);
+    // Bytes, and the longer text that they become.
+    held.merge(hold(app, 3 * limit / 1024)?);
+    let fetched = tokio::time::timeout(app.settings.timeout, fetch_all(app, fetcher, addresses, limit));
+    fetched.await.map_err(|_| ApiError::timeout("the images of the request came too slowly: send data URLs"))?
+}
+
+async fn fetch_all(
+    app: &Arc<App>,
+    fetcher: &Fetcher,
+    addresses: Vec<(String, &mut String)>,
+    limit: usize,
+) -> Result<(), ApiError> {
+    let mut left = limit;
+    for (place, url) in addresses {
         let _turn = fetcher.turns.acquire().await.map_err(|_| ApiError::unavailable("the server ends"))?;
-        // The bytes, and the longer text that they become.
-        held.merge(hold(app, 3 * left / 1024 + 1)?);
-        let (fetch_from, limit) = (url.clone(), left);
+        let address = std::mem::take(url);
         let bytes = app.in_background(move |app| match &app.fetcher {
-            Some(fetcher) => fetcher.fetch(&place, &fetch_from, limit),
+            Some(fetcher) => fetcher.fetch(&place, &address, left),
             None => Ok(Vec::new()),
         });
         let bytes = bytes.await?;
