@@ -10,8 +10,8 @@ use haplovl::config::{HaploVlConfig, LoraConfig};
 use haplovl::model::{Adapter, HaploVl, MergedSource};
 use haplovl::weights::{SafetensorsFiles, SaveOptions, TensorSource};
 
-use crate::model::{read_config, sequences, shifted_loss};
-use crate::{Case, Summary, files, folders, max_diff, read_json, relative_diff};
+use crate::model::{check_gradient, read_config, sequences, shifted_loss};
+use crate::{Case, Summary, files, folders, max_diff, read_json};
 
 /// The base model of an adapter, in the `model` folder of the same root.
 fn base_of(folder: &Path) -> PathBuf {
@@ -53,12 +53,7 @@ fn logits_loss_and_gradients_match_peft() {
                 let context = format!("{context} {parameter}");
                 let var = vars.get(parameter).unwrap_or_else(|| panic!("{context}: no such parameter"));
                 let grad = grads.get(var).unwrap_or_else(|| panic!("{context}: no gradient"));
-                let largest = max_diff(expected, &expected.zeros_like().unwrap());
-                if largest < 1e-7 {
-                    summary.check("gradient of zero", max_diff(grad, expected), 1e-6, &context);
-                } else {
-                    summary.check("gradient", relative_diff(grad, expected), 1e-3, &context);
-                }
+                check_gradient(&mut summary, grad, expected, &context);
             }
             summary.case();
         }

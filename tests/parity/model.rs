@@ -215,18 +215,23 @@ fn gradients_of_every_parameter() {
                 let context = format!("{} {name} {parameter}", folder.display());
                 let var = parameters.get(parameter).unwrap_or_else(|| panic!("{context}: no such parameter"));
                 let grad = grads.get(&var).unwrap_or_else(|| panic!("{context}: no gradient"));
-                let largest = max_diff(expected, &expected.zeros_like().unwrap());
-                if largest < 1e-7 {
-                    // A key bias shifts all scores of a query equally: its exact gradient is zero, both are rounding.
-                    summary.check("gradient of zero", max_diff(grad, expected), 1e-6, &context);
-                } else {
-                    summary.check("gradient", relative_diff(grad, expected), 1e-3, &context);
-                }
+                check_gradient(&mut summary, grad, expected, &context);
             }
             summary.case();
         }
     }
     summary.print("gradients");
+}
+
+/// Compares a gradient with the expected one.
+pub fn check_gradient(summary: &mut Summary, grad: &Tensor, expected: &Tensor, context: &str) {
+    let largest = max_diff(expected, &expected.zeros_like().unwrap());
+    if largest < 1e-7 {
+        // A key bias shifts all scores of a query equally: its exact gradient is zero, both are rounding.
+        summary.check("gradient of zero", max_diff(grad, expected), 1e-6, context);
+    } else {
+        summary.check("gradient", relative_diff(grad, expected), 1e-3, context);
+    }
 }
 
 #[test]
