@@ -48,8 +48,8 @@ pub struct Evaluation<'a> {
     pub loss: f64,
     /// Configuration of the model.
     pub config: &'a HaploVlConfig,
-    /// All parameters, trained and frozen, or those of the adapter that is trained; with `optimizer.ema_decay`, their EMA. Models built over
-    /// `var_builder_where(.., |_| false)` track no gradients.
+    /// All parameters, trained and frozen, or those of the adapter that is trained; with `optimizer.ema_decay`, their
+    /// EMA. Models built over `var_builder_where(.., |_| false)` track no gradients.
     pub parameters: &'a Parameters,
     /// The model of a run that trains an adapter.
     pub(super) adapted: Option<&'a HaploVl>,
