@@ -4,6 +4,8 @@
 use pulp::x86::V3;
 
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+use super::avx512::has_full_rate;
+#[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 use super::qmatmul::Avx512Vnni;
 use crate::options::Precision;
 
@@ -11,7 +13,7 @@ use crate::options::Precision;
 /// rows.
 pub const GEMV_MAX_ROWS: usize = 32;
 
-/// Number of rows of the left matrix from which packing the right one for a GEMM in bf16 pays.
+/// Number of rows of the left matrix from which packing the right one pays.
 const PACKING_MIN_ROWS: usize = 9;
 
 /// Kernel of a matmul with float weights.
@@ -21,7 +23,10 @@ pub enum MatmulBackend {
     Gemv,
     /// The `gemm` crate, in f32.
     GemmF32,
-    /// [`super::matmul_bf16_avx512`]: operands rounded to bf16, f32 sums.
+    /// [`super::matmul_avx512`] in f32.
+    #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+    GemmF32Avx512,
+    /// [`super::matmul_avx512`] with operands rounded to bf16, f32 sums.
     #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
     GemmBf16Avx512,
 }
@@ -40,8 +45,10 @@ impl MatmulBackend {
     /// Backend of a matmul of large matrices.
     pub fn for_gemm(precision: Precision) -> Self {
         #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-        if precision == Precision::Bf16 && Precision::has_fast_bf16() {
-            return Self::GemmBf16Avx512;
+        match precision {
+            Precision::Bf16 if Precision::has_fast_bf16() => return Self::GemmBf16Avx512,
+            _ if has_full_rate() => return Self::GemmF32Avx512,
+            _ => {}
         }
         let _ = precision;
         Self::GemmF32

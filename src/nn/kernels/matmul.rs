@@ -1,17 +1,17 @@
-//! GEMM of f32 matrices: the `gemm` crate's kernels, or a bf16 GEMM if the precision allows it and the CPU has bf16
-//! instructions.
+//! GEMM of f32 matrices: the AVX-512 kernels, in f32 or in bf16 if the precision allows it, or the `gemm` crate's, as the
+//! CPU has instructions.
 
 use gemm::Parallelism;
 
 use super::dispatch::MatmulBackend;
 use super::mat::{MatMut, MatRef};
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-use super::matmul_bf16_avx512 as bf16;
+use super::matmul_avx512::{self as avx512, Bf16, F32};
 use crate::options::Precision;
 
 /// Packing buffers that a thread reuses across GEMMs.
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-pub type GemmScratch = bf16::Scratch;
+pub type GemmScratch = avx512::Scratch;
 #[cfg(not(all(target_arch = "x86_64", not(haplovl_portable))))]
 pub type GemmScratch = ();
 
@@ -34,7 +34,11 @@ impl Gemm {
         let is_empty = left.rows() == 0 || left.columns() == 0 || right.columns() == 0;
         match MatmulBackend::for_tile(left.rows(), self.precision) {
             #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-            MatmulBackend::GemmBf16Avx512 if !is_empty => bf16::gemm(self, out, left, right, scratch),
+            MatmulBackend::GemmBf16Avx512 if !is_empty => avx512::gemm::<Bf16>(self, out, left, right, scratch),
+            #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+            MatmulBackend::GemmF32Avx512 if !is_empty && avx512::are_packable(&left, &right) => {
+                avx512::gemm::<F32>(self, out, left, right, scratch);
+            }
             _ => self.run_f32(&mut out, left, right, Parallelism::None),
         }
         let _ = scratch;
@@ -89,7 +93,9 @@ pub fn matmul(left: MatRef, right: MatRef, precision: Precision) -> Vec<f32> {
     }
     match MatmulBackend::for_gemm(precision) {
         #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-        MatmulBackend::GemmBf16Avx512 => bf16::matmul(left, right),
+        MatmulBackend::GemmBf16Avx512 => avx512::matmul::<Bf16>(left, right),
+        #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+        MatmulBackend::GemmF32Avx512 if avx512::are_packable(&left, &right) => avx512::matmul::<F32>(left, right),
         _ => matmul_f32(left, right),
     }
 }

@@ -7,8 +7,9 @@
 //! |---|---|---|---|---|---|
 //! | linear, forward | 1 to 32 | f32 | AVX-512 | GEMV | `gemv_avx512.rs` |
 //! | linear, forward | 1 to 32 | f32 | others | GEMV, SIMD by pulp | `gemv.rs` |
-//! | linear, forward and gradients | from 33; gradients: any | f32, `Precision::Full` | any | the `gemm` crate | `matmul.rs` |
-//! | linear, forward and gradients | from 33; gradients: any | f32, `Precision::Bf16` | AVX512-BF16 | GEMM in bf16 | `matmul_bf16_avx512.rs` |
+//! | linear, forward and gradients | from 33; gradients: any | f32, `Precision::Full` | AVX-512 at full rate | GEMM | `matmul_avx512.rs` |
+//! | linear, forward and gradients | from 33; gradients: any | f32, `Precision::Full` | others | the `gemm` crate | `matmul.rs` |
+//! | linear, forward and gradients | from 33; gradients: any | f32, `Precision::Bf16` | AVX512-BF16 | GEMM in bf16 | `matmul_avx512.rs` |
 //! | quantised linear | any | `Q8_0` | AVX2 | over interleaved weights | `qmatmul/gemm.rs`, `qmatmul/gemm_q8_0_avx2.rs` |
 //! | quantised linear | any | `Q4_K`, `Q6_K` | AVX2 | over interleaved weights | `qmatmul/gemm.rs`, `qmatmul/gemm_kquant_avx2.rs` |
 //! | quantised linear | any | all three | AVX-512 VNNI | over interleaved weights | `qmatmul/gemm.rs`, `qmatmul/gemm_avx512vnni.rs` |
@@ -36,7 +37,7 @@ pub mod kv_view;
 pub mod mat;
 pub mod matmul;
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-mod matmul_bf16_avx512;
+mod matmul_avx512;
 mod parallel;
 mod prefetch;
 #[cfg(test)]
