@@ -27,7 +27,8 @@ mod validate;
 pub use crate::files::check_new_folder;
 pub(crate) use atomic::sync_folder;
 pub use atomic::{write_atomically, write_bytes_atomically};
-pub use gguf::{GgufFile, GgufValue, save_gguf};
+pub use gguf::{GgufFile, GgufValue};
+pub(crate) use gguf::{GgufTensor, StoredAs, WriteBytes, save_gguf};
 pub use hub::download;
 #[cfg(feature = "hub")]
 pub use hub::{DownloadProgress, Hub};
@@ -48,6 +49,6 @@ pub use pickle::PickleFiles;
 pub use safetensors::SafetensorsFiles;
 pub use save::{SaveOptions, save_safetensors, save_safetensors_file, save_source};
 pub(crate) use siglip::PixelNorm;
-pub use source::{TensorSource, check_source, open_weights, source_var_builder};
-pub(crate) use source::{load_unpadded, open_decoder_weights};
+pub use source::{EachPart, TensorSource, check_source, open_weights, source_var_builder};
+pub(crate) use source::{for_each_unpadded, load_unpadded, open_decoder_weights};
 pub use validate::check_tensors;
