@@ -16,7 +16,7 @@ use crate::nn::{
     TokenTable, key_ranges, linears_of,
 };
 use crate::options::{Precision, Quantization};
-use crate::weights::{ParameterShapes, TensorSource, check_source, source_var_builder};
+use crate::weights::{ParameterShapes, RandomWeights, TensorSource, check_source, source_var_builder};
 use crate::{Error, Result};
 
 /// Name of the embedding table.
@@ -260,6 +260,17 @@ impl HaploVl {
         let shapes = ParameterShapes::default();
         Self::new(config, shapes.var_builder())?;
         Ok(shapes.shapes())
+    }
+
+    /// The weights with which [`Self::new`] creates a model from a seed, drawn when they are read, as a source that says it
+    /// stores `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) if the configuration is invalid.
+    pub fn random_weights(config: &HaploVlConfig, seed: u64, dtype: DType) -> Result<RandomWeights> {
+        let shapes = ParameterShapes::default();
+        Self::new(config, shapes.var_builder())?;
+        Ok(RandomWeights::new(&shapes, seed, dtype))
     }
 
     /// Sets the activation dtype, independent of the dtype of the parameters: for example bf16 over f32 master weights.

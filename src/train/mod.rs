@@ -61,3 +61,4 @@ pub use recipe::{
 pub use resume::CheckpointChoice;
 pub use run::Run;
 pub use trainer::{GradientReducer, SingleProcess, StepReport, Trainer, UpdateRule};
+pub(crate) use vocabulary::adopt_processor;
