@@ -158,6 +158,20 @@ pub fn check_new_folder(path: impl AsRef<Path>) -> Result<()> {
     if entries.next().is_some() { in_use("exists already and is not empty") } else { Ok(()) }
 }
 
+/// Rejects the path of a file to write at which something is.
+///
+/// # Errors
+/// [`Error::Io`] naming the file.
+pub(crate) fn check_new_file(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    if exists(path)? {
+        let error =
+            std::io::Error::new(ErrorKind::AlreadyExists, "exists already: name a new file, or remove it first");
+        return Err(Error::io(path, error));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 
 use super::loaded_model::{open, own_vocabulary};
 use crate::config::{GenerationConfig, HaploVlConfig};
-use crate::model::{Adapter, HaploVl, MergedSource, save_pretrained_from, save_quantized};
+use crate::model::{Adapter, HaploVl, MergedSource, save_llama_cpp, save_pretrained_from, save_quantized};
 use crate::options::Quantization;
-use crate::train::adopt_processor;
+use crate::train::{adopt_processor, open_llm};
 use crate::weights::SaveOptions;
 use crate::{Result, files};
 
@@ -45,6 +45,31 @@ pub fn merge_folder(
         Some(kind) => save_quantized(output.as_ref(), &config, &merged, kind, &processor, &generation),
         None => save_pretrained_from(output, &config, &merged, &processor, &generation, &SaveOptions::default()),
     }
+}
+
+/// Writes the language half of a model folder as the file `output` for llama.cpp, and returns the matrices that are not
+/// quantised, since their rows are not whole blocks; see [`save_llama_cpp`], which says what is left out. The folder or file
+/// `llm` is the language model that the post-decoder started from: its embedding table is taken, if given, with rows that
+/// follow the tokens. A model whose text embedding is as wide as its pre-decoder has no other.
+///
+/// # Errors
+/// [`Error::Io`](crate::Error::Io) if there is a file, and the errors of
+/// [`LoadedModel::from_folder`](super::LoadedModel::from_folder), [`LlmSource::open`](crate::weights::LlmSource::open) and
+/// [`save_llama_cpp`].
+pub fn export_llama_cpp(
+    folder: impl AsRef<Path>,
+    output: impl AsRef<Path>,
+    kind: Option<Quantization>,
+    llm: Option<&Path>,
+) -> Result<Vec<String>> {
+    files::check_new_file(&output)?;
+    let (config, processor, _, weights) = open(folder.as_ref())?;
+    let table = |path: &Path| {
+        let llm = open_llm(path, processor.tokenizer(), &config)?;
+        llm.embedding(config.vocab_size, DType::F32, &Device::Cpu)
+    };
+    let table = llm.map(table).transpose()?;
+    save_llama_cpp(output, &config, &*weights, table, kind, &processor)
 }
 
 /// Writes a model with the initial values of a seed to the folder `output`, which is created and must not be in use: in bf16 as

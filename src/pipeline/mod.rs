@@ -31,7 +31,7 @@ mod word_attention;
 
 pub use captioner::Captioner;
 pub use chat::{Chat, Reply};
-pub use convert::{merge_folder, quantize_folder, random_folder};
+pub use convert::{export_llama_cpp, merge_folder, quantize_folder, random_folder};
 pub use embedder::{Embedder, Embedding};
 pub use engine::{Engine, Prompt};
 pub use loaded_model::{LoadOptions, LoadedModel};

@@ -29,7 +29,7 @@ pub use crate::files::check_new_folder;
 pub(crate) use atomic::sync_folder;
 pub use atomic::{write_atomically, write_bytes_atomically};
 pub use gguf::{GgufFile, GgufValue};
-pub(crate) use gguf::{GgufTensor, StoredAs, WriteBytes, save_gguf};
+pub(crate) use gguf::{GgufTensor, StoredAs, WriteBytes, gguf_name, merge_rotary_pairs, save_gguf};
 pub use hub::download;
 #[cfg(feature = "hub")]
 pub use hub::{DownloadProgress, Hub};

@@ -20,6 +20,7 @@ use memmap2::Mmap;
 
 pub use header::GgufValue;
 use header::{Header, TensorInfo};
+pub(crate) use names::{from_hf as gguf_name, merge_rotary_pairs};
 pub(crate) use stored_as::StoredAs;
 pub(crate) use write::{GgufTensor, WriteBytes, save_gguf};
 
