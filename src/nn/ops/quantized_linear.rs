@@ -16,6 +16,7 @@ use crate::nn::kernels::dispatch::{CANDLE_TILE_WIDTH, QuantBackend, candle_has_t
 use crate::nn::kernels::interleaved::InterleavedWeight;
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 use crate::nn::kernels::qmatmul;
+use crate::nn::kernels::quantize_q4k::quantize_q4k;
 use crate::nn::kernels::widened::{WidenTile, input_gradient};
 use crate::nn::tape::{apply1, apply2};
 use crate::options::Quantization;
@@ -64,8 +65,12 @@ pub(crate) fn quantize_padded(weight: &Tensor, kind: Quantization, width: usize)
     let weight = weight.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
     let quantize = |rows: &[f32]| {
         let rows = Tensor::from_slice(rows, (rows.len() / in_size, in_size), &Device::Cpu)?;
-        let blocks = QTensor::quantize(&rows.pad_with_zeros(1, 0, width - in_size)?, kind.ggml_dtype())?;
-        Ok(blocks.data()?.into_owned())
+        let rows = rows.pad_with_zeros(1, 0, width - in_size)?;
+        match kind {
+            // candle's search takes many times as long.
+            Quantization::Q4K => with_slice(&rows.contiguous()?, quantize_q4k),
+            _ => Ok(QTensor::quantize(&rows, kind.ggml_dtype())?.data()?.into_owned()),
+        }
     };
     let parts = with_slice(&weight, |weight| {
         weight.par_chunks(TASK_ROWS * in_size).map(quantize).collect::<Result<Vec<Vec<u8>>>>()
