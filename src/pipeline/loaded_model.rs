@@ -122,6 +122,9 @@ impl LoadedModel {
     /// Loads a checkpoint folder: `config.json`, safetensors or `model.gguf`, tokenizer and processor files, and
     /// `generation_config.json` if there is one. A file of weights is loaded with the other files of its folder.
     ///
+    /// The weights of a folder that [`quantize_folder`](super::quantize_folder) wrote are used where `model.gguf` is mapped: it
+    /// must not be overwritten or truncated as long as the model exists. Another file may be moved in its place.
+    ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) for a device that is not available, and for broken, missing or
     /// contradictory files the error that names them.
