@@ -1,5 +1,7 @@
 //! Model folders that are made of others: with random weights, and language halves for llama.cpp.
 
+#![allow(clippy::unwrap_used, reason = "a failed test helper should panic")]
+
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
