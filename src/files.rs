@@ -1,12 +1,15 @@
 //! Safe reading of files: only regular files, up to a size limit.
 //!
-//! All files that this crate reads as a whole are read by this module. A FIFO or device is an error instead of a hang
+//! All files that this crate reads as a whole are read by this module. Files of weights are mapped, see [`MappedBytes`]. A FIFO or device is an error instead of a hang
 //! or unbounded memory, and a dangling symbolic link is an unreadable file, not an absent one.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek};
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use memmap2::Mmap;
 use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
@@ -47,6 +50,41 @@ pub(crate) fn open(path: impl AsRef<Path>) -> Result<File> {
         return Err(Error::format(path, "is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder"));
     }
     Ok(file)
+}
+
+/// A part of a file that is used where it is mapped: processes that map the same file share its memory.
+///
+/// The file must not be truncated or overwritten while it is mapped: on Unix, reading beyond its new end kills the process
+/// (SIGBUS). Replacing it by another file of the same name, as this crate and `mv` do, is safe: the map keeps the old one.
+#[derive(Debug, Clone)]
+pub(crate) struct MappedBytes {
+    map: Arc<Mmap>,
+    range: Range<usize>,
+}
+
+impl MappedBytes {
+    /// A part of a map; `None` unless it lies in it.
+    pub(crate) fn new(map: &Arc<Mmap>, range: Range<usize>) -> Option<Self> {
+        map.get(range.clone())?;
+        Some(Self { map: Arc::clone(map), range })
+    }
+
+    /// Asks the system to read the part ahead, and to map it in large pages. Systems that cannot do either read it later.
+    pub(crate) fn read_ahead(&self) {
+        #[cfg(target_os = "linux")]
+        for advice in [memmap2::Advice::HugePage, memmap2::Advice::WillNeed] {
+            let advised = self.map.advise_range(advice, self.range.start, self.range.len());
+            advised.unwrap_or_else(|error| tracing::debug!(?advice, %error, "no advice on mapped weights"));
+        }
+    }
+}
+
+impl Deref for MappedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.map.get(self.range.clone()).unwrap_or_default()
+    }
 }
 
 /// Reads all bytes of a regular file.
@@ -118,6 +156,20 @@ pub fn check_new_folder(path: impl AsRef<Path>) -> Result<()> {
     }
     let mut entries = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?;
     if entries.next().is_some() { in_use("exists already and is not empty") } else { Ok(()) }
+}
+
+/// Rejects the path of a file to write at which something is.
+///
+/// # Errors
+/// [`Error::Io`] naming the file.
+pub(crate) fn check_new_file(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    if exists(path)? {
+        let error =
+            std::io::Error::new(ErrorKind::AlreadyExists, "exists already: name a new file, or remove it first");
+        return Err(Error::io(path, error));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

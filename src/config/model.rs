@@ -87,6 +87,17 @@ pub enum ModelType {
 }
 
 impl HaploVlConfig {
+    /// The configuration of this name: `haplovl_7b_pro`, `haplovl_8b`, `haplovl_7b` or `tiny`.
+    pub fn preset(name: &str) -> Option<Self> {
+        match name {
+            "haplovl_7b_pro" => Some(Self::haplovl_7b_pro()),
+            "haplovl_8b" => Some(Self::haplovl_8b()),
+            "haplovl_7b" => Some(Self::haplovl_7b()),
+            "tiny" => Some(Self::tiny()),
+            _ => None,
+        }
+    }
+
     /// The released 7B `Pro` model: a gated pre-decoder of CLIP-ViT-L's size before Qwen2.5-7B.
     pub fn haplovl_7b_pro() -> Self {
         let mut config = Self {

@@ -9,10 +9,10 @@ use candle_core::{DType, Device, Tensor};
 use super::HaploVl;
 use super::haplovl::{EMBEDDING, HEAD};
 use crate::config::{HaploVlConfig, LoraConfig, LoraTargets, ModuleNames};
-use crate::nn::{Linear, Lora, ParameterSlot};
+use crate::nn::{Linear, Lora, ParameterSlot, TokenTable};
 use crate::weights::{
-    ParameterShapes, SaveOptions, TensorSource, check_tensors, name_hash, open_weights, save_safetensors_file,
-    write_bytes_atomically,
+    EachPart, ParameterShapes, SaveOptions, TensorSource, check_tensors, name_hash, open_weights,
+    save_safetensors_file, write_bytes_atomically,
 };
 use crate::{Error, Result};
 
@@ -142,11 +142,16 @@ impl Adapter {
     fn apply(&self, name: &str, slot: ParameterSlot<'_>, device: &Device) -> Result<()> {
         match slot {
             ParameterSlot::Linear(linear) => self.apply_to_linear(name, linear, device),
+            // The table is cast row by row; a trained one must stay the variable.
+            ParameterSlot::Table(table) => {
+                if let Some(new) = self.tensors.get(name) {
+                    *table = TokenTable::Tensor(new.to_device(device)?);
+                }
+                Ok(())
+            }
             ParameterSlot::Tensor(tensor) => {
                 if let Some(new) = self.tensors.get(name) {
-                    // The table is cast row by row; a trained one must stay the variable.
-                    let dtype = if name == EMBEDDING { new.dtype() } else { tensor.dtype() };
-                    *tensor = new.to_device(device)?.to_dtype(dtype)?;
+                    *tensor = new.to_device(device)?.to_dtype(tensor.dtype())?;
                 }
                 Ok(())
             }
@@ -199,7 +204,7 @@ impl HaploVl {
             )));
         }
         if let Some(table) = table {
-            self.set_embedding(&table.to_device(device)?);
+            self.set_table(&TokenTable::Tensor(table.to_device(device)?));
         }
         if let Some(head) = head {
             self.set_head(&head.to_device(device)?);
@@ -368,6 +373,27 @@ impl TensorSource for MergedSource {
             None => weight,
         };
         Ok(merged.to_dtype(dtype)?)
+    }
+
+    fn for_each_part(&self, name: &str, dtype: DType, rows: usize, each: &mut EachPart<'_>) -> Result<()> {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let lora = self.adapter.lora(module, &Device::Cpu)?.filter(|_| !self.adapter.tensors.contains_key(name));
+        let Some(lora) = lora else {
+            return match self.is_changed(name) {
+                true => each(self.load_tensor(name, dtype, &Device::Cpu)?),
+                false => self.base.for_each_part(name, dtype, rows, each),
+            };
+        };
+        let (mut first, width) = (0, lora.dims2()?.1);
+        self.base.for_each_part(name, DType::F32, rows, &mut |part| {
+            let rows = first..first + part.dim(0)?;
+            first = rows.end;
+            each((part.narrow(1, 0, width)? + lora.delta_rows(rows)?)?.to_dtype(dtype)?)
+        })
+    }
+
+    fn mapped_rows(&self, name: &str) -> Option<crate::nn::MappedRows> {
+        if self.is_changed(name) { None } else { self.base.mapped_rows(name) }
     }
 
     fn quantization(&self, name: &str) -> Option<crate::options::Quantization> {

@@ -4,15 +4,15 @@ use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 
 use super::merge_visuals::MergePlan;
+use crate::Result;
 use crate::batch::MultimodalBatch;
 use crate::config::{HaploVlConfig, TextEmbedding, VisionConfig};
-use crate::nn::{Linear, ParameterSlot, ParameterVisitor, PatchEmbedding, init};
-use crate::{Error, Result};
+use crate::nn::{Linear, ParameterSlot, ParameterVisitor, PatchEmbedding, TokenTable, init};
 
 /// Text embedding table, patch projection, patch positions and newline token.
 #[derive(Debug, Clone)]
 pub struct MultimodalEmbeddings {
-    embed_tokens: Tensor,
+    embed_tokens: TokenTable,
     /// Projection from the table's width to the pre-decoder's width; only with a projected text embedding.
     embed_proj: Option<Linear>,
     patch_embed: PatchEmbedding,
@@ -38,11 +38,11 @@ impl MultimodalEmbeddings {
         };
         let newline = || vb.get_with_hints(hidden, "image_newline", init(hidden));
         Ok(Self {
-            embed_tokens: vb.get_with_hints(
+            embed_tokens: TokenTable::Tensor(vb.get_with_hints(
                 (config.vocab_size, embedding_size),
                 "embed_tokens.weight",
                 init(embedding_size),
-            )?,
+            )?),
             embed_proj,
             patch_embed: PatchEmbedding::new(hidden, config.vision.patch_size, vb.pp("patch_embed.proj"))?,
             pre_pos_embed: vb.get_with_hints(
@@ -57,7 +57,7 @@ impl MultimodalEmbeddings {
 
     /// Visits all parameters.
     pub fn visit_parameters(&mut self, visit: &mut ParameterVisitor<'_>) {
-        visit("model.embed_tokens.weight", ParameterSlot::Tensor(&mut self.embed_tokens));
+        visit("model.embed_tokens.weight", ParameterSlot::Table(&mut self.embed_tokens));
         if let Some(proj) = &mut self.embed_proj {
             visit("model.embed_proj", ParameterSlot::Linear(proj));
         }
@@ -69,7 +69,7 @@ impl MultimodalEmbeddings {
     }
 
     /// Returns the text embedding table, (vocab_size, embedding width).
-    pub fn embed_tokens(&self) -> &Tensor {
+    pub fn embed_tokens(&self) -> &TokenTable {
         &self.embed_tokens
     }
 
@@ -82,12 +82,10 @@ impl MultimodalEmbeddings {
     /// text.
     ///
     /// # Errors
-    /// [`Error::Batch`] for an id outside the table.
+    /// [`Error::Batch`](crate::Error::Batch) for an id outside the table.
     pub fn text(&self, input_ids: &Tensor) -> Result<Tensor> {
         let (batch, seq) = input_ids.dims2()?;
-        let ids = input_ids.flatten_all()?;
-        self.check_ids(&ids)?;
-        let rows = self.embed_tokens.index_select(&ids, 0)?;
+        let rows = self.embed_tokens.lookup(&input_ids.flatten_all()?)?;
         let rows = match &self.embed_proj {
             Some(proj) => proj.forward(&rows)?,
             None => rows,
@@ -108,7 +106,7 @@ impl MultimodalEmbeddings {
     /// Embeds a whole batch -> (batch, seq, hidden_size); each image's placeholders become its patches and newlines.
     ///
     /// # Errors
-    /// [`Error::Batch`] for an id outside the table, or for images that do not match their placeholders.
+    /// [`Error::Batch`](crate::Error::Batch) for an id outside the table, or for images that do not match their placeholders.
     pub fn forward(&self, batch: &MultimodalBatch) -> Result<Tensor> {
         batch.validate()?;
         let text = self.text(&batch.input_ids)?;
@@ -125,17 +123,5 @@ impl MultimodalEmbeddings {
         sources.extend(packing.shrink(&patches)?);
         let index = Tensor::from_vec(packing.index, rows * seq, text.device())?;
         Ok(Tensor::cat(&sources, 0)?.index_select(&index, 0)?.reshape((rows, seq, hidden))?)
-    }
-
-    /// Checks ids on the CPU only: on a GPU the check would cost a transfer, and the processor has checked every id.
-    fn check_ids(&self, ids: &Tensor) -> Result<()> {
-        if !ids.device().is_cpu() {
-            return Ok(());
-        }
-        let vocab_size = self.embed_tokens.dim(0)?;
-        match ids.to_vec1::<u32>()?.into_iter().find(|&id| id as usize >= vocab_size) {
-            Some(id) => Err(Error::batch(format!("token id {id} is outside the model's table of {vocab_size}"))),
-            None => Ok(()),
-        }
     }
 }

@@ -13,10 +13,10 @@ use crate::config::HaploVlConfig;
 use crate::nn::ops::{KeyRanges, on_pool};
 use crate::nn::{
     Activations, Linear, MatmulLayer, MatmulVisitor, ParameterSlot, ParameterVisitor, RotaryAngles, RotaryEmbedding,
-    key_ranges, linears_of,
+    TokenTable, key_ranges, linears_of,
 };
 use crate::options::{Precision, Quantization};
-use crate::weights::{ParameterShapes, TensorSource, check_source, source_var_builder};
+use crate::weights::{ParameterShapes, RandomWeights, TensorSource, check_source, source_var_builder};
 use crate::{Error, Result};
 
 /// Name of the embedding table.
@@ -64,7 +64,7 @@ impl HaploVl {
         let front = PreDecoderModel::new(config, vb.clone())?;
         let post = &config.post_decoder;
         let lm_head = match config.tie_word_embeddings {
-            true => LanguageHead::tied(front.embeddings().embed_tokens()),
+            true => LanguageHead::tied(front.embeddings().embed_tokens().tensor()?),
             false => LanguageHead::new(post.hidden_size, config.vocab_size, vb.clone())?,
         };
         Ok(Self {
@@ -144,10 +144,13 @@ impl HaploVl {
         });
         // A tied head has no tensor in the checkpoint; it is quantised like the other matrices.
         let of_others = later.iter().find_map(|name| source.quantization(name));
-        let table = kept(EMBEDDING).map(|dtype| source.load_tensor(EMBEDDING, dtype, device)).transpose()?;
+        let kept_table = kept(EMBEDDING).map(|dtype| source.load_tensor(EMBEDDING, dtype, device)).transpose()?;
+        // A tied head needs the table in memory.
+        let mapped = || source.mapped_rows(EMBEDDING).filter(|_| possible && !config.tie_word_embeddings);
+        let table = kept_table.map(TokenTable::Tensor).or_else(|| mapped().map(TokenTable::Mapped));
         let placeholders = later.iter().cloned().chain(table.is_some().then(|| EMBEDDING.to_string())).collect();
         let mut model = Self::new(config, source_var_builder(source.clone(), placeholders, dtype, device))?;
-        table.iter().for_each(|table| model.set_embedding(table));
+        table.iter().for_each(|table| model.set_table(table));
         model.try_for_each_linear(|name, linear| {
             let name = format!("{name}.weight");
             if later.contains(&name) {
@@ -176,11 +179,13 @@ impl HaploVl {
     }
 
     /// Replaces the embedding table, and the head that is tied to it.
-    pub(super) fn set_embedding(&mut self, table: &Tensor) {
-        let tied = self.config.tie_word_embeddings;
-        self.visit_parameters(&mut |name, slot| match slot {
-            ParameterSlot::Tensor(tensor) if name == EMBEDDING => *tensor = table.clone(),
-            ParameterSlot::Linear(head) if tied && name == HEAD => *head = Linear::from_tensors(table.clone(), None),
+    pub(super) fn set_table(&mut self, table: &TokenTable) {
+        let tied = table.tensor().ok().filter(|_| self.config.tie_word_embeddings).cloned();
+        self.visit_parameters(&mut |name, slot| match (slot, &tied) {
+            (ParameterSlot::Table(slot), _) => *slot = table.clone(),
+            (ParameterSlot::Linear(head), Some(tied)) if name == HEAD => {
+                *head = Linear::from_tensors(tied.clone(), None)
+            }
             _ => {}
         });
     }
@@ -255,6 +260,17 @@ impl HaploVl {
         let shapes = ParameterShapes::default();
         Self::new(config, shapes.var_builder())?;
         Ok(shapes.shapes())
+    }
+
+    /// The weights with which [`Self::new`] creates a model from a seed, drawn when they are read, as a source that says it
+    /// stores `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) if the configuration is invalid.
+    pub fn random_weights(config: &HaploVlConfig, seed: u64, dtype: DType) -> Result<RandomWeights> {
+        let shapes = ParameterShapes::default();
+        Self::new(config, shapes.var_builder())?;
+        Ok(RandomWeights::new(&shapes, seed, dtype))
     }
 
     /// Sets the activation dtype, independent of the dtype of the parameters: for example bf16 over f32 master weights.

@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::gguf_file::Value;
 
 use super::HaploVl;
 use super::haplovl::EMBEDDING;
 use crate::config::{GenerationConfig, HaploVlConfig};
-use crate::nn::ops::quantize_blocks;
 use crate::options::Quantization;
 use crate::processor::Processor;
 use crate::weights::{
-    SaveOptions, TensorSource, check_source, check_tensors, save_gguf, save_safetensors, save_source,
-    write_bytes_atomically,
+    GgufFile, SaveOptions, StoredAs, TensorSource, check_source, check_tensors, save_gguf, save_safetensors,
+    save_source, write_bytes_atomically,
 };
 use crate::{Error, Result};
 
@@ -61,12 +61,14 @@ pub fn save_pretrained_from(
 
 /// Writes a model folder with its weights quantised, as `model.gguf` instead of safetensors.
 ///
-/// The matrices of layers and head are quantised, one at a time. Norms, biases, connector, patch projection and
-/// position embeddings are stored in f32. The text embedding table is stored in f16: a lookup reads few rows.
+/// The matrices of layers and head are quantised and written in parts, so that little of the model is in memory. Their blocks
+/// are interleaved as the kernels of this crate multiply them, so that a loaded model uses them where the file is mapped;
+/// other readers of GGUF refuse the file. Norms, biases, connector, patch projection and position embeddings are stored in
+/// f32. The text embedding table is stored in f16: a lookup reads few rows.
 ///
 /// # Errors
-/// [`Error::Weights`] if the tensors of `source` do not match the configuration or are already quantised, and
-/// [`Error::Io`].
+/// [`Error::Weights`] if the tensors of `source` do not match the configuration, hold NaN or infinity, or are already
+/// quantised, and [`Error::Io`].
 pub fn save_quantized(
     folder: impl AsRef<Path>,
     config: &HaploVlConfig,
@@ -79,25 +81,27 @@ pub fn save_quantized(
     let shapes = HaploVl::parameter_shapes(config)?;
     check_source(source, &shapes)?;
     let matrices = HaploVl::matrices(config)?;
-    let convert = |name: String| -> Result<(String, QTensor)> {
-        if let Some(found) = source.quantization(&name) {
-            let path = source.path().display();
-            return Err(Error::weights(format!(
-                "{path}: `{name}` is already {found}: start from the unquantised model"
-            )));
-        }
-        source.check_finite(&name)?;
-        let tensor = source.load_tensor(&name, DType::F32, &Device::Cpu)?;
-        let stored = match (matrices.contains(&name), name.as_str()) {
-            (true, _) => quantize_blocks(&tensor, kind)?,
-            (_, EMBEDDING) => QTensor::quantize(&tensor, GgmlDType::F16)?,
-            _ => QTensor::quantize(&tensor, GgmlDType::F32)?,
-        };
-        Ok((name, stored))
+    shapes.keys().try_for_each(|name| check_quantizable(source, name))?;
+    let stored_as = |name: &str| match (matrices.contains(name), name) {
+        (true, _) => StoredAs::Interleaved(kind),
+        (_, EMBEDDING) => StoredAs::Plain(GgmlDType::F16),
+        _ => StoredAs::Plain(GgmlDType::F32),
     };
-    let tensors: Vec<(String, QTensor)> = shapes.into_keys().map(convert).collect::<Result<_>>()?;
+    let tensors: Vec<_> = shapes.iter().map(|(name, shape)| stored_as(name).tensor(source, name, shape)).collect();
     save_companions(folder, config, processor, generation)?;
-    save_gguf(folder, &tensors)
+    let architecture = ("general.architecture".to_string(), Value::String("haplovl".into()));
+    save_gguf(&folder.join(GgufFile::MODEL), &[architecture], &tensors)
+}
+
+/// Refuses what cannot be quantised, before anything is written.
+fn check_quantizable(source: &dyn TensorSource, name: &str) -> Result<()> {
+    match source.quantization(name) {
+        Some(found) => {
+            let path = source.path().display();
+            Err(Error::weights(format!("{path}: `{name}` is already {found}: start from the unquantised model")))
+        }
+        None => source.check_finite(name),
+    }
 }
 
 /// Writes all files of a model folder except the weights.

@@ -1,5 +1,7 @@
 //! LoRA adapter of one linear layer.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 
 use super::ops;
@@ -55,7 +57,16 @@ impl Lora {
     /// # Errors
     /// Errors of candle only.
     pub fn delta(&self) -> Result<Tensor> {
-        Ok((self.b.detach().matmul(&self.a.detach())? * self.scale)?)
+        self.delta_rows(0..self.b.dim(0)?)
+    }
+
+    /// Rows of the update of the weight: (rows, in).
+    ///
+    /// # Errors
+    /// If there are no such rows.
+    pub fn delta_rows(&self, rows: Range<usize>) -> Result<Tensor> {
+        let b = self.b.detach().narrow(0, rows.start, rows.len())?;
+        Ok((b.matmul(&self.a.detach())? * self.scale)?)
     }
 
     /// Adds the update of `x`, whose consecutive `in` elements are a row, to the result `y` of the layer, of any shape.

@@ -22,6 +22,7 @@ mod sequence_layer;
 mod tape;
 pub(crate) mod tensor_data;
 mod thread_local_scope;
+mod token_table;
 
 pub use activation_checkpoint::{Activations, checkpoint};
 pub use attention::Attention;
@@ -30,6 +31,7 @@ pub(crate) use grad_collector::deliver;
 pub use grad_collector::gradients_of;
 pub use image_mask::key_ranges;
 pub(crate) use kernels::dispatch::GEMV_MAX_ROWS;
+pub(crate) use kernels::interleaved;
 pub use kv_cache::LayerCache;
 pub use linear::Linear;
 pub use logit_scale::LogitScale;
@@ -44,6 +46,7 @@ pub use patch_embedding::PatchEmbedding;
 pub(crate) use patch_embedding::cut_patches;
 pub use rotary::{RotaryAngles, RotaryEmbedding};
 pub use sequence_layer::{HeldKv, KvStore, SequenceLayer};
+pub use token_table::{MappedRows, TokenTable};
 
 /// Initialisation of weights with `fan_in` inputs, and of embeddings of this width: normal with a standard deviation of
 /// `1 / sqrt(fan_in)`.

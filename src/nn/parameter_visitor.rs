@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Linear, MatmulLayer};
+use super::{Linear, MatmulLayer, TokenTable};
 
 /// Part of a model that holds parameters.
 #[derive(Debug)]
@@ -10,7 +10,9 @@ use super::{Linear, MatmulLayer};
 pub enum ParameterSlot<'a> {
     /// A linear layer.
     Linear(&'a mut Linear),
-    /// A tensor of another module: of a norm, an embedding.
+    /// The table of token embeddings.
+    Table(&'a mut TokenTable),
+    /// A tensor of another module, such as a norm.
     Tensor(&'a mut Tensor),
 }
 

@@ -36,6 +36,13 @@ impl RotaryEmbedding {
         (config.rope != Rope::None).then(|| Self::new(config))
     }
 
+    /// What the configured scaling divides the frequency of each pair of a head by.
+    pub(crate) fn divisors(config: &DecoderConfig) -> Vec<f32> {
+        let frequencies = |config: &DecoderConfig| Self::new(config).inverse_frequencies;
+        let plain = frequencies(&DecoderConfig { rope_scaling: None, ..config.clone() });
+        plain.into_iter().zip(frequencies(config)).map(|(plain, scaled)| plain / scaled).collect()
+    }
+
     /// Angles of `positions`, one list for each batch row; (batch, seq, head_dim / 2), or one row if all rows are
     /// equal.
     ///

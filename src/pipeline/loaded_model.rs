@@ -10,10 +10,10 @@ use candle_core::{DType, Device};
 use crate::batch::MultimodalBatch;
 use crate::config::{GenerationConfig, HaploVlConfig};
 use crate::generation::Generator;
-use crate::model::{Adapter, HaploVl, MergedSource, save_pretrained_from, save_quantized};
+use crate::model::{Adapter, HaploVl};
 use crate::options::{DeviceChoice, DtypeChoice, KvCacheDtype, Quantization};
 use crate::processor::{Conversation, Processor};
-use crate::weights::{ModelSource, SaveOptions, TensorSource, check_model_folder, folder_of, open_decoder_weights};
+use crate::weights::{ModelSource, TensorSource, check_model_folder, folder_of, open_decoder_weights};
 use crate::{Result, files};
 
 /// Options of loading: device, dtype, quantisation, KV cache.
@@ -121,6 +121,9 @@ impl LoadedModel {
 
     /// Loads a checkpoint folder: `config.json`, safetensors or `model.gguf`, tokenizer and processor files, and
     /// `generation_config.json` if there is one. A file of weights is loaded with the other files of its folder.
+    ///
+    /// The weights of a folder that [`quantize_folder`](super::quantize_folder) wrote are used where `model.gguf` is mapped: it
+    /// must not be overwritten or truncated as long as the model exists. Another file may be moved in its place.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) for a device that is not available, and for broken, missing or
@@ -252,44 +255,9 @@ fn parameter_count(config: &HaploVlConfig) -> Result<usize> {
     Ok(HaploVl::parameter_shapes(config)?.values().map(|shape| shape.iter().product::<usize>()).sum())
 }
 
-/// Writes a quantised copy of a model folder to the folder `output`, which is created and must not be in use; see
-/// [`save_quantized`].
-///
-/// # Errors
-/// The errors of [`check_new_folder`](crate::weights::check_new_folder), [`LoadedModel::from_folder`] and [`save_quantized`], and [`Error::Weights`](crate::Error::Weights)
-/// naming the first tensor that holds NaN or infinity.
-pub fn quantize_folder(folder: impl AsRef<Path>, output: impl AsRef<Path>, kind: Quantization) -> Result<()> {
-    files::check_new_folder(&output)?;
-    let (config, processor, generation, weights) = open(folder.as_ref())?;
-    save_quantized(output.as_ref(), &config, &*weights, kind, &processor, &generation)
-}
-
-/// Writes the model of a folder with an adapter merged into its weights to the folder `output`, which is created and must
-/// not be in use: as safetensors in the dtypes of the model, or quantised. Tensors are merged and written one at a time.
-///
-/// # Errors
-/// The errors of [`check_new_folder`](crate::weights::check_new_folder), [`LoadedModel::from_folder`], [`Adapter::open`],
-/// [`MergedSource::new`], [`save_pretrained_from`] and [`save_quantized`].
-pub fn merge_folder(
-    folder: impl AsRef<Path>,
-    adapter: impl AsRef<Path>,
-    output: impl AsRef<Path>,
-    kind: Option<Quantization>,
-) -> Result<()> {
-    files::check_new_folder(&output)?;
-    let (config, processor, generation, weights) = open(folder.as_ref())?;
-    let own = own_vocabulary(adapter.as_ref())?;
-    let (config, processor, generation) = own.unwrap_or((config, processor, generation));
-    let merged = MergedSource::new(weights, Adapter::open(adapter, &config)?)?;
-    match kind {
-        Some(kind) => save_quantized(output.as_ref(), &config, &merged, kind, &processor, &generation),
-        None => save_pretrained_from(output, &config, &merged, &processor, &generation, &SaveOptions::default()),
-    }
-}
-
 /// Configuration, processor and generation settings of an adapter for other tokens than those of its base model; `None` for
 /// one without a `config.json`.
-fn own_vocabulary(folder: &Path) -> Result<Option<(HaploVlConfig, Processor, GenerationConfig)>> {
+pub(super) fn own_vocabulary(folder: &Path) -> Result<Option<(HaploVlConfig, Processor, GenerationConfig)>> {
     let path = folder.join("config.json");
     if !files::exists(&path)? {
         return Ok(None);
@@ -301,7 +269,7 @@ fn own_vocabulary(folder: &Path) -> Result<Option<(HaploVlConfig, Processor, Gen
 }
 
 /// The content of a checkpoint folder, or of that of a file of weights.
-fn open(path: &Path) -> Result<(HaploVlConfig, Processor, GenerationConfig, Arc<dyn TensorSource>)> {
+pub(super) fn open(path: &Path) -> Result<(HaploVlConfig, Processor, GenerationConfig, Arc<dyn TensorSource>)> {
     let folder = folder_of(path);
     check_model_folder(folder)?;
     let config = HaploVlConfig::from_file(folder.join("config.json"))?;

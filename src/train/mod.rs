@@ -60,4 +60,6 @@ pub use recipe::{
 };
 pub use resume::CheckpointChoice;
 pub use run::Run;
+pub(crate) use stage::open_llm;
 pub use trainer::{GradientReducer, SingleProcess, StepReport, Trainer, UpdateRule};
+pub(crate) use vocabulary::adopt_processor;

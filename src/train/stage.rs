@@ -293,7 +293,7 @@ fn load_pretrained(
 }
 
 /// Opens a language model, whose rows follow the tokens of the run if it has a vocabulary.
-fn open_llm(path: &Path, tokenizer: &TextTokenizer, config: &HaploVlConfig) -> Result<LlmSource> {
+pub(crate) fn open_llm(path: &Path, tokenizer: &TextTokenizer, config: &HaploVlConfig) -> Result<LlmSource> {
     let llm = LlmSource::open(path)?;
     match SourceVocabulary::of_llm(path)? {
         Some(own) => {

@@ -1,5 +1,7 @@
 //! Seeded initial values, independent of the order of creation, the number of threads and the device.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::Init;
 use candle_nn::init::NormalOrUniform;
@@ -25,17 +27,27 @@ pub(super) fn initial_tensor(
     dtype: DType,
     device: &Device,
 ) -> candle_core::Result<Tensor> {
-    match distribution(init, shape) {
-        Distribution::Constant(value) => Tensor::full(value, shape, device)?.to_dtype(dtype),
+    let values = initial_values(init, shape, 0..shape.elem_count(), (seed, name), dtype)?;
+    values.reshape(shape)?.to_device(device)
+}
+
+/// Some elements of the tensor that [`initial_tensor`] gives, in row-major order and in the same bits.
+pub(super) fn initial_values(
+    init: Init,
+    shape: &Shape,
+    elements: Range<usize>,
+    stream: (u64, &str),
+    dtype: DType,
+) -> candle_core::Result<Tensor> {
+    let values = match distribution(init, shape) {
+        Distribution::Constant(value) => return Tensor::full(value, elements.len(), &Device::Cpu)?.to_dtype(dtype),
         Distribution::Normal { mean, stdev } => {
-            let values = draw(seed, name, shape.elem_count(), |u, v| normal_pair(u, v).map(|z| mean + stdev * z));
-            Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+            draw(stream, elements, |u, v| normal_pair(u, v).map(|z| mean + stdev * z))
         }
-        Distribution::Uniform { lo, up } => {
-            let values = draw(seed, name, shape.elem_count(), |u, v| [u, v].map(|u| lo + (up - lo) * u));
-            Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
-        }
-    }
+        Distribution::Uniform { lo, up } => draw(stream, elements, |u, v| [u, v].map(|u| lo + (up - lo) * u)),
+    };
+    let count = values.len();
+    Tensor::from_vec(values, count, &Device::Cpu)?.to_dtype(dtype)
 }
 
 fn distribution(init: Init, shape: &Shape) -> Distribution {
@@ -57,20 +69,24 @@ fn distribution(init: Init, shape: &Shape) -> Distribution {
     }
 }
 
-/// Fills a vector two values at a time from uniform pairs in [0, 1). ChaCha is a counter-based generator, so every
-/// chunk starts at its own position in the stream and the result does not depend on the number of threads.
-fn draw(seed: u64, name: &str, count: usize, pair: impl Fn(f64, f64) -> [f64; 2] + Sync) -> Vec<f32> {
-    let mut values = vec![0f32; count];
+/// Draws the values at `places` of a stream, two at a time from uniform pairs in [0, 1). ChaCha is a counter-based
+/// generator, so every chunk starts at its own position in the stream and the result does not depend on the number of
+/// threads.
+fn draw((seed, name): (u64, &str), places: Range<usize>, pair: impl Fn(f64, f64) -> [f64; 2] + Sync) -> Vec<f32> {
+    // The first of a pair is drawn, too, if only the second is asked for.
+    let start = places.start & !1;
+    let mut values = vec![0f32; places.end.saturating_sub(start)];
     values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(name_hash(name));
         // A value takes one u64, which is two 32-bit words of the generator.
-        rng.set_word_pos(2 * (chunk * CHUNK) as u128);
+        rng.set_word_pos(2 * (start + chunk * CHUNK) as u128);
         for slot in values.chunks_mut(2) {
             let drawn = pair(unit(&mut rng), unit(&mut rng));
             slot.iter_mut().zip(drawn).for_each(|(slot, value)| *slot = value as f32);
         }
     });
+    values.drain(..(places.start - start).min(values.len()));
     values
 }
 
@@ -131,6 +147,18 @@ mod tests {
         rng.set_stream(name_hash("w"));
         let one_by_one: Vec<f32> = (0..CHUNK + 5).map(|_| (2.0 * unit(&mut rng) - 1.0) as f32).collect();
         assert_eq!(long, one_by_one);
+    }
+
+    #[test]
+    fn parts_are_those_of_the_whole() {
+        let (init, shape) = (Init::Randn { mean: 1.0, stdev: 2.0 }, Shape::from((3, CHUNK - 1)));
+        let whole = values(init, shape.dims(), 5, "p");
+        for part in [0..7, 3..4, 1..CHUNK + 9, CHUNK - 1..whole.len(), 8..8] {
+            let found = initial_values(init, &shape, part.clone(), (5, "p"), DType::F32).unwrap();
+            assert_eq!(found.to_vec1::<f32>().unwrap(), whole[part]);
+        }
+        let ones = initial_values(Init::Const(1.0), &shape, 2..5, (0, "c"), DType::BF16).unwrap();
+        assert_eq!((ones.dtype(), ones.dims()), (DType::BF16, [3].as_slice()));
     }
 
     #[test]

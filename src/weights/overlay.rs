@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::TensorSource;
 use crate::Result;
+use crate::nn::MappedRows;
 use crate::nn::ops::QuantizedWeight;
 use crate::options::Quantization;
 
@@ -37,6 +38,10 @@ impl TensorSource for OverlaySource {
             Some(tensor) => Ok(tensor.to_dtype(dtype)?.to_device(device)?),
             None => self.base.load_tensor(name, dtype, device),
         }
+    }
+
+    fn mapped_rows(&self, name: &str) -> Option<MappedRows> {
+        if self.tensors.contains_key(name) { None } else { self.base.mapped_rows(name) }
     }
 
     fn quantization(&self, name: &str) -> Option<Quantization> {

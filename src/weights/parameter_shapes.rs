@@ -1,4 +1,5 @@
-//! The names and shapes of a model's parameters, recorded by building the model without allocating memory.
+//! The names, shapes and initial distributions of a model's parameters, recorded by building the model without allocating
+//! memory.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,8 +13,11 @@ use candle_nn::{Init, VarBuilder};
 /// The tensors are a single zero, broadcast, so a 7B model takes no memory.
 #[derive(Debug, Clone, Default)]
 pub struct ParameterShapes {
-    shapes: Arc<Mutex<BTreeMap<String, Vec<usize>>>>,
+    recorded: Arc<Mutex<Recorded>>,
 }
+
+/// Shapes and initial distributions by name.
+type Recorded = BTreeMap<String, (Vec<usize>, Init)>;
 
 impl ParameterShapes {
     /// A builder whose requests are all recorded here. A name may be requested again with the same shape.
@@ -23,18 +27,23 @@ impl ParameterShapes {
 
     /// The names and shapes recorded so far.
     pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        self.lock().iter().map(|(name, (shape, _))| (name.clone(), shape.clone())).collect()
+    }
+
+    /// The parameters recorded so far, with the distribution of their initial values.
+    pub(super) fn inits(&self) -> BTreeMap<String, (Vec<usize>, Init)> {
         self.lock().clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Vec<usize>>> {
-        self.shapes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Recorded> {
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl SimpleBackend for ParameterShapes {
-    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+    fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         let wanted = shape.dims().to_vec();
-        let known = self.lock().entry(name.to_string()).or_insert_with(|| wanted.clone()).clone();
+        let (known, _) = self.lock().entry(name.to_string()).or_insert_with(|| (wanted.clone(), init)).clone();
         if known != wanted {
             candle_core::bail!("parameter `{name}` is requested as {wanted:?}, but was requested as {known:?} before");
         }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::TensorSource;
+use super::{EachPart, TensorSource};
+use crate::nn::MappedRows;
 use crate::nn::ops::QuantizedWeight;
 use crate::options::Quantization;
 use crate::{Error, Result};
@@ -103,6 +104,14 @@ impl TensorSource for RenamedTensors {
 
     fn load_tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         self.source.load_tensor(self.stored(name), dtype, device)
+    }
+
+    fn for_each_part(&self, name: &str, dtype: DType, rows: usize, each: &mut EachPart<'_>) -> Result<()> {
+        self.source.for_each_part(self.stored(name), dtype, rows, each)
+    }
+
+    fn mapped_rows(&self, name: &str) -> Option<MappedRows> {
+        self.source.mapped_rows(self.stored(name))
     }
 
     fn quantization(&self, name: &str) -> Option<Quantization> {

@@ -14,7 +14,7 @@ use safetensors::tensor::TensorInfo;
 use super::finite::check_floats;
 use super::raw_tensor::RawTensor;
 use super::shard_index;
-use super::source::{TensorSource, check_source, source_var_builder};
+use super::source::{EachPart, TensorSource, check_source, row_parts, source_var_builder};
 use crate::{Error, Result, files};
 
 /// File name of weights in a single file.
@@ -63,6 +63,22 @@ impl Deref for Bytes {
 struct Entry {
     shard: usize,
     info: TensorInfo,
+}
+
+impl Entry {
+    /// Copies a tensor, or a part of one: the bytes and their shape.
+    fn load(
+        &self,
+        name: &str,
+        file: &Path,
+        (bytes, shape): (&[u8], &[usize]),
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
+        let stored = self.info.dtype;
+        let raw = RawTensor { name, type_name: &stored.to_string(), dtype: DType::try_from(stored).ok(), shape };
+        raw.load(file, bytes, dtype, device)
+    }
 }
 
 impl SafetensorsFiles {
@@ -135,9 +151,7 @@ impl SafetensorsFiles {
     /// or it contains NaN or infinity.
     pub fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let (shard, entry) = self.entry(name)?;
-        let (dtype_name, stored) = (entry.info.dtype.to_string(), DType::try_from(entry.info.dtype).ok());
-        let raw = RawTensor { name, type_name: &dtype_name, dtype: stored, shape: &entry.info.shape };
-        raw.load(&shard.path, shard.bytes(&entry.info)?, dtype, device)
+        entry.load(name, &shard.path, (shard.bytes(&entry.info)?, &entry.info.shape), dtype, device)
     }
 
     fn entry(&self, name: &str) -> Result<(&Shard, &Entry)> {
@@ -189,6 +203,16 @@ impl TensorSource for SafetensorsFiles {
 
     fn load_tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         self.load(name, dtype, device)
+    }
+
+    fn for_each_part(&self, name: &str, dtype: DType, rows: usize, each: &mut EachPart<'_>) -> Result<()> {
+        let (shard, entry) = self.entry(name)?;
+        let (bytes, shape) = (shard.bytes(&entry.info)?, &entry.info.shape);
+        let row_bytes = bytes.len() / shape.first().copied().unwrap_or(1).max(1);
+        row_parts(shape, rows).try_for_each(|(rows, shape)| {
+            let part = &bytes[rows.start * row_bytes..rows.end * row_bytes];
+            each(entry.load(name, &shard.path, (part, &shape), dtype, &Device::Cpu)?)
+        })
     }
 
     fn stored_dtype(&self, name: &str) -> Option<DType> {

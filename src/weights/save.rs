@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 
-use super::TensorSource;
 use super::atomic::{StagedFile, write_atomically};
 use super::safetensors::{INDEX_FILE, SINGLE_FILE};
-use super::source::load_unpadded;
+use super::source::for_each_unpadded;
+use super::{EachPart, TensorSource};
 use crate::{Error, Result};
 
 /// Elements converted and written at a time, so that saving needs no second copy of a tensor.
@@ -51,7 +51,7 @@ pub fn save_safetensors(
     save_shards(folder.as_ref(), &in_memory(tensors, options), options)
 }
 
-/// Saves tensors of a source as [`save_safetensors`] does, one at a time, so that few exist in memory. Each has the dtype
+/// Saves tensors of a source as [`save_safetensors`] does, in parts, so that little exists in memory. Each has the dtype
 /// that it is stored in, f32 if that is unknown, or [`SaveOptions::dtype`]. `shapes` names them; padding of quantised
 /// rows is left out.
 ///
@@ -75,8 +75,8 @@ fn from_source<'a>(
     options: &SaveOptions,
 ) -> Pending<'a> {
     let dtype = options.dtype.or(source.stored_dtype(name)).unwrap_or(DType::F32);
-    let load = move || load_unpadded(source, name, dims, dtype, &Device::Cpu);
-    Pending { name: name.into(), dims: dims.to_vec(), dtype, load: Box::new(load) }
+    let parts = move |each: &mut EachPart<'_>| for_each_unpadded(source, name, dims, dtype, each);
+    Pending { name: name.into(), dims: dims.to_vec(), dtype, parts: Box::new(parts) }
 }
 
 fn save_shards(folder: &Path, tensors: &[Pending<'_>], options: &SaveOptions) -> Result<()> {
@@ -104,14 +104,17 @@ pub fn save_safetensors_file(
     write_atomically(path, |writer| write_file(writer, path, &tensors.iter().collect::<Vec<_>>(), options))
 }
 
-/// A tensor to be written, loaded when its turn comes.
+/// A tensor to be written, loaded in parts when its turn comes.
 struct Pending<'a> {
     name: String,
     dims: Vec<usize>,
     /// Dtype on disk.
     dtype: DType,
-    load: Box<dyn Fn() -> Result<Tensor> + 'a>,
+    parts: Box<Parts<'a>>,
 }
+
+/// Loads a tensor in parts.
+type Parts<'a> = dyn Fn(&mut EachPart<'_>) -> Result<()> + 'a;
 
 impl Pending<'_> {
     fn bytes(&self) -> u64 {
@@ -122,7 +125,8 @@ impl Pending<'_> {
 fn in_memory<'a>(tensors: &'a BTreeMap<String, Tensor>, options: &SaveOptions) -> Vec<Pending<'a>> {
     let pending = |(name, tensor): (&String, &'a Tensor)| {
         let dtype = options.dtype.unwrap_or(tensor.dtype());
-        Pending { name: name.clone(), dims: tensor.dims().to_vec(), dtype, load: Box::new(|| Ok(tensor.detach())) }
+        let parts = |each: &mut EachPart<'_>| each(tensor.detach());
+        Pending { name: name.clone(), dims: tensor.dims().to_vec(), dtype, parts: Box::new(parts) }
     };
     tensors.iter().map(pending).collect()
 }
@@ -181,12 +185,30 @@ fn write_file(writer: &mut impl Write, path: &Path, tensors: &[&Pending<'_>], op
     writer.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
     writer.write_all(&header).map_err(io)?;
     for tensor in tensors {
-        let flat = (tensor.load)()?.flatten_all()?;
-        for start in (0..flat.elem_count()).step_by(CHUNK) {
-            let chunk = flat.narrow(0, start, CHUNK.min(flat.elem_count() - start))?;
-            let chunk = chunk.to_dtype(tensor.dtype)?.to_device(&Device::Cpu)?;
-            writer.write_all(&little_endian(&chunk)?).map_err(io)?;
+        let mut left = tensor.bytes();
+        (tensor.parts)(&mut |part| {
+            let bytes = (part.elem_count() * tensor.dtype.size_in_bytes()) as u64;
+            left = left.checked_sub(bytes).ok_or_else(|| changed(&tensor.name))?;
+            write_part(writer, path, &part, tensor.dtype)
+        })?;
+        if left > 0 {
+            return Err(changed(&tensor.name));
         }
+    }
+    Ok(())
+}
+
+/// The error for a tensor of another size than its header says.
+fn changed(name: &str) -> Error {
+    Error::weights(format!("tensor `{name}` has another size than its shape says: open its source again"))
+}
+
+fn write_part(writer: &mut impl Write, path: &Path, part: &Tensor, dtype: DType) -> Result<()> {
+    let flat = part.flatten_all()?;
+    for start in (0..flat.elem_count()).step_by(CHUNK) {
+        let chunk = flat.narrow(0, start, CHUNK.min(flat.elem_count() - start))?;
+        let chunk = chunk.to_dtype(dtype)?.to_device(&Device::Cpu)?;
+        writer.write_all(&little_endian(&chunk)?).map_err(|e| Error::io(path, e))?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Sources of weights, independent of the file format.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,10 +9,10 @@ use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 
-use super::gguf::MODEL_FILE;
 use super::known_buffers::is_known_buffer;
 use super::renamed::LANGUAGE;
 use super::{GgufFile, PickleFiles, SafetensorsFiles, check_tensors, pickle, safetensors};
+use crate::nn::MappedRows;
 use crate::nn::ops::QuantizedWeight;
 use crate::options::Quantization;
 use crate::{Error, Result};
@@ -22,6 +23,19 @@ const PICKLES: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Name of the language head.
 pub(super) const HEAD: &str = "lm_head.weight";
+
+/// Receiver of the parts of a tensor, see [`TensorSource::for_each_part`].
+pub type EachPart<'f> = dyn FnMut(Tensor) -> Result<()> + 'f;
+
+/// Ranges of at most `rows` rows of a tensor, with the shape of each part. A scalar is one part.
+pub(super) fn row_parts(shape: &[usize], rows: usize) -> impl Iterator<Item = (Range<usize>, Vec<usize>)> {
+    let (count, rows, shape) = (shape.first().copied().unwrap_or(1), rows.max(1), shape.to_vec());
+    (0..count).step_by(rows).map(move |start| {
+        let (range, mut shape) = (start..count.min(start.saturating_add(rows)), shape.clone());
+        shape.iter_mut().take(1).for_each(|first| *first = range.len());
+        (range, shape)
+    })
+}
 
 /// A source of tensors, by HF name.
 pub trait TensorSource: Send + Sync {
@@ -41,13 +55,31 @@ pub trait TensorSource: Send + Sync {
     /// converted.
     fn load_tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor>;
 
+    /// Loads a tensor on the CPU in parts of at most `rows` rows along its first dimension, and passes them to `each` in
+    /// order. A source that can read a part of a tensor holds one part in memory; others hold the whole tensor.
+    ///
+    /// # Errors
+    /// As [`Self::load_tensor`], and the errors of `each`.
+    fn for_each_part(&self, name: &str, dtype: DType, rows: usize, each: &mut EachPart<'_>) -> Result<()> {
+        let tensor = self.load_tensor(name, dtype, &Device::Cpu)?;
+        row_parts(tensor.dims(), rows).try_for_each(|(rows, shape)| match shape.as_slice() {
+            [] => each(tensor.clone()),
+            _ => each(tensor.narrow(0, rows.start, rows.len())?),
+        })
+    }
+
+    /// The rows of a matrix where its file is mapped; `None` if they must be loaded.
+    fn mapped_rows(&self, _name: &str) -> Option<MappedRows> {
+        None
+    }
+
     /// Quantisation of a matrix, if layers can use its stored blocks without conversion.
     fn quantization(&self, _name: &str) -> Option<Quantization> {
         None
     }
 
-    /// Copies a matrix with rows of `in_size` values in its stored quantisation; `None` if [`Self::quantization`] is
-    /// `None`.
+    /// A matrix with rows of `in_size` values in its stored quantisation, copied or mapped; `None` if
+    /// [`Self::quantization`] is `None`.
     ///
     /// # Errors
     /// As [`Self::load_tensor`].
@@ -96,11 +128,11 @@ pub fn open_weights(path: impl AsRef<Path>) -> Result<Arc<dyn TensorSource>> {
     let found = |names: [&'static str; 2]| names.into_iter().find(|name| path.join(name).is_file());
     let safetensors = found([safetensors::SINGLE_FILE, safetensors::INDEX_FILE]);
     let pickle = found([pickle::SINGLE_FILE, pickle::INDEX_FILE]);
-    match (path.join(MODEL_FILE).is_file(), safetensors.or(pickle)) {
+    match (path.join(GgufFile::MODEL).is_file(), safetensors.or(pickle)) {
         (true, Some(other)) => {
-            Err(Error::format(path, format!("holds both {MODEL_FILE} and {other}: move one of them elsewhere")))
+            Err(Error::format(path, format!("holds both {} and {other}: move one of them elsewhere", GgufFile::MODEL)))
         }
-        (true, None) => Ok(Arc::new(GgufFile::open(path.join(MODEL_FILE))?)),
+        (true, None) => Ok(Arc::new(GgufFile::open(path.join(GgufFile::MODEL))?)),
         (false, Some(_)) if safetensors.is_some() => Ok(Arc::new(SafetensorsFiles::open(path)?)),
         (false, Some(_)) => Ok(Arc::new(PickleFiles::open(path)?)),
         (false, None) => Err(no_weights(path)),
@@ -109,11 +141,11 @@ pub fn open_weights(path: impl AsRef<Path>) -> Result<Arc<dyn TensorSource>> {
 
 /// The error for a folder without weights under one of the known names, which names the first file that may be meant.
 fn no_weights(folder: &Path) -> Error {
-    let (single, pickle) = (safetensors::SINGLE_FILE, pickle::SINGLE_FILE);
+    let (single, pickle, model) = (safetensors::SINGLE_FILE, pickle::SINGLE_FILE, GgufFile::MODEL);
     let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
     let known_name = |name: &str| match Path::new(name).extension()?.to_str()?.to_ascii_lowercase().as_str() {
         "safetensors" => Some(single),
-        "gguf" => Some(MODEL_FILE),
+        "gguf" => Some(model),
         extension => PICKLES.contains(&extension).then_some(pickle),
     };
     let other = names.filter_map(|name| Some((name.to_str()?.to_string(), known_name(name.to_str()?)?))).min();
@@ -129,7 +161,7 @@ fn no_weights(folder: &Path) -> Error {
             ),
             None => format!(
                 "holds no weights: expected {single}, {pickle}, one of the two with `.index.json` and its shards, or \
-                 {MODEL_FILE}"
+                 {model}"
             ),
         },
     )
@@ -168,9 +200,32 @@ pub(crate) fn load_unpadded(
     dtype: DType,
     device: &Device,
 ) -> Result<Tensor> {
-    let tensor = source.load_tensor(name, dtype, device)?;
+    Ok(unpadded(source.load_tensor(name, dtype, device)?, shape)?)
+}
+
+/// Elements of a part of a tensor that is converted and written, 64 MB in f32.
+const PART: usize = 1 << 24;
+
+/// Passes a tensor to `each` in parts of whole groups of sixteen rows, without the padding of quantised rows: `shape` is
+/// that of the model.
+///
+/// # Errors
+/// The errors of [`TensorSource::for_each_part`].
+pub(crate) fn for_each_unpadded(
+    source: &dyn TensorSource,
+    name: &str,
+    shape: &[usize],
+    dtype: DType,
+    each: &mut EachPart<'_>,
+) -> Result<()> {
+    let row = shape.iter().skip(1).product::<usize>().max(1);
+    let rows = (PART / row).max(1).next_multiple_of(16);
+    source.for_each_part(name, dtype, rows, &mut |part| each(unpadded(part, shape)?))
+}
+
+fn unpadded(tensor: Tensor, shape: &[usize]) -> candle_core::Result<Tensor> {
     match (tensor.dims(), shape) {
-        ([_, padded], [_, width]) if padded > width => Ok(tensor.narrow(1, 0, *width)?.contiguous()?),
+        ([_, padded], [_, width]) if padded > width => tensor.narrow(1, 0, *width)?.contiguous(),
         _ => Ok(tensor),
     }
 }

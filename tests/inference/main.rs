@@ -5,6 +5,7 @@ mod batch_inference;
 mod builtin;
 #[path = "../common/mod.rs"]
 mod common;
+mod convert;
 mod generation;
 mod generator;
 mod pipeline;

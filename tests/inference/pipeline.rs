@@ -48,7 +48,7 @@ fn checkpoint_of(scale: f64) -> TempDir {
     checkpoint_with(&HaploVlConfig::tiny(), scale)
 }
 
-fn checkpoint_with(config: &HaploVlConfig, scale: f64) -> TempDir {
+pub fn checkpoint_with(config: &HaploVlConfig, scale: f64) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let parameters = Parameters::new();
     HaploVl::new(config, parameters.var_builder(5, DType::F32, &Device::Cpu)).unwrap();
@@ -65,15 +65,15 @@ fn checkpoint_with(config: &HaploVlConfig, scale: f64) -> TempDir {
     folder
 }
 
-fn write(folder: &Path, name: &str, value: &Value) {
+pub fn write(folder: &Path, name: &str, value: &Value) {
     std::fs::write(folder.join(name), value.to_string()).unwrap();
 }
 
-fn load(folder: &Path) -> haplovl::Result<LoadedModel> {
+pub fn load(folder: &Path) -> haplovl::Result<LoadedModel> {
     LoadedModel::from_folder(folder, LoadOptions::default().with_device(DeviceChoice::Cpu))
 }
 
-fn sample_image(seed: u32) -> RgbImage {
+pub fn sample_image(seed: u32) -> RgbImage {
     RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * seed) as u8, (y * 7 + seed) as u8, (x * y) as u8]))
 }
 

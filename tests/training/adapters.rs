@@ -14,7 +14,7 @@ use haplovl::data::shapes::token_ids;
 use haplovl::model::{Adapter, HaploVl, MergedSource};
 use haplovl::nn::gradients_of;
 use haplovl::options::Quantization;
-use haplovl::pipeline::{Captioner, DeviceChoice, LoadOptions, LoadedModel, merge_folder};
+use haplovl::pipeline::{Captioner, DeviceChoice, LoadOptions, LoadedModel, merge_folder, quantize_folder};
 use haplovl::train::{Outcome, Recipe, Run};
 use haplovl::weights::{Parameters, SafetensorsFiles, SaveOptions, save_safetensors_file};
 use serde_json::{Value, json};
@@ -377,6 +377,33 @@ fn recipes_train_adapters_that_resume_to_the_bit_and_load_everywhere() {
         assert_eq!(caption(&adapted), caption(&LoadedModel::from_folder(&merged, options).unwrap()));
         assert_eq!(caption(&adapted.without_adapter()), plain);
     }
+}
+
+#[test]
+fn an_adapter_trains_over_the_mapped_weights_of_a_quantised_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = train(recipe(folder.path(), "base", "", "", 2).unwrap(), false);
+    let quantized = folder.path().join("quantized");
+    quantize_folder(&base, &quantized, Quantization::Q8_0).unwrap();
+    let start = format!(r#", init_from = {{ stage = "{}" }}"#, quantized.display());
+    let mut recipe = recipe(folder.path(), "adapter", &start, "adapter = { rank = 4 }", 2).unwrap();
+    recipe.update.gradient_checkpointing = true;
+    let export = train(recipe, false);
+    assert!(stored(&export).iter().any(|(name, _)| name.ends_with("lora_B.weight")));
+    let options = LoadOptions::default().with_device(DeviceChoice::Cpu);
+    let image = image::RgbImage::from_pixel(32, 32, image::Rgb([200, 10, 10]));
+    let caption = |model: &LoadedModel| {
+        let captioner = Captioner::new(model).with_generation(short(model));
+        captioner.caption(image.clone()).unwrap().text().to_string()
+    };
+    let model = LoadedModel::from_folder(&quantized, options).unwrap();
+    let plain = caption(&model);
+    let adapted = model.with_adapter(&export).unwrap();
+    caption(&adapted);
+    assert_eq!(caption(&adapted.without_adapter()), plain);
+    let merged = folder.path().join("merged");
+    merge_folder(&quantized, &export, &merged, None).unwrap();
+    caption(&LoadedModel::from_folder(&merged, options).unwrap());
 }
 
 #[test]

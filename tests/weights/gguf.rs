@@ -290,6 +290,10 @@ fn inconsistent_headers_are_rejected() {
         ("no elements", header(1, 0, &description(&[0], 0, 0)), "does not lie in the file"),
         ("part of a block", header(1, 0, &description(&[2, 16], 8, 0)), "does not lie in the file"),
         ("unknown dtype", header(1, 0, &description(&[1], 99, 0)), "unknown GGML type 99"),
+        ("interleaved vector", header(1, 0, &description(&[256], 0x4876_000c, 0)), "does not lie in the file"),
+        ("interleaved part", header(1, 0, &description(&[100, 16], 0x4876_000c, 0)), "does not lie in the file"),
+        ("huge interleaved", header(1, 0, &description(&[256, !0], 0x4876_000c, 0)), "does not lie in the file"),
+        ("interleaved floats", header(1, 0, &description(&[256, 16], 0x4876_0000, 0)), "unknown GGML type 1215692800"),
         ("known dtype", header(1, 0, &description(&[256], 20, 0)), "GGML type IQ4_NL, which cannot be read: use"),
         ("known dtype", header(1, 0, &description(&[256], 23, 0)), "GGML type IQ4_XS, which cannot be read: use"),
     ];

@@ -22,7 +22,8 @@
 //! | attention | blocks of 64 queries | f32 or f16 keys | as linear from 33 rows | two GEMMs and a softmax | `matmul.rs` |
 //!
 //! A block of up to eight queries multiplies in f32 also with `Precision::Bf16`. Shared parts: views of matrices in
-//! `mat.rs` and `kv_view.rs`, parallel tasks in `parallel.rs`, scalar functions in `simd_math.rs`.
+//! `mat.rs` and `kv_view.rs`, interleaved weights in `interleaved.rs`, their quantisation in `quantize_q4k.rs`, parallel tasks in `parallel.rs`, scalar functions in
+//! `simd_math.rs`.
 
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 mod avx512;
@@ -33,6 +34,11 @@ pub mod dispatch;
 pub mod gemv;
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 mod gemv_avx512;
+#[cfg_attr(
+    any(not(target_arch = "x86_64"), haplovl_portable),
+    allow(dead_code, reason = "other CPUs undo the interleaving and need no more")
+)]
+pub mod interleaved;
 pub mod kv_view;
 pub mod mat;
 pub mod matmul;
@@ -44,5 +50,6 @@ mod prefetch;
 mod property_tests;
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 pub mod qmatmul;
+pub mod quantize_q4k;
 pub mod simd_math;
 pub mod widened;

@@ -124,7 +124,8 @@ proptest! {
         use candle_core::{Device, Tensor};
 
         use super::dispatch::QuantKernel;
-        use super::qmatmul::{self, InterleavedWeight};
+        use super::interleaved::InterleavedWeight;
+        use super::qmatmul;
         use crate::options::Quantization;
 
         let kind = Quantization::ALL[kind];

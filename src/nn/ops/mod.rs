@@ -31,6 +31,7 @@ pub use last_positions::last_positions;
 pub use linear::{linear, linear_as, linear_with};
 pub use low_rank::low_rank_update;
 pub use norm::{layer_norm, rms_norm};
+pub(crate) use quantized_linear::quantize_padded;
 pub use quantized_linear::{QuantizedWeight, quantize_blocks, quantized_linear, quantized_linear_as};
 pub use residual::residual;
 pub use rope::rope;

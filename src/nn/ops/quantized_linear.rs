@@ -5,15 +5,18 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result, Shape, Storage, Tensor};
+use rayon::prelude::*;
 
 use super::linear::{add_bias, bias_gradient};
 use super::{contiguous_slice, is_cpu_f32, linear, with_slice};
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 use crate::nn::kernels::dispatch::QuantKernel;
 use crate::nn::kernels::dispatch::{CANDLE_TILE_WIDTH, QuantBackend, candle_has_tiles};
+use crate::nn::kernels::interleaved::InterleavedWeight;
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-use crate::nn::kernels::qmatmul::{self, InterleavedWeight};
+use crate::nn::kernels::qmatmul;
+use crate::nn::kernels::quantize_q4k::quantize_q4k;
 use crate::nn::kernels::widened::{WidenTile, input_gradient};
 use crate::nn::tape::{apply1, apply2};
 use crate::options::Quantization;
@@ -23,14 +26,13 @@ const PAD_FROM: usize = 512;
 
 impl Quantization {
     /// Width to which rows of `in_size` are zero-padded on this machine.
-    fn padded(self, in_size: usize) -> usize {
+    pub(crate) fn padded(self, in_size: usize) -> usize {
         let fast = in_size >= PAD_FROM && candle_has_tiles();
         in_size.next_multiple_of(if fast { CANDLE_TILE_WIDTH } else { self.ggml_dtype().block_size() })
     }
 
     /// The quantisation with this GGUF block type, if there is one.
-    #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-    fn of_blocks(dtype: GgmlDType) -> Option<Self> {
+    pub(crate) fn of_blocks(dtype: GgmlDType) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.ggml_dtype() == dtype)
     }
 
@@ -42,18 +44,39 @@ impl Quantization {
     }
 }
 
-/// Quantises a float matrix (out, in) to GGUF blocks, with rows padded with zeros.
+/// Number of rows that a task quantises: whole groups of interleaved rows.
+const TASK_ROWS: usize = 16;
+
+/// Quantises a float matrix (out, in) to GGUF blocks, with rows padded with zeros for this machine. Rows are quantised in
+/// parallel.
 ///
 /// # Errors
 /// Errors of candle, if it is no matrix.
 pub fn quantize_blocks(weight: &Tensor, kind: Quantization) -> Result<QTensor> {
-    let (_, in_size) = weight.dims2()?;
-    if in_size == 0 {
-        candle_core::bail!("a matrix {:?} without inputs cannot be quantised", weight.dims());
+    quantize_padded(weight, kind, kind.padded(weight.dim(D::Minus1)?))
+}
+
+/// [`quantize_blocks`] with rows of `width`, a multiple of the block's.
+pub(crate) fn quantize_padded(weight: &Tensor, kind: Quantization, width: usize) -> Result<QTensor> {
+    let (rows, in_size) = weight.dims2()?;
+    if in_size == 0 || in_size > width {
+        candle_core::bail!("a matrix {:?} cannot be quantised to rows of {width}", weight.dims());
     }
-    let weight = weight.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-    let weight = weight.pad_with_zeros(1, 0, kind.padded(in_size) - in_size)?.contiguous()?;
-    QTensor::quantize(&weight, kind.ggml_dtype())
+    let weight = weight.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+    let quantize = |rows: &[f32]| {
+        let rows = Tensor::from_slice(rows, (rows.len() / in_size, in_size), &Device::Cpu)?;
+        let rows = rows.pad_with_zeros(1, 0, width - in_size)?;
+        match kind {
+            // candle's search takes many times as long.
+            Quantization::Q4K => with_slice(&rows.contiguous()?, quantize_q4k),
+            _ => Ok(QTensor::quantize(&rows, kind.ggml_dtype())?.data()?.into_owned()),
+        }
+    };
+    let parts = with_slice(&weight, |weight| {
+        weight.par_chunks(TASK_ROWS * in_size).map(quantize).collect::<Result<Vec<Vec<u8>>>>()
+    })??;
+    let storage = QStorage::from_data(parts.concat().into(), &Device::Cpu, kind.ggml_dtype())?;
+    QTensor::new(storage, (rows, width))
 }
 
 /// A quantised weight matrix (out, in), on the CPU.
@@ -84,6 +107,15 @@ impl Blocks {
         Ok(Self::InOrder(tensor))
     }
 
+    /// Blocks that are interleaved already.
+    fn interleaved(weight: InterleavedWeight) -> Result<Self> {
+        #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+        if let Some(kernel) = QuantKernel::fastest() {
+            return Ok(Self::Interleaved(weight, kernel));
+        }
+        Ok(Self::InOrder(in_file_order(&weight)?))
+    }
+
     /// Numbers of outputs and of inputs with padding.
     fn dims2(&self) -> Result<(usize, usize)> {
         match self {
@@ -98,13 +130,15 @@ impl Blocks {
         match self {
             Self::InOrder(tensor) => tensor.dequantize(&Device::Cpu),
             #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-            Self::Interleaved(weight, _) => {
-                let dtype = weight.kind().ggml_dtype();
-                let storage = QStorage::from_data(weight.in_file_order().into(), &Device::Cpu, dtype)?;
-                QTensor::new(storage, weight.dims2())?.dequantize(&Device::Cpu)
-            }
+            Self::Interleaved(weight, _) => in_file_order(weight)?.dequantize(&Device::Cpu),
         }
     }
+}
+
+/// An interleaved weight in the order of a file.
+fn in_file_order(weight: &InterleavedWeight) -> Result<QTensor> {
+    let storage = QStorage::from_data(weight.in_file_order().into(), &Device::Cpu, weight.kind().ggml_dtype())?;
+    QTensor::new(storage, weight.dims2())
 }
 
 impl QuantizedWeight {
@@ -121,15 +155,17 @@ impl QuantizedWeight {
     /// # Errors
     /// If it is no matrix, or its rows are shorter.
     pub fn from_qtensor(tensor: QTensor, in_size: usize) -> Result<Self> {
-        let (_, padded) = tensor.shape().dims2()?;
-        if padded < in_size || in_size == 0 {
-            candle_core::bail!(
-                "quantised matrix {:?}, expected rows of at least {} inputs",
-                tensor.shape(),
-                in_size.max(1)
-            );
-        }
+        check_width(tensor.shape().dims2()?, in_size)?;
         Ok(Self { blocks: Arc::new(Blocks::new(tensor)?), in_size })
+    }
+
+    /// Wraps an interleaved matrix whose rows are `in_size` wide, padded with zeros.
+    ///
+    /// # Errors
+    /// If its rows are shorter.
+    pub(crate) fn from_interleaved(weight: InterleavedWeight, in_size: usize) -> Result<Self> {
+        check_width(weight.dims2(), in_size)?;
+        Ok(Self { blocks: Arc::new(Blocks::interleaved(weight)?), in_size })
     }
 
     /// Numbers of outputs and inputs, without padding.
@@ -147,6 +183,14 @@ impl QuantizedWeight {
     pub fn dequantize(&self) -> Result<Tensor> {
         self.blocks.dequantize()?.narrow(1, 0, self.in_size)?.contiguous()
     }
+}
+
+/// Checks that padded rows hold `in_size` weights.
+fn check_width(dims: (usize, usize), in_size: usize) -> Result<()> {
+    if dims.1 < in_size || in_size == 0 {
+        candle_core::bail!("quantised matrix {dims:?}, expected rows of at least {} inputs", in_size.max(1));
+    }
+    Ok(())
 }
 
 /// `x W^T + b` for `x` (.., in) in f32 on the CPU and `bias` (out); the result is (.., out).

@@ -1,6 +1,7 @@
 //! Tokenizer: text to token ids and back.
 
 mod coverage;
+mod gguf;
 mod grow;
 mod guard;
 mod limits;

@@ -191,7 +191,7 @@ impl Recipe {
     /// # Errors
     /// [`Error::Config`], [`Error::Format`] or [`Error::Io`] if there is no such preset and no such valid file.
     pub fn model_config(&self) -> Result<HaploVlConfig> {
-        if let Some(preset) = preset(&self.config) {
+        if let Some(preset) = HaploVlConfig::preset(&self.config) {
             return Ok(preset);
         }
         let model = self.open_model_source("config", &self.config)?;
@@ -218,16 +218,5 @@ impl Recipe {
             self.config,
             self.seed
         ))
-    }
-}
-
-/// Model configuration of this name.
-fn preset(name: &str) -> Option<HaploVlConfig> {
-    match name {
-        "haplovl_7b_pro" => Some(HaploVlConfig::haplovl_7b_pro()),
-        "haplovl_8b" => Some(HaploVlConfig::haplovl_8b()),
-        "haplovl_7b" => Some(HaploVlConfig::haplovl_7b()),
-        "tiny" => Some(HaploVlConfig::tiny()),
-        _ => None,
     }
 }

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::paths::absolute_root;
-use super::{DataSource, Recipe, Stage, preset};
+use super::{DataSource, Recipe, Stage};
+use crate::config::HaploVlConfig;
 use crate::{Error, Result};
 
 /// `root` of the recipe in the file `path` as an absolute folder, and a notice if it is neither set nor the file's
@@ -71,7 +72,7 @@ fn inputs(recipe: &Recipe) -> Vec<String> {
 
 /// Whether a name stands for something other than a file or folder.
 fn is_keyword(name: &str) -> bool {
-    ["shapes", "builtin"].contains(&name) || preset(name).is_some()
+    ["shapes", "builtin"].contains(&name) || HaploVlConfig::preset(name).is_some()
 }
 
 #[cfg(test)]

@@ -41,18 +41,25 @@ impl Vocabulary {
     /// The errors of the tokenizer's files, and [`Error::Data`](crate::Error::Data) if it lacks too many of the words to
     /// learn.
     pub fn open(recipe: &Recipe, config: &HaploVlConfig, samples: &dyn Dataset<Item = Record>) -> Result<Self> {
-        let Parts { tokenizer, template, mut settings } = Parts::open(recipe, config)?;
-        let special = missing_tokens(&tokenizer, template.as_ref(), &settings.tokens)?;
+        let parts = Parts::open(recipe, config)?;
         let sample = Sample { samples, form: recipe.stage.sample_form() };
-        let chosen = words::chosen(recipe, &tokenizer, &sample)?;
+        let chosen = words::chosen(recipe, &parts.tokenizer, &sample)?;
         let words: Vec<String> = recipe.tokenizer.add.iter().chain(&chosen).cloned().collect();
-        let (tokenizer, added) = tokenizer.with_tokens(&special, &words)?;
-        let config = follow(config, &tokenizer, &settings)?;
-        settings.tokens.num_image_tokens = config.vision.patches_per_tile();
-        let coverage = check_coverage(recipe, &tokenizer, &sample)?;
-        let processor = Processor::new(&config, settings, tokenizer, template)?;
+        let (parts, added) = parts.with_words(&words)?;
+        let coverage = check_coverage(recipe, &parts.tokenizer, &sample)?;
+        let (config, processor) = parts.processor(config)?;
         Ok(Self { processor: Arc::new(processor), config, added, chosen, coverage })
     }
+}
+
+/// The processor of a model folder for a model of another configuration, with the special tokens that it lacks, and the
+/// configuration with its ids.
+///
+/// # Errors
+/// The errors of the folder's files.
+pub(crate) fn adopt_processor(folder: &Path, config: &HaploVlConfig) -> Result<(HaploVlConfig, Processor)> {
+    let parts = Parts::from_folder(folder, ProcessorSettings::new(config), config)?;
+    parts.with_words(&[])?.0.processor(config)
 }
 
 impl fmt::Display for Vocabulary {
@@ -91,6 +98,21 @@ impl Parts {
         settings.tokens = ProcessorSettings::tokens_of(folder, config)?;
         let template = ChatTemplate::from_folder(folder)?;
         Ok(Self { tokenizer: TextTokenizer::from_folder(folder)?, template, settings })
+    }
+
+    /// Adds words and the special tokens that the template and the placeholders need; returns the added tokens, too.
+    fn with_words(self, words: &[String]) -> Result<(Self, Vec<String>)> {
+        let special = missing_tokens(&self.tokenizer, self.template.as_ref(), &self.settings.tokens)?;
+        let (tokenizer, added) = self.tokenizer.with_tokens(&special, words)?;
+        Ok((Self { tokenizer, ..self }, added))
+    }
+
+    /// The processor, and the model configuration that follows it.
+    fn processor(mut self, config: &HaploVlConfig) -> Result<(HaploVlConfig, Processor)> {
+        let config = follow(config, &self.tokenizer, &self.settings)?;
+        self.settings.tokens.num_image_tokens = config.vision.patches_per_tile();
+        let processor = Processor::new(&config, self.settings, self.tokenizer, self.template)?;
+        Ok((config, processor))
     }
 }
 

@@ -5,8 +5,11 @@ use std::ops::Range;
 
 use candle_core::quantized::GgmlDType;
 
-const MAGIC: &[u8] = b"GGUF";
-const ALIGNMENT_KEY: &str = "general.alignment";
+use crate::nn::interleaved::interleaved_bytes;
+use crate::options::Quantization;
+
+pub(super) const MAGIC: &[u8] = b"GGUF";
+pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
 const DEFAULT_ALIGNMENT: usize = 32;
 /// Largest number of dimensions of a tensor, as in llama.cpp.
 const MAX_DIMENSIONS: u32 = 4;
@@ -15,8 +18,11 @@ const MAX_NAME: u64 = 256;
 /// Longest metadata key in bytes, from the GGUF specification.
 const MAX_KEY: u64 = u16::MAX as u64;
 /// GGUF codes of the metadata value types string (8) and array (9).
-const STRING: u32 = 8;
-const ARRAY: u32 = 9;
+pub(super) const STRING: u32 = 8;
+pub(super) const ARRAY: u32 = 9;
+/// Added to the code of a GGML type for a matrix of its blocks that is interleaved. Readers without this layout find an
+/// unknown type, and refuse the file instead of reading other weights.
+const INTERLEAVED: u32 = 0x4876_0000;
 
 type Parsed<T> = std::result::Result<T, String>;
 
@@ -41,6 +47,8 @@ pub enum GgufValue {
 #[derive(Debug)]
 pub(super) struct TensorInfo {
     pub(super) dtype: GgmlDType,
+    /// Whether the blocks are [interleaved](crate::nn::interleaved).
+    pub(super) is_interleaved: bool,
     /// Shape, outermost dimension first.
     pub(super) shape: Vec<usize>,
     /// Byte range in the file.
@@ -160,49 +168,67 @@ impl Description {
 
     fn locate(self, data: usize, alignment: usize, file: usize) -> Parsed<(String, TensorInfo)> {
         let Self { name, shape, kind, offset } = self;
-        let dtype = dtype(kind).ok_or_else(|| unsupported(&name, kind))?;
-        let range = byte_range(&shape, dtype, offset, data, alignment).filter(|bytes| bytes.end <= file);
+        let (dtype, is_interleaved) = dtype(kind).ok_or_else(|| unsupported(&name, kind))?;
+        let bytes = tensor_bytes(&shape, dtype, is_interleaved);
+        let range =
+            bytes.and_then(|bytes| byte_range(bytes, offset, data, alignment)).filter(|bytes| bytes.end <= file);
         let Some(bytes) = range else {
             return Err(format!(
                 "tensor `{name}`, {shape:?} of {dtype:?} at offset {offset}, does not lie in the file: download it again"
             ));
         };
         let shape = shape.into_iter().map(|d| d as usize).collect();
-        Ok((name, TensorInfo { dtype, shape, bytes }))
+        Ok((name, TensorInfo { dtype, is_interleaved, shape, bytes }))
     }
 }
 
-/// Byte range of a tensor in the file; `None` if shape, offset or alignment are invalid.
-fn byte_range(shape: &[u64], dtype: GgmlDType, offset: u64, data: usize, alignment: usize) -> Option<Range<usize>> {
+/// Number of bytes of a tensor; `None` for an invalid shape.
+pub(super) fn tensor_bytes(shape: &[u64], dtype: GgmlDType, is_interleaved: bool) -> Option<usize> {
+    let shape = shape.iter().map(|d| usize::try_from(*d).ok()).collect::<Option<Vec<usize>>>()?;
+    let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|elements| *elements > 0)?;
+    if is_interleaved {
+        let [outputs, width] = shape.try_into().ok()?;
+        return interleaved_bytes(Quantization::of_blocks(dtype)?, (outputs, width));
+    }
     let block = dtype.block_size();
-    let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(usize::try_from(*d).ok()?))?;
-    let row = usize::try_from(*shape.last()?).ok()?;
-    let offset = usize::try_from(offset).ok()?;
-    if elements == 0 || !row.is_multiple_of(block) || !offset.is_multiple_of(alignment) {
-        return None;
-    }
-    let start = data.checked_add(offset)?;
-    Some(start..start.checked_add((elements / block).checked_mul(dtype.type_size())?)?)
+    shape.last()?.is_multiple_of(block).then(|| (elements / block).checked_mul(dtype.type_size()))?
 }
 
-/// GGML types that can be dequantised or converted to floats.
-fn dtype(kind: u32) -> Option<GgmlDType> {
-    Some(match kind {
-        0 => GgmlDType::F32,
-        1 => GgmlDType::F16,
-        2 => GgmlDType::Q4_0,
-        3 => GgmlDType::Q4_1,
-        6 => GgmlDType::Q5_0,
-        7 => GgmlDType::Q5_1,
-        8 => GgmlDType::Q8_0,
-        10 => GgmlDType::Q2K,
-        11 => GgmlDType::Q3K,
-        12 => GgmlDType::Q4K,
-        13 => GgmlDType::Q5K,
-        14 => GgmlDType::Q6K,
-        30 => GgmlDType::BF16,
-        _ => return None,
-    })
+/// Byte range of a tensor in the file; `None` if offset or alignment are invalid.
+fn byte_range(bytes: usize, offset: u64, data: usize, alignment: usize) -> Option<Range<usize>> {
+    let offset = usize::try_from(offset).ok().filter(|offset| offset.is_multiple_of(alignment))?;
+    let start = data.checked_add(offset)?;
+    Some(start..start.checked_add(bytes)?)
+}
+
+/// GGML types that can be dequantised or converted to floats, by their codes.
+const TYPES: [(u32, GgmlDType); 13] = [
+    (0, GgmlDType::F32),
+    (1, GgmlDType::F16),
+    (2, GgmlDType::Q4_0),
+    (3, GgmlDType::Q4_1),
+    (6, GgmlDType::Q5_0),
+    (7, GgmlDType::Q5_1),
+    (8, GgmlDType::Q8_0),
+    (10, GgmlDType::Q2K),
+    (11, GgmlDType::Q3K),
+    (12, GgmlDType::Q4K),
+    (13, GgmlDType::Q5K),
+    (14, GgmlDType::Q6K),
+    (30, GgmlDType::BF16),
+];
+
+/// The type with this code, and whether its blocks are interleaved.
+fn dtype(kind: u32) -> Option<(GgmlDType, bool)> {
+    let plain = kind.checked_sub(INTERLEAVED);
+    let (_, dtype) = TYPES.iter().find(|(code, _)| *code == plain.unwrap_or(kind))?;
+    (plain.is_none() || Quantization::of_blocks(*dtype).is_some()).then_some((*dtype, plain.is_some()))
+}
+
+/// Code of a type; `None` for one that is not read either.
+pub(super) fn type_code(dtype: GgmlDType, is_interleaved: bool) -> Option<u32> {
+    let (code, _) = TYPES.iter().find(|(_, other)| *other == dtype)?;
+    Some(if is_interleaved { INTERLEAVED + code } else { *code })
 }
 
 /// Names of the other GGML types, by their codes.

@@ -4,10 +4,14 @@ mod header;
 mod llm;
 mod names;
 mod split;
+mod stored_as;
 mod write;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::quantized::QTensor;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
@@ -16,16 +20,19 @@ use memmap2::Mmap;
 
 pub use header::GgufValue;
 use header::{Header, TensorInfo};
-pub use write::save_gguf;
+pub(crate) use names::{from_hf as gguf_name, merge_rotary_pairs};
+pub(crate) use stored_as::StoredAs;
+pub(crate) use write::{GgufTensor, WriteBytes, save_gguf};
 
 use super::TensorSource;
 use super::finite::check_ggml;
+use super::source::{EachPart, row_parts};
+use crate::files::MappedBytes;
+use crate::nn::MappedRows;
+use crate::nn::interleaved::{InterleavedWeight, LANES, in_file_order};
 use crate::nn::ops::QuantizedWeight;
 use crate::options::Quantization;
 use crate::{Error, Result, files};
-
-/// File name of the weights in the folder of a quantised model.
-pub(super) const MODEL_FILE: &str = "model.gguf";
 
 /// Metadata key of the vocabulary.
 const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
@@ -33,18 +40,22 @@ const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
 /// A `.gguf` file: a language model of architecture `llama`, `qwen2` or `qwen3`, or a quantised HaploVL.
 ///
 /// A file that is split into parts (`NAME-00001-of-00003.gguf`) is opened by the name of any part.
-/// Opening reads and checks the headers only. The files must not be modified while they are memory-mapped.
+/// Opening reads and checks the headers only. The files must not be modified while they are memory-mapped: a quantised model
+/// uses its weights there as long as it exists.
 #[derive(Debug)]
 pub struct GgufFile {
     path: PathBuf,
     /// The parts of a split file, in order, or the only file.
-    maps: Vec<Mmap>,
+    maps: Vec<Arc<Mmap>>,
     metadata: BTreeMap<String, GgufValue>,
     /// Part and description of each tensor, by HF name.
     tensors: BTreeMap<String, (usize, TensorInfo)>,
 }
 
 impl GgufFile {
+    /// File name of the weights in the folder of a quantised model.
+    pub const MODEL: &str = "model.gguf";
+
     /// Opens a file, with its other parts if it is split.
     ///
     /// # Errors
@@ -78,7 +89,7 @@ impl GgufFile {
         if part == 0 {
             self.metadata = header.metadata;
         }
-        self.maps.push(map);
+        self.maps.push(Arc::new(map));
         Ok(())
     }
 
@@ -111,17 +122,17 @@ impl GgufFile {
     }
 
     /// Description and bytes of a tensor.
-    fn entry(&self, name: &str) -> Result<(&TensorInfo, &[u8])> {
+    fn entry(&self, name: &str) -> Result<(&TensorInfo, MappedBytes)> {
         let missing = || Error::weights(format!("{}: there is no tensor `{name}`", self.path.display()));
         let (part, info) = self.tensors.get(name).ok_or_else(missing)?;
         let map = self.maps.get(*part).ok_or_else(missing)?;
-        Ok((info, map.get(info.bytes.clone()).ok_or_else(missing)?))
+        Ok((info, MappedBytes::new(map, info.bytes.clone()).ok_or_else(missing)?))
     }
 
-    /// A tensor as it is stored.
+    /// A tensor as it is stored, but in the order of a file.
     fn stored(&self, name: &str) -> Result<QTensor> {
         let (info, bytes) = self.entry(name)?;
-        Ok(qtensor_from_ggml(info.dtype, bytes, info.shape.clone(), &Device::Cpu)?)
+        Ok(qtensor_from_ggml(info.dtype, &ordered(info, &bytes, all_rows(info)), info.shape.clone(), &Device::Cpu)?)
     }
 
     /// Reverts the permutation of query and key rows that the conversion to GGUF applies.
@@ -134,6 +145,26 @@ impl GgufFile {
         };
         names::split_rotary_pairs(&tensor, heads)
     }
+}
+
+/// The bytes of some rows of a tensor in the order of a file; rows of an interleaved matrix begin at a multiple of sixteen.
+fn ordered<'a>(info: &TensorInfo, bytes: &'a [u8], rows: Range<usize>) -> Cow<'a, [u8]> {
+    let count = info.shape.first().copied().unwrap_or(1);
+    match (Quantization::of_blocks(info.dtype).filter(|_| info.is_interleaved), info.shape.as_slice()) {
+        (Some(kind), [_, width]) => {
+            let row_bytes = bytes.len() / count.next_multiple_of(LANES).max(1);
+            in_file_order(kind, &bytes[rows.start * row_bytes..], (rows.len(), *width)).into()
+        }
+        _ => {
+            let row_bytes = bytes.len() / count.max(1);
+            bytes[rows.start * row_bytes..rows.end * row_bytes].into()
+        }
+    }
+}
+
+/// All rows of a tensor.
+fn all_rows(info: &TensorInfo) -> Range<usize> {
+    0..info.shape.first().copied().unwrap_or(1)
 }
 
 impl TensorSource for GgufFile {
@@ -157,7 +188,26 @@ impl TensorSource for GgufFile {
 
     fn check_finite(&self, name: &str) -> Result<()> {
         let (info, bytes) = self.entry(name)?;
-        check_ggml(&self.path.display().to_string(), name, bytes, info.dtype)
+        check_ggml(&self.path.display().to_string(), name, &ordered(info, &bytes, all_rows(info)), info.dtype)
+    }
+
+    fn for_each_part(&self, name: &str, dtype: DType, rows: usize, each: &mut EachPart<'_>) -> Result<()> {
+        if self.is_permuted() {
+            return each(self.load_tensor(name, dtype, &Device::Cpu)?);
+        }
+        let (info, bytes) = self.entry(name)?;
+        row_parts(&info.shape, rows.next_multiple_of(LANES)).try_for_each(|(rows, shape)| {
+            let part = qtensor_from_ggml(info.dtype, &ordered(info, &bytes, rows), shape, &Device::Cpu)?;
+            each(part.dequantize(&Device::Cpu)?.to_dtype(dtype)?)
+        })
+    }
+
+    fn mapped_rows(&self, name: &str) -> Option<MappedRows> {
+        let (info, bytes) = self.entry(name).ok()?;
+        match info.shape.as_slice() {
+            [rows, width] if !info.is_interleaved => MappedRows::new(bytes, info.dtype, (*rows, *width)),
+            _ => None,
+        }
     }
 
     fn quantization(&self, name: &str) -> Option<Quantization> {
@@ -166,9 +216,16 @@ impl TensorSource for GgufFile {
     }
 
     fn load_quantized(&self, name: &str, in_size: usize) -> Result<Option<QuantizedWeight>> {
-        match self.quantization(name) {
-            Some(_) => Ok(Some(QuantizedWeight::from_qtensor(self.stored(name)?, in_size)?)),
-            None => Ok(None),
+        let Some(kind) = self.quantization(name) else { return Ok(None) };
+        let (info, bytes) = self.entry(name)?;
+        match info.shape.as_slice() {
+            [rows, width] if info.is_interleaved => {
+                bytes.read_ahead();
+                let weight = InterleavedWeight::mapped(kind, bytes, (*rows, *width));
+                let broken = || Error::format(&self.path, format!("tensor `{name}` has not the bytes of its shape"));
+                Ok(Some(QuantizedWeight::from_interleaved(weight.ok_or_else(broken)?, in_size)?))
+            }
+            _ => Ok(Some(QuantizedWeight::from_qtensor(self.stored(name)?, in_size)?)),
         }
     }
 }

@@ -37,15 +37,41 @@ fn layer_to_hf(name: &str) -> Option<String> {
     Some(format!("model.layers.{}.{hf}.{kind}", layer.parse::<u32>().ok()?))
 }
 
+/// GGUF name of a tensor of a language model whose layers begin at `first` in HF's names; `None` for other tensors.
+pub(crate) fn from_hf(name: &str, first: usize) -> Option<String> {
+    match name {
+        "model.embed_tokens.weight" => Some("token_embd.weight".into()),
+        "model.norm.weight" => Some("output_norm.weight".into()),
+        "lm_head.weight" => Some("output.weight".into()),
+        _ => {
+            let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+            let (part, kind) = rest.rsplit_once('.')?;
+            let (gguf, _) = LAYER_NAMES.iter().find(|(_, hf)| *hf == part)?;
+            Some(format!("blk.{}.{gguf}.{kind}", layer.parse::<usize>().ok()?.checked_sub(first)?))
+        }
+    }
+}
+
 /// Permutes the rows (or the bias) of a query or key projection from GGUF's to HF's RoPE layout. For the `llama`
 /// architecture GGUF rotates adjacent rows of a head together, HF rotates rows that are half a head apart.
 pub(super) fn split_rotary_pairs(tensor: &Tensor, heads: usize) -> Result<Tensor> {
+    permute_pairs(tensor, heads, |half| (half, 2))
+}
+
+/// Undoes [`split_rotary_pairs`].
+pub(crate) fn merge_rotary_pairs(tensor: &Tensor, heads: usize) -> Result<Tensor> {
+    permute_pairs(tensor, heads, |half| (2, half))
+}
+
+/// Transposes the rows of each head, seen as a matrix of these sides.
+fn permute_pairs(tensor: &Tensor, heads: usize, sides: impl Fn(usize) -> (usize, usize)) -> Result<Tensor> {
     let rows = tensor.dims().first().copied().unwrap_or(0);
     if heads == 0 || !rows.is_multiple_of(heads.saturating_mul(2)) {
         return Err(Error::weights(format!("a projection with {rows} rows cannot be that of {heads} rotary heads")));
     }
     let columns = tensor.elem_count() / rows.max(1);
-    let pairs = tensor.reshape((heads, rows / heads / 2, 2, columns))?;
+    let (outer, inner) = sides(rows / heads / 2);
+    let pairs = tensor.reshape((heads, outer, inner, columns))?;
     Ok(pairs.transpose(1, 2)?.contiguous()?.reshape(tensor.shape())?)
 }
 
@@ -63,6 +89,13 @@ mod tests {
         for other in ["rope_freqs.weight", "blk.x.attn_q.weight", "blk.0.ffn_gate_exps.weight", "blk."] {
             assert_eq!(to_hf(other), other);
         }
+        for gguf in ["token_embd.weight", "output.weight", "blk.12.attn_output.weight", "blk.0.attn_q.bias"] {
+            assert_eq!(from_hf(&to_hf(gguf), 0).as_deref(), Some(gguf));
+        }
+        assert_eq!(from_hf("model.layers.7.mlp.up_proj.weight", 5).as_deref(), Some("blk.2.ffn_up.weight"));
+        for other in ["model.layers.4.mlp.up_proj.weight", "model.patch_embed.proj.weight", "model.layers.9.x.weight"] {
+            assert_eq!(from_hf(other, 5), None, "{other}");
+        }
     }
 
     #[test]
@@ -71,6 +104,8 @@ mod tests {
         let rows = Tensor::new(&[0u32, 2, 1, 3, 4, 6, 5, 7], &Device::Cpu).unwrap();
         let split = split_rotary_pairs(&rows, 2).unwrap();
         assert_eq!(split.to_vec1::<u32>().unwrap(), [0, 1, 2, 3, 4, 5, 6, 7]);
+        let merged = merge_rotary_pairs(&split, 2).unwrap();
+        assert_eq!(merged.to_vec1::<u32>().unwrap(), rows.to_vec1::<u32>().unwrap());
         assert!(split_rotary_pairs(&rows, 3).is_err() && split_rotary_pairs(&rows, 0).is_err());
     }
 }

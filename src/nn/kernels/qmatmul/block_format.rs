@@ -1,100 +1,13 @@
-//! Layouts of GGUF blocks, and their interleaved form: sixteen outputs side by side, as the kernels multiply them.
-//!
-//! In a file, a row of weights is one block after the other. Interleaved, the blocks at the same place of sixteen rows
-//! are cut into 32-bit words, and the first words of all sixteen make a [`Line`], then the second ones, and so on; a
-//! 16-bit scale beside the words of a block comes last. So lanes of registers are outputs, no sum crosses lanes, and
-//! unpacking needs no shuffles. It takes no more bytes, and is undone without loss.
-
-use std::ops::Range;
+//! Unpacking of [interleaved](super::super::interleaved) GGUF blocks to lanes.
 
 use pulp::cast;
-use rayon::prelude::*;
 
+pub use super::super::interleaved::{BlockFormat, Q4K, Q6K, Q8_0};
 use super::super::prefetch::prefetch_address;
 use super::lanes::{LANES, Lanes, Line};
 
 /// Bytes of a line.
 const LINE: usize = size_of::<Line>();
-
-/// A GGUF block type.
-pub trait BlockFormat {
-    /// Number of weights of a block.
-    const WIDTH: usize;
-    /// Number of words of a block.
-    const WORDS: usize;
-    /// Byte in the file's block at which a 16-bit scale lies between or after the words.
-    const SCALE_AT: Option<usize>;
-    /// Bytes of a block.
-    const BYTES: usize = 4 * Self::WORDS + if Self::SCALE_AT.is_some() { 2 } else { 0 };
-    /// Bytes of sixteen interleaved blocks.
-    const GROUP_BYTES: usize = LANES * Self::BYTES;
-
-    /// Bytes of a row of `width` weights.
-    fn row_bytes(width: usize) -> usize {
-        width / Self::WIDTH * Self::BYTES
-    }
-}
-
-/// Interleaves the blocks of a matrix whose rows have `width` weights. The last group of rows is filled up with zeros.
-pub fn interleave<F: BlockFormat>(file: &[u8], width: usize) -> Vec<u8> {
-    let row_bytes = F::row_bytes(width);
-    let rows = file.len() / row_bytes;
-    let mut bytes = vec![0; rows.next_multiple_of(LANES) * row_bytes];
-    let groups = bytes.par_chunks_mut(LANES * row_bytes).zip(file.par_chunks(LANES * row_bytes));
-    groups.for_each(|(group, rows)| {
-        for_each_word::<F>(row_bytes, rows.len() / row_bytes, |from, to, len| {
-            group[to..to + len].copy_from_slice(&rows[from..from + len]);
-        });
-    });
-    bytes
-}
-
-/// The file's order of an interleaved matrix (rows, width).
-pub fn in_file_order<F: BlockFormat>(interleaved: &[u8], (rows, width): (usize, usize)) -> Vec<u8> {
-    let row_bytes = F::row_bytes(width);
-    let mut file = vec![0; rows * row_bytes];
-    let groups = interleaved.par_chunks(LANES * row_bytes).zip(file.par_chunks_mut(LANES * row_bytes));
-    groups.for_each(|(group, rows)| {
-        for_each_word::<F>(row_bytes, rows.len() / row_bytes, |to, from, len| {
-            rows[to..to + len].copy_from_slice(&group[from..from + len]);
-        });
-    });
-    file
-}
-
-/// The file's order of a tile of an interleaved matrix with rows of `width` weights: of some rows, from a multiple of
-/// sixteen on, and some of their blocks.
-pub fn tile_in_file_order<F: BlockFormat>(
-    interleaved: &[u8],
-    width: usize,
-    rows: Range<usize>,
-    blocks: Range<usize>,
-) -> Vec<u8> {
-    let group_bytes = LANES * F::row_bytes(width);
-    let mut tile = Vec::with_capacity(rows.len() * blocks.len() * F::BYTES);
-    for first in rows.clone().step_by(LANES) {
-        let start = first / LANES * group_bytes + blocks.start * F::GROUP_BYTES;
-        let group = interleaved.get(start..start + blocks.len() * F::GROUP_BYTES).unwrap_or_default();
-        tile.extend(in_file_order::<F>(group, (LANES.min(rows.end - first), blocks.len() * F::WIDTH)));
-    }
-    tile
-}
-
-/// Calls `f` with the place of each word or scale of a group in the file, its place in the interleaved group, and its
-/// length.
-fn for_each_word<F: BlockFormat>(row_bytes: usize, rows: usize, mut f: impl FnMut(usize, usize, usize)) {
-    for (block, row) in (0..row_bytes / F::BYTES).flat_map(|block| (0..rows).map(move |row| (block, row))) {
-        let (from, to) = (row * row_bytes + block * F::BYTES, block * F::GROUP_BYTES);
-        let scale = F::SCALE_AT.unwrap_or(F::BYTES);
-        for word in 0..F::WORDS {
-            let skipped = if 4 * word < scale { 0 } else { 2 };
-            f(from + 4 * word + skipped, to + word * LINE + 4 * row, 4);
-        }
-        if F::SCALE_AT.is_some() {
-            f(from + scale, to + F::WORDS * LINE + 2 * row, 2);
-        }
-    }
-}
 
 /// Interleaved blocks of sixteen outputs.
 #[derive(Clone, Copy)]
@@ -124,16 +37,6 @@ impl<'a> Blocks<'a> {
         let bytes = self.bytes.get(F::WORDS * LINE..).and_then(|bytes| bytes.first_chunk()).unwrap_or(&[0; 32]);
         simd.halves(simd.words(cast::<_, [u16; LANES]>(*bytes).map(u32::from)))
     }
-}
-
-/// 32 signed bytes after their common f16 scale.
-#[derive(Clone, Copy)]
-pub struct Q8_0;
-
-impl BlockFormat for Q8_0 {
-    const WIDTH: usize = 32;
-    const WORDS: usize = 8;
-    const SCALE_AT: Option<usize> = Some(0);
 }
 
 impl Q8_0 {
@@ -182,18 +85,6 @@ const NIBBLES: u32 = 0x0f0f_0f0f;
 const SIX_BITS: u32 = 0x3f3f_3f3f;
 const TWO_BITS: u32 = 0x0303_0303;
 
-/// 4 bits a weight, 6-bit scale and offset for each 32, f16 scale and min for all.
-///
-/// In order: the two f16, 12 bytes of scales and offsets, and 32 bytes for each 64 weights (lower nibbles, then upper).
-#[derive(Clone, Copy)]
-pub struct Q4K;
-
-impl BlockFormat for Q4K {
-    const WIDTH: usize = 256;
-    const WORDS: usize = 36;
-    const SCALE_AT: Option<usize> = None;
-}
-
 impl KQuant for Q4K {
     // 8 * 2 * 127 * 15 = 30,480
     const I16_SUMS: usize = 8;
@@ -232,19 +123,6 @@ impl KQuant for Q4K {
         let both = blocks.line(simd, 0);
         [simd.halves(both), simd.halves(simd.bits(both, 16, u32::MAX))]
     }
-}
-
-/// 6 bits a weight with a zero point of 32, an 8-bit scale for each 16, an f16 scale for all.
-///
-/// In order: 64 bytes of lower nibbles for each 128 weights, 32 bytes of upper two bits for each 128, the scales, the
-/// f16.
-#[derive(Clone, Copy)]
-pub struct Q6K;
-
-impl BlockFormat for Q6K {
-    const WIDTH: usize = 256;
-    const WORDS: usize = 52;
-    const SCALE_AT: Option<usize> = Some(208);
 }
 
 impl KQuant for Q6K {

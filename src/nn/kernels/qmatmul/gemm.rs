@@ -3,9 +3,9 @@
 
 use pulp::x86::V3;
 
+use super::super::interleaved::InterleavedWeight;
 use super::super::mat::MatMut;
 use super::super::parallel::parallel_columns;
-use super::InterleavedWeight;
 use super::block_format::Blocks;
 use super::lanes::LANES;
 use super::quantize_activations::{QuantizedBlock, quantize_rows};
@@ -57,7 +57,7 @@ impl Sums<'_, '_> {
 ///
 /// A row's result depends neither on the other rows, nor on their number, nor on the number of threads.
 pub fn gemm<K: Kernel>(kernel: K, simd: V3, x: &[f32], weight: &InterleavedWeight) -> Vec<f32> {
-    let (weights, (outputs, width)) = (&weight.bytes, weight.dims2());
+    let (weights, (outputs, width)) = (&**weight, weight.dims2());
     let (per_row, group_bytes) = (width / K::X::WIDTH, width * K::BYTES / INPUTS);
     let x_blocks: Vec<K::X> = quantize_rows(simd, x);
     parallel_columns(x.len() / width, outputs, K::PANELS * LANES, |columns, out| {

@@ -5,8 +5,7 @@ use std::arch::x86_64::*;
 use pulp::x86::V3;
 use pulp::{cast, f32x8};
 
-/// Number of lanes: outputs side by side.
-pub const LANES: usize = 16;
+pub use super::super::interleaved::LANES;
 
 /// A word of each of sixteen outputs, in memory.
 pub type Line = [u32; LANES];

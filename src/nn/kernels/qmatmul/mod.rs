@@ -1,7 +1,7 @@
 //! Integer matmul `x W^T` over GGUF blocks, for x86-64 with AVX2: `x` is quantised too, and scales are applied once per
 //! block.
 //!
-//! Weights are [interleaved](block_format) once, when they are loaded, so that lanes of registers are outputs. One driver
+//! Weights are [interleaved](super::interleaved) once, when they are quantised or loaded, so that lanes of registers are outputs. One driver
 //! serves all numbers of rows and both instruction sets; [`QuantKernel`] lists the blocks in which each quantises `x`.
 
 mod block_format;
@@ -13,72 +13,22 @@ mod gemm_q8_0_avx2;
 mod lanes;
 mod quantize_activations;
 
-use std::ops::Range;
-
 use super::dispatch::QuantKernel;
+use super::interleaved::InterleavedWeight;
 use crate::options::Quantization;
-use block_format::{BlockFormat, Q4K, Q6K, Q8_0, in_file_order, interleave, tile_in_file_order};
+use block_format::{Q4K, Q6K, Q8_0};
 use gemm::gemm;
 use gemm_avx512vnni::Vnni;
 use gemm_kquant_avx2::KQuantAvx2;
 use gemm_q8_0_avx2::Q8_0Avx2;
 pub use lanes::Avx512Vnni;
 
-/// A matrix (outputs, width) of quantised weights, [interleaved](block_format).
-#[derive(Debug)]
-pub struct InterleavedWeight {
-    kind: Quantization,
-    bytes: Vec<u8>,
-    outputs: usize,
-    width: usize,
-}
-
-impl InterleavedWeight {
-    /// Interleaves a matrix of whole blocks of a file, with rows of `width`.
-    pub fn new(kind: Quantization, file: &[u8], width: usize) -> Self {
-        let (bytes, row_bytes) = match kind {
-            Quantization::Q8_0 => (interleave::<Q8_0>(file, width), Q8_0::row_bytes(width)),
-            Quantization::Q6K => (interleave::<Q6K>(file, width), Q6K::row_bytes(width)),
-            Quantization::Q4K => (interleave::<Q4K>(file, width), Q4K::row_bytes(width)),
-        };
-        Self { kind, bytes, outputs: file.len() / row_bytes, width }
-    }
-
-    /// The format of the blocks.
-    pub fn kind(&self) -> Quantization {
-        self.kind
-    }
-
-    /// Numbers of outputs and inputs.
-    pub fn dims2(&self) -> (usize, usize) {
-        (self.outputs, self.width)
-    }
-
-    /// The blocks of some outputs, from a multiple of sixteen on, at some places of their rows, in the file's order.
-    pub fn tile_in_file_order(&self, outputs: Range<usize>, blocks: Range<usize>) -> Vec<u8> {
-        match self.kind {
-            Quantization::Q8_0 => tile_in_file_order::<Q8_0>(&self.bytes, self.width, outputs, blocks),
-            Quantization::Q6K => tile_in_file_order::<Q6K>(&self.bytes, self.width, outputs, blocks),
-            Quantization::Q4K => tile_in_file_order::<Q4K>(&self.bytes, self.width, outputs, blocks),
-        }
-    }
-
-    /// The blocks in the file's order.
-    pub fn in_file_order(&self) -> Vec<u8> {
-        match self.kind {
-            Quantization::Q8_0 => in_file_order::<Q8_0>(&self.bytes, (self.outputs, self.width)),
-            Quantization::Q6K => in_file_order::<Q6K>(&self.bytes, (self.outputs, self.width)),
-            Quantization::Q4K => in_file_order::<Q4K>(&self.bytes, (self.outputs, self.width)),
-        }
-    }
-}
-
 /// Multiplies `x` (rows, width) by the transpose of a weight (outputs, width): (rows, outputs).
 ///
 /// A row's result depends neither on the other rows, nor on their number, nor on the number of threads, but on `kernel`:
 /// the instruction sets round and sum in different ways.
 pub fn matmul(kernel: QuantKernel, x: &[f32], weight: &InterleavedWeight) -> Vec<f32> {
-    match (kernel, weight.kind) {
+    match (kernel, weight.kind()) {
         (QuantKernel::Avx2(simd), Quantization::Q8_0) => gemm(Q8_0Avx2(simd), simd, x, weight),
         (QuantKernel::Avx2(simd), Quantization::Q6K) => gemm(KQuantAvx2::<Q6K>::new(simd), simd, x, weight),
         (QuantKernel::Avx2(simd), Quantization::Q4K) => gemm(KQuantAvx2::<Q4K>::new(simd), simd, x, weight),
