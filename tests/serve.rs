@@ -6,16 +6,22 @@
 mod browser;
 #[path = "serve/client.rs"]
 mod client;
+#[path = "serve/folders.rs"]
+mod folders;
 #[path = "serve/http.rs"]
 mod http;
 #[path = "../examples/common/memory.rs"]
 mod memory;
+#[path = "serve/models.rs"]
+mod models;
 #[path = "serve/page.rs"]
 mod page;
 #[path = "../examples/serve/server/mod.rs"]
 mod server;
 #[path = "serve/soak.rs"]
 mod soak;
+#[path = "serve/structured.rs"]
+mod structured;
 
 use std::io::{Cursor, Read, Write};
 use std::sync::{LazyLock, Mutex};
@@ -326,8 +332,8 @@ fn every_error_has_the_form_and_names_the_field() {
         (
             plain(json!({ "response_format": { "type": "json_schema", "json_schema": {} } })),
             400,
-            json!("response_format.type"),
-            "invalid_value",
+            json!("response_format.json_schema.name"),
+            "missing_required_parameter",
         ),
         (with_part(json!({ "type": "text" })), 400, json!("messages[0].content[0].text"), "invalid_value"),
         (with_part(json!({ "type": "audio" })), 400, json!("messages[0].content[0].type"), "invalid_value"),

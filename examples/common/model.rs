@@ -11,9 +11,9 @@ use haplovl::pipeline::{LoadOptions, LoadedModel, ModelSource};
 
 use crate::{cli, download};
 
-/// Options for the model, its device and its dtypes.
+/// Options for the model without adapter, its device and its dtypes.
 #[derive(Debug, Args)]
-pub struct ModelOptions {
+pub struct BaseOptions {
     /// `builtin`, a folder, or a hub id such as ORGANISATION/NAME or ORGANISATION/NAME@REVISION
     #[arg(long, default_value = "builtin", value_name = "MODEL")]
     model: ModelSource,
@@ -26,15 +26,40 @@ pub struct ModelOptions {
     /// Quantise the weights, on the CPU: q8_0, q6_k or q4_k
     #[arg(long, value_name = "TYPE")]
     quantize: Option<Quantization>,
-    /// Folder of a LoRA adapter in PEFT's form: adapter_config.json and adapter_model.safetensors
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
     /// Dtype of the KV cache: auto (half with quantised weights, else full), full (as activations) or half (16 bits)
     #[arg(long, default_value = "auto", value_name = "TYPE")]
     cache: KvCacheDtype,
 }
 
+/// Options for the model, its adapter, its device and its dtypes.
+#[derive(Debug, Args)]
+#[allow(dead_code, reason = "each example compiles this module and uses a part of it")]
+pub struct ModelOptions {
+    #[command(flatten)]
+    base: BaseOptions,
+    /// Folder of a LoRA adapter in PEFT's form: adapter_config.json and adapter_model.safetensors
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+}
+
+#[allow(dead_code, reason = "each example compiles this module and uses a part of it")]
 impl ModelOptions {
+    /// Where the model comes from.
+    pub fn source(&self) -> &ModelSource {
+        self.base.source()
+    }
+
+    /// Loads the model with its adapter, and prints its size and device on stderr.
+    pub fn load(&self) -> Result<LoadedModel> {
+        let loaded = self.base.load()?;
+        Ok(match &self.adapter {
+            Some(folder) => loaded.with_adapter(folder)?,
+            None => loaded,
+        })
+    }
+}
+
+impl BaseOptions {
     /// Where the model comes from.
     #[allow(dead_code, reason = "each example compiles this module and uses a part of it")]
     pub fn source(&self) -> &ModelSource {
@@ -53,10 +78,6 @@ impl ModelOptions {
         let loaded = match &self.model {
             ModelSource::Builtin => LoadedModel::load(&self.model, options)?,
             source => LoadedModel::from_folder(download::model(source)?.path(), options)?,
-        };
-        let loaded = match &self.adapter {
-            Some(folder) => loaded.with_adapter(folder)?,
-            None => loaded,
         };
         let config = loaded.model().config();
         let parameters: usize = HaploVl::parameter_shapes(config)?.values().map(|s| s.iter().product::<usize>()).sum();

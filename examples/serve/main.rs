@@ -40,10 +40,15 @@ const THREADS: usize = 2;
 #[command(after_help = "Examples:\n  \
     serve\n  \
     serve --model ./haplovl-7b --quantize q8_0 --port 9000\n  \
+    serve --model ./haplovl-7b --adapter cats=runs/cats/export --adapter dogs=runs/dogs/export\n  \
     HAPLOVL_API_KEY=secret serve --host 0.0.0.0 --max-batch 16 --cache-mb 4096 --timeout 120")]
 struct Arguments {
     #[command(flatten)]
-    model: model::ModelOptions,
+    model: model::BaseOptions,
+    /// Folder of a LoRA adapter in PEFT's form, and the name by which requests choose it as their `model`; may be repeated.
+    /// Without a name, all requests are answered with it
+    #[arg(long, value_name = "[NAME=]DIR", value_parser = adapter)]
+    adapter: Vec<NamedAdapter>,
     /// Address to listen on; 0.0.0.0 or :: for all of this machine
     #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
     host: std::net::IpAddr,
@@ -101,19 +106,20 @@ async fn run(arguments: Arguments) -> Result<()> {
     if arguments.log {
         tracing::subscriber::set_global_default(LineLog(|line: &str| cli::note(line)))?;
     }
-    let config = arguments.engine();
+    let config = arguments.engine_config();
+    arguments.check_adapters(&settings.model_id)?;
     config.validate()?;
     // Bound before the model is loaded: a port that is taken is reported at once.
     let address = SocketAddr::new(arguments.host, arguments.port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"));
     let listener = listener.map_err(|e| anyhow::anyhow!("{e:#}: choose another --port or --host"))?;
     let stop = Stop::register()?;
-    let engine = Engine::new(arguments.model.load()?, config)?;
+    let engine = arguments.engine(config)?;
     let has_key = !settings.keys.is_empty();
     let app = Arc::new(App::new(engine, settings));
     cli::note(format_args!(
-        "serving `{}` on http://{}{}",
-        app.settings.model_id,
+        "serving {} on http://{}{}",
+        app.models.iter().map(|model| format!("`{}`", model.id)).collect::<Vec<_>>().join(", "),
         listener.local_addr()?,
         if has_key { ", to clients with the API key" } else { "" }
     ));
@@ -164,7 +170,33 @@ impl Arguments {
         Ok(keys)
     }
 
-    fn engine(&self) -> EngineConfig {
+    /// Checks that each adapter can be told from the others and from the model.
+    fn check_adapters(&self, model_id: &str) -> Result<()> {
+        let mut names = vec![Some(model_id)];
+        for NamedAdapter { name, .. } in &self.adapter {
+            ensure!(name.is_some() || self.adapter.len() == 1, "several adapters need names: give each as NAME=DIR");
+            let name = name.as_deref();
+            ensure!(
+                !names.contains(&name),
+                "two models are named `{}`: name adapters otherwise",
+                name.unwrap_or_default()
+            );
+            names.push(name);
+        }
+        Ok(())
+    }
+
+    /// Loads the model with its adapters.
+    fn engine(&self, config: EngineConfig) -> Result<Engine> {
+        let model = self.model.load()?;
+        if let [NamedAdapter { name: None, folder }] = self.adapter.as_slice() {
+            return Ok(Engine::new(model.with_adapter(folder)?, config)?);
+        }
+        let named = self.adapter.iter().filter_map(|adapter| Some((adapter.name.clone()?, &adapter.folder)));
+        Ok(Engine::with_adapters(model, named, config)?)
+    }
+
+    fn engine_config(&self) -> EngineConfig {
         EngineConfig::default()
             .with_max_batch(self.max_batch)
             .with_queue(self.queue)
@@ -179,6 +211,23 @@ fn model_id(source: &ModelSource) -> String {
         ModelSource::Path(path) => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
         other => other.to_string(),
     }
+}
+
+/// An adapter, and the name by which requests choose it.
+#[derive(Debug, Clone)]
+struct NamedAdapter {
+    name: Option<String>,
+    folder: PathBuf,
+}
+
+/// Reads `NAME=DIR`; what is no name is a part of the folder's.
+fn adapter(given: &str) -> Result<NamedAdapter> {
+    let is_name =
+        |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._:".contains(c));
+    Ok(match given.split_once('=') {
+        Some((name, folder)) if is_name(name) => NamedAdapter { name: Some(name.into()), folder: folder.into() },
+        _ => NamedAdapter { name: None, folder: given.into() },
+    })
 }
 
 fn host_name(given: &str) -> Result<String> {

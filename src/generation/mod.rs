@@ -1,7 +1,8 @@
-//! Text generation: prefill and decode loop, sampling, stop conditions, incremental decoding, prefix caching, and a
-//! scheduler of many requests.
+//! Text generation: prefill and decode loop, sampling, stop conditions, incremental decoding, prefix caching,
+//! constraints on answers, and a scheduler of many requests.
 
 mod causal_model;
+mod constraint;
 mod detokenizer;
 mod engine;
 mod generator;
@@ -14,6 +15,7 @@ mod stop;
 mod text_stream;
 
 pub use causal_model::CausalModel;
+pub use constraint::{AnswerEnd, Choices, Constraint, ConstraintState, TokenMask};
 pub use detokenizer::Detokenizer;
 pub use engine::{
     AdaptedSequence, AdapterSet, EngineConfig, Event, Finished, Handle, Histogram, Metrics, PrefixCacheMetrics,

@@ -15,6 +15,8 @@ pub enum FinishReason {
     EndOfSequence(u32),
     /// The text reached this stop string.
     StopString(String),
+    /// The answer is complete by its [`Constraint`](super::Constraint), which allows no further token.
+    Complete,
     /// `max_new_tokens`, or the model's context, is used up.
     Length,
     /// [`CancelToken::cancel`] was called.
@@ -28,6 +30,7 @@ impl fmt::Display for FinishReason {
         match self {
             Self::EndOfSequence(id) => write!(f, "end of sequence (token {id})"),
             Self::StopString(text) => write!(f, "stop string {text:?}"),
+            Self::Complete => f.write_str("complete"),
             Self::Length => f.write_str("length"),
             Self::Cancelled => f.write_str("cancelled"),
             Self::TimedOut => f.write_str("timed out"),

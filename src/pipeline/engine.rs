@@ -95,6 +95,7 @@ impl From<&str> for Prompt {
 /// ```
 pub struct Engine {
     model: LoadedModel,
+    adapters: Vec<(String, LoadedModel)>,
     scheduler: Scheduler,
 }
 
@@ -118,22 +119,28 @@ impl Engine {
         adapters: impl IntoIterator<Item = (impl Into<String>, impl AsRef<Path>)>,
         config: EngineConfig,
     ) -> Result<Self> {
-        let mut set = AdapterSet::new(model.shared_model());
+        let (mut set, mut named) = (AdapterSet::new(model.shared_model()), Vec::new());
         for (name, folder) in adapters {
             let (name, adapted) = (name.into(), model.clone().with_adapter(folder)?);
             if adapted.model().config().vocab_size != model.model().config().vocab_size {
                 let message = format!("`{name:.80}` has a vocabulary of its own: attach it to the model instead");
                 return Err(Error::config("adapter", message));
             }
-            set = set.with(name, adapted.shared_model())?;
+            set = set.with(name.clone(), adapted.shared_model())?;
+            named.push((name, adapted));
         }
         let scheduler = Scheduler::start(Arc::new(set), model.decoder(), config)?;
-        Ok(Self { model, scheduler })
+        Ok(Self { model, adapters: named, scheduler })
     }
 
     /// The model.
     pub fn model(&self) -> &LoadedModel {
         &self.model
+    }
+
+    /// The names of the adapters, each with a handle on the model with it.
+    pub fn adapters(&self) -> &[(String, LoadedModel)] {
+        &self.adapters
     }
 
     /// Preprocesses a request on this thread, and queues it.

@@ -9,7 +9,7 @@ use candle_core::{DType, Device};
 
 use crate::batch::MultimodalBatch;
 use crate::config::{GenerationConfig, HaploVlConfig};
-use crate::generation::Generator;
+use crate::generation::{Choices, Generator};
 use crate::model::{Adapter, HaploVl};
 use crate::options::{DeviceChoice, DtypeChoice, KvCacheDtype, Quantization};
 use crate::processor::{Conversation, Processor};
@@ -196,6 +196,25 @@ impl LoadedModel {
     /// A generator over the model that decodes with its tokenizer.
     pub fn generator(&self) -> Generator<HaploVl> {
         Generator::new(self.shared_model(), self.decoder())
+    }
+
+    /// A list of answers, of which the model chooses one by [`Request::with_constraint`](crate::generation::Request::with_constraint).
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`](crate::Error::Tokenizer) for an answer that the tokenizer cannot write, and the errors of
+    /// [`Choices::new`].
+    pub fn choices<A: AsRef<str>>(&self, answers: &[A]) -> Result<Choices> {
+        let tokenizer = self.processor.tokenizer();
+        let ids = |answer: &A| {
+            let (answer, ids) = (answer.as_ref(), tokenizer.encode(answer.as_ref())?);
+            let written = tokenizer.decode(&ids, true)?;
+            if written == answer {
+                return Ok(ids);
+            }
+            let message = format!("writes the choice {answer:?} as {written:?}: choose words that it knows");
+            Err(Error::tokenizer(message))
+        };
+        Choices::new(answers.iter().map(ids).collect::<Result<_>>()?)
     }
 
     /// The network, shared.

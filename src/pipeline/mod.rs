@@ -40,8 +40,8 @@ pub use question_answerer::{AnswerStream, VisualQuestionAnswerer};
 pub use word_attention::Word;
 
 pub use crate::generation::{
-    EngineConfig, Event, Finished, Handle, Histogram, Metrics, PrefixCacheMetrics, Request, RequestCounts, SubmitError,
-    TokenLogprob,
+    Choices, Constraint, EngineConfig, Event, Finished, Handle, Histogram, Metrics, PrefixCacheMetrics, Request,
+    RequestCounts, SubmitError, TokenLogprob,
 };
 pub use crate::options::{DeviceChoice, DtypeChoice, KvCacheDtype, Precision, Quantization};
 pub use crate::weights::ModelSource;

@@ -30,5 +30,5 @@ pub(crate) use needed_tokens::missing_tokens;
 pub use processor::{EndOfTurn, Processor, ProcessorSettings};
 pub use resize::resize;
 pub(crate) use tokenizer::CoverageCheck;
-pub use tokenizer::TextTokenizer;
+pub use tokenizer::{TextTokenizer, TokenBytes};
 pub use video::VideoProcessor;

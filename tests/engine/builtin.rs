@@ -1,7 +1,9 @@
 //! The engine over the built-in model answers as the pipelines do.
 
+use std::sync::Arc;
+
 use haplovl::data::shapes::{ShapesConfig, Split};
-use haplovl::pipeline::{Engine, Request};
+use haplovl::pipeline::{Constraint, Engine, Request};
 use haplovl::prelude::*;
 
 const QUESTIONS: [&str; 3] =
@@ -60,4 +62,21 @@ fn a_text_is_continued_without_the_chat_template() {
         engine.run(|model| model.model().config().vocab_size).unwrap(),
         engine.model().model().config().vocab_size
     );
+}
+
+#[test]
+fn the_model_chooses_among_texts() {
+    let model = LoadedModel::load(&ModelSource::Builtin, LoadOptions::default()).unwrap();
+    let colours = Arc::new(model.choices(&["a red ring", "a red star", "a red", "blue"]).unwrap());
+    let unknown = model.choices(&["yes", "perhaps"]).unwrap_err().to_string();
+    assert!(unknown.contains("perhaps"), "{unknown}");
+    let generation = model.generation().clone();
+    let engine = Engine::new(model, EngineConfig::default()).unwrap();
+    for index in 0..4 {
+        let question = Conversation::ask([scene(index)], "describe the image.");
+        let request =
+            Request::new(question, generation.clone()).with_constraint(Arc::clone(&colours) as Arc<dyn Constraint>);
+        let answer = engine.submit(request).unwrap().answer().unwrap();
+        assert!(["a red ring", "a red star", "a red", "blue"].contains(&answer.text()), "{:?}", answer.text());
+    }
 }

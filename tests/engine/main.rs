@@ -5,6 +5,7 @@
 #[cfg(feature = "builtin")]
 mod builtin;
 mod company;
+mod constraint;
 mod lifecycle;
 mod memory;
 mod mock;

@@ -22,7 +22,11 @@ pub struct Server {
 impl Server {
     pub fn start(settings: Settings, config: EngineConfig) -> Self {
         let model = LoadedModel::load(&ModelSource::Builtin, LoadOptions::default()).unwrap();
-        let app = Arc::new(App::new(Engine::new(model, config).unwrap(), settings));
+        Self::over(Engine::new(model, config).unwrap(), settings)
+    }
+
+    pub fn over(engine: Engine, settings: Settings) -> Self {
+        let app = Arc::new(App::new(engine, settings));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();

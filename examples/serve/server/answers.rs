@@ -7,7 +7,6 @@ use std::time::Duration;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use haplovl::config::GenerationConfig;
 use haplovl::generation::{CancelToken, FinishReason};
 use haplovl::pipeline::{Event, Finished, Prompt, Request, SubmitError, TokenLogprob};
 use serde_json::{Value, json};
@@ -17,6 +16,7 @@ use super::app::{App, json_response, new_id, unix_seconds};
 use super::error::ApiError;
 use super::log::TokenCounts;
 use super::logprobs::Logprobs;
+use super::named_model::NamedModel;
 use super::wish::{Form, MAX_CHOICES, Wish};
 
 /// Time without a token after which a comment shows that the server is there.
@@ -25,6 +25,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Answers under way; dropping them cancels their work.
 pub struct Answers {
     app: Arc<App>,
+    named: Arc<NamedModel>,
     wish: Wish,
     events: UnboundedReceiver<(usize, Event)>,
     cancels: Vec<CancelToken>,
@@ -49,12 +50,13 @@ struct Choice {
 }
 
 impl Answers {
-    /// Submits all choices of all prompts, or none.
+    /// Submits all choices of all prompts, or none; `answer` is the request but for its prompt.
     pub fn submit(
         app: &Arc<App>,
+        named: Arc<NamedModel>,
         wish: Wish,
         prompts: Vec<Prompt>,
-        generation: &GenerationConfig,
+        answer: &Request<()>,
     ) -> Result<Self, ApiError> {
         let count = prompts.len() * wish.n;
         if count > MAX_CHOICES {
@@ -62,23 +64,32 @@ impl Answers {
             return Err(ApiError::invalid("prompt", message));
         }
         let (sender, events) = unbounded_channel();
-        let mut answers = Self::new(Arc::clone(app), wish, events, count);
+        let mut answers = Self::new(Arc::clone(app), named, wish, events, count);
         let Wish { n, logprobs, .. } = answers.wish;
         for (prompt, first) in prompts.into_iter().zip((0..).step_by(n)) {
-            let request = Request::new(prompt, generation.clone()).with_logprobs(logprobs);
+            let request = answer.clone().with_logprobs(logprobs).with_adapter(answers.named.adapter.clone());
+            let request = request.try_map(|()| Ok(prompt))?;
             let handles = app.engine.submit_choices(request, n).map_err(|error| refusal(app, error))?;
             for (index, handle) in (first..).zip(handles) {
                 let sender = sender.clone();
                 answers.cancels.push(handle.forward(move |event| sender.send((index, event)).is_ok())?);
             }
         }
+        answers.named.count(count);
         Ok(answers)
     }
 
-    fn new(app: Arc<App>, wish: Wish, events: UnboundedReceiver<(usize, Event)>, count: usize) -> Self {
+    fn new(
+        app: Arc<App>,
+        named: Arc<NamedModel>,
+        wish: Wish,
+        events: UnboundedReceiver<(usize, Event)>,
+        count: usize,
+    ) -> Self {
         let prefix = if wish.form == Form::Chat { "chatcmpl-" } else { "cmpl-" };
         Self {
             app,
+            named,
             wish,
             events,
             cancels: Vec::with_capacity(count),
@@ -136,7 +147,7 @@ impl Answers {
         while !self.is_complete() {
             let (index, event) = self.next().await?;
             let tokens = self.choices[index].take(event);
-            self.choices[index].logprobs.extend(self.app.engine.model(), tokens)?;
+            self.choices[index].logprobs.extend(&self.named.model, tokens)?;
         }
         let choices = self.choices.iter().enumerate().map(|(index, choice)| self.choice(index, choice));
         let choices = choices.collect::<Vec<_>>();
@@ -181,7 +192,7 @@ impl Answers {
             "id": self.id,
             "object": object,
             "created": self.created,
-            "model": self.app.settings.model_id,
+            "model": self.named.id,
             "choices": choices,
         })
     }
@@ -244,7 +255,7 @@ impl Answers {
         let tokens = choice.take(event);
         // Only their place is kept of log probabilities that were sent.
         let mut logprobs = std::mem::take(&mut choice.logprobs);
-        logprobs.extend(self.app.engine.model(), tokens)?;
+        logprobs.extend(&self.named.model, tokens)?;
         choice.logprobs = logprobs.empty_after();
         let (text, reason) = (choice.text[before..].to_string(), choice.finish_reason);
         let logprobs = if logprobs.is_empty() { Value::Null } else { self.logprobs(&logprobs) };

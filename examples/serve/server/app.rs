@@ -14,6 +14,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::error::ApiError;
 use super::fetch::Fetcher;
+use super::grammar::Grammars;
+use super::named_model::Models;
 use super::settings::Settings;
 
 /// Requests that prepare jobs for the engine's thread or wait for them, at a time.
@@ -23,6 +25,8 @@ const MAX_JOBS: usize = 4;
 pub struct App {
     pub engine: Engine,
     pub settings: Settings,
+    pub models: Models,
+    pub grammars: Grammars,
     pub(super) fetcher: Option<Fetcher>,
     /// Start of the server, in seconds since 1970.
     pub started: u64,
@@ -48,6 +52,8 @@ impl App {
             connections: AtomicU64::new(0),
             started: unix_seconds(),
             fetcher: Fetcher::new(&settings),
+            models: Models::new(&settings.model_id, &engine),
+            grammars: Grammars::default(),
             engine,
             settings,
         }
@@ -82,13 +88,15 @@ impl App {
     /// would begin is left out.
     pub async fn on_engine<T: Send + 'static>(
         self: &Arc<Self>,
+        model: &LoadedModel,
         job: impl FnOnce(&LoadedModel) -> haplovl::Result<T> + Send + 'static,
     ) -> Result<T, ApiError> {
         let wanted = Arc::new(());
         let asked = Arc::downgrade(&wanted);
-        let job = move |model: &LoadedModel| match asked.strong_count() {
+        let model = model.clone();
+        let job = move |_: &LoadedModel| match asked.strong_count() {
             0 => Ok(None),
-            _ => job(model).map(Some),
+            _ => job(&model).map(Some),
         };
         let done = self.in_background(move |app| Ok(app.engine.run(job)??));
         let done = tokio::time::timeout(self.settings.timeout, done).await.unwrap_or(Ok(None));
@@ -100,18 +108,6 @@ impl App {
     pub fn too_late(&self) -> ApiError {
         let seconds = self.settings.timeout.as_secs_f64();
         ApiError::timeout(format!("the answer was not complete after {seconds} s, the server's limit: ask for less"))
-    }
-
-    /// Checks the model that a request names; none is the one that is served.
-    pub fn check_model(&self, asked: Option<&str>) -> Result<(), ApiError> {
-        let id = &self.settings.model_id;
-        match asked {
-            Some(asked) if asked != id => {
-                let message = format!("the model `{asked}` is not served: this server has `{id}`");
-                Err(ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message).with_param("model"))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// A decoder for images of up to `max_pixels`.

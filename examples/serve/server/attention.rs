@@ -19,7 +19,7 @@ const MAX_MATRICES: usize = 1 << 30;
 
 pub async fn attention(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let (mut request, held) = read_json::<AttentionRequest>(&app, request).await?;
-    app.check_model(request.model.as_deref())?;
+    let named = app.models.find(request.model.as_deref())?;
     let _turn = app.turn().await?;
     let messages = std::mem::take(&mut request.messages);
     let conversation = app.work(move |app| {
@@ -28,7 +28,8 @@ pub async fn attention(State(app): State<Arc<App>>, request: Request) -> Result<
         conversation
     });
     let conversation = conversation.await?;
-    app.on_engine(move |model| maps(model, &conversation, &request)).await.map(|value| json_response(&value))
+    let maps = app.on_engine(&named.model, move |model| maps(model, &conversation, &request));
+    maps.await.map(|value| json_response(&value))
 }
 
 fn maps(model: &LoadedModel, conversation: &Conversation, request: &AttentionRequest) -> haplovl::Result<Value> {

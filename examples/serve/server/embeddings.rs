@@ -23,26 +23,26 @@ pub async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Result
     let (request, held) = read_json::<EmbeddingRequest>(&app, request).await?;
     let format = request.encoding_format.unwrap_or_default();
     let _turn = app.turn().await?;
+    let named = app.models.find(request.model.as_deref())?;
+    let width = named.model.model().config().pre_decoder.hidden_size;
     let contents = app.work(move |app| {
-        let contents = read(app, request);
+        let contents = read(app, request, width);
         drop(held);
         contents
     });
     let (mut data, mut tokens) = (Vec::new(), 0);
     // One at a time, so that streams under way go on between two.
     for (index, content) in contents.await?.into_iter().enumerate() {
-        let embedding = app.on_engine(move |model| Embedder::new(model).embed(&content)).await?;
+        let embedding = app.on_engine(&named.model, move |model| Embedder::new(model).embed(&content)).await?;
         tokens += embedding.tokens;
         let vector = encoded(&embedding.vector, format);
         data.push(json!({ "object": "embedding", "index": index, "embedding": vector }));
     }
     let usage = json!({ "prompt_tokens": tokens, "total_tokens": tokens });
-    Ok(json_response(&json!({ "object": "list", "data": data, "model": app.settings.model_id, "usage": usage })))
+    Ok(json_response(&json!({ "object": "list", "data": data, "model": named.id, "usage": usage })))
 }
 
-fn read(app: &App, request: EmbeddingRequest) -> Result<Vec<Content>, ApiError> {
-    app.check_model(request.model.as_deref())?;
-    let width = app.engine.model().model().config().pre_decoder.hidden_size;
+fn read(app: &App, request: EmbeddingRequest, width: usize) -> Result<Vec<Content>, ApiError> {
     if let Some(asked) = request.dimensions.filter(|asked| *asked != width) {
         let message = format!("`dimensions` is {asked}, but the model's embeddings have {width}: leave it out");
         return Err(ApiError::invalid("dimensions", message));

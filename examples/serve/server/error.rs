@@ -35,6 +35,13 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_value", message).with_param(param)
     }
 
+    /// 400 for a field that is missing.
+    pub fn missing(param: impl Into<String>) -> Self {
+        let param = param.into();
+        let message = format!("`{param}` is missing");
+        Self::new(StatusCode::BAD_REQUEST, "missing_required_parameter", message).with_param(param)
+    }
+
     /// 429, with the time after which another try makes sense.
     pub fn busy(message: impl Into<String>, wait: Duration) -> Self {
         let seconds = wait.as_secs_f64().ceil().clamp(1.0, MAX_WAIT) as u32;
@@ -121,8 +128,7 @@ impl From<serde_path_to_error::Error<serde_json::Error>> for ApiError {
         let (path, cause) = (error.path().to_string(), error.inner());
         if let Some(field) = missing_field(&cause.to_string()) {
             let path = if path == "." { field.to_string() } else { format!("{path}.{field}") };
-            let message = format!("`{path}` is missing");
-            return Self::new(StatusCode::BAD_REQUEST, "missing_required_parameter", message).with_param(path);
+            return Self::missing(path);
         }
         if path == "." || cause.is_eof() || cause.is_syntax() {
             return Self::new(

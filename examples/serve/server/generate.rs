@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::{Request as HttpRequest, State};
 use axum::response::Response;
-use haplovl::pipeline::Prompt;
+use haplovl::generation::Constraint;
+use haplovl::pipeline::{Prompt, Request};
+use serde_json::Map;
 
 use super::answers::Answers;
 use super::app::App;
 use super::body::read_json;
 use super::content::ContentReader;
 use super::error::ApiError;
-use super::protocol::{ChatRequest, CompletionRequest, ResponseFormat};
+use super::named_model::NamedModel;
+use super::protocol::{ChatRequest, CompletionRequest, FormatKind, ResponseFormat};
 use super::wish::{Form, Wish};
 
 /// Largest number of alternatives beside a token, as in OpenAI's API.
@@ -20,7 +23,7 @@ const MAX_COMPLETION_LOGPROBS: usize = 5;
 /// Length of a completion if the request has no limit, as in OpenAI's API.
 const COMPLETION_TOKENS: usize = 16;
 
-pub async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+pub async fn chat(State(app): State<Arc<App>>, request: HttpRequest) -> Result<Response, ApiError> {
     let (request, held) = read_json::<ChatRequest>(&app, request).await?;
     let shared = Arc::clone(&app);
     let answers = app.work(move |_| {
@@ -31,7 +34,7 @@ pub async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Respo
     answers.await?.respond().await
 }
 
-pub async fn completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+pub async fn completions(State(app): State<Arc<App>>, request: HttpRequest) -> Result<Response, ApiError> {
     let (request, held) = read_json::<CompletionRequest>(&app, request).await?;
     let shared = Arc::clone(&app);
     let answers = app.work(move |_| {
@@ -43,19 +46,20 @@ pub async fn completions(State(app): State<Arc<App>>, request: Request) -> Resul
 }
 
 fn submit_chat(app: &Arc<App>, mut request: ChatRequest) -> Result<Answers, ApiError> {
-    app.check_model(request.model.as_deref())?;
-    check_format(request.response_format.as_ref())?;
+    let named = app.models.find(request.model.as_deref())?;
     let logprobs = chat_logprobs(request.logprobs, request.top_logprobs)?;
     let wish = Wish::new(Form::Chat, request.n, logprobs, request.stream, request.stream_options.take())?;
     let mut overrides = request.overrides();
     overrides.max_new_tokens = one_limit(overrides.max_new_tokens, request.max_completion_tokens)?;
-    let generation = overrides.apply(app.engine.model().generation().clone())?;
+    let generation = overrides.apply(named.model.generation().clone())?;
+    let constraint = request.response_format.map(|format| constraint(app, &named, format)).transpose()?.flatten();
     let conversation = ContentReader::new(app).conversation(request.messages)?;
-    Answers::submit(app, wish, vec![conversation.into()], &generation)
+    let answer = Request::new((), generation).with_constraint(constraint);
+    Answers::submit(app, named, wish, vec![conversation.into()], &answer)
 }
 
 fn submit_completion(app: &Arc<App>, mut request: CompletionRequest) -> Result<Answers, ApiError> {
-    app.check_model(request.model.as_deref())?;
+    let named = app.models.find(request.model.as_deref())?;
     if let Some(asked) = request.logprobs.filter(|asked| *asked > MAX_COMPLETION_LOGPROBS) {
         let message = format!("`logprobs` is {asked}, expected 0 to {MAX_COMPLETION_LOGPROBS}");
         return Err(ApiError::invalid("logprobs", message));
@@ -63,26 +67,29 @@ fn submit_completion(app: &Arc<App>, mut request: CompletionRequest) -> Result<A
     let wish = Wish::new(Form::Completion, request.n, request.logprobs, request.stream, request.stream_options.take())?;
     let mut overrides = request.overrides();
     overrides.max_new_tokens.get_or_insert(COMPLETION_TOKENS);
-    let generation = overrides.apply(app.engine.model().generation().clone())?;
+    let generation = overrides.apply(named.model.generation().clone())?;
     let prompts = Vec::from_iter(request.prompt.0.into_iter().map(Prompt::from));
     if prompts.is_empty() {
         return Err(ApiError::invalid("prompt", "`prompt` is an empty list, expected at least one text"));
     }
-    Answers::submit(app, wish, prompts, &generation)
+    Answers::submit(app, named, wish, prompts, &Request::new((), generation))
 }
 
-fn check_format(format: Option<&ResponseFormat>) -> Result<(), ApiError> {
-    match format {
-        Some(format) if format.kind != "text" => {
-            let message = format!(
-                "`response_format.type` is `{}`, but this server supports `text` only: ask for the form in the prompt, \
-                 and check the answer",
-                format.kind
-            );
-            Err(ApiError::invalid("response_format.type", message))
+/// What a `response_format` makes of answers.
+fn constraint(app: &App, named: &NamedModel, format: ResponseFormat) -> Result<Option<Arc<dyn Constraint>>, ApiError> {
+    let schema = match (format.kind, format.json_schema) {
+        (FormatKind::Text, None) => return Ok(None),
+        (FormatKind::JsonObject, None) => Map::from_iter([("type".into(), "object".into())]),
+        (FormatKind::JsonSchema, Some(named)) => named.schema.checked()?,
+        (FormatKind::JsonSchema, None) => {
+            return Err(ApiError::missing("response_format.json_schema"));
         }
-        _ => Ok(()),
-    }
+        (_, Some(_)) => {
+            let message = "`response_format.json_schema` is for the type `json_schema`: set it, or leave this out";
+            return Err(ApiError::invalid("response_format.json_schema", message));
+        }
+    };
+    app.grammars.compile(&named.model, schema).map(Some)
 }
 
 fn chat_logprobs(wanted: Option<bool>, top: Option<usize>) -> Result<Option<usize>, ApiError> {

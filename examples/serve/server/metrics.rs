@@ -13,12 +13,21 @@ use super::app::App;
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
     let mut page = Page::default();
     of_engine(&mut page, &app.engine.metrics());
+    page.head("answers_accepted_total", "counter", "Answers that entered the queue, by model.");
+    for model in app.models.iter() {
+        page.value("answers_accepted_total", &format!("{{model=\"{}\"}}", escaped(&model.id)), model.answers());
+    }
     page.head("http_responses_total", "counter", "Responses by route and status.");
     for ((route, status), count) in app.responses() {
         page.value("http_responses_total", &format!("{{route=\"{route}\",status=\"{status}\"}}"), count);
     }
     page.gauge("http_connections", "Open connections.", app.open_connections());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page.0).into_response()
+}
+
+/// A label's value as the format has it.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 fn of_engine(page: &mut Page, metrics: &Metrics) {

@@ -9,6 +9,7 @@ use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::fetch::ImageUrls;
+use super::json_schema::Schema;
 
 /// A field that is not supported: absent, or a value without effect (null, false, an empty text, list or object).
 #[derive(Debug, Default, PartialEq)]
@@ -210,16 +211,35 @@ pub struct StreamOptions {
     include_obfuscation: Unset,
 }
 
+/// The form of an answer.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(dead_code, reason = "fields that are checked when they are read")]
 pub struct ResponseFormat {
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: FormatKind,
     #[serde(default)]
-    json_schema: Option<IgnoredAny>,
+    pub json_schema: Option<NamedSchema>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FormatKind {
+    Text,
+    JsonObject,
+    JsonSchema,
+}
+
+/// A schema with fields that do not change what is valid. Answers hold to it, `strict` or not.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "fields that are checked when they are read, or have no effect")]
+pub struct NamedSchema {
+    name: String,
     #[serde(default)]
-    grammar: Option<IgnoredAny>,
+    description: Option<String>,
+    pub schema: Schema,
+    #[serde(default)]
+    strict: Option<bool>,
 }
 
 /// A request for answers: its own fields, and those that all such requests have.

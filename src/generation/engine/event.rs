@@ -43,7 +43,8 @@ pub struct Finished {
     pub queue_seconds: f64,
 }
 
-/// Log probability of a token: of the softmax of the model's logits, before penalties, temperature and filters.
+/// Log probability of a token: of the softmax of the model's logits, before the constraint, penalties,
+/// temperature and filters.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct TokenLogprob {

@@ -12,7 +12,7 @@ pub(super) fn panicked(what: &str, panic: &(dyn Any + Send)) -> Error {
     Error::generation(format!("{what} panicked: {text}"))
 }
 
-/// The result of a call of the model.
-pub(super) fn caught<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(panicked("the model", &*panic)))
+/// The result of a call of `what`, from elsewhere.
+pub(super) fn caught<T>(what: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(panicked(what, &*panic)))
 }

@@ -1,8 +1,10 @@
 //! Requests, and the reasons to refuse one.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::config::GenerationConfig;
+use crate::generation::Constraint;
 use crate::{Error, Result};
 
 /// A request for one answer to a prompt of type `P`.
@@ -20,6 +22,8 @@ pub struct Request<P> {
     pub logprobs: Option<usize>,
     /// Name of the adapter that answers; `None` for the model itself.
     pub adapter: Option<String>,
+    /// What the answer has to be; `None` for any answer. [`Self::generation`] holds for the tokens that are allowed.
+    pub constraint: Option<Arc<dyn Constraint>>,
 }
 
 impl<P> Request<P> {
@@ -28,7 +32,7 @@ impl<P> Request<P> {
 
     /// A request with stream 0 and without log probabilities.
     pub fn new(prompt: P, generation: GenerationConfig) -> Self {
-        Self { prompt, generation, random_stream: 0, logprobs: None, adapter: None }
+        Self { prompt, generation, random_stream: 0, logprobs: None, adapter: None, constraint: None }
     }
 
     /// The same request with this random stream of its seed.
@@ -49,13 +53,20 @@ impl<P> Request<P> {
         Self { adapter: adapter.into(), ..self }
     }
 
+    /// The same request, whose answer fulfils this constraint. An answer that reaches its limit of tokens is a beginning
+    /// of one that does.
+    #[must_use]
+    pub fn with_constraint(self, constraint: impl Into<Option<Arc<dyn Constraint>>>) -> Self {
+        Self { constraint: constraint.into(), ..self }
+    }
+
     /// The same request with its prompt in another form.
     ///
     /// # Errors
     /// The errors of `f`.
     pub fn try_map<Q>(self, f: impl FnOnce(P) -> Result<Q>) -> Result<Request<Q>> {
-        let Self { prompt, generation, random_stream, logprobs, adapter } = self;
-        Ok(Request { prompt: f(prompt)?, generation, random_stream, logprobs, adapter })
+        let Self { prompt, generation, random_stream, logprobs, adapter, constraint } = self;
+        Ok(Request { prompt: f(prompt)?, generation, random_stream, logprobs, adapter, constraint })
     }
 }
 

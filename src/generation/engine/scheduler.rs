@@ -172,7 +172,8 @@ impl Scheduler {
         let placeholders = [model.image_token_index, model.video_token_index];
         let mut sampler = Sampler::new(config, request.random_stream)?.ban(&placeholders);
         sampler.observe(&request.prompt.input_ids.flatten_all()?.to_vec1::<u32>()?);
-        Ok(SequenceState::new(sampler, config, budget, pad, Arc::clone(&self.decode)))
+        let constraint = request.constraint.as_ref().map(|constraint| constraint.start()).transpose()?;
+        Ok(SequenceState::new(sampler, config, budget, pad, Arc::clone(&self.decode)).with_constraint(constraint))
     }
 
     /// Runs a job on the scheduler's thread between two steps, and returns its result.

@@ -158,7 +158,7 @@ impl<M: ServedModel> Worker<M> {
         self.count_start(&answering, cached, path.len(), prompt.keys.len());
         answering.start(cached);
         let (model, adapter) = (Arc::clone(&self.model), prompt.adapter);
-        let sequence = caught(|| {
+        let sequence = caught("the model", || {
             let mut sequence = model.sequence_of(adapter, positions)?;
             path.iter().try_for_each(|chunk| model.push_chunk(&mut sequence, chunk))?;
             Ok(sequence)
@@ -189,7 +189,7 @@ impl<M: ServedModel> Worker<M> {
         }
         let ids = Vec::from_iter(self.running.iter().map(|request| request.last_id));
         let mut sequences = Vec::from_iter(self.running.iter_mut().map(|request| &mut request.sequence));
-        let logits = caught(|| checked_rows(self.model.decode(&ids, &mut sequences)?, rows));
+        let logits = caught("the model", || checked_rows(self.model.decode(&ids, &mut sequences)?, rows));
         self.shared.metrics().decode_steps += 1;
         let requests = std::mem::take(&mut self.running);
         match logits {
@@ -206,7 +206,7 @@ impl<M: ServedModel> Worker<M> {
     /// Samples a request's next token and lets it run on, or ends it.
     fn go_on(&mut self, mut request: Running<M>, logits: Vec<f32>) {
         let is_first = request.answering.last_token.is_none();
-        let token = request.answering.take_token(logits);
+        let token = caught("the constraint", || request.answering.take_token(logits));
         let end = match token {
             Ok((id, gap)) => {
                 request.last_id = id;
@@ -242,7 +242,7 @@ impl<M: ServedModel> Worker<M> {
         loop {
             self.admit();
             let Some(prefilling) = &mut self.prefilling else { return };
-            match caught(|| prefilling.advance(&self.model)) {
+            match caught("the model", || prefilling.advance(&self.model)) {
                 Ok(None) => {}
                 Ok(Some(logits)) => self.end_chunk(logits),
                 Err(error) => self.end_prefilling(Err(error)),
@@ -262,7 +262,7 @@ impl<M: ServedModel> Worker<M> {
             let Prefilling { answering, sequence, lease, .. } = prefilling;
             return self.go_on(Running { answering, sequence, lease, last_id: 0 }, logits);
         };
-        match caught(|| self.model.freeze(&mut prefilling.sequence)) {
+        match caught("the model", || self.model.freeze(&mut prefilling.sequence)) {
             Ok(chunk) => {
                 let moved = self.bytes(key.len()).min(prefilling.lease.reserved);
                 let bytes = self.model.chunk_bytes(&chunk);
@@ -313,7 +313,9 @@ impl<M: ServedModel> Worker<M> {
         }
         let requests = &mut metrics.requests;
         *match end {
-            Ok(FinishReason::EndOfSequence(_) | FinishReason::StopString(_)) => &mut requests.stopped,
+            Ok(FinishReason::EndOfSequence(_) | FinishReason::StopString(_) | FinishReason::Complete) => {
+                &mut requests.stopped
+            }
             Ok(FinishReason::Length) => &mut requests.length,
             Ok(FinishReason::Cancelled) => &mut requests.cancelled,
             Ok(FinishReason::TimedOut) => &mut requests.timed_out,

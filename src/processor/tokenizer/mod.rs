@@ -8,6 +8,7 @@ mod limits;
 mod sentencepiece;
 mod slow;
 mod special;
+mod token_bytes;
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -20,6 +21,7 @@ use tokenizers::{ModelWrapper, Tokenizer};
 pub(crate) use self::coverage::CoverageCheck;
 use self::guard::guarded;
 use self::limits::{Components, longest_token};
+pub use self::token_bytes::TokenBytes;
 use super::folder::read_json;
 use super::prompt::Prompt;
 use crate::batch::too_long;
