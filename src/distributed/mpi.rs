@@ -101,8 +101,8 @@ impl Transport for Mpi {
 
     fn send(&self, to: usize, message: Message) -> Result<()> {
         let (tag, content) = Content::of(message);
-        let outgoing = Outgoing::start(to, tag, content)?;
         let mut state = self.state();
+        let outgoing = Outgoing::start(to, tag, content)?;
         state.sends.push_back(outgoing);
         state.free_sent()
     }
@@ -114,13 +114,11 @@ impl Transport for Mpi {
         if place.is_none() {
             *place = Incoming::start(from)?;
         }
-        match place.take() {
-            Some(mut incoming) if !is_done(&mut incoming.request)? => {
-                *place = Some(incoming);
-                Ok(None)
-            }
-            received => received.map(|incoming| incoming.content.into_message(from, incoming.tag)).transpose(),
+        let Some(incoming) = place else { return Ok(None) };
+        if !is_done(&mut incoming.request)? {
+            return Ok(None);
         }
+        place.take().map(|incoming| incoming.content.into_message(from, incoming.tag)).transpose()
     }
 
     fn is_idle(&self) -> Result<bool> {

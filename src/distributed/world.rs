@@ -17,10 +17,12 @@ use crate::{Error, Result};
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
 /// Signs of life that a waiting rank sends in the time after which its silence would end the run.
 const SIGNS_OF_LIFE: u32 = 8;
-/// Turns in which a waiting rank only lets other threads run; then it sleeps between looks.
-const TURNS: u32 = 200;
+/// Time in which a waiting rank only lets other threads run; then it sleeps between looks.
+const AWAKE: Duration = Duration::from_millis(20);
 /// Sleep between two looks for a message.
 const SLEEP: Duration = Duration::from_micros(50);
+/// Looks for one message after which the other ranks are looked at.
+const LOOKS: u32 = 200;
 /// Longest time that a failing rank spends on telling the others.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -186,18 +188,17 @@ impl World {
     /// # Errors
     /// Those of `poll`, of a rank that has failed meanwhile, and if `rank` is silent for too long.
     pub fn wait_for<T>(&self, rank: usize, mut poll: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-        let (began, mut turns) = (Instant::now(), 0);
+        let (began, mut looks) = (Instant::now(), 0u32);
         loop {
             if let Some(found) = poll()? {
                 return Ok(found);
             }
-            turns += 1;
-            if turns < TURNS {
-                std::thread::yield_now();
-                continue;
+            match began.elapsed() < AWAKE {
+                true => std::thread::yield_now(),
+                false => std::thread::sleep(SLEEP),
             }
-            std::thread::sleep(SLEEP);
-            if turns.is_multiple_of(TURNS) {
+            looks = (looks + 1) % LOOKS;
+            if looks == 0 {
                 self.look_around(rank, began)?;
             }
         }

@@ -29,10 +29,11 @@ fn train_on(size: usize, recipe: &Recipe, resume: bool) -> PathBuf {
     outcomes[0].export().unwrap().to_path_buf()
 }
 
-/// A recipe of 6 steps of `micro_batches` micro-batches of 2 rows on each rank. The large `eps` keeps AdamW from making
+/// A recipe of 4 steps of `micro_batches` micro-batches of 2 rows on each rank. The large `eps` keeps AdamW from making
 /// steps of rounding errors.
 pub(super) fn shared(folder: &Path, name: &str, stage: &str, micro_batches: usize) -> Recipe {
-    let mut recipe = recipe(folder, name, stage, "mixed", 6);
+    let mut recipe = recipe(folder, name, stage, "mixed", 4);
+    (recipe.data.max_eval_samples, recipe.run.num_eval_samples) = (2, 0);
     (recipe.update.batch_size, recipe.update.gradient_accumulation_steps) = (2, micro_batches);
     recipe.optimizer.eps = 1e-3;
     recipe
@@ -71,7 +72,7 @@ fn assert_close(a: &[Vec<f64>], b: &[Vec<f64>]) {
     }
 }
 
-/// Most that rounding in another order may change a parameter in six steps.
+/// Most that rounding in another order may change a parameter in four steps.
 const TOLERANCE: f32 = 2e-5;
 
 #[test]
@@ -83,21 +84,21 @@ fn ranks_train_as_one_process_does_and_twice_the_same() {
                 shared(folder.path(), &format!("{name}-{layout:?}"), r#"{ kind = "tune" }"#, micro_batches);
             recipe.data.layout = layout;
             recipe.optimizer.ema_decay = Some(0.5);
-            recipe.update.gradient_checkpointing = ranks == 2;
+            recipe.update.gradient_checkpointing = ranks == 4;
             train_on(ranks, &recipe, false)
         };
-        let one = run("one", 1, 4);
-        let (two, again, four) = (run("two", 2, 2), run("again", 2, 2), run("four", 4, 1));
-        assert_eq!(tensors(&two), tensors(&again), "{layout:?}: the same ranks, other bits");
-        for other in [&two, &four] {
-            let difference = difference(&one, other);
-            assert!(difference < TOLERANCE, "{layout:?}: {difference}");
-        }
         let of = |name: &str| metrics(folder.path(), &format!("{name}-{layout:?}"));
-        assert_close(&of("one"), &of("two"));
+        let (one, four) = (run("one", 1, 4), run("four", 4, 1));
+        assert!(difference(&one, &four) < TOLERANCE, "{layout:?}: {}", difference(&one, &four));
         assert_close(&of("one"), &of("four"));
+        if layout == DataLayout::ByLength {
+            let (two, again) = (run("two", 2, 2), run("again", 2, 2));
+            assert_eq!(tensors(&two), tensors(&again), "the same ranks, other bits");
+            assert!(difference(&one, &two) < TOLERANCE, "{}", difference(&one, &two));
+            assert_close(&of("one"), &of("two"));
+        }
     }
-    let [one, three] = [(1, 6), (3, 2)].map(|(ranks, micro_batches)| {
+    let [one, three] = [(1, 3), (3, 1)].map(|(ranks, micro_batches)| {
         let name = format!("of-{ranks}");
         train_on(ranks, &shared(folder.path(), &name, r#"{ kind = "tune" }"#, micro_batches), false)
     });
@@ -108,7 +109,7 @@ fn ranks_train_as_one_process_does_and_twice_the_same() {
 fn ranks_train_every_stage() {
     let folder = tempfile::tempdir().unwrap();
     let compare = |name: &str, stage: &str| {
-        let [one, two] = [(1, 4), (2, 2)].map(|(ranks, micro_batches)| {
+        let [one, two] = [(1, 2), (2, 1)].map(|(ranks, micro_batches)| {
             train_on(ranks, &shared(folder.path(), &format!("{name}-{ranks}"), stage, micro_batches), false)
         });
         let difference = difference(&one, &two);
@@ -185,20 +186,20 @@ fn a_run_resumes_on_any_number_of_ranks() {
     let checkpoint = folder.path().join("moved/checkpoints/step-00000001");
     let shards = ["optimizer-00001-of-00002.safetensors", "optimizer-00002-of-00002.safetensors"];
     assert_eq!(entries(&checkpoint), [shards[0], shards[1], "parameters.safetensors", "state.json"]);
-    stop_after(4, &moved, 3, true);
-    stop_after(1, &moved, 4, true);
+    stop_after(4, &moved, 2, true);
+    stop_after(1, &moved, 3, true);
     let moved = train_on(2, &moved, true);
     assert!(difference(&whole, &moved) < TOLERANCE);
     assert_close(&metrics(folder.path(), "whole"), &metrics(folder.path(), "moved"));
     // A checkpoint of one process on several ranks, and the other way round, by recipes of as many micro-batches.
-    stop_after(1, &averaged("grown", 4), 3, false);
+    stop_after(1, &averaged("grown", 4), 2, false);
     assert!(difference(&whole, &train_on(2, &averaged("grown", 2), true)) < TOLERANCE);
     // One process exports what several have trained.
     let mut run = Run::new(averaged("moved", 2), Device::Cpu).unwrap();
     let alone = folder.path().join("alone");
-    assert_eq!(run.export_checkpoint(&alone, CheckpointChoice::Newest).unwrap(), 6);
+    assert_eq!(run.export_checkpoint(&alone, CheckpointChoice::Newest).unwrap(), 4);
     assert_eq!(tensors(&alone), tensors(&moved));
-    assert_eq!(averaged("moved", 2).finished_run().unwrap().unwrap().step, Some(6));
+    assert_eq!(averaged("moved", 2).finished_run().unwrap().unwrap().step, Some(4));
     let error =
         Run::in_world(averaged("moved", 2), Device::Cpu, World::threads(3).remove(0)).err().unwrap().to_string();
     assert!(error.contains("gradient_accumulation_steps") && error.contains("4 micro-batches"), "{error}");
@@ -208,9 +209,9 @@ fn a_run_resumes_on_any_number_of_ranks() {
 fn a_damaged_shard_of_a_checkpoint_is_named_and_passed_over() {
     let folder = tempfile::tempdir().unwrap();
     let tune = shared(folder.path(), "run", r#"{ kind = "tune" }"#, 1);
-    stop_after(2, &tune, 4, false);
+    stop_after(2, &tune, 3, false);
     let shard = "optimizer-00002-of-00002.safetensors";
-    std::fs::remove_file(folder.path().join("run/checkpoints/step-00000004").join(shard)).unwrap();
+    std::fs::remove_file(folder.path().join("run/checkpoints/step-00000003").join(shard)).unwrap();
     let notices = on_ranks(2, DEFAULT_TIMEOUT, |world| {
         let (sender, received) = std::sync::mpsc::channel();
         let run = Run::in_world(tune.clone(), Device::Cpu, world).unwrap();
