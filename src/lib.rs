@@ -44,6 +44,7 @@
 //! | [`model`], [`nn`] | the network; differentiable layers and their operations |
 //! | [`weights`] | safetensors, GGUF, the hub, initialisation from CLIP and language models |
 //! | [`train`] | recipes, stages, the training loop, checkpoints, metrics |
+//! | [`distributed`] | the ranks of a run over several processes |
 //! | [`data`] | LLaVA-style records, the loader, and the generator of shapes world |
 //! | [`loss`], [`optim`] | losses of both stages; AdamW, schedules, gradient clipping |
 //! | [`eval`] | public benchmarks and their metrics, accuracy of answers, divergence between models |
@@ -66,6 +67,7 @@
 //! |---|---|
 //! | `builtin` (default) | the small built-in model, 5 MB, becomes part of the program |
 //! | `hub` (default) | models by hub id are downloaded |
+//! | `mpi` | training over several processes that OpenMPI or MPICH connects |
 //! | `cuda`, `cudnn`, `metal` | GPUs, passed through to candle |
 //! | `accelerate`, `mkl` | other matrix libraries on the CPU, passed through to candle |
 
@@ -74,6 +76,7 @@
 pub mod batch;
 pub mod config;
 pub mod data;
+pub mod distributed;
 mod error;
 pub mod eval;
 mod files;

@@ -22,6 +22,11 @@ use haplovl::train::{
 };
 use haplovl::weights::{LlmConfig, Parameters};
 
+#[cfg(feature = "mpi")]
+#[path = "training_run/mpi.rs"]
+mod mpi;
+#[path = "training_run/ranks.rs"]
+mod ranks;
 #[path = "../examples/common/signals.rs"]
 mod signals;
 

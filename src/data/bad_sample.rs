@@ -24,6 +24,9 @@ fn shown(path: &Path) -> String {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BadSample {
+    /// Another rank of the run has found the sample bad, for this reason.
+    #[error("{}", one_line(.0))]
+    Elsewhere(String),
     /// The record is not valid JSON, or has an unknown format.
     #[error("broken record: {}", one_line(.0))]
     BrokenRecord(String),

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::bad_share::is_above;
 use super::order::{Order, Portion, check_portions, epoch_length};
 use super::prefetch::Prefetch;
+use super::sharing::{Finding, Sharing};
 use super::{BadSample, Dataset, Grouping, IndexSet, Length, SampleResult, guarded, random_stream};
+use crate::distributed::World;
 use crate::{Error, Result};
 
 /// Order, preparation and grouping of samples.
@@ -113,6 +115,8 @@ pub struct Group<T> {
     pub rows: Vec<Vec<T>>,
     /// Indices of the samples in the data set, row by row.
     pub samples: Vec<usize>,
+    /// Whether the group is for this rank; the rows of a group of another rank are empty.
+    pub is_own: bool,
     /// State of the loader after this group.
     pub state: LoaderState,
 }
@@ -131,27 +135,39 @@ pub struct BadReport<'a> {
     pub seen: u64,
 }
 
-/// A prepared sample and its index in the data set.
+/// A sample, its index in the data set and its length; prepared, unless it is for another rank or has to be prepared again.
 struct Numbered<T> {
     number: usize,
-    item: T,
+    length: usize,
+    item: Option<T>,
 }
 
-impl<T: Length> Length for Numbered<T> {
+impl<T> Length for Numbered<T> {
     fn length(&self) -> usize {
-        self.item.length()
+        self.length
     }
 }
+
+/// Prepares the sample of an index.
+type Prepare<T> = Arc<dyn Fn(usize) -> (usize, SampleResult<T>) + Send + Sync>;
 
 /// Iterator over groups of prepared samples, epoch after epoch; ends after [`LoaderConfig::epochs`] or the first error.
 ///
 /// The groups depend only on the data set, the configuration and the state, not on the number of threads. A window that
 /// is sorted or packed never crosses the end of an epoch, so that every sample comes once per epoch; the last group of
 /// a window may be smaller. With [`LoaderConfig::portions`], a sample comes as often per epoch as its portion says.
+///
+/// On several ranks ([`Self::in_world`]) the groups are the same, and each rank prepares those that are dealt to it.
 pub struct Loader<T> {
     config: LoaderConfig,
+    prepare: Prepare<T>,
     prefetch: Prefetch<usize, (usize, SampleResult<T>)>,
+    /// Samples of this rank's groups that other ranks have prepared.
+    again: Option<Prefetch<usize, (usize, SampleResult<T>)>>,
     ahead: Order,
+    /// Samples that are queued, and whether this rank prepares them.
+    queued: VecDeque<(usize, bool)>,
+    sharing: Sharing,
     /// State after the groups that were returned, and state after the groups that are ready.
     state: LoaderState,
     window_end: LoaderState,
@@ -192,10 +208,15 @@ impl<T: Length + Send + 'static> Loader<T> {
                 None => Ok(item),
             }
         };
-        let prefetch = Prefetch::new(config.workers, move |number| (number, guarded(|| get(number))))?;
+        let prepare: Prepare<T> = Arc::new(move |number| (number, guarded(|| get(number))));
+        let epoch = config.epoch_length(samples);
         Ok(Self {
-            prefetch,
+            prefetch: prefetch(&config, &prepare)?,
+            prepare,
+            again: None,
             ahead: Order::new(&config, &state),
+            queued: VecDeque::new(),
+            sharing: Sharing::new(World::default(), &config.grouping, epoch, state.position),
             config,
             window_end: state.clone(),
             state,
@@ -204,6 +225,18 @@ impl<T: Length + Send + 'static> Loader<T> {
             on_bad: Box::new(|_| ()),
             failed: false,
         })
+    }
+
+    /// The same loader as one of several ranks, which all ask for groups in step. Every rank gets every group, in the same
+    /// order as one process, but only its own ones with rows.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if a thread cannot be started.
+    pub fn in_world(mut self, world: World) -> Result<Self> {
+        let epoch = self.config.epoch_length(self.state.samples);
+        self.again = if world.size() > 1 { Some(prefetch(&self.config, &self.prepare)?) } else { None };
+        self.sharing = Sharing::new(world, &self.config.grouping, epoch, self.state.position);
+        Ok(self)
     }
 
     /// Calls `report` for every bad sample, once for each, also over resumed runs.
@@ -232,8 +265,32 @@ impl<T: Length + Send + 'static> Loader<T> {
             self.state = self.window_end.clone();
         }
         let samples = rows.iter().flatten().map(|numbered| numbered.number).collect();
-        let rows = rows.into_iter().map(|row| row.into_iter().map(|numbered| numbered.item).collect()).collect();
-        Ok(Some(Group { rows, samples, state: self.state() }))
+        let is_own = self.sharing.gets(self.sharing.groups);
+        self.sharing.groups += 1;
+        let rows = if is_own { self.complete(rows)? } else { Vec::new() };
+        Ok(Some(Group { rows, samples, is_own, state: self.state() }))
+    }
+
+    /// The rows of a group of this rank, with the samples that were prepared again.
+    fn complete(&mut self, rows: Vec<Vec<Numbered<T>>>) -> Result<Vec<Vec<T>>> {
+        let mut complete = |sample: Numbered<T>| match sample.item {
+            Some(item) => Ok(item),
+            None => self.prepared_again(sample.number),
+        };
+        rows.into_iter().map(|row| row.into_iter().map(&mut complete).collect()).collect()
+    }
+
+    fn prepared_again(&mut self, number: usize) -> Result<T> {
+        let found = self.again.as_mut().and_then(Prefetch::pop).transpose()?;
+        match found {
+            Some((found, Ok(item))) if found == number => Ok(item),
+            Some((_, Err(reason))) => Err(Error::data(format!(
+                "{} is good on one rank, but rank {} cannot use it: {reason}; give all ranks the same files",
+                (self.describe)(number),
+                self.sharing.world.rank()
+            ))),
+            _ => Err(Error::data("samples are prepared in another order than they were asked for; this is a bug")),
+        }
     }
 
     /// Prepares the groups of the window that begins at the current state.
@@ -245,32 +302,65 @@ impl<T: Length + Send + 'static> Loader<T> {
         if self.window_end.position == length {
             (self.window_end.epoch, self.window_end.position) = (epoch.saturating_add(1), 0);
         }
-        let mut items = Vec::with_capacity(count);
-        for left in (1..=count).rev() {
-            self.fill_queue(left);
-            let Some((number, item)) = self.prefetch.pop().transpose()? else { break };
-            self.window_end.seen = self.window_end.seen.saturating_add(1);
-            match item {
-                Ok(item) => items.push(Numbered { number, item }),
-                Err(reason) => self.skip(number, &reason)?,
-            }
-        }
+        let items = self.usable(count)?;
         // The seed depends on the position, so that a resumed loader draws the same numbers without saved state.
         let key = self.config.seed ^ (position as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.ready = self.config.grouping.arrange(items, &mut random_stream(key, epoch)).into();
         self.ready.drain(..groups.min(self.ready.len()));
+        self.deal();
         // What is known of bad samples holds at every position.
         (self.state.bad, self.state.bad_samples) = (self.window_end.bad, self.window_end.bad_samples.clone());
         Ok(())
     }
 
+    /// The good samples among the next `count`.
+    fn usable(&mut self, count: usize) -> Result<Vec<Numbered<T>>> {
+        let (mut numbers, mut found) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for left in (1..=count).rev() {
+            self.fill_queue(left);
+            let Some((number, is_own)) = self.queued.pop_front() else { break };
+            numbers.push(number);
+            found.push(if is_own { self.prefetch.pop().transpose()?.map(|(_, item)| item) } else { None });
+        }
+        let mut items = Vec::with_capacity(count);
+        for (number, finding) in numbers.into_iter().zip(self.sharing.exchange(found)?) {
+            self.window_end.seen = self.window_end.seen.saturating_add(1);
+            match finding {
+                Finding::Own(Ok(item)) => items.push(Numbered { number, length: item.length(), item: Some(item) }),
+                Finding::Length(length) => items.push(Numbered { number, length, item: None }),
+                Finding::Own(Err(reason)) => self.skip(number, &reason)?,
+                Finding::Bad(reason) => self.skip(number, &BadSample::Elsewhere(reason))?,
+                Finding::Unknown => {
+                    return Err(Error::data("no rank has prepared a sample: give all ranks the same recipe and files"));
+                }
+            }
+        }
+        Ok(items)
+    }
+
+    /// Queues again what other ranks have prepared of this rank's groups, and drops what is for others.
+    fn deal(&mut self) {
+        for (at, group) in self.ready.iter_mut().enumerate() {
+            let is_own = self.sharing.gets(self.sharing.groups + at);
+            for sample in group.iter_mut().flatten() {
+                match &mut self.again {
+                    Some(again) if is_own && sample.item.is_none() => again.push(sample.number),
+                    _ if !is_own => sample.item = None,
+                    _ => {}
+                }
+            }
+        }
+    }
+
     /// Queues work for the `left` samples that are needed now and the samples to prefetch.
     fn fill_queue(&mut self, left: usize) {
-        while self.prefetch.in_flight() < left.max(self.config.prefetch) {
-            match self.ahead.next() {
-                Some(number) => self.prefetch.push(number),
-                None => break,
+        while self.queued.len() < left.max(self.config.prefetch) {
+            let Some(number) = self.ahead.next() else { break };
+            let is_own = self.sharing.takes_next();
+            if is_own {
+                self.prefetch.push(number);
             }
+            self.queued.push_back((number, is_own));
         }
     }
 
@@ -305,6 +395,14 @@ impl<T: Length + Send + 'static> Iterator for Loader<T> {
         self.failed = matches!(group, Some(Err(_)));
         group
     }
+}
+
+fn prefetch<T: Send + 'static>(
+    config: &LoaderConfig,
+    prepare: &Prepare<T>,
+) -> Result<Prefetch<usize, (usize, SampleResult<T>)>> {
+    let prepare = Arc::clone(prepare);
+    Prefetch::new(config.workers, move |number| prepare(number))
 }
 
 /// Rejects a state of another data set, or beyond the `length` samples of an epoch.

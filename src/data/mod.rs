@@ -12,6 +12,7 @@ mod order;
 mod prefetch;
 mod record;
 pub mod shapes;
+mod sharing;
 mod source;
 mod summary;
 

@@ -47,11 +47,6 @@ impl<I: Send + 'static, O: Send + 'static> Prefetch<I, O> {
         Ok(Self { jobs: Some(jobs), results: VecDeque::new(), workers, stopped })
     }
 
-    /// Number of inputs whose result was not taken yet.
-    pub(crate) fn in_flight(&self) -> usize {
-        self.results.len()
-    }
-
     /// Queues an input.
     pub(crate) fn push(&mut self, input: I) {
         let (sender, receiver) = mpsc::sync_channel(1);

@@ -13,10 +13,15 @@ use candle_core::{Result, Tensor, TensorId, Var};
 
 use super::thread_local_scope::scoped;
 
+/// Takes gradients while a backward pass goes on: parameter and gradient.
+pub type OnGradient = Box<dyn FnMut(TensorId, Tensor) -> Result<()>>;
+
 /// Parameters whose gradients are collected, and the gradients found so far.
 struct Sink {
     parameters: HashSet<TensorId>,
     found: HashMap<TensorId, Tensor>,
+    /// Takes the gradients instead.
+    taker: Option<OnGradient>,
 }
 
 thread_local! {
@@ -36,8 +41,29 @@ pub fn gradients_of<'a>(
     loss: Tensor,
     parameters: impl IntoIterator<Item = &'a Var>,
 ) -> Result<HashMap<TensorId, Tensor>> {
+    collect(loss, parameters, None)
+}
+
+/// As [`gradients_of`], but hands each gradient to `taker` as soon as it is found, so that it can be sent away while the
+/// backward pass goes on. A parameter that is used several times can come several times; its gradients are to be added up.
+///
+/// # Errors
+/// Errors of candle and of `taker`.
+pub fn gradients_as_found<'a>(
+    loss: Tensor,
+    parameters: impl IntoIterator<Item = &'a Var>,
+    taker: OnGradient,
+) -> Result<()> {
+    collect(loss, parameters, Some(taker)).map(drop)
+}
+
+fn collect<'a>(
+    loss: Tensor,
+    parameters: impl IntoIterator<Item = &'a Var>,
+    taker: Option<OnGradient>,
+) -> Result<HashMap<TensorId, Tensor>> {
     let parameters = parameters.into_iter().map(|var| var.id()).collect();
-    let sink = Sink { parameters, found: HashMap::new() };
+    let sink = Sink { parameters, found: HashMap::new(), taker };
     let (done, sink) = scoped(&SINK, sink, || deliver_all(loss.backward()?));
     done?;
     match sink {
@@ -88,6 +114,9 @@ pub(super) fn deliver_all(store: GradStore) -> Result<()> {
 
 impl Sink {
     fn add(&mut self, id: TensorId, gradient: &Tensor) -> Result<()> {
+        if let Some(taker) = &mut self.taker {
+            return taker(id, gradient.detach());
+        }
         match self.found.entry(id) {
             // Not in place: a gradient may share its memory with another tensor. Few parameters are used twice.
             Entry::Occupied(mut sum) => *sum.get_mut() = (sum.get() + gradient)?.detach(),

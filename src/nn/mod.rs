@@ -28,7 +28,7 @@ pub use activation_checkpoint::{Activations, checkpoint};
 pub use attention::Attention;
 pub use decoder_layer::DecoderLayer;
 pub(crate) use grad_collector::deliver;
-pub use grad_collector::gradients_of;
+pub use grad_collector::{OnGradient, gradients_as_found, gradients_of};
 pub use image_mask::key_ranges;
 pub(crate) use kernels::dispatch::GEMV_MAX_ROWS;
 pub(crate) use kernels::interleaved;

@@ -30,9 +30,18 @@ impl AdamW {
     /// [`Error::Config`] for a setting out of range or a group that matches no parameter, and [`Error::Training`]
     /// for a parameter that is not f32 or listed under two names.
     pub fn new(params: &BTreeMap<String, Var>, config: AdamWConfig) -> Result<Self> {
+        Self::sharded(params, config, |_| true)
+    }
+
+    /// As [`Self::new`], for one of several ranks: it keeps state of, and updates, the parameters that it `owns` alone.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn sharded(params: &BTreeMap<String, Var>, config: AdamWConfig, owns: impl Fn(&str) -> bool) -> Result<Self> {
         config.validate()?;
         let settings = groups::resolve(&config.groups, config.weight_decay, params.keys())?;
-        let trained = params.iter().zip(settings).filter(|(_, settings)| settings.lr_scale > 0.0);
+        let trained = params.iter().zip(settings);
+        let trained = trained.filter(|((name, _), settings)| settings.lr_scale > 0.0 && owns(name));
         let averaged = config.ema_decay.is_some();
         let slots = trained.map(|((name, var), settings)| ParamState::new(name, var, settings, averaged));
         let slots = slots.collect::<Result<Vec<_>>>()?;
@@ -64,7 +73,7 @@ impl AdamW {
                 return Err(Error::training(format!("the {what} of step {} is {value}", self.step)));
             }
         }
-        let gradients = self.slots.iter().map(|slot| slot.gradient(gradients)).collect::<Result<Vec<_>>>()?;
+        let gradients = self.own_gradients(gradients)?;
         self.step += 1;
         let device = self.slots.first().map_or(Device::Cpu, |slot| slot.var.device().clone());
         on_pool(&device, || {
@@ -78,6 +87,36 @@ impl AdamW {
             }
             Ok(())
         })
+    }
+
+    /// The gradients of all updated parameters, in their order.
+    fn own_gradients<'a>(&self, gradients: &'a Gradients) -> Result<Vec<&'a Tensor>> {
+        self.slots.iter().map(|slot| slot.gradient(gradients)).collect()
+    }
+
+    /// Checks that every parameter that is updated has a gradient of its shape.
+    ///
+    /// # Errors
+    /// [`Error::Training`] naming the parameter.
+    pub fn check_gradients(&self, gradients: &Gradients) -> Result<()> {
+        self.own_gradients(gradients).map(drop)
+    }
+
+    /// Bytes of moments and averages.
+    pub fn state_bytes(&self) -> usize {
+        let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        self.slots.iter().flat_map(ParamState::state).map(|(_, tensor)| bytes(tensor)).sum()
+    }
+
+    /// Names of the entries of [`Self::state`].
+    pub fn state_names(&self) -> impl Iterator<Item = String> {
+        let entries = self.slots.iter().flat_map(ParamState::state).map(|(name, _)| name);
+        std::iter::once(Self::STEP.to_string()).chain(entries)
+    }
+
+    /// Whether an EMA of the parameters is kept.
+    pub fn is_averaging(&self) -> bool {
+        self.config.ema_decay.is_some()
     }
 
     /// Swaps the parameters and their EMA; a second call swaps them back. Without

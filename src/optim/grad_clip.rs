@@ -16,6 +16,14 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::Training`] naming the first gradient that contains NaN or infinity.
 pub fn global_norm(gradients: &Gradients) -> Result<f64> {
+    squared_norm(gradients).map(f64::sqrt)
+}
+
+/// The square of [`global_norm`], to be added up over the shards of several ranks.
+///
+/// # Errors
+/// As [`global_norm`].
+pub fn squared_norm(gradients: &Gradients) -> Result<f64> {
     on_pool(&gradients.device(), || {
         let mut total = 0.0;
         for (name, gradient) in gradients.iter() {
@@ -29,7 +37,7 @@ pub fn global_norm(gradients: &Gradients) -> Result<f64> {
             }
             total += sum;
         }
-        Ok(total.sqrt())
+        Ok(total)
     })
 }
 

@@ -1,13 +1,13 @@
 //! Gradients by parameter name, detached from the graph.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor, TensorId, Var};
 use rayon::prelude::*;
 
-use crate::nn::gradients_of;
 use crate::nn::ops::on_pool;
 use crate::nn::tensor_data::{CHUNK, is_host_f32, with_slice, with_slice_mut};
+use crate::nn::{gradients_as_found, gradients_of};
 use crate::{Error, Result};
 
 /// Gradients by parameter name, iterated in sorted order of names.
@@ -30,6 +30,24 @@ impl Gradients {
             }
         }
         Ok(gradients)
+    }
+
+    /// Hands the gradients of `loss` to `taker` as soon as the backward pass has found them, as
+    /// [`gradients_as_found`] does, with the name of the parameter.
+    ///
+    /// # Errors
+    /// [`Error::Candle`] for a failed tensor operation, and errors of `taker`.
+    pub fn as_found(
+        loss: Tensor,
+        params: &BTreeMap<String, Var>,
+        mut taker: impl FnMut(&str, Tensor) -> Result<()> + 'static,
+    ) -> Result<()> {
+        let names: HashMap<TensorId, String> = params.iter().map(|(name, var)| (var.id(), name.clone())).collect();
+        let taker = move |id, gradient: Tensor| {
+            let name = names.get(&id).map_or("", String::as_str);
+            taker(name, gradient.contiguous()?).map_err(candle_core::Error::wrap)
+        };
+        Ok(gradients_as_found(loss, params.values(), Box::new(taker))?)
     }
 
     /// Inserts a copy of a gradient, replacing an earlier gradient of the same name.
@@ -63,7 +81,11 @@ impl Gradients {
         on_pool(&other.device(), || other.0.into_iter().try_for_each(|(name, gradient)| self.add(name, gradient)))
     }
 
-    fn add(&mut self, name: String, gradient: Tensor) -> Result<()> {
+    /// Adds the gradient of one parameter, in place where it is f32 on the CPU.
+    ///
+    /// # Errors
+    /// As [`Self::accumulate`].
+    pub(crate) fn add(&mut self, name: String, gradient: Tensor) -> Result<()> {
         match self.0.get_mut(&name) {
             Some(sum) if sum.shape() != gradient.shape() => {
                 return Err(Error::training(format!(
@@ -77,6 +99,11 @@ impl Gradients {
             None => drop(self.0.insert(name, gradient)),
         }
         Ok(())
+    }
+
+    /// Takes a gradient out.
+    pub(crate) fn remove(&mut self, name: &str) -> Option<Tensor> {
+        self.0.remove(name)
     }
 
     /// Device of the gradients; the CPU if there are none.

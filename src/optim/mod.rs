@@ -10,10 +10,12 @@ mod gradients;
 mod groups;
 mod param_state;
 mod schedule;
+mod shards;
 
 pub use adamw::AdamW;
 pub use config::AdamWConfig;
-pub use grad_clip::{clip_scale, global_norm};
+pub use grad_clip::{clip_scale, global_norm, squared_norm};
 pub use gradients::Gradients;
 pub use groups::{ParamGroup, glob_matches, trainable, undecayed_groups};
 pub use schedule::{Decay, Schedule};
+pub use shards::Shards;

@@ -14,7 +14,7 @@ use crate::model::{Adapter, HaploVl};
 use crate::options::{DeviceChoice, DtypeChoice, KvCacheDtype, Quantization};
 use crate::processor::{Conversation, Processor};
 use crate::weights::{ModelSource, TensorSource, check_model_folder, folder_of, open_decoder_weights};
-use crate::{Result, files};
+use crate::{Error, Result, files};
 
 /// Options of loading: device, dtype, quantisation, KV cache.
 ///

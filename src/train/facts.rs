@@ -25,7 +25,7 @@ pub struct Facts {
     pub inheritance: Option<String>,
     /// Size of the vocabulary, tokens that were added to it, and the share of the words to learn that it lacks.
     pub vocabulary: String,
-    /// Bytes of parameters, gradients, optimizer moments and EMA, without activations.
+    /// Bytes of parameters, gradients, optimizer moments and EMA on each rank, about, without activations.
     pub static_bytes: usize,
     /// Training and validation data.
     pub data: DataFacts,
@@ -40,6 +40,7 @@ impl Facts {
         parameters: &Parameters,
         trained: &BTreeMap<String, Var>,
         averaged: bool,
+        ranks: usize,
         inheritance: Option<String>,
         vocabulary: String,
         sample: String,
@@ -51,7 +52,7 @@ impl Facts {
             *learnt += if trained.contains_key(&name) { var.elem_count() } else { 0 };
         }
         let (all, learnt) = parts.values().fold((0, 0), |(a, t), (all, learnt)| (a + all, t + learnt));
-        let static_bytes = static_bytes(all as f64, learnt as f64, averaged) as usize;
+        let static_bytes = static_bytes(all as f64, learnt as f64, averaged, ranks) as usize;
         let (data, warnings) = (DataFacts::default(), Vec::new());
         Self { parts, inheritance, vocabulary, static_bytes, data, warnings, sample }
     }
@@ -125,10 +126,10 @@ fn warnings(recipe: &Recipe, config: &HaploVlConfig, data: &DataFacts) -> Vec<St
     recipe.notice().map(String::from).into_iter().chain(beyond).chain(unusable).collect()
 }
 
-/// Bytes of f32 parameters and, for the trained ones, of a gradient, two moments and on request an EMA. In floating
-/// point, since hostile configurations exceed integers.
-pub(super) fn static_bytes(parameters: f64, trained: f64, averaged: bool) -> f64 {
-    4.0 * parameters + if averaged { 16.0 } else { 12.0 } * trained
+/// Bytes of f32 parameters and, for the trained ones, of a gradient, and a rank's share of two moments and on request an EMA.
+/// In floating point, since hostile configurations exceed integers.
+pub(super) fn static_bytes(parameters: f64, trained: f64, averaged: bool, ranks: usize) -> f64 {
+    4.0 * parameters + (4.0 + if averaged { 12.0 } else { 8.0 } / ranks as f64) * trained
 }
 
 impl fmt::Display for Facts {

@@ -38,7 +38,9 @@ impl Recipe {
         if SafetensorsFiles::open(&weights).is_err() {
             return Ok(None);
         }
-        let checkpoints = CheckpointManager::view(output.join("checkpoints"), self.identity()?);
+        // On another number of ranks, the identity of the checkpoints holds.
+        let identity = self.clone().on_ranks(1)?.0.identity()?;
+        let checkpoints = CheckpointManager::view(output.join("checkpoints"), identity);
         if !checkpoints.folder().is_dir() || checkpoints.steps()?.is_empty() {
             return self.finished_without_checkpoints(export);
         }

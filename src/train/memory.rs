@@ -18,11 +18,12 @@ pub(super) struct MemoryNeeds {
     /// Prepared samples, validation samples and batches, by the field that decides their number.
     data: Vec<(&'static str, f64)>,
     averaged: bool,
+    ranks: usize,
 }
 
 impl MemoryNeeds {
-    /// Needs of the data, for samples like `first`.
-    pub fn new(recipe: &Recipe, config: &HaploVlConfig, first: &Sequence) -> Self {
+    /// Needs of one of `ranks` ranks for the data, for samples like `first`.
+    pub fn new(recipe: &Recipe, config: &HaploVlConfig, first: &Sequence, ranks: usize) -> Self {
         let UpdateConfig { batch_size, gradient_accumulation_steps, parallel_micro_batches, .. } = recipe.update;
         let sample = sample_bytes(first);
         let rows = batch_size as f64;
@@ -30,10 +31,10 @@ impl MemoryNeeds {
         let activations = (rows * parallel_micro_batches as f64 - 1.0) * sample_activations;
         let data = vec![
             ("update.batch_size", samples_in_memory(recipe) as f64 * sample + activations),
-            ("update.gradient_accumulation_steps", rows * gradient_accumulation_steps as f64 * sample),
+            ("update.gradient_accumulation_steps", rows * gradient_accumulation_steps as f64 / ranks as f64 * sample),
             ("data.max_eval_samples", eval_samples(&recipe.data) * sample),
         ];
-        Self { sample_activations, data, averaged: recipe.optimizer.ema_decay.is_some() }
+        Self { sample_activations, data, averaged: recipe.optimizer.ema_decay.is_some(), ranks }
     }
 
     /// Rejects data that does not fit in memory.
@@ -50,7 +51,7 @@ impl MemoryNeeds {
     /// # Errors
     /// [`Error::Config`] naming the field that decides most of it.
     pub fn check_model(&self, parameters: f64, trained: f64, device: &Device) -> Result<()> {
-        self.check(static_bytes(parameters, trained, self.averaged), device)
+        self.check(static_bytes(parameters, trained, self.averaged, self.ranks), device)
     }
 
     fn check(&self, model: f64, device: &Device) -> Result<()> {

@@ -14,6 +14,7 @@
 //! ```
 
 mod adapted;
+mod buckets;
 pub mod checkpoint;
 mod collate;
 mod connector;
@@ -33,10 +34,12 @@ pub mod observers;
 mod outcome;
 pub mod plot;
 mod recipe;
+mod reduction;
 mod resume;
 mod run;
 mod run_folder;
 mod run_length;
+mod scaling;
 mod stage;
 pub mod tensorboard;
 mod trainer;
@@ -60,6 +63,7 @@ pub use recipe::{
 };
 pub use resume::CheckpointChoice;
 pub use run::Run;
+pub use scaling::Scaling;
 pub(crate) use stage::open_llm;
-pub use trainer::{GradientReducer, SingleProcess, StepReport, Trainer, UpdateRule};
+pub use trainer::{StepReport, Trainer, UpdateRule};
 pub(crate) use vocabulary::adopt_processor;

@@ -1,5 +1,7 @@
 //! Resuming: selection of the checkpoint, and the state restored from it.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::Run;
@@ -24,6 +26,18 @@ pub(super) struct RunState {
     /// Training samples whose answers were cut.
     #[serde(default, skip_serializing_if = "IndexSet::is_empty")]
     pub cut: IndexSet,
+    /// Micro-batches of a step, unless one rank takes as many as the recipe says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dealt: Option<Dealt>,
+}
+
+/// Micro-batches of a step of a run on several ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Dealt {
+    /// `update.gradient_accumulation_steps` of the recipe.
+    pub per_rank: usize,
+    /// Those of all ranks when the run began.
+    pub all: usize,
 }
 
 impl RunState {
@@ -72,24 +86,45 @@ impl Run {
     /// # Errors
     /// [`Error::Checkpoint`] without `resume` if there are checkpoints, and with `resume` if none of them is valid.
     pub(super) fn starting_state(&mut self, checkpoints: &CheckpointManager, resume: bool) -> Result<RunState> {
+        let fresh = RunState { length: Some(self.length), dealt: self.dealt(), ..RunState::default() };
         if !resume {
             return match checkpoints.steps()?.last() {
-                None => Ok(RunState { length: Some(self.length), ..RunState::default() }),
+                None => Ok(fresh),
                 Some(step) => Err(Error::checkpoint(
                     checkpoints.path(*step),
                     "the run has checkpoints already: resume it (`Run::train` with `resume`), or choose another `output`",
                 )),
             };
         }
-        let Some(checkpoint) = self.newest_checkpoint(checkpoints)? else {
-            return Ok(RunState { length: Some(self.length), ..RunState::default() });
-        };
+        let found = self.newest_checkpoint(checkpoints);
+        let found = self.trainer.world().agree(found)?;
+        self.check_same_step(found.as_ref().map(Checkpoint::step))?;
+        let Some(checkpoint) = found else { return Ok(fresh) };
         self.load(&checkpoint)?;
         tracing::info!(step = checkpoint.step(), path = %checkpoint.path().display(), "resumed");
         self.observers.notice(&format!("resumed from {}", checkpoint.path().display()));
-        let mut state = checkpoint.state()?;
+        let mut state: RunState = checkpoint.state()?;
+        state.dealt = self.dealt();
         self.set_length(&mut state, checkpoint.step());
         Ok(state)
+    }
+
+    /// Rejects ranks that see different checkpoints, as they do without a shared folder.
+    fn check_same_step(&self, own: Option<u64>) -> Result<()> {
+        let steps = self.trainer.world().gather_all(own)?;
+        if steps.iter().all(|step| *step == own) {
+            return Ok(());
+        }
+        let listed = |step: &Option<u64>| step.map_or_else(|| "none".into(), |step| step.to_string());
+        let steps = steps.iter().map(listed).collect::<Vec<_>>().join(", ");
+        let message = format!("the ranks see checkpoints of different steps ({steps}): give all one shared `output`");
+        Err(Error::checkpoint(self.recipe.output_folder(), message))
+    }
+
+    /// Micro-batches of a step, unless one rank takes as many as the recipe says.
+    fn dealt(&self) -> Option<Dealt> {
+        let dealt = Dealt { per_rank: self.per_rank, all: self.recipe.update.gradient_accumulation_steps };
+        (dealt.per_rank != dealt.all || self.trainer.world().size() > 1).then_some(dealt)
     }
 
     /// Sets the length of a resumed run, which may differ from that of the checkpoint, and says so if it does.
@@ -172,7 +207,7 @@ impl Run {
         }
     }
 
-    /// Loads the parameters and the optimizer state of a checkpoint.
+    /// Loads the parameters of a checkpoint, and the state of the optimizer as far as this rank holds it. All ranks call it.
     ///
     /// # Errors
     /// [`Error::Weights`] if the checkpoint holds other parameters than the model.
@@ -181,6 +216,11 @@ impl Run {
         let found = saved.iter().map(|(name, values)| (name.clone(), values.dims().to_vec())).collect();
         check_tensors(&checkpoint.path().display().to_string(), &self.parameters.shapes(), &found)?;
         saved.iter().try_for_each(|(name, values)| self.parameters.set(name, values))?;
-        self.trainer.optimizer_mut().load_state(&checkpoint.optimizer(&self.device)?)
+        let own: BTreeSet<String> = self.trainer.optimizer().state_names().collect();
+        let all = self.trainer.world().gather_all(own.clone())?;
+        // What no rank expects is loaded too, and refused.
+        let is_of_another = |name: &str| !own.contains(name) && all.iter().any(|names| names.contains(name));
+        let state = checkpoint.optimizer_where(&self.device, |name| !is_of_another(name))?;
+        self.trainer.optimizer_mut().load_state(&state)
     }
 }

@@ -24,8 +24,9 @@ use super::{
 };
 use crate::batch::MultimodalBatch;
 use crate::config::HaploVlConfig;
+use crate::distributed::World;
 use crate::generation::CancelToken;
-use crate::optim::{AdamW, AdamWConfig, ParamGroup, glob_matches, undecayed_groups};
+use crate::optim::{AdamWConfig, ParamGroup, glob_matches, undecayed_groups};
 use crate::weights::{Parameters, check_new_folder, write_bytes_atomically};
 use crate::{Error, Result};
 
@@ -54,6 +55,8 @@ pub struct Run {
     pub(super) facts: Facts,
     /// Whether the objective is not the stage's.
     is_own: bool,
+    /// Micro-batches of a step on each rank, as the recipe said; that of the run has those of all ranks.
+    pub(super) per_rank: usize,
     stop_after: Option<u64>,
     cancel: CancelToken,
 }
@@ -65,7 +68,21 @@ impl Run {
     /// [`Error::Config`] naming the field if the recipe is invalid or needs more memory than there is, and an error
     /// naming the file or tensor for a source that is missing or does not fit.
     pub fn new(recipe: Recipe, device: Device) -> Result<Self> {
-        Self::build(recipe, device, None)
+        Self::build(recipe, device, None, World::default())
+    }
+
+    /// As [`Self::new`], for one of the ranks of `world`, which all build the same recipe.
+    ///
+    /// Each rank takes `update.gradient_accumulation_steps` micro-batches of a step: the run equals one in one process with
+    /// as many micro-batches as all ranks have together, but for the order of sums in f32. A rank holds the whole model, and
+    /// the moments and EMA of its share of the parameters. Rank 0 alone evaluates, exports, and has the
+    /// [default observers](Self::with_default_observers). All ranks need the files of the recipe and one `output`. A run
+    /// that is resumed on another number of ranks keeps the micro-batches of its steps.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and [`Error::Config`] if the ranks cannot share the micro-batches of a resumed run equally.
+    pub fn in_world(recipe: Recipe, device: Device, world: World) -> Result<Self> {
+        Self::build(recipe, device, None, world)
     }
 
     /// Builds a run of stage `tune` whose model is your own: `objective` builds its loss over the parameters of a
@@ -85,23 +102,23 @@ impl Run {
         device: Device,
         objective: impl Fn(&HaploVlConfig, VarBuilder) -> Result<Box<dyn Objective>>,
     ) -> Result<Self> {
-        Self::build(recipe, device, Some(&objective))
+        Self::build(recipe, device, Some(&objective), World::default())
     }
 
-    fn build(recipe: Recipe, device: Device, own: Option<OwnObjective<'_>>) -> Result<Self> {
+    fn build(recipe: Recipe, device: Device, own: Option<OwnObjective<'_>>, world: World) -> Result<Self> {
         recipe.validate()?;
+        let (recipe, per_rank) = recipe.on_ranks(world.size())?;
         let config = recipe.model_config().map_err(|e| recipe.in_field("config", e))?;
         let data = TrainingData::open(&recipe, &config)?;
         let config = data.vocabulary.config.clone();
         let first = data.first_sample()?;
-        let needs = MemoryNeeds::new(&recipe, &config, &first);
+        let needs = MemoryNeeds::new(&recipe, &config, &first, world.size());
         needs.check_data(&device)?;
         let images = || data.first_images();
         let BuiltStage { objective, parameters, trained, report, frozen } =
             build(own, &recipe, &config, data.processor.tokenizer(), &device, &needs, images)?;
         let vars: BTreeMap<String, Var> =
             trained.iter().filter_map(|name| Some((name.clone(), parameters.get(name)?))).collect();
-        let optimizer = AdamW::new(&vars, adamw_config(&recipe, &vars))?;
         let averaged = recipe.optimizer.ema_decay.is_some();
         let sample = describe(&first, &data.processor)?;
         let mut validation = ValidationData::open(&recipe, &config, &data, &device)?;
@@ -111,10 +128,12 @@ impl Run {
         }
         let (data_facts, length) = DataFacts::new(&recipe, &data, &validation);
         let inheritance = report.map(|report| report.to_string());
-        let facts = Facts::new(&parameters, &vars, averaged, inheritance, data.vocabulary.to_string(), sample)
-            .with_frozen(frozen.as_ref(), &config)?
-            .with_data(data_facts, &recipe, &config, &data.processor);
-        let trainer = Trainer::new(objective, vars, optimizer, update_rule(&recipe, length));
+        let facts =
+            Facts::new(&parameters, &vars, averaged, world.size(), inheritance, data.vocabulary.to_string(), sample)
+                .with_frozen(frozen.as_ref(), &config)?
+                .with_data(data_facts, &recipe, &config, &data.processor);
+        let (settings, rule) = (adamw_config(&recipe, &vars), update_rule(&recipe, length));
+        let trainer = Trainer::in_world(objective, vars, settings, rule, world)?;
         Ok(Self {
             trainer: trainer.with_seed(recipe.seed).with_parallel(recipe.update.parallel_micro_batches)?,
             validation,
@@ -129,12 +148,13 @@ impl Run {
             observers: Observers::default(),
             facts,
             is_own: own.is_some(),
+            per_rank,
             stop_after: None,
             cancel: CancelToken::default(),
         })
     }
 
-    /// Adds an observer of the run.
+    /// Adds an observer of the run. On several ranks it observes one of them; evaluations are on rank 0 alone.
     #[must_use]
     pub fn with_observer(mut self, observer: Box<dyn TrainObserver>) -> Self {
         self.observers.push(observer);
@@ -142,15 +162,23 @@ impl Run {
     }
 
     /// Adds all [observers of this crate](observers): progress on stderr, `metrics.jsonl`, TensorBoard, `loss.svg` and
-    /// `samples.md`.
+    /// `samples.md`. On other ranks than 0 it adds none.
     #[must_use]
     pub fn with_default_observers(self) -> Self {
+        if !self.trainer.world().is_first() {
+            return self;
+        }
         observers::all().into_iter().fold(self, Self::with_observer)
     }
 
     /// Facts to check before training.
     pub fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    /// Bytes of the optimizer's moments and EMA that this rank holds.
+    pub fn state_bytes(&self) -> usize {
+        self.trainer.optimizer().state_bytes()
     }
 
     /// Training samples that the last [`Self::train`] skipped or changed, counted over the whole run.
@@ -183,9 +211,13 @@ impl Run {
     ///
     /// # Errors
     /// [`Error::Training`] for a step that was rejected, [`Error::Data`] for too many bad samples, an error of a
-    /// required observer, and errors of checkpoints and files.
+    /// required observer, and errors of checkpoints and files. On several ranks an error of any rank ends the run on all,
+    /// and names the rank.
     pub fn train(&mut self, resume: bool) -> Result<Outcome> {
         let result = on_large_stack(|| self.train_on_this_thread(resume));
+        if let Err(error) = &result {
+            self.trainer.world().fail(error);
+        }
         let ended = self.observers.end(result.as_ref());
         result.and_then(|outcome| ended.map(|()| outcome))
     }
@@ -193,24 +225,54 @@ impl Run {
     fn train_on_this_thread(&mut self, resume: bool) -> Result<Outcome> {
         self.recipe.check_device(&self.device)?;
         let output = self.recipe.output_folder();
-        let _lock = lock(&output)?;
-        let checkpoints =
-            CheckpointManager::open(self.checkpoints(), self.recipe.identity()?, self.recipe.run.save_total_limit)?;
-        let state = self.starting_state(&checkpoints, resume)?;
-        self.write_recipe(&output)?;
-        write_chosen(&output, &self.data.vocabulary.chosen)?;
+        let world = self.trainer.world().clone();
+        // Rank 0 holds the lock of all.
+        let _lock = world.agree(world.is_first().then(|| lock(&output)).transpose())?;
+        let checkpoints = world.agree(self.open_checkpoints())?;
+        let state = self.starting_state(&checkpoints, resume);
+        let state = world.agree(state)?;
+        world.from_first(|| {
+            self.write_recipe(&output)?;
+            write_chosen(&output, &self.data.vocabulary.chosen)
+        })?;
+        self.trainer.share_parameters()?;
         let done = self.trainer.optimizer().steps();
         let Self { recipe, facts, validation, observers, length, .. } = self;
         let resumed = (done > 0).then_some(done);
         let (eval_samples, steps) = (&*validation.questions, length.steps);
         observers.start(&RunStart { recipe, output: &output, resumed, steps, facts, eval_samples })?;
         self.warn_of_threads();
-        TrainingLoop::new(self, checkpoints, state)?.run(self)
+        self.say_dealt();
+        let outcome = TrainingLoop::new(self, checkpoints, state)?.run(self)?;
+        world.finish()?;
+        Ok(outcome)
+    }
+
+    /// The checkpoints of the run, which rank 0 manages and the others read.
+    fn open_checkpoints(&self) -> Result<CheckpointManager> {
+        let identity = self.recipe.identity()?;
+        match self.trainer.world().is_first() {
+            true => CheckpointManager::open(self.checkpoints(), identity, self.recipe.run.save_total_limit),
+            false => Ok(CheckpointManager::view(self.checkpoints(), identity)),
+        }
     }
 
     /// Whether a stop was requested or `done` steps reach the limit of [`Self::stop_after`].
     pub(super) fn should_stop(&self, done: u64) -> bool {
         self.cancel.is_cancelled() || self.stop_after.is_some_and(|steps| done >= steps)
+    }
+
+    /// Says so if the ranks take other numbers of micro-batches than the recipe says, to keep the steps of a resumed run.
+    fn say_dealt(&mut self) {
+        let (all, ranks) = (self.recipe.update.gradient_accumulation_steps, self.trainer.world().size());
+        if all != ranks * self.per_rank {
+            self.observers.notice(&format!(
+                "a step keeps the {all} micro-batches that it began with: each of {ranks} ranks takes {}, not {} as the \
+                 recipe says",
+                all / ranks,
+                self.per_rank
+            ));
+        }
     }
 
     fn warn_of_threads(&mut self) {
@@ -250,15 +312,19 @@ impl Run {
     }
 
     fn export_to(&mut self, folder: &Path) -> Result<()> {
-        self.averaged(|run| {
-            if let Some(frozen) = &run.frozen {
-                return export_adapter(&run.recipe, folder, &run.config, frozen, &run.data.processor);
-            }
-            let Self { recipe, config, parameters, data, device, .. } = &*run;
-            let tokenizer = data.processor.tokenizer();
-            let connector = connector(recipe, config, tokenizer, parameters, device, run.connector_batches())?;
-            export(run.is_own, recipe, folder, config, parameters, connector, &data.processor)
-        })
+        let world = self.trainer.world().clone();
+        self.averaged(|run| world.from_first(|| run.export_parameters(folder)))
+    }
+
+    /// Writes the parameters as they are.
+    fn export_parameters(&self, folder: &Path) -> Result<()> {
+        if let Some(frozen) = &self.frozen {
+            return export_adapter(&self.recipe, folder, &self.config, frozen, &self.data.processor);
+        }
+        let Self { recipe, config, parameters, data, device, .. } = self;
+        let tokenizer = data.processor.tokenizer();
+        let connector = connector(recipe, config, tokenizer, parameters, device, self.connector_batches())?;
+        export(self.is_own, recipe, folder, config, parameters, connector, &data.processor)
     }
 
     /// Samples spread over the training data, one per batch.
@@ -274,9 +340,9 @@ impl Run {
 
     /// Calls `f` with the parameters replaced by their EMA, if the optimizer keeps one.
     pub(super) fn averaged<T>(&mut self, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        self.trainer.optimizer_mut().swap_averages()?;
+        self.trainer.swap_averages()?;
         let result = f(self);
-        self.trainer.optimizer_mut().swap_averages()?;
+        self.trainer.swap_averages()?;
         result
     }
 
@@ -284,6 +350,7 @@ impl Run {
     fn write_recipe(&self, folder: &Path) -> Result<()> {
         let mut recipe = self.recipe.clone();
         (recipe.update.steps, recipe.update.epochs) = (Some(self.length.steps), None);
+        recipe.update.gradient_accumulation_steps = self.per_rank;
         let text = toml::to_string(&recipe)
             .map_err(|e| Error::training(format!("the recipe cannot be serialised: {e}")).caused_by(e))?;
         write_bytes_atomically(folder.join("recipe.toml"), text.as_bytes())

@@ -67,7 +67,7 @@ impl Stage {
     }
 
     /// Whether the stage trains a parameter of the model.
-    fn trains(&self, name: &str) -> bool {
+    pub(super) fn trains(&self, name: &str) -> bool {
         match self {
             Self::Align { .. } => name.starts_with("model.pre_connector."),
             _ => true,

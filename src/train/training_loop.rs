@@ -13,7 +13,7 @@ use super::outcome::DataReport;
 use super::resume::RunState;
 use super::{Outcome, Run, StepReport};
 use crate::batch::MultimodalBatch;
-use crate::data::{Dataset, Group, Loader};
+use crate::data::{Dataset, Loader};
 use crate::error::one_line;
 use crate::{Error, Result};
 
@@ -34,6 +34,7 @@ impl TrainingLoop {
     /// A loop that starts at `state`; parameters and optimizer have been restored already.
     pub fn new(run: &Run, checkpoints: CheckpointManager, state: RunState) -> Result<Self> {
         let (loader, skipped) = run.data.loader(&run.recipe, state.loader.clone())?;
+        let loader = loader.in_world(run.trainer.world().clone())?;
         let done = run.trainer.optimizer().steps();
         Ok(Self { checkpoints, loader, skipped, state, saved: (done > 0).then_some(done) })
     }
@@ -54,7 +55,8 @@ impl TrainingLoop {
             if done >= run.length.steps {
                 return Ok(Outcome::Finished { export: run.export()? });
             }
-            if run.should_stop(done) {
+            // A signal may have reached any rank.
+            if run.trainer.world().any(run.should_stop(done))? {
                 return self.stop(run);
             }
             let _span = tracing::info_span!("step", step = done + 1).entered();
@@ -91,40 +93,54 @@ impl TrainingLoop {
     #[allow(clippy::type_complexity, reason = "a name for it would say no more")]
     fn evaluate(&self, run: &mut Run, step: u64) -> Result<(Option<f64>, Vec<(String, f64)>)> {
         let _span = tracing::info_span!("evaluation", step).entered();
-        let (loss, mut measures) = run.averaged(|run| {
-            let loss = run.trainer.evaluate(&run.validation.batches)?;
-            let Run { config, parameters, frozen, data, device, validation, observers, .. } = run;
-            let adapted = frozen.as_ref().map(|frozen| &frozen.model);
-            let (processor, eval_samples) = (&data.processor, &*validation.questions);
-            let evaluation = Evaluation { step, loss, config, parameters, adapted, processor, device, eval_samples };
-            Ok((loss, observers.evaluation(&evaluation)?))
+        let (world, mut measures) = (run.trainer.world().clone(), Vec::new());
+        let loss = run.averaged(|run| {
+            world.from_first(|| {
+                let loss = run.trainer.evaluate(&run.validation.batches)?;
+                let Run { config, parameters, frozen, data, device, validation, observers, .. } = run;
+                let adapted = frozen.as_ref().map(|frozen| &frozen.model);
+                let (processor, eval_samples) = (&data.processor, &*validation.questions);
+                let evaluation =
+                    Evaluation { step, loss, config, parameters, adapted, processor, device, eval_samples };
+                measures = observers.evaluation(&evaluation)?;
+                // As bits, which are exact also for NaN.
+                Ok(loss.to_bits())
+            })
         })?;
+        let loss = f64::from_bits(loss);
         tracing::info!(step, loss, "evaluation");
         measures.push((VALIDATION_LOSS.into(), loss));
         Ok((Some(loss), measures))
     }
 
-    /// The micro-batches of the next step. Skipped samples are reported even if there are too many of them.
+    /// The micro-batches of the next step that this rank takes: those of all ranks are dealt in turn. Skipped samples are
+    /// reported even if there are too many of them.
     fn next_batches(&mut self, run: &mut Run) -> Result<Vec<MultimodalBatch>> {
         let form = run.recipe.stage.sample_form();
         let count = run.recipe.update.gradient_accumulation_steps;
-        let mut batches = Vec::with_capacity(count);
+        let (mut batches, mut cut) = (Vec::new(), Vec::new());
         for _ in 0..count {
             let group = self.loader.next();
             self.skipped.try_iter().for_each(|sample| run.observers.skipped_sample(&sample));
             let group = group.ok_or_else(|| Error::data("no training samples are left"))??;
-            self.count_cut(&group, run);
+            let prepared = group.samples.iter().zip(group.rows.iter().flatten());
+            cut.extend(prepared.filter(|(_, prepared)| prepared.is_cut).map(|(index, _)| *index));
             self.state.loader = group.state;
+            if !group.is_own {
+                continue;
+            }
             let rows = group.rows.into_iter().map(|row| row.into_iter().map(|prepared| prepared.sequence).collect());
             batches.push(form.collate(rows.collect(), &run.config, &run.device)?);
         }
+        let cut = run.trainer.world().gather_all(cut)?.concat();
+        self.count_cut(&cut, run);
         Ok(batches)
     }
 
     /// Counts samples whose answers were cut, and names the first ones.
-    fn count_cut(&mut self, group: &Group<Prepared>, run: &mut Run) {
-        for (index, prepared) in group.samples.iter().zip(group.rows.iter().flatten()) {
-            if prepared.is_cut && self.state.cut.insert(*index) && self.state.cut.len() <= NAMED_CUT {
+    fn count_cut(&mut self, samples: &[usize], run: &mut Run) {
+        for index in samples {
+            if self.state.cut.insert(*index) && self.state.cut.len() <= NAMED_CUT {
                 let name = one_line(&run.data.samples.describe(*index));
                 run.observers.notice(&format!("{name}: the end of its last answer is cut"));
             }
@@ -133,13 +149,14 @@ impl TrainingLoop {
 
     fn save(&mut self, run: &mut Run, score: Option<f64>) -> Result<PathBuf> {
         let step = run.trainer.optimizer().steps();
-        let path = self.checkpoints.save(&Contents {
+        let contents = Contents {
             step,
             parameters: &run.parameters.tensors(),
             optimizer: &run.trainer.optimizer().state()?,
             state: &self.state,
             score,
-        })?;
+        };
+        let path = self.checkpoints.save_in(run.trainer.world(), &contents)?;
         self.saved = Some(step);
         tracing::info!(step, path = %path.display(), "checkpoint");
         run.observers.checkpoint(step, &path)?;

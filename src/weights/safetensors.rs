@@ -165,11 +165,19 @@ impl SafetensorsFiles {
     /// # Errors
     /// [`Error::Candle`] for a dtype that candle does not support.
     pub fn load_all(&self, device: &Device) -> Result<BTreeMap<String, Tensor>> {
+        self.load_where(device, |_| true)
+    }
+
+    /// Copies the tensors whose names are `wanted` to `device`, in the types they are stored in.
+    ///
+    /// # Errors
+    /// As [`Self::load_all`].
+    pub fn load_where(&self, device: &Device, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
         let load = |(name, entry): (&String, &Entry)| {
             let dtype = DType::try_from(entry.info.dtype)?;
             Ok((name.clone(), self.load(name, dtype, device)?))
         };
-        self.tensors.iter().map(load).collect()
+        self.tensors.iter().filter(|(name, _)| wanted(name)).map(load).collect()
     }
 
     /// Checks that the tensors match `expected` exactly, see [`check_source`].

@@ -10,8 +10,10 @@ use serde::de::DeserializeOwned;
 
 use super::Checkpoint;
 use super::manifest::{
-    FORMAT, Fingerprint, Manifest, OPTIMIZER, PARAMETERS, STATE, VERSION, folder_name, read_manifest, refuse, step_of,
+    FORMAT, Fingerprint, Manifest, PARAMETERS, STATE, VERSION, folder_name, optimizer_file, read_manifest, refuse,
+    step_of,
 };
+use crate::distributed::World;
 use crate::weights::{SaveOptions, save_safetensors_file, sync_folder, write_bytes_atomically};
 use crate::{Error, Result, files};
 
@@ -27,7 +29,8 @@ pub struct Contents<'a, T> {
     pub step: u64,
     /// The model.
     pub parameters: &'a BTreeMap<String, Tensor>,
-    /// State of the optimizer, from [`crate::optim::AdamW::state`]; its `step` must equal [`Self::step`].
+    /// State of the optimizer, from [`crate::optim::AdamW::state`]; its `step` must equal [`Self::step`]. On several ranks
+    /// it is the rank's own share.
     pub optimizer: &'a BTreeMap<String, Tensor>,
     /// Further state that a resumed run needs: loader position, seeds, configuration. JSON may change the last bit of
     /// floats: store the bit patterns of floats that must be exact.
@@ -87,18 +90,28 @@ impl CheckpointManager {
     /// # Errors
     /// [`Error::Io`], and [`Error::Checkpoint`] if `state` cannot be written as JSON.
     pub fn save<T: Serialize>(&self, contents: &Contents<'_, T>) -> Result<PathBuf> {
-        let path = self.path(contents.step);
+        self.save_in(&World::default(), contents)
+    }
+
+    /// As [`Self::save`], by all ranks of a run, which share the folder: each writes its share of the optimizer's state into
+    /// the new folder, rank 0 everything else; then rank 0 gives the folder its name. All ranks call it.
+    ///
+    /// # Errors
+    /// As [`Self::save`], the same on all ranks.
+    pub fn save_in<T: Serialize>(&self, world: &World, contents: &Contents<'_, T>) -> Result<PathBuf> {
         let temporary = self.folder.join(format!("{TEMPORARY}{}", folder_name(contents.step)));
-        remove(&temporary)?;
-        fs::create_dir(&temporary).map_err(|e| Error::io(&temporary, e))?;
-        let written = self.write(&temporary, contents).and_then(|()| self.publish(&temporary, contents.step));
-        if written.is_err() {
+        world.from_first(|| {
+            remove(&temporary)?;
+            fs::create_dir(&temporary).map_err(|e| Error::io(&temporary, e))
+        })?;
+        let written = self.write(world, &temporary, contents);
+        if written.is_err() && world.is_first() {
             // A full disk is the likely cause, so the partial folder is removed.
             fs::remove_dir_all(&temporary).ok();
         }
         written?;
-        self.prune(contents.step)?;
-        Ok(path)
+        world.from_first(|| self.prune(contents.step))?;
+        Ok(self.path(contents.step))
     }
 
     /// The folder of all checkpoints.
@@ -185,13 +198,38 @@ impl CheckpointManager {
         Ok(scores.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, step)| step))
     }
 
-    fn write<T: Serialize>(&self, folder: &Path, contents: &Contents<'_, T>) -> Result<()> {
-        let mut files = BTreeMap::new();
-        for (name, tensors) in [(PARAMETERS, contents.parameters), (OPTIMIZER, contents.optimizer)] {
-            let path = folder.join(name);
-            save_safetensors_file(&path, tensors, &SaveOptions::default())?;
-            files.insert(name.to_string(), Fingerprint::of(&path)?);
+    /// State of the newest checkpoint of any run whose manifest can be read, with the identity of its run; the tensors are
+    /// not checked.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the folder cannot be read.
+    pub(in crate::train) fn newest_of_any_run<T: DeserializeOwned>(&self) -> Result<Option<(String, T)>> {
+        if !self.folder.is_dir() {
+            return Ok(None);
         }
+        let state = |step: u64| {
+            let manifest = read_manifest(&self.path(step)).ok()?;
+            Some((manifest.run, T::deserialize(manifest.state).ok()?))
+        };
+        Ok(self.steps()?.into_iter().rev().find_map(state))
+    }
+
+    /// Writes the files of all ranks and gives the folder its name.
+    fn write<T: Serialize>(&self, world: &World, folder: &Path, contents: &Contents<'_, T>) -> Result<()> {
+        let own = world.agree(write_tensors(world, folder, contents))?;
+        let files = world.gather_all(own)?.into_iter().flatten().collect();
+        world.from_first(|| {
+            self.write_manifest(folder, contents, files)?;
+            self.publish(folder, contents.step)
+        })
+    }
+
+    fn write_manifest<T: Serialize>(
+        &self,
+        folder: &Path,
+        contents: &Contents<'_, T>,
+        files: BTreeMap<String, Fingerprint>,
+    ) -> Result<()> {
         let json =
             |e: serde_json::Error| refuse(folder, format!("its state cannot be serialised as JSON: {e}")).caused_by(e);
         let manifest = Manifest {
@@ -247,6 +285,23 @@ impl CheckpointManager {
         let names = fs::read_dir(&self.folder).map_err(io)?.map(|entry| Ok(entry.map_err(io)?.file_name()));
         Ok(names.collect::<Result<Vec<_>>>()?.into_iter().filter_map(|name| name.into_string().ok()).collect())
     }
+}
+
+/// Writes the tensors of a rank, and returns its files.
+fn write_tensors<T>(world: &World, folder: &Path, contents: &Contents<'_, T>) -> Result<Vec<(String, Fingerprint)>> {
+    if !folder.is_dir() {
+        let message =
+            format!("rank {} cannot see the folder: all ranks need one `output` that they share", world.rank());
+        return Err(Error::checkpoint(folder, message));
+    }
+    let parameters = world.is_first().then(|| (PARAMETERS.to_string(), contents.parameters));
+    let optimizer = (optimizer_file(world.rank(), world.size()), contents.optimizer);
+    let write = |(name, tensors): (String, &BTreeMap<String, Tensor>)| {
+        let path = folder.join(&name);
+        save_safetensors_file(&path, tensors, &SaveOptions::default())?;
+        Ok((name, Fingerprint::of(&path)?))
+    };
+    parameters.into_iter().chain([optimizer]).map(write).collect()
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {

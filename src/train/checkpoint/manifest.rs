@@ -129,6 +129,20 @@ pub(super) fn refuse(path: &Path, message: String) -> Error {
     Error::checkpoint(path, message)
 }
 
+/// Name of the file with a rank's share of the optimizer's state.
+pub(super) fn optimizer_file(rank: usize, ranks: usize) -> String {
+    if ranks == 1 { OPTIMIZER.into() } else { format!("optimizer-{:05}-of-{ranks:05}.safetensors", rank + 1) }
+}
+
+/// Names of all files with optimizer state among the files of a manifest, in the order of ranks; `None` if they are not
+/// exactly the parameters and the files of all ranks of a run.
+pub(super) fn optimizer_files(files: &BTreeMap<String, Fingerprint>) -> Option<Vec<String>> {
+    let ranks = files.len().checked_sub(1).filter(|ranks| *ranks > 0)?;
+    let names: Vec<String> = (0..ranks).map(|rank| optimizer_file(rank, ranks)).collect();
+    let are_all = files.contains_key(PARAMETERS) && names.iter().all(|name| files.contains_key(name));
+    are_all.then_some(names)
+}
+
 /// Name of the folder of a step; leading zeros sort the names by step.
 pub(super) fn folder_name(step: u64) -> String {
     format!("step-{step:08}")

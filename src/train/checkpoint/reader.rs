@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::de::DeserializeOwned;
 
 use super::manifest::{
-    Fingerprint, Manifest, OPTIMIZER, PARAMETERS, STATE, folder_name, read_manifest, reason, refuse,
+    Fingerprint, Manifest, OPTIMIZER, PARAMETERS, STATE, folder_name, optimizer_files, read_manifest, reason, refuse,
 };
 use crate::Result;
 use crate::optim::AdamW;
@@ -18,6 +18,8 @@ use crate::weights::SafetensorsFiles;
 pub struct Checkpoint {
     path: PathBuf,
     manifest: Manifest,
+    /// Names of the files with optimizer state, one for each rank that has written it.
+    optimizer: Vec<String>,
 }
 
 impl Checkpoint {
@@ -30,32 +32,32 @@ impl Checkpoint {
         if path.file_name() != Some(folder_name(manifest.step).as_ref()) {
             return Err(refuse(path, format!("has step {}: the folder was renamed or copied", manifest.step)));
         }
-        for name in [PARAMETERS, OPTIMIZER] {
+        let Some(optimizer) = optimizer_files(&manifest.files) else {
+            let message = format!("{STATE} does not list {PARAMETERS} and {OPTIMIZER}, or those of all ranks");
+            return Err(refuse(path, message));
+        };
+        for (name, expected) in &manifest.files {
             let found = Fingerprint::of(&path.join(name))
                 .map_err(|e| refuse(path, format!("{name}: {}", reason(&e))).caused_by(e))?;
-            match manifest.files.get(name) {
-                Some(expected) if *expected == found => {}
-                Some(expected) => return Err(refuse(path, format!("{name} {}", found.difference(expected)))),
-                None => return Err(refuse(path, format!("{STATE} does not list {name}"))),
+            if *expected != found {
+                return Err(refuse(path, format!("{name} {}", found.difference(expected))));
             }
         }
-        let this = Self { path: path.to_path_buf(), manifest };
-        this.check_optimizer()?;
+        let this = Self { path: path.to_path_buf(), manifest, optimizer };
+        this.optimizer.iter().try_for_each(|name| this.check_optimizer(name))?;
         Ok(this)
     }
 
     /// Compares the optimizer's step counter with the manifest: the counter determines how much of the run is left.
-    fn check_optimizer(&self) -> Result<()> {
+    fn check_optimizer(&self, name: &str) -> Result<()> {
         let damaged = |found: String| {
             let expected = self.step();
             refuse(
                 &self.path,
-                format!(
-                    "{OPTIMIZER} counts {found} steps, expected {expected}: the file belongs to another checkpoint"
-                ),
+                format!("{name} counts {found} steps, expected {expected}: the file belongs to another checkpoint"),
             )
         };
-        let step = SafetensorsFiles::open(self.path.join(OPTIMIZER))?.load(AdamW::STEP, DType::I64, &Device::Cpu);
+        let step = SafetensorsFiles::open(self.path.join(name))?.load(AdamW::STEP, DType::I64, &Device::Cpu);
         let step = step.and_then(|step| Ok(step.to_scalar::<i64>()?)).map_err(|e| damaged("no".into()).caused_by(e))?;
         if u64::try_from(step) == Ok(self.step()) { Ok(()) } else { Err(damaged(step.to_string())) }
     }
@@ -92,11 +94,24 @@ impl Checkpoint {
         SafetensorsFiles::open(self.path.join(PARAMETERS))?.load_all(device)
     }
 
-    /// The optimizer's tensors, on `device`.
+    /// The optimizer's tensors, of all ranks that have written the checkpoint, on `device`.
     ///
     /// # Errors
     /// As [`Self::parameters`].
     pub fn optimizer(&self, device: &Device) -> Result<BTreeMap<String, Tensor>> {
-        SafetensorsFiles::open(self.path.join(OPTIMIZER))?.load_all(device)
+        self.optimizer_where(device, |_| true)
+    }
+
+    /// The optimizer's tensors whose names are `wanted`, from the files of all ranks that have written the checkpoint, on
+    /// `device`.
+    ///
+    /// # Errors
+    /// As [`Self::parameters`].
+    pub fn optimizer_where(&self, device: &Device, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
+        let mut tensors = BTreeMap::new();
+        for file in &self.optimizer {
+            tensors.extend(SafetensorsFiles::open(self.path.join(file))?.load_where(device, &wanted)?);
+        }
+        Ok(tensors)
     }
 }

@@ -17,13 +17,14 @@ pub use next_token::{NextToken, labelled_tail, next_token_counts, next_token_los
 use std::ops::Add;
 
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::batch::MultimodalBatch;
 
 /// Counts of a batch or of all micro-batches of a step. Losses are divided by the counts of a whole step, so that a
 /// step does not depend on how its samples are spread over micro-batches.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Sequences.
     pub samples: usize,

@@ -29,6 +29,8 @@ pub use stage::{ConnectorStart, InitFrom, Stage};
 pub use tokenizer::TokenizerConfig;
 pub use update::{FloatType, UpdateConfig};
 
+use super::checkpoint::CheckpointManager;
+use super::resume::RunState;
 use crate::config::HaploVlConfig;
 use crate::optim::{AdamWConfig, Schedule};
 use crate::{Error, Result};
@@ -199,7 +201,33 @@ impl Recipe {
         HaploVlConfig::from_file(if path.is_dir() { path.join("config.json") } else { path.to_path_buf() })
     }
 
-    /// Identity of the run in its checkpoints: with other samples or other batches, a checkpoint's position in the data
+    /// The recipe with the micro-batches of all ranks in a step, which a run has from here on; and those of one rank, as the
+    /// recipe says.
+    ///
+    /// A run that is resumed on another number of ranks keeps its steps: if its newest checkpoint was made by this recipe,
+    /// the number of micro-batches is that of the checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the ranks cannot share the micro-batches equally.
+    pub(super) fn on_ranks(mut self, ranks: usize) -> Result<(Self, usize)> {
+        let own = self.update.gradient_accumulation_steps;
+        let checkpoints = CheckpointManager::view(self.output_folder().join("checkpoints"), String::new());
+        let all = match checkpoints.newest_of_any_run::<RunState>()? {
+            Some((_, RunState { dealt: Some(dealt), .. })) if dealt.per_rank == own => dealt.all,
+            Some((run, RunState { dealt: None, .. })) if run == self.identity()? => own,
+            _ => own.saturating_mul(ranks),
+        };
+        if all % ranks.max(1) != 0 {
+            let message = format!(
+                "makes {all} micro-batches a step, as the run began, which {ranks} ranks cannot share equally: use a number of                  ranks that divides {all}, or set another `output`"
+            );
+            return Err(Error::config("update.gradient_accumulation_steps", message));
+        }
+        self.update.gradient_accumulation_steps = all;
+        Ok((self, own))
+    }
+
+    /// Identity of the run in its checkpoints, given the recipe with the micro-batches of all ranks: with other samples or other batches, a checkpoint's position in the data
     /// would mean nothing. Paths are as written in the recipe, independent of `root`.
     ///
     /// # Errors
