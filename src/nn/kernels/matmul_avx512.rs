@@ -521,7 +521,7 @@ mod tests {
                 super::gemm::<P>(gemm, to, left, right, &mut Scratch::default());
                 let scaled = Tensor::from_vec(scaled, (rows, columns), &Device::Cpu)?;
                 let found = Tensor::from_vec(matmul::<P>(left, right), (rows, columns), &Device::Cpu)?;
-                let error = max_diff(&found, &expected).max(max_diff(&scaled, &((1.0 - 0.5 * &expected)?)));
+                let error = max_diff(&found, &expected).max(max_diff(&scaled, &expected.affine(-0.5, 1.0)?));
                 worst = worst.max(error / (4e-7 * depth as f32 + 1e-6));
             }
         }
