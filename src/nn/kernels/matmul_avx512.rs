@@ -531,8 +531,9 @@ mod tests {
     #[test]
     fn matmul_equals_the_product_of_rounded_operands_in_any_layout() -> Result<()> {
         if F32::is_supported() {
+            // Products are rounded, too; those of bf16 are exact.
             let worst = error::<F32>(|x| Ok(x.clone()))?;
-            assert!(worst < 1.0, "f32: {worst} times the bound");
+            assert!(worst < 2.0, "f32: {worst} times the bound");
         }
         if Bf16::is_supported() {
             let worst = error::<Bf16>(|x| x.to_dtype(DType::BF16)?.to_dtype(DType::F32))?;
