@@ -12,7 +12,7 @@ mod memory;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Parser;
 use haplovl::config::HaploVlConfig;
 use haplovl::data::shapes::{ShapesConfig, Split};
@@ -47,17 +47,17 @@ struct Arguments {
     #[arg(long, value_name = "CONFIG", conflicts_with = "compare")]
     random_weights: Option<String>,
     /// Seed of the random weights
-    #[arg(long, default_value_t = 0, value_name = "N", requires = "random_weights")]
+    #[arg(long, default_value_t = 0, value_name = "N", conflicts_with = "model")]
     seed: u64,
     /// Model whose tokenizer and chat template a model with random weights gets
-    #[arg(long, default_value = "builtin", value_name = "MODEL", requires = "random_weights")]
+    #[arg(long, default_value = "builtin", value_name = "MODEL", conflicts_with = "model")]
     tokenizer: ModelSource,
     /// Block format: q8_0 (8.5 bits per weight, close to f32 in quality), q6_k (6.6 bits) or q4_k (4.5 bits)
     #[arg(long = "type", value_name = "TYPE", required_unless_present_any = ["random_weights", "llama_cpp"])]
     kind: Option<Quantization>,
     /// Write the language half alone, without the vision half, as a GGUF file for llama.cpp: --output is that file;
     /// without --type its tensors keep their dtypes
-    #[arg(long, requires = "model", conflicts_with = "compare")]
+    #[arg(long, conflicts_with_all = ["compare", "random_weights"])]
     llama_cpp: bool,
     /// Language model whose embedding table the language half gets, for models with a smaller one of their own
     #[arg(long, value_name = "LLM", requires = "llama_cpp")]
@@ -102,7 +102,10 @@ fn random(arguments: &Arguments, config: &str) -> Result<()> {
     let Arguments { tokenizer, output, seed, kind, .. } = arguments;
     let config = match HaploVlConfig::preset(config) {
         Some(preset) => preset,
-        None => HaploVlConfig::from_file(config)?,
+        None if Path::new(config).exists() => HaploVlConfig::from_file(config)?,
+        None => bail!(
+            "there is no file `{config}`: give one, or the configuration haplovl_7b_pro, haplovl_8b, haplovl_7b or tiny"
+        ),
     };
     check_new_folder(output)?;
     let tokenizer = download::model(tokenizer)?;
