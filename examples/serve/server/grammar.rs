@@ -47,7 +47,7 @@ impl Grammars {
         let vocabulary = vocabulary.as_ref().map_err(|problem| ApiError::invalid(FIELD, problem))?;
         let compiled = thread::scope(|scope| {
             let thread = thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES);
-            let compiling = thread.spawn_scoped(scope, || vocabulary.matcher(schema));
+            let compiling = thread.spawn_scoped(scope, || vocabulary.grammar(schema));
             let compiling = compiling.map_err(|e| ApiError::internal(format!("no thread can be started: {e}")))?;
             let panicked = |_| ApiError::internal("a schema made the server's code panic; this is a bug");
             compiling.join().map_err(panicked)
@@ -55,8 +55,7 @@ impl Grammars {
         let refused = |problem: String| {
             ApiError::invalid(FIELD, format!("`{FIELD}` has a schema that cannot be used: {problem}"))
         };
-        let matcher = compiled?.map_err(refused)?;
-        Ok(Arc::new(Grammar { matcher, first: Arc::clone(&vocabulary.first) }))
+        Ok(Arc::new(compiled?.map_err(refused)?))
     }
 }
 
@@ -84,17 +83,22 @@ impl Vocabulary {
         Ok(Self { factory, first: Arc::new(first) })
     }
 
-    fn matcher(&self, mut schema: Map<String, Value>) -> Result<Matcher, String> {
+    fn grammar(&self, mut schema: Map<String, Value>) -> Result<Grammar, String> {
         let options = JsonCompileOptions { whitespace_pattern: Some(BLANKS.into()), ..JsonCompileOptions::default() };
         let options = serde_json::to_value(options).map_err(|e| e.to_string())?;
         schema.insert("x-guidance".into(), options);
         let parser = self.factory.create_parser(TopLevelGrammar::from_json_schema(schema.into()));
-        let mut matcher = Matcher::new(parser);
+        let (matcher, first) = (Matcher::new(parser), Arc::clone(&self.first));
+        let mut state = GrammarState { matcher, first, is_first: true };
         // The first tokens are computed here, and an error of the grammar is found.
-        matcher.compute_mask_or_eos().map_err(one_line)?;
-        match matcher.grammar_warnings().first() {
-            Some(warning) => Err(warning.clone()),
-            None => Ok(matcher),
+        let allowed = state.allowed().map_err(|e| e.to_string())?;
+        let GrammarState { mut matcher, first, .. } = state;
+        if let Some(warning) = matcher.grammar_warnings().first() {
+            return Err(warning.clone());
+        }
+        match allowed.is_empty() {
+            true => Err("no token of the model's vocabulary begins such a text".into()),
+            false => Ok(Grammar { matcher, first }),
         }
     }
 }
