@@ -29,7 +29,7 @@ pub fn write_spelling_model(folder: &Path) {
         std::fs::copy(builtin.join(name), folder.join(name)).unwrap();
     }
     let characters = (b' '..=b'~').map(|byte| format!("##{}", char::from(byte)));
-    let tokens = Vec::from_iter(characters.chain(["{".into(), "1".into()]));
+    let tokens = Vec::from_iter(characters.chain(["{", "[", "\"", "1"].map(Into::into)));
     let read = |name: &str| serde_json::from_slice::<Value>(&std::fs::read(builtin.join(name)).unwrap()).unwrap();
     let (mut config, mut tokenizer) = (read("config.json"), read("tokenizer.json"));
     let size = config["base_config"]["vocab_size"].as_u64().unwrap() as usize;

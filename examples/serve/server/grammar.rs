@@ -77,7 +77,7 @@ impl Vocabulary {
         bytes.push(b"\xFFend".to_vec());
         let trie = TokTrie::from(&TokRxInfo::new(bytes.len() as u32, size as u32), &bytes);
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
-        let mut factory = ParserFactory::new_simple(&environment).map_err(one_line)?;
+        let mut factory = ParserFactory::new_simple(&environment).map_err(problem_of)?;
         factory.quiet();
         *factory.limits_mut() = limits();
         Ok(Self { factory, first: Arc::new(first) })
@@ -88,17 +88,16 @@ impl Vocabulary {
         let options = serde_json::to_value(options).map_err(|e| e.to_string())?;
         schema.insert("x-guidance".into(), options);
         let parser = self.factory.create_parser(TopLevelGrammar::from_json_schema(schema.into()));
-        let (matcher, first) = (Matcher::new(parser), Arc::clone(&self.first));
-        let mut state = GrammarState { matcher, first, is_first: true };
+        let mut matcher = Matcher::new(parser);
         // The first tokens are computed here, and an error of the grammar is found.
-        let allowed = state.allowed().map_err(|e| e.to_string())?;
-        let GrammarState { mut matcher, first, .. } = state;
+        matcher.compute_mask().map_err(problem_of)?;
         if let Some(warning) = matcher.grammar_warnings().first() {
             return Err(warning.clone());
         }
-        match allowed.is_empty() {
+        let mut grammar = GrammarState { matcher, first: Arc::clone(&self.first), is_first: true };
+        match grammar.allowed().map_err(|e| e.to_string())?.is_empty() {
             true => Err("no token of the model's vocabulary begins such a text".into()),
-            false => Ok(Grammar { matcher, first }),
+            false => Ok(Grammar { matcher: grammar.matcher, first: grammar.first }),
         }
     }
 }
@@ -121,9 +120,12 @@ fn first_tokens(tokens: &TokenBytes) -> HashMap<u32, Option<u32>> {
     tokens.first_bytes().iter().map(|(id, bytes)| (*id, ids.get(bytes).copied())).collect()
 }
 
-/// The first line of an error.
-fn one_line(error: impl fmt::Display) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_string()
+/// The first line of an error of llguidance.
+fn problem_of(error: impl fmt::Display) -> String {
+    match error.to_string().lines().next().unwrap_or_default() {
+        "NoExtensionBias" => "no text that the model's tokens can write is valid by it".into(),
+        line => line.to_string(),
+    }
 }
 
 /// A compiled grammar, in its state before the first token.
@@ -183,6 +185,6 @@ impl ConstraintState for GrammarState {
 }
 
 fn too_complex(error: impl fmt::Display) -> Error {
-    let problem = one_line(error);
+    let problem = problem_of(error);
     Error::config(FIELD, format!("has a schema that this answer cannot go on with: {problem:.150}; simplify it"))
 }
