@@ -66,6 +66,11 @@ impl TokenMask {
         self.0.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 == 1)
     }
 
+    /// Whether no id is in the set.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
     /// Sets the logits of all other ids to minus infinity.
     pub(super) fn apply(&self, logits: &mut [f32]) {
         for (logits, word) in logits.chunks_mut(32).zip(self.0.iter().copied().chain(std::iter::repeat(0))) {

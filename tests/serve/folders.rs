@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 const TABLES: [&str; 2] = ["lm_head.weight", "model.embed_tokens.weight"];
 
 /// Writes the built-in model's folder with more tokens: each printable character of ASCII as it stands within a word, and
-/// the brace that begins a text. The model has learned nothing of them.
+/// some that begin a text. The model has learned nothing of them.
 pub fn write_spelling_model(folder: &Path) {
     let builtin = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/builtin");
     std::fs::create_dir_all(folder.join("video_processor")).unwrap();
@@ -29,7 +29,7 @@ pub fn write_spelling_model(folder: &Path) {
         std::fs::copy(builtin.join(name), folder.join(name)).unwrap();
     }
     let characters = (b' '..=b'~').map(|byte| format!("##{}", char::from(byte)));
-    let tokens = Vec::from_iter(characters.chain(["{".into()]));
+    let tokens = Vec::from_iter(characters.chain(["{", "[", "\"", "1"].map(Into::into)));
     let read = |name: &str| serde_json::from_slice::<Value>(&std::fs::read(builtin.join(name)).unwrap()).unwrap();
     let (mut config, mut tokenizer) = (read("config.json"), read("tokenizer.json"));
     let size = config["base_config"]["vocab_size"].as_u64().unwrap() as usize;

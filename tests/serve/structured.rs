@@ -197,6 +197,8 @@ fn keywords_that_are_not_held_are_errors() {
         (within(json!({ "maxLength": -1 })), ".properties.a.maxLength", "invalid_value"),
         (within(json!({ "maxItems": 1e12 })), ".properties.a.maxItems", "invalid_value"),
         (within(json!({ "multipleOf": 0 })), ".properties.a.multipleOf", "invalid_value"),
+        (within(json!({ "multipleOf": 1e-7 })), ".properties.a.multipleOf", "invalid_value"),
+        (within(json!({ "multipleOf": 1_000_003 })), ".properties.a.multipleOf", "invalid_value"),
         // No double is this integer.
         (within(json!({ "const": 9_007_199_254_740_993_u64 })), ".properties.a.const", "invalid_value"),
         (json!({ "required": ["a", 1] }), ".required", "invalid_value"),
@@ -206,7 +208,10 @@ fn keywords_that_are_not_held_are_errors() {
         (json!({ "enum": many }), ".enum[9998]", "invalid_value"),
         (json!({ "description": "x".repeat(1 << 20) }), ".description", "invalid_value"),
     ] {
+        let began = Instant::now();
         let error = ask(by(schema.clone()), json!({})).error(400);
+        eprintln!("{param}: {:.2} s", began.elapsed().as_secs_f64());
+        assert!(began.elapsed() < Duration::from_secs(20), "{param} took {:?}", began.elapsed());
         let shown = schema.to_string().chars().take(100).collect::<String>();
         assert_eq!((&error["param"], &error["code"]), (&json!(place(param)), &json!(code)), "{shown}\n{error}");
     }
@@ -295,7 +300,7 @@ fn hostile() -> Vec<(&'static str, Value)> {
         ),
         ("many names", wide),
         ("many optional names", optional),
-        ("many values", json!({ "enum": (0..9000).map(|n| format!("{n:032x}")).collect::<Vec<_>>() })),
+        ("many values", json!({ "enum": (0..9000).map(|n| format!("{n:024x}")).collect::<Vec<_>>() })),
         ("repeated repetition", text("^((a{1,1000}){1,1000}){1,1000}$".into())),
         ("a long look back", text("^(a|b)*a(a|b){2000}$".into())),
         ("exponential states", text("(a|b)*a(a|b){25}$".into())),
@@ -318,7 +323,7 @@ fn hostile() -> Vec<(&'static str, Value)> {
             "a huge step",
             json!({ "type": "integer", "multipleOf": 9_007_199_254_740_881_u64, "minimum": -1e300, "maximum": 1e300 }),
         ),
-        ("a prime step", json!({ "type": "integer", "multipleOf": 1_000_003 })),
+        ("a prime step", json!({ "type": "integer", "multipleOf": 9973 })),
         ("a narrow range", json!({ "type": "number", "minimum": 1e-320, "maximum": 1.1e-320 })),
         ("an empty range", json!({ "type": "integer", "minimum": 3, "maximum": 2 })),
         ("nothing", json!({ "anyOf": [false] })),

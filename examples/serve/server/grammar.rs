@@ -47,7 +47,7 @@ impl Grammars {
         let vocabulary = vocabulary.as_ref().map_err(|problem| ApiError::invalid(FIELD, problem))?;
         let compiled = thread::scope(|scope| {
             let thread = thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES);
-            let compiling = thread.spawn_scoped(scope, || vocabulary.matcher(schema));
+            let compiling = thread.spawn_scoped(scope, || vocabulary.grammar(schema));
             let compiling = compiling.map_err(|e| ApiError::internal(format!("no thread can be started: {e}")))?;
             let panicked = |_| ApiError::internal("a schema made the server's code panic; this is a bug");
             compiling.join().map_err(panicked)
@@ -55,8 +55,7 @@ impl Grammars {
         let refused = |problem: String| {
             ApiError::invalid(FIELD, format!("`{FIELD}` has a schema that cannot be used: {problem}"))
         };
-        let matcher = compiled?.map_err(refused)?;
-        Ok(Arc::new(Grammar { matcher, first: Arc::clone(&vocabulary.first) }))
+        Ok(Arc::new(compiled?.map_err(refused)?))
     }
 }
 
@@ -78,23 +77,27 @@ impl Vocabulary {
         bytes.push(b"\xFFend".to_vec());
         let trie = TokTrie::from(&TokRxInfo::new(bytes.len() as u32, size as u32), &bytes);
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
-        let mut factory = ParserFactory::new_simple(&environment).map_err(one_line)?;
+        let mut factory = ParserFactory::new_simple(&environment).map_err(problem_of)?;
         factory.quiet();
         *factory.limits_mut() = limits();
         Ok(Self { factory, first: Arc::new(first) })
     }
 
-    fn matcher(&self, mut schema: Map<String, Value>) -> Result<Matcher, String> {
+    fn grammar(&self, mut schema: Map<String, Value>) -> Result<Grammar, String> {
         let options = JsonCompileOptions { whitespace_pattern: Some(BLANKS.into()), ..JsonCompileOptions::default() };
         let options = serde_json::to_value(options).map_err(|e| e.to_string())?;
         schema.insert("x-guidance".into(), options);
         let parser = self.factory.create_parser(TopLevelGrammar::from_json_schema(schema.into()));
         let mut matcher = Matcher::new(parser);
         // The first tokens are computed here, and an error of the grammar is found.
-        matcher.compute_mask_or_eos().map_err(one_line)?;
-        match matcher.grammar_warnings().first() {
-            Some(warning) => Err(warning.clone()),
-            None => Ok(matcher),
+        matcher.compute_mask().map_err(problem_of)?;
+        if let Some(warning) = matcher.grammar_warnings().first() {
+            return Err(warning.clone());
+        }
+        let mut grammar = GrammarState { matcher, first: Arc::clone(&self.first), is_first: true };
+        match grammar.allowed().map_err(|e| e.to_string())?.is_empty() {
+            true => Err("no token of the model's vocabulary begins such a text".into()),
+            false => Ok(Grammar { matcher: grammar.matcher, first: grammar.first }),
         }
     }
 }
@@ -117,9 +120,12 @@ fn first_tokens(tokens: &TokenBytes) -> HashMap<u32, Option<u32>> {
     tokens.first_bytes().iter().map(|(id, bytes)| (*id, ids.get(bytes).copied())).collect()
 }
 
-/// The first line of an error.
-fn one_line(error: impl fmt::Display) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_string()
+/// The first line of an error of llguidance.
+fn problem_of(error: impl fmt::Display) -> String {
+    match error.to_string().lines().next().unwrap_or_default() {
+        "NoExtensionBias" => "no text that the model's tokens can write is valid by it".into(),
+        line => line.to_string(),
+    }
 }
 
 /// A compiled grammar, in its state before the first token.
@@ -179,6 +185,6 @@ impl ConstraintState for GrammarState {
 }
 
 fn too_complex(error: impl fmt::Display) -> Error {
-    let problem = one_line(error);
+    let problem = problem_of(error);
     Error::config(FIELD, format!("has a schema that this answer cannot go on with: {problem:.150}; simplify it"))
 }

@@ -199,7 +199,7 @@ impl Checker<'_> {
             "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" => {
                 expect(value.is_number() && is_exact(value), "a number, no integer beyond 2^53")
             }
-            "multipleOf" => expect(is_exact(value) && value.as_f64() > Some(0.0), "a number above 0"),
+            "multipleOf" => expect(is_step(value), "a number above 0 of up to four digits, such as 5 or 0.01"),
             _ if ANNOTATIONS.contains(&keyword) => Ok(()),
             _ => {
                 let message = format!("`{place}` is no keyword that this server holds answers to: leave it out");
@@ -241,6 +241,14 @@ fn is_exact(value: &Value) -> bool {
         Value::Object(map) => map.values().all(is_exact),
         _ => true,
     }
+}
+
+/// Whether a value is a step between numbers that a grammar can count by in bounded time.
+fn is_step(value: &Value) -> bool {
+    let text = value.as_number().map(Number::to_string).unwrap_or_default();
+    let (whole, part) = text.split_once('.').unwrap_or((&text, ""));
+    let digits = format!("{whole}{}", part.trim_end_matches('0')).parse::<u32>();
+    part.len() < 10 && digits.is_ok_and(|digits| (1..10_000).contains(&digits))
 }
 
 fn is_type(value: &Value) -> bool {
