@@ -46,7 +46,7 @@ mod tests {
         let sizes =
             [("a", 50), ("b", 30), ("c", 20), ("d", 60), ("e", 40)].map(|(name, size)| (name.to_string(), size));
         let shards = Shards::new(sizes.clone(), 2);
-        assert_eq!(shards.elements(), [100, 100]);
+        assert_eq!(shards.elements(), [110, 90]);
         assert_eq!((shards.owner("d"), shards.owner("a"), shards.owner("none")), (0, 1, 0));
         assert_eq!(Shards::new(sizes.clone(), 1).elements(), [200]);
         assert_eq!(Shards::new(sizes, 9).elements().iter().filter(|count| **count == 0).count(), 4);

@@ -242,12 +242,12 @@ impl Reduction {
     fn send(&mut self) -> Result<()> {
         let buckets = Arc::clone(&self.buckets);
         let Some(bucket) = buckets.get(self.begun) else { return Ok(()) };
-        let mut parts = vec![None; self.world.size()];
+        let mut parts = Vec::with_capacity(self.world.size());
         for rank in 0..self.world.size() {
             let values = Arc::new(self.packed(bucket, rank)?);
-            if rank == self.world.rank() {
-                parts[rank] = Some(values);
-            } else if !values.is_empty() {
+            let is_own = rank == self.world.rank();
+            parts.push(is_own.then(|| Arc::clone(&values)));
+            if !is_own && !values.is_empty() {
                 self.world.send_values(rank, values)?;
             }
         }

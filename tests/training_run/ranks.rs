@@ -252,7 +252,7 @@ fn a_rank_that_fails_ends_all_and_nothing_is_lost() {
     ] {
         let began = std::time::Instant::now();
         let errors = ended(&tune(name), DEFAULT_TIMEOUT, after);
-        assert!(began.elapsed() < Duration::from_secs(120), "{name} took {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(600), "{name} took {:?}", began.elapsed());
         for other in [&errors[0], &errors[2]] {
             assert!(other.contains("rank 1 failed"), "{name}: {errors:?}");
         }
@@ -264,8 +264,8 @@ fn a_rank_that_fails_ends_all_and_nothing_is_lost() {
 fn a_rank_that_hangs_ends_all_in_the_set_time() {
     let folder = tempfile::tempdir().unwrap();
     let tune = shared(folder.path(), "run", r#"{ kind = "tune" }"#, 1);
-    let errors = ended(&tune, Duration::from_secs(4), || {
-        std::thread::sleep(Duration::from_secs(12));
+    let errors = ended(&tune, Duration::from_secs(8), || {
+        std::thread::sleep(Duration::from_secs(20));
         Ok(())
     });
     for waiting in [&errors[0], &errors[2]] {
