@@ -129,14 +129,14 @@ picture = client.embeddings.create(model=model, input=[image(4)], encoding_forma
 check(len(picture.data[0].embedding) == len(floats.data[0].embedding), "image embedding")
 
 # Structured output.
-class Thing(pydantic.BaseModel):
+class Thing(pydantic.BaseModel, extra="forbid"):
     """A thing of a scene."""
 
     shape: Literal["ring", "star", "circle"]
     size: Optional[Literal["small", "large"]]
 
 
-class Scene(pydantic.BaseModel):
+class Scene(pydantic.BaseModel, extra="forbid"):
     count: int = pydantic.Field(ge=0, le=12, description="number of objects")
     round: bool
     note: str = pydantic.Field(max_length=20)

@@ -208,10 +208,7 @@ fn keywords_that_are_not_held_are_errors() {
         (json!({ "enum": many }), ".enum[9998]", "invalid_value"),
         (json!({ "description": "x".repeat(1 << 20) }), ".description", "invalid_value"),
     ] {
-        let began = Instant::now();
         let error = ask(by(schema.clone()), json!({})).error(400);
-        eprintln!("{param}: {:.2} s", began.elapsed().as_secs_f64());
-        assert!(began.elapsed() < Duration::from_secs(20), "{param} took {:?}", began.elapsed());
         let shown = schema.to_string().chars().take(100).collect::<String>();
         assert_eq!((&error["param"], &error["code"]), (&json!(place(param)), &json!(code)), "{shown}\n{error}");
     }
@@ -338,22 +335,35 @@ fn hostile() -> Vec<(&'static str, Value)> {
 
 #[test]
 fn hostile_schemas_end_in_bounded_time() {
+    let mut refused = Vec::new();
     for (name, schema) in hostile() {
         let began = Instant::now();
         let reply = ask(by(schema), json!({ "max_tokens": 12, "temperature": 1.0, "seed": 1 }));
         let took = began.elapsed();
-        eprintln!(
-            "{name}: {} in {:.2} s {}",
-            reply.status,
-            took.as_secs_f64(),
-            reply.text().chars().take(420).collect::<String>()
-        );
         assert!(took < Duration::from_secs(30), "{name} took {took:?}");
         if reply.status != 200 {
             let error = reply.error(400);
             assert!(error["param"].as_str().unwrap().starts_with("response_format"), "{name}: {error}");
+            refused.push(name);
         }
     }
+    let wrong = [
+        "a reference to itself",
+        "references in a circle",
+        "many optional names",
+        "nested groups",
+        "look-ahead",
+        "a back reference",
+        "a broken pattern",
+        "a tiny step",
+        "a huge step",
+        "a narrow range",
+        "an empty range",
+        "nothing",
+        "overlapping choices",
+        "names of no properties",
+    ];
+    assert_eq!(refused, wrong);
     // The server goes on.
     check(&texts(&ask(by(scene()), json!({})).json())[0]);
 }

@@ -120,11 +120,15 @@ fn first_tokens(tokens: &TokenBytes) -> HashMap<u32, Option<u32>> {
     tokens.first_bytes().iter().map(|(id, bytes)| (*id, ids.get(bytes).copied())).collect()
 }
 
-/// The first line of an error of llguidance.
+/// An error of llguidance in one line. Those of patterns say in their last line what is wrong.
 fn problem_of(error: impl fmt::Display) -> String {
-    match error.to_string().lines().next().unwrap_or_default() {
+    let text = error.to_string();
+    let (first, last) = (text.lines().next().unwrap_or_default(), text.lines().last().unwrap_or_default());
+    match first {
         "NoExtensionBias" => "no text that the model's tokens can write is valid by it".into(),
-        line => line.to_string(),
+        "regex parse error:" => format!("a pattern cannot be read, {last}"),
+        _ if first.starts_with("oneOf ") => "a value may fit two schemas of a `oneOf`: use `anyOf`".into(),
+        _ => first.into(),
     }
 }
 

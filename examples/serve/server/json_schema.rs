@@ -17,7 +17,7 @@ const MAX_VALUES: usize = 10_000;
 /// Largest size of all its texts and names in bytes.
 const MAX_TEXT: usize = 256 << 10;
 /// Largest integer up to which a double holds every one.
-const MAX_INTEGER: f64 = 9_007_199_254_740_992.0;
+const MAX_INTEGER: u64 = 1 << 53;
 
 /// Keywords that describe, and say nothing of what is valid.
 const ANNOTATIONS: [&str; 8] =
@@ -236,7 +236,10 @@ impl Checker<'_> {
 /// Whether all integers of a value are doubles, as which they are compiled.
 fn is_exact(value: &Value) -> bool {
     match value {
-        Value::Number(number) => number.is_f64() || number.as_f64().is_some_and(|value| value.abs() <= MAX_INTEGER),
+        Value::Number(number) => {
+            let size = number.as_i64().map(i64::unsigned_abs).or_else(|| number.as_u64());
+            size.is_none_or(|size| size <= MAX_INTEGER)
+        }
         Value::Array(list) => list.iter().all(is_exact),
         Value::Object(map) => map.values().all(is_exact),
         _ => true,
