@@ -102,8 +102,8 @@ impl ConstraintState for ParityState {
 #[test]
 fn constrained_answers_in_company_equal_those_alone() {
     let request = |n: u64| {
-        let generation = GenerationConfig { do_sample: n % 2 == 0, seed: n, ..greedy(20 + n as usize) };
-        let constraint = (n % 3 > 0).then(|| Arc::new(Parity::Endless) as Arc<dyn Constraint>);
+        let generation = GenerationConfig { do_sample: n.is_multiple_of(2), seed: n, ..greedy(20 + n as usize) };
+        let constraint = (!n.is_multiple_of(3)).then(|| Arc::new(Parity::Endless) as Arc<dyn Constraint>);
         Request::new(Prompt::long(n % 4, 30), generation).with_constraint(constraint)
     };
     let alone = Vec::from_iter((0..12).map(|n| Fixture::new(roomy()).answer(request(n)).unwrap().sequence));

@@ -57,7 +57,7 @@ fn scene() -> Value {
 
 /// Checks a value of [`scene`].
 fn check(text: &str) {
-    let value: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    let value: Value = serde_json::from_str(text).expect(text);
     let fields = value.as_object().unwrap();
     let names = Vec::from_iter(scene()["properties"].as_object().unwrap().keys().cloned());
     assert!(fields.keys().eq(&names), "{text}");
