@@ -13,7 +13,11 @@ use crate::options::Precision;
 /// rows.
 pub const GEMV_MAX_ROWS: usize = 32;
 
-/// Number of rows of the left matrix from which packing the right one pays.
+/// Number of columns of the right matrix from which packing the left one for AVX-512 in f32 pays.
+#[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+const PACKING_MIN_COLUMNS: usize = 32;
+
+/// Number of rows of the left matrix from which packing the right one for a GEMM in bf16 pays.
 const PACKING_MIN_ROWS: usize = 9;
 
 /// Kernel of a matmul with float weights.
@@ -39,10 +43,22 @@ impl MatmulBackend {
 
     /// Backend of a matmul whose left matrix has `rows` rows, on one thread, such as a tile of attention.
     pub fn for_tile(rows: usize, precision: Precision) -> Self {
-        if rows < PACKING_MIN_ROWS { Self::GemmF32 } else { Self::for_gemm(precision) }
+        // In f32 the number of rows chooses nothing, so that a query's result does not depend on its block.
+        Self::for_gemm(if rows < PACKING_MIN_ROWS { Precision::Full } else { precision })
     }
 
-    /// Backend of a matmul of large matrices.
+    /// Backend of a matmul of large matrices, the right one of which has `columns` columns.
+    pub fn for_matmul(columns: usize, precision: Precision) -> Self {
+        let backend = Self::for_gemm(precision);
+        #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+        if backend == Self::GemmF32Avx512 && columns < PACKING_MIN_COLUMNS {
+            return Self::GemmF32;
+        }
+        let _ = columns;
+        backend
+    }
+
+    /// Backend of a GEMM of any size.
     pub fn for_gemm(precision: Precision) -> Self {
         #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
         match precision {

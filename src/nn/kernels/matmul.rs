@@ -91,7 +91,7 @@ pub fn matmul(left: MatRef, right: MatRef, precision: Precision) -> Vec<f32> {
     if rows == 0 || columns == 0 || left.columns() == 0 {
         return vec![0.0; rows * columns];
     }
-    match MatmulBackend::for_gemm(precision) {
+    match MatmulBackend::for_matmul(columns, precision) {
         #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
         MatmulBackend::GemmBf16Avx512 => avx512::matmul::<Bf16>(left, right),
         #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
