@@ -101,6 +101,15 @@ fn for_each_word<F: BlockFormat>(row_bytes: usize, rows: usize, mut f: impl FnMu
     }
 }
 
+/// The interleaving of a group of this kind, and its reverse.
+fn copies(kind: Quantization) -> (CopyWords, CopyWords) {
+    match kind {
+        Quantization::Q8_0 => (interleave_group::<Q8_0>, order_group::<Q8_0>),
+        Quantization::Q6K => (interleave_group::<Q6K>, order_group::<Q6K>),
+        Quantization::Q4K => (interleave_group::<Q4K>, order_group::<Q4K>),
+    }
+}
+
 /// Bytes of a row of `width` weights.
 fn row_bytes(kind: Quantization, width: usize) -> usize {
     width / kind.ggml_dtype().block_size() * kind.ggml_dtype().type_size()
@@ -117,11 +126,7 @@ pub fn interleaved_bytes(kind: Quantization, (outputs, width): (usize, usize)) -
 pub fn interleave(kind: Quantization, file: &[u8], width: usize) -> Vec<u8> {
     let row_bytes = row_bytes(kind, width).max(1);
     let mut bytes = vec![0; (file.len() / row_bytes).next_multiple_of(LANES) * row_bytes];
-    let copy: CopyWords = match kind {
-        Quantization::Q8_0 => interleave_group::<Q8_0>,
-        Quantization::Q6K => interleave_group::<Q6K>,
-        Quantization::Q4K => interleave_group::<Q4K>,
-    };
+    let (copy, _) = copies(kind);
     let groups = file.par_chunks(LANES * row_bytes).zip(bytes.par_chunks_mut(LANES * row_bytes));
     groups.for_each(|(rows, group)| copy(row_bytes, rows, group));
     bytes
@@ -131,11 +136,7 @@ pub fn interleave(kind: Quantization, file: &[u8], width: usize) -> Vec<u8> {
 pub fn in_file_order(kind: Quantization, interleaved: &[u8], (rows, width): (usize, usize)) -> Vec<u8> {
     let row_bytes = row_bytes(kind, width).max(1);
     let mut file = vec![0; rows * row_bytes];
-    let copy: CopyWords = match kind {
-        Quantization::Q8_0 => order_group::<Q8_0>,
-        Quantization::Q6K => order_group::<Q6K>,
-        Quantization::Q4K => order_group::<Q4K>,
-    };
+    let (_, copy) = copies(kind);
     let groups = interleaved.par_chunks(LANES * row_bytes).zip(file.par_chunks_mut(LANES * row_bytes));
     groups.for_each(|(group, rows)| copy(row_bytes, group, rows));
     file

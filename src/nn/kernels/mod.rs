@@ -22,8 +22,8 @@
 //! | attention | blocks of 64 queries | f32 or f16 keys | as linear from 33 rows | two GEMMs and a softmax | `matmul.rs` |
 //!
 //! A block of up to eight queries multiplies in f32 also with `Precision::Bf16`. Shared parts: views of matrices in
-//! `mat.rs` and `kv_view.rs`, interleaved weights in `interleaved.rs`, their quantisation in `quantize_q4k.rs`, parallel tasks in `parallel.rs`, scalar functions in
-//! `simd_math.rs`.
+//! `mat.rs` and `kv_view.rs`, interleaved weights in `interleaved.rs`, their quantisation in `quantize_q4k.rs`, parallel
+//! tasks in `parallel.rs`, scalar functions in `simd_math.rs`.
 
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 mod avx512;

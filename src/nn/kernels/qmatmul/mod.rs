@@ -1,8 +1,9 @@
 //! Integer matmul `x W^T` over GGUF blocks, for x86-64 with AVX2: `x` is quantised too, and scales are applied once per
 //! block.
 //!
-//! Weights are [interleaved](super::interleaved) once, when they are quantised or loaded, so that lanes of registers are outputs. One driver
-//! serves all numbers of rows and both instruction sets; [`QuantKernel`] lists the blocks in which each quantises `x`.
+//! Weights are [interleaved](super::interleaved) once, when they are quantised or loaded, so that lanes of registers are
+//! outputs. One driver serves all numbers of rows and both instruction sets; [`QuantKernel`] lists the blocks in which each
+//! quantises `x`.
 
 mod block_format;
 mod gemm;
