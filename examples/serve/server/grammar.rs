@@ -102,7 +102,7 @@ impl Vocabulary {
     }
 }
 
-/// Limits of time and memory: a token may take some milliseconds, and a grammar some tens of megabytes.
+/// Limits of time and memory. A token of a usual schema takes milliseconds; hostile patterns come near a second.
 fn limits() -> ParserLimits {
     ParserLimits {
         max_lexer_states: 10_000,

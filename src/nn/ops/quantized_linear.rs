@@ -67,7 +67,7 @@ pub(crate) fn quantize_padded(weight: &Tensor, kind: Quantization, width: usize)
         let rows = Tensor::from_slice(rows, (rows.len() / in_size, in_size), &Device::Cpu)?;
         let rows = rows.pad_with_zeros(1, 0, width - in_size)?;
         match kind {
-            // candle's search takes many times as long.
+            // With less error than candle's search.
             Quantization::Q4K => with_slice(&rows.contiguous()?, quantize_q4k),
             _ => Ok(QTensor::quantize(&rows, kind.ggml_dtype())?.data()?.into_owned()),
         }
