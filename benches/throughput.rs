@@ -25,8 +25,8 @@ use std::time::SystemTime;
 
 use candle_core::{DType, Device, Tensor};
 use common::{
-    TEXT, config, config_with_llm, image_processor, model, model_with_llm, prompt, random_image, report, text, texts,
-    trainer,
+    TEXT, adapted_model, config, config_with_llm, image_processor, lora_trainer, model, model_with_llm, prompt,
+    random_image, report, text, texts, trainer,
 };
 use criterion::{Bencher, Criterion, Throughput, criterion_group};
 use haplovl::batch::MultimodalBatch;
@@ -122,6 +122,24 @@ fn decode(c: &mut Criterion, format: Option<Quantization>, rows: usize, model: &
     group.bench_function(format!("{length}{by_rows}/{}", name(format)), |b| {
         bench_decode(b, model, rows, length, &mut cache.borrow_mut())
     });
+    group.finish();
+}
+
+/// Benches decoding with an unmerged LoRA adapter of rank 16 on all linear layers; beside it, `decode/640` is without.
+fn decode_adapted(c: &mut Criterion) {
+    let mut group = c.benchmark_group("decode");
+    for format in FORMATS {
+        let model = LazyCell::new(|| adapted_model(&config(), format));
+        for rows in [1, SEQUENCES] {
+            let prompt = prompt(&config(), rows);
+            let length = prompt.layout.seq_len;
+            let cache = prefilled_cache(&model, &prompt, length + NEW_TOKENS);
+            group.sample_size(10).throughput(Throughput::Elements((rows * NEW_TOKENS) as u64));
+            group.bench_function(format!("{length}x{rows}_lora/{}", name(format)), |b| {
+                bench_decode(b, &model, rows, length, &mut cache.borrow_mut())
+            });
+        }
+    }
     group.finish();
 }
 
@@ -319,6 +337,17 @@ fn train_step(c: &mut Criterion) {
             b.iter(|| trainer.step(std::slice::from_ref(black_box(&batch))).expect("a step"));
         });
     }
+    // LoRA of rank 16 on all linear layers, over frozen weights in f32 or quantised.
+    for format in FORMATS {
+        for checkpointing in [false, true] {
+            let trainer = LazyCell::new(|| RefCell::new(lora_trainer(&config, format, checkpointing)));
+            let suffix = if checkpointing { "_checkpointed" } else { "" };
+            group.bench_function(format!("640/lora_{}{suffix}", name(format)), |b| {
+                let trainer = &mut *trainer.borrow_mut();
+                b.iter(|| trainer.step(std::slice::from_ref(black_box(&batch))).expect("a step"));
+            });
+        }
+    }
     group.finish();
 }
 
@@ -338,6 +367,7 @@ criterion_group!(
     linear,
     attention,
     inference,
+    decode_adapted,
     batch_inference,
     prefill_bf16,
     language_model,

@@ -10,14 +10,14 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use haplovl::batch::{BatchSpec, IGNORE_INDEX, MultimodalBatch, PaddingSide, Sequence};
-use haplovl::config::{DecoderConfig, HaploVlConfig, PreprocessorConfig, TextEmbedding};
-use haplovl::model::HaploVl;
+use haplovl::config::{DecoderConfig, HaploVlConfig, LoraConfig, ModuleNames, PreprocessorConfig, TextEmbedding};
+use haplovl::model::{Adapter, HaploVl};
 use haplovl::nn::Activations;
 use haplovl::optim::{AdamW, AdamWConfig, Schedule};
 use haplovl::options::{Precision, Quantization};
 use haplovl::processor::{ImageProcessor, RgbImage};
 use haplovl::train::{NextToken, Trainer, UpdateRule};
-use haplovl::weights::{LlmSource, Parameters, TensorSource};
+use haplovl::weights::{LlmSource, Parameters, SaveOptions, TensorSource};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -75,9 +75,42 @@ pub fn config_with_llm(llm: &LlmSource) -> HaploVlConfig {
 }
 
 fn build(config: &HaploVlConfig, format: Option<Quantization>, llm: Option<LlmSource>) -> HaploVl {
+    HaploVl::from_source(config, weights(config, llm), format, DType::F32, &Device::Cpu).expect("a model")
+}
+
+fn weights(config: &HaploVlConfig, llm: Option<LlmSource>) -> Arc<Weights> {
     let shapes = HaploVl::parameter_shapes(config).expect("shapes");
-    let source = Weights { shapes, llm, first: config.pre_decoder.num_hidden_layers };
-    HaploVl::from_source(config, Arc::new(source), format, DType::F32, &Device::Cpu).expect("a model")
+    Arc::new(Weights { shapes, llm, first: config.pre_decoder.num_hidden_layers })
+}
+
+/// A LoRA adapter of rank 16 on all linear layers, with random values, and the parameters that it is made of.
+fn lora(config: &HaploVlConfig, tensor: impl Fn(&Var) -> Tensor) -> (Adapter, BTreeMap<String, Var>) {
+    let settings = LoraConfig::new(16, 32.0, ModuleNames::Pattern("all-linear".into()));
+    let shapes = Adapter::shapes(&settings, config).expect("an adapter");
+    let var = |shape: Vec<usize>| Var::randn(0f32, 0.02, shape, &Device::Cpu).expect("a tensor");
+    let vars: BTreeMap<String, Var> = shapes.into_iter().map(|(name, shape)| (name, var(shape))).collect();
+    let tensors = vars.iter().map(|(name, var)| (name.clone(), tensor(var))).collect();
+    (Adapter::new(settings, config, tensors).expect("an adapter"), vars)
+}
+
+/// Builds a model as [`model`], with an adapter of rank 16 on all linear layers from its files.
+pub fn adapted_model(config: &HaploVlConfig, format: Option<Quantization>) -> HaploVl {
+    let (folder, (adapter, _)) = (tempfile::tempdir().expect("a folder"), lora(config, Var::as_detached_tensor));
+    adapter.save(folder.path(), &SaveOptions::default()).expect("space on the disk");
+    let adapter = Adapter::open(folder.path(), config).expect("the adapter");
+    model(config, format).with_adapter(&adapter).expect("the adapter's model")
+}
+
+/// Builds a trainer of such an adapter over frozen weights.
+pub fn lora_trainer(config: &HaploVlConfig, format: Option<Quantization>, checkpointing: bool) -> Trainer<NextToken> {
+    let (adapter, vars) = lora(config, |var| var.as_tensor().clone());
+    let model = HaploVl::frozen_from_source(config, weights(config, None), format, &Device::Cpu).expect("a model");
+    let model = model.with_activations(activations(checkpointing));
+    trainer_of(model.with_adapter(&adapter).expect("the adapter's model"), vars).expect("a trainer")
+}
+
+fn activations(checkpointing: bool) -> Activations {
+    if checkpointing { Activations::Recomputed } else { Activations::Released }
 }
 
 /// Tensor source of random values, except for tensors that an optional language model provides.
@@ -125,9 +158,18 @@ pub fn text(config: &HaploVlConfig, tokens: usize) -> MultimodalBatch {
     texts(config, tokens, 1)
 }
 
+/// Builds a text-only batch of one row of the tokens from `first` on.
+pub fn text_from(config: &HaploVlConfig, first: u32, tokens: usize) -> MultimodalBatch {
+    texts_from(config, first, tokens, 1)
+}
+
 /// Builds a text-only batch of equal rows, with labels on all tokens.
 pub fn texts(config: &HaploVlConfig, tokens: usize, rows: usize) -> MultimodalBatch {
-    let input_ids = Vec::from_iter(2000..2000 + tokens as u32);
+    texts_from(config, 2000, tokens, rows)
+}
+
+fn texts_from(config: &HaploVlConfig, first: u32, tokens: usize, rows: usize) -> MultimodalBatch {
+    let input_ids = Vec::from_iter(first..first + tokens as u32);
     let sequence = Sequence { labels: Some(input_ids.clone()), input_ids, visuals: vec![] };
     let batch = MultimodalBatch::new(&vec![sequence; rows], BatchSpec::new(config), PaddingSide::Left, &Device::Cpu);
     batch.expect("a batch")
@@ -175,8 +217,10 @@ pub fn trainer(
     let parameters = Parameters::new();
     let model = HaploVl::new(config, parameters.var_builder(0, DType::F32, &Device::Cpu))?;
     let parameters: BTreeMap<String, Var> = parameters.iter().collect();
-    let activations = if checkpointing { Activations::Recomputed } else { Activations::Released };
-    let model = model.with_activations(activations).with_precision(precision);
+    trainer_of(model.with_activations(activations(checkpointing)).with_precision(precision), parameters)
+}
+
+fn trainer_of(model: HaploVl, parameters: BTreeMap<String, Var>) -> haplovl::Result<Trainer<NextToken>> {
     let optimizer = AdamW::new(&parameters, AdamWConfig::default())?;
     let rule = UpdateRule {
         learning_rate: 1e-5,

@@ -36,6 +36,8 @@ pub struct Adapter {
     model: HaploVlConfig,
     /// By PEFT's name without its prefix; names of replaced parameters are those of the model.
     tensors: BTreeMap<String, Tensor>,
+    /// Whether the tensors will not change, as those of a file.
+    is_fixed: bool,
 }
 
 impl Adapter {
@@ -56,7 +58,8 @@ impl Adapter {
         let names = || ModuleNames::List(targets.linears.keys().cloned().collect());
         // As PEFT does: a list means the same modules to every version.
         let target_modules = if config.is_all_linear() { names() } else { config.target_modules.clone() };
-        Ok(Self { config: LoraConfig { target_modules, ..config }, targets, model: model.clone(), tensors })
+        let config = LoraConfig { target_modules, ..config };
+        Ok(Self { config, targets, model: model.clone(), tensors, is_fixed: false })
     }
 
     /// Reads `adapter_config.json` and `adapter_model.safetensors` (or `.bin`) of a folder, in f32 on the CPU.
@@ -77,7 +80,8 @@ impl Adapter {
         parts.check(&source.path().display().to_string(), &targets, &names.iter().filter_map(shape).collect())?;
         names.iter().try_for_each(|name| source.check_finite(name))?;
         let load = |name: &String| Ok((own_name(name), source.load_tensor(name, DType::F32, &Device::Cpu)?));
-        Ok(Self { config, targets, model: model.clone(), tensors: names.iter().map(load).collect::<Result<_>>()? })
+        let tensors = names.iter().map(load).collect::<Result<_>>()?;
+        Ok(Self { config, targets, model: model.clone(), tensors, is_fixed: true })
     }
 
     /// Writes the two files of an adapter, which PEFT loads, into `folder`, which is created.
@@ -165,7 +169,10 @@ impl Adapter {
         if let Some(bias) = self.tensors.get(&format!("{name}.bias")) {
             linear.set_bias(bias.to_device(device)?)?;
         }
-        linear.set_lora(self.lora(name, device)?)
+        let lora = self.lora(name, device)?;
+        // Rounding to f16 is far below the error of quantised weights; float weights stay exact.
+        let fixed = |lora: Lora| if self.is_fixed { lora.fixed(linear.quantized_weight().is_some()) } else { Ok(lora) };
+        linear.set_lora(lora.map(fixed).transpose()?)
     }
 }
 

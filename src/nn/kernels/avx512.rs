@@ -1,7 +1,9 @@
-//! Registers in memory, lane masks and transposition for the AVX-512 kernels.
+//! Registers in memory, lane masks, transposition and loads of the AVX-512 kernels.
 
 use std::arch::x86_64::*;
 use std::sync::LazyLock;
+
+use half::f16;
 
 /// Whether the CPU has AVX-512, and multiplies a register of it as fast as one of AVX2: AMD's cores before family 1Ah
 /// (Zen 5) take two steps for it.
@@ -76,6 +78,33 @@ pub fn transpose_16x16(rows: &[__m512i; 16]) -> [__m512i; 16] {
         columns[12 + j] = _mm512_shuffle_i32x4::<0xdd>(odd, odd_2);
     }
     columns
+}
+
+/// Element type that is widened to f32 in registers.
+pub trait Element: Copy {
+    /// Loads a register of elements, widened to f32.
+    ///
+    /// # Safety
+    /// Sixteen elements must lie there, and the CPU must have AVX-512.
+    unsafe fn load(from: *const Self) -> __m512;
+}
+
+impl Element for f32 {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(from: *const Self) -> __m512 {
+        // SAFETY: the caller vouches for the elements.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+}
+
+impl Element for f16 {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(from: *const Self) -> __m512 {
+        // SAFETY: as above, with half the bytes.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use half::f16;
-
+use super::avx512::Element;
 use super::kv_view::tiles;
 use super::mat::MatRef;
 use super::prefetch::prefetch;
@@ -19,33 +18,6 @@ const REGISTERS: usize = 4;
 const AHEAD: usize = 4096;
 /// Number of keys of a tile, which all heads pass over before the next one: 64 keys of 128 elements stay in L1.
 const TILE: usize = 64;
-
-/// Element type of keys and values.
-pub trait KvElement: Copy {
-    /// Loads a register of elements, widened to f32.
-    ///
-    /// # Safety
-    /// [`LANES`] elements must lie there, and the CPU must have AVX-512.
-    unsafe fn load(from: *const Self) -> __m512;
-}
-
-impl KvElement for f32 {
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn load(from: *const Self) -> __m512 {
-        // SAFETY: the caller vouches for the elements.
-        unsafe { _mm512_loadu_ps(from) }
-    }
-}
-
-impl KvElement for f16 {
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn load(from: *const Self) -> __m512 {
-        // SAFETY: as above, with half the bytes.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
-    }
-}
 
 /// Address of a row.
 #[inline]
@@ -87,7 +59,7 @@ struct Tile<'a, T> {
     first_head: usize,
 }
 
-impl<T: KvElement> DecodeAttentionAvx512<'_, T> {
+impl<T: Element> DecodeAttentionAvx512<'_, T> {
     /// Adds `softmax(scale q k^T) v` to `out` (heads, head_dim); `softmax` normalises the scores of one head.
     ///
     /// The result does not depend on how keys and values are cut into segments.
@@ -274,6 +246,8 @@ fn reduce_sums(sums: &[__m512; SUMS]) -> __m512 {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
 
     /// A naive reference.

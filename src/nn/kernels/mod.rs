@@ -16,6 +16,8 @@
 //! | quantised linear | 1 to 8, or tiled (aarch64 with dotprod) | all three | others | candle's | `../ops/quantized_linear.rs` |
 //! | quantised linear | from 9 | all three | others | f32 GEMM with dequantised weights | `matmul.rs` |
 //! | quantised linear, input gradient | any | all three | any | f32 GEMM over tiles of weights widened in the cache | `widened.rs` |
+//! | LoRA update, adapter from a file | 1 to 32 | f32; f16 over quantised weights | AVX-512 | narrow panels | `narrow_avx512.rs` |
+//! | LoRA update, adapter from a file | 1 to 32 | f32 | others | narrow panels | `narrow.rs` |
 //! | linear, frozen weights | any | bf16, f16 | any | GEMV or f32 GEMM over widened tiles | `widened.rs` |
 //! | attention | one query | f32 or f16 keys, whole registers a head | AVX-512 | decode attention | `decode_attention_avx512.rs` |
 //! | attention | one query | f32 or f16 keys | any | decode attention, SIMD by pulp | `decode_attention.rs` |
@@ -44,6 +46,9 @@ pub mod mat;
 pub mod matmul;
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 mod matmul_avx512;
+pub mod narrow;
+#[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+mod narrow_avx512;
 mod parallel;
 mod prefetch;
 #[cfg(test)]

@@ -1,14 +1,19 @@
-//! Low-rank update of a linear layer's result, `y + scale * z B^T`: the second half of a LoRA adapter.
+//! Low-rank update of a linear layer's result: the second half of a LoRA adapter, `y + scale * z B^T`, with gradients; and
+//! both halves for decoding, `y + scale * (x A^T) B^T`.
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{contiguous_slice, is_cpu_f32, with_slices};
+use super::{contiguous_slice, is_cpu_f32, is_tracked, vectorised, with_slices};
 use crate::nn::deliver;
 use crate::nn::kernels::dispatch::MatmulBackend;
 use crate::nn::kernels::gemv::gemv;
-use crate::nn::kernels::mat::MatRef;
+use crate::nn::kernels::mat::{MatMut, MatRef};
 use crate::nn::kernels::matmul::matmul;
+use crate::nn::kernels::narrow::NarrowMatrix;
 use crate::nn::tape::apply3;
 use crate::nn::tensor_data::CHUNK;
 use crate::options::Precision;
@@ -88,7 +93,10 @@ impl CustomOp3 for LowRankUpdate {
             }
         };
         let add = |(sum, y): (&mut [f32], &[f32])| {
-            sum.iter_mut().zip(y).for_each(|(sum, y)| *sum = self.scale.mul_add(*sum, *y));
+            vectorised(
+                #[inline(always)]
+                || sum.iter_mut().zip(y).for_each(|(sum, y)| *sum = self.scale * *sum + *y),
+            );
         };
         sum.par_chunks_mut(CHUNK).zip(y.par_chunks(CHUNK)).for_each(add);
         Ok((CpuStorage::F32(sum), ly.shape().clone()))
@@ -109,6 +117,74 @@ impl CustomOp3 for LowRankUpdate {
     }
 }
 
+/// Both matrices of a LoRA adapter that does not change, in the form that decoding reads; a clone shares them.
+#[derive(Clone)]
+pub struct FixedLora {
+    matrices: Arc<[NarrowMatrix; 2]>,
+    rank: usize,
+    scale: f32,
+}
+
+impl fmt::Debug for FixedLora {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FixedLora of rank {}", self.rank)
+    }
+}
+
+impl FixedLora {
+    /// Copies `a` (rank, in) and `b` (out, rank), which are f32 on the CPU; `half` allows f16.
+    ///
+    /// # Errors
+    /// Errors of candle, for other tensors.
+    pub fn new(a: &Tensor, b: &Tensor, scale: f64, half: bool) -> Result<Self> {
+        let ((rank, inputs), _) = (a.dims2()?, b.dims2()?);
+        let [a, b] = with_slices([&a.contiguous()?, &b.contiguous()?], |[a, b]| {
+            [NarrowMatrix::new(a, inputs, half), NarrowMatrix::new(b, rank, half)]
+        })?;
+        Ok(Self { matrices: Arc::new([a, b]), rank, scale: scale as f32 })
+    }
+
+    /// Whether [`Self::add_to`] is for these tensors and `rows` rows: few, f32 on the CPU, and without a graph.
+    pub fn is_for(&self, y: &Tensor, x: &Tensor, rows: usize) -> bool {
+        let is_few = MatmulBackend::for_linear(rows, Precision::Full) == MatmulBackend::Gemv;
+        is_few && self.rank > 0 && is_cpu_f32(&[y, x]) && !is_tracked(&[y, x])
+    }
+
+    /// `y + scale * (x A^T) B^T` for `rows` rows; the result has the shape of `y`. The bits of a row do not depend on the
+    /// other rows.
+    ///
+    /// # Errors
+    /// Errors of candle, if shapes do not fit.
+    pub fn add_to(&self, y: &Tensor, x: &Tensor, rows: usize) -> Result<Tensor> {
+        y.contiguous()?.apply_op2_no_bwd(&x.contiguous()?, &FixedUpdate { lora: self, rows })
+    }
+}
+
+/// The custom op.
+struct FixedUpdate<'a> {
+    lora: &'a FixedLora,
+    rows: usize,
+}
+
+impl CustomOp2 for FixedUpdate<'_> {
+    fn name(&self) -> &'static str {
+        "fixed-lora"
+    }
+
+    fn cpu_fwd(&self, y: &CpuStorage, ly: &Layout, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (y, x) = (contiguous_slice(y, ly)?, contiguous_slice(x, lx)?);
+        let (FixedLora { matrices, rank, scale }, rows) = (self.lora, self.rows);
+        let [a, b] = &**matrices;
+        if x.len() != rows * a.inputs() || y.len() != rows * b.outputs() {
+            candle_core::bail!("low-rank update of {:?} from {:?}", ly.shape(), lx.shape());
+        }
+        let (mut z, mut sum) = (vec![0f32; rows * rank], y.to_vec());
+        a.add_product(x, 1.0, MatMut::contiguous(&mut z, (rows, *rank)));
+        b.add_product(&z, *scale, MatMut::contiguous(&mut sum, (rows, b.outputs())));
+        Ok((CpuStorage::F32(sum), ly.shape().clone()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{check_gradients, max_diff, values};
@@ -124,6 +200,28 @@ mod tests {
         let inputs = [values(&[2, 5], 0.1), values(&[2, 3], 0.2), values(&[5, 3], 0.3)];
         check_gradients(&inputs, |t| low_rank_update(&t[0], &t[1], &t[2], 0.7)?.sqr());
         assert!(low_rank_update(&values(&[2, 5], 0.1), &values(&[3, 3], 0.2), &values(&[5, 3], 0.3), 1.0).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_fixed_adapter_gives_what_the_changing_one_gives() -> Result<()> {
+        let (a, b) = (values(&[3, 20], 0.4), values(&[5, 3], 0.3));
+        for rows in [1, 2, 9, 32] {
+            let (y, x) = (values(&[rows, 5], 0.1), values(&[1, rows, 20], 0.2));
+            let z = x.reshape((rows, 20))?.matmul(&a.t()?)?;
+            let expected = low_rank_update(&y, &z, &b, 0.7)?;
+            for (half, tolerance) in [(false, 1e-5), (true, 1e-2)] {
+                let fixed = FixedLora::new(&a, &b, 0.7, half)?;
+                assert!(fixed.is_for(&y, &x, rows));
+                assert!(max_diff(&fixed.add_to(&y, &x, rows)?, &expected) < tolerance, "{rows} rows, half: {half}");
+            }
+        }
+        let fixed = FixedLora::new(&a, &b, 0.7, false)?;
+        let (y, x) = (values(&[33, 5], 0.1), values(&[33, 20], 0.2));
+        assert!(!fixed.is_for(&y, &x, 33), "many rows take the matmul");
+        assert!(fixed.add_to(&y, &x, 32).is_err());
+        let tracked = candle_core::Var::from_tensor(&values(&[1, 20], 0.2))?;
+        assert!(!fixed.is_for(&values(&[1, 5], 0.1), &tracked, 1));
         Ok(())
     }
 

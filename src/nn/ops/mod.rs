@@ -29,6 +29,7 @@ pub(crate) use dropout::with_dropout;
 pub use half_linear::half_linear_as;
 pub use last_positions::last_positions;
 pub use linear::{linear, linear_as, linear_with};
+pub(crate) use low_rank::FixedLora;
 pub use low_rank::low_rank_update;
 pub use norm::{layer_norm, rms_norm};
 pub(crate) use quantized_linear::quantize_padded;
