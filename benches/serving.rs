@@ -9,6 +9,9 @@
 //! | 32 at once | the same requests together | tokens/s of batching |
 //! | 32 images at once | each prompt has an image of its own | the time, beside prefill alone plus decoding at the rate above |
 //! | streams beside prefills | eight streams run while eight new images are prefilled | time between tokens |
+//!
+//! `HAPLOVL_LLM=model.gguf cargo bench --bench serving [-- FORMAT]` measures your own language model on text alone: eight
+//! clients at once, each with a prompt of its own of 128 tokens; `benches/llama_cpp.mjs` does the same with llama.cpp.
 
 #![allow(clippy::expect_used, reason = "a failing bench should stop instead of being timed")]
 
@@ -24,9 +27,14 @@ use std::time::Instant;
 use haplovl::batch::MultimodalBatch;
 use haplovl::config::GenerationConfig;
 use haplovl::generation::{EngineConfig, Event, Handle, Request, Scheduler};
+use haplovl::options::Quantization;
+use haplovl::weights::LlmSource;
 
 const CLIENTS: usize = 32;
 const NEW_TOKENS: usize = 64;
+/// Clients of a language model, and tokens of the prompt of each.
+const LLM_CLIENTS: usize = 8;
+const WORDS: usize = 128;
 /// Streams that run while as many prompts are prefilled, and their tokens.
 const STREAMS: usize = 8;
 const STREAM_TOKENS: usize = 256;
@@ -36,6 +44,9 @@ fn main() {
     let format = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_else(|| "q8_0".into());
     let config = common::config();
     let weights = (format != "f32").then(|| format.parse().expect("f32, q8_0, q6_k or q4_k"));
+    if let Some(path) = std::env::var_os("HAPLOVL_LLM") {
+        return language_model(&LlmSource::open(path).expect("a language model"), weights);
+    }
     let model = Arc::new(common::model(&config, weights));
     let engine = || {
         let config = EngineConfig::default().with_max_batch(CLIENTS).with_kv_cache_bytes(8 << 30);
@@ -81,6 +92,41 @@ fn main() {
         at(1.0),
         longest.as_secs_f64()
     );
+}
+
+/// Clients of a language model that ask at once, on text alone.
+fn language_model(llm: &LlmSource, weights: Option<Quantization>) {
+    let config = common::config_with_llm(llm);
+    let model = Arc::new(common::model_with_llm(llm, weights));
+    for run in 0..4 {
+        // A new engine, so that no prompt is in its cache.
+        let limits = EngineConfig::default().with_max_batch(LLM_CLIENTS);
+        let engine = Scheduler::start(Arc::clone(&model), |ids: &[u32]| Ok("a".repeat(ids.len())), limits);
+        let engine = engine.expect("an engine");
+        let prompt = |client| common::text_from(&config, 2000 + 100 * client, WORDS);
+        let start = Instant::now();
+        let handles =
+            Vec::from_iter((0..LLM_CLIENTS as u32).map(|client| submit(&engine, &prompt(client), NEW_TOKENS)));
+        let clients = handles.into_iter().map(|handle| {
+            thread::spawn(move || {
+                let mut times = handle.filter(|event| matches!(event, Event::Text { .. })).map(|_| start.elapsed());
+                let first = times.next().expect("a token");
+                assert_eq!(times.count(), NEW_TOKENS - 1, "a text for each token");
+                1e3 * first.as_secs_f64()
+            })
+        });
+        let mut firsts =
+            Vec::from_iter(clients.collect::<Vec<_>>().into_iter().map(|client| client.join().expect("a client")));
+        let seconds = start.elapsed().as_secs_f64();
+        firsts.sort_by(f64::total_cmp);
+        println!(
+            "{}: {LLM_CLIENTS} clients, {WORDS} tokens each: {:.1} tokens/s, first token after {:.0} to {:.0} ms",
+            if run == 0 { "warm-up".to_string() } else { format!("run {run}") },
+            (LLM_CLIENTS * NEW_TOKENS) as f64 / seconds,
+            firsts[0],
+            firsts[LLM_CLIENTS - 1],
+        );
+    }
 }
 
 fn seconds(work: impl FnOnce()) -> f64 {
