@@ -107,6 +107,7 @@ fn limits() -> ParserLimits {
     ParserLimits {
         max_lexer_states: 10_000,
         max_grammar_size: 100_000,
+        step_lexer_fuel: 50_000,
         verbose_errors: false,
         ..ParserLimits::default()
     }
