@@ -193,7 +193,10 @@ impl Linear {
 
     /// The result `y` of the layer for `x` with the update of the adapter.
     fn adapted(&self, y: Tensor, x: &Tensor) -> Result<Tensor> {
-        self.lora.as_ref().map_or(Ok(y.clone()), |lora| lora.add_to(&y, x))
+        match &self.lora {
+            Some(lora) => lora.add_to_fresh(y, x),
+            None => Ok(y),
+        }
     }
 }
 

@@ -89,13 +89,30 @@ impl Lora {
     /// # Errors
     /// If shapes do not fit.
     pub fn add_to(&self, y: &Tensor, x: &Tensor) -> Result<Tensor> {
+        self.update(y.clone(), x, |y, z, b, scale| ops::low_rank_update(&y, z, b, scale))
+    }
+
+    /// [`Self::add_to`] of a fresh result of a linear layer, which nothing else reads: it is not kept beside the new one.
+    ///
+    /// # Errors
+    /// As [`Self::add_to`].
+    pub(super) fn add_to_fresh(&self, y: Tensor, x: &Tensor) -> Result<Tensor> {
+        self.update(y, x, ops::low_rank_update_of_fresh)
+    }
+
+    fn update(
+        &self,
+        y: Tensor,
+        x: &Tensor,
+        update: impl FnOnce(Tensor, &Tensor, &Tensor, f64) -> candle_core::Result<Tensor>,
+    ) -> Result<Tensor> {
         let (rank, in_size) = self.a.dims2()?;
         let rows = x.elem_count().checked_div(in_size).unwrap_or_default();
-        if let Some(fixed) = self.fixed.as_ref().filter(|fixed| fixed.is_for(y, x, rows)) {
-            return Ok(fixed.add_to(y, x, rows)?);
+        if let Some(fixed) = self.fixed.as_ref().filter(|fixed| fixed.is_for(&y, x, rows)) {
+            return Ok(fixed.add_to(&y, x, rows)?);
         }
         let (a, b) = (self.a.to_dtype(x.dtype())?, self.b.to_dtype(x.dtype())?);
         let z = ops::linear_as(&ops::dropout(x, self.dropout, self.stream)?, &a, None, Precision::Full, (rows, rank))?;
-        Ok(ops::low_rank_update(y, &z, &b, self.scale)?)
+        Ok(update(y, &z, &b, self.scale)?)
     }
 }

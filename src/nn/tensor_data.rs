@@ -67,3 +67,46 @@ impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for WithSliceMut<F, R> {
         Ok(())
     }
 }
+
+/// Moves the elements out of a contiguous f32 CPU tensor that is all of its storage, and leaves it without any; `None` for
+/// other tensors, which are left as they are. Every tensor that shares the storage loses them, so nothing may read it again.
+pub(crate) fn take_elements(tensor: &Tensor) -> Option<Vec<f32>> {
+    let op = Take(Cell::new(None));
+    tensor.inplace_op1(&op).ok()?;
+    op.0.take()
+}
+
+struct Take(Cell<Option<Vec<f32>>>);
+
+impl InplaceOp1 for Take {
+    fn name(&self) -> &'static str {
+        "take"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        if let CpuStorage::F32(values) = storage
+            && layout.contiguous_offsets() == Some((0, values.len()))
+        {
+            self.0.set(Some(std::mem::take(values)));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    #[test]
+    fn elements_are_taken_from_whole_tensors_only() -> Result<()> {
+        let whole = Tensor::arange(0f32, 6.0, &Device::Cpu)?.reshape((2, 3))?;
+        assert_eq!(take_elements(&whole.narrow(0, 1, 1)?), None);
+        assert_eq!(take_elements(&whole.t()?), None);
+        assert_eq!(take_elements(&whole.to_dtype(DType::F64)?), None);
+        assert_eq!(whole.sum_all()?.to_scalar::<f32>()?, 15.0);
+        assert_eq!(take_elements(&whole), Some(vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]));
+        Ok(())
+    }
+}

@@ -2,7 +2,7 @@
 //! both halves for decoding, `y + scale * (x A^T) B^T`.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -15,7 +15,7 @@ use crate::nn::kernels::mat::{MatMut, MatRef};
 use crate::nn::kernels::matmul::matmul;
 use crate::nn::kernels::narrow::NarrowMatrix;
 use crate::nn::tape::apply3;
-use crate::nn::tensor_data::CHUNK;
+use crate::nn::tensor_data::{CHUNK, take_elements};
 use crate::options::Precision;
 
 /// `y + scale * z B^T` for `y` of any shape whose consecutive `out` elements are a row, `z` (rows, rank) and `b`
@@ -26,13 +26,33 @@ use crate::options::Precision;
 /// # Errors
 /// Errors of candle, if shapes, devices or dtypes do not fit.
 pub fn low_rank_update(y: &Tensor, z: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+    update(y, z, b, scale, |_| None)
+}
+
+/// [`low_rank_update`] of a fresh result `y` of a linear layer, which nothing reads again, not even its backward pass: its
+/// elements move into the new result, so that only one of the two takes memory.
+///
+/// # Errors
+/// As [`low_rank_update`].
+pub(crate) fn low_rank_update_of_fresh(y: Tensor, z: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+    update(&y, z, b, scale, take_elements)
+}
+
+fn update(
+    y: &Tensor,
+    z: &Tensor,
+    b: &Tensor,
+    scale: f64,
+    take: impl FnOnce(&Tensor) -> Option<Vec<f32>>,
+) -> Result<Tensor> {
     let ((rows, rank), (outputs, inner)) = (z.dims2()?, b.dims2()?);
     if rank != inner || y.elem_count() != rows * outputs {
         candle_core::bail!("low-rank update of {:?} from {:?} and {:?}", y.dims(), z.dims(), b.dims());
     }
     if is_cpu_f32(&[y, z, b]) {
-        let op = LowRankUpdate { rows, rank, outputs, scale: scale as f32 };
-        return apply3(&y.contiguous()?, &z.contiguous()?, &b.contiguous()?, op);
+        let (y, z, b) = (y.contiguous()?, z.contiguous()?, b.contiguous()?);
+        let taken = Mutex::new(take(&y));
+        return apply3(&y, &z, &b, LowRankUpdate { rows, rank, outputs, scale: scale as f32, taken });
     }
     y + (z.matmul(&b.t()?)? * scale)?.reshape(y.shape())?
 }
@@ -43,6 +63,8 @@ struct LowRankUpdate {
     rank: usize,
     outputs: usize,
     scale: f32,
+    /// Elements of `y`, if they were taken from it.
+    taken: Mutex<Option<Vec<f32>>>,
 }
 
 impl LowRankUpdate {
@@ -84,21 +106,23 @@ impl CustomOp3 for LowRankUpdate {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (y, z, b) = (contiguous_slice(y, ly)?, contiguous_slice(z, lz)?, contiguous_slice(b, lb)?);
-        let mut sum = match MatmulBackend::for_linear(self.rows, Precision::Full) {
+        let (z, b) = (contiguous_slice(z, lz)?, contiguous_slice(b, lb)?);
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut sum = taken.map_or_else(|| contiguous_slice(y, ly).map(<[f32]>::to_vec), Ok)?;
+        let product = match MatmulBackend::for_linear(self.rows, Precision::Full) {
             MatmulBackend::Gemv if self.rank > 0 => gemv(z, b, self.rank),
             _ => {
                 let b = MatRef::contiguous(b, (self.outputs, self.rank));
                 matmul(MatRef::contiguous(z, (self.rows, self.rank)), b.transposed(), Precision::Full)
             }
         };
-        let add = |(sum, y): (&mut [f32], &[f32])| {
+        let add = |(sum, product): (&mut [f32], &[f32])| {
             vectorised(
                 #[inline(always)]
-                || sum.iter_mut().zip(y).for_each(|(sum, y)| *sum = self.scale * *sum + *y),
+                || sum.iter_mut().zip(product).for_each(|(sum, product)| *sum += self.scale * product),
             );
         };
-        sum.par_chunks_mut(CHUNK).zip(y.par_chunks(CHUNK)).for_each(add);
+        sum.par_chunks_mut(CHUNK).zip(product.par_chunks(CHUNK)).for_each(add);
         Ok((CpuStorage::F32(sum), ly.shape().clone()))
     }
 
@@ -196,6 +220,9 @@ mod tests {
             let (y, z, b) = (values(&[rows, 2, 5], 0.1), values(&[rows * 2, 3], 0.2), values(&[5, 3], 0.3));
             let expected = (&y + (z.matmul(&b.t()?)? * 0.7)?.reshape(y.shape())?)?;
             assert!(max_diff(&low_rank_update(&y, &z, &b, 0.7)?, &expected) < 1e-5);
+            let kept = y.copy()?;
+            assert!(max_diff(&low_rank_update_of_fresh(y, &z, &b, 0.7)?, &expected) < 1e-5);
+            assert!(max_diff(&low_rank_update_of_fresh(kept.narrow(0, 0, rows)?, &z, &b, 0.7)?, &expected) < 1e-5);
         }
         let inputs = [values(&[2, 5], 0.1), values(&[2, 3], 0.2), values(&[5, 3], 0.3)];
         check_gradients(&inputs, |t| low_rank_update(&t[0], &t[1], &t[2], 0.7)?.sqr());
