@@ -55,6 +55,10 @@ impl HaploVlConfig {
         })));
         let mut pre = extra.pre_config;
         pre.extend(decoder_to_official(&self.pre_decoder));
+        // What the file repeated must follow a new vocabulary.
+        for (field, value) in repeated_fields(self) {
+            pre.entry(field).and_modify(|repeated| *repeated = value);
+        }
         let mut root = extra.root;
         root.insert("model_type".into(), json!("haplo"));
         root.insert("base_config".into(), Value::Object(base));
@@ -152,17 +156,22 @@ fn from_official(root: Map<String, Value>) -> Result<HaploVlConfig> {
     Ok(config)
 }
 
-/// `pre_config` may repeat fields of `base_config`; a different value is a contradiction.
-fn same_where_repeated(config: &HaploVlConfig) -> Result<()> {
-    let Some(extra) = &config.official_extra else { return Ok(()) };
-    for (field, base) in [
+/// Fields of `base_config` that `pre_config` may repeat.
+fn repeated_fields(config: &HaploVlConfig) -> [(&'static str, Value); 6] {
+    [
         ("vocab_size", json!(config.vocab_size)),
         ("image_token_index", json!(config.image_token_index)),
         ("video_token_index", json!(config.video_token_index)),
         ("patch_size", json!(config.vision.patch_size)),
         ("default_image_size", json!(config.vision.image_size)),
         ("image_newline", json!(config.vision.image_newline)),
-    ] {
+    ]
+}
+
+/// A different value where `pre_config` repeats a field is a contradiction.
+fn same_where_repeated(config: &HaploVlConfig) -> Result<()> {
+    let Some(extra) = &config.official_extra else { return Ok(()) };
+    for (field, base) in repeated_fields(config) {
         if let Some(found) = extra.pre_config.get(field)
             && *found != base
         {

@@ -67,6 +67,22 @@ fn official_config_round_trips() {
 }
 
 #[test]
+fn fields_that_the_file_repeats_follow_a_new_vocabulary() {
+    for (name, mut official) in official() {
+        let read = HaploVlConfig::from_json(official.clone()).unwrap();
+        official["pre_config"]["vocab_size"] = json!(read.vocab_size);
+        official["pre_config"]["image_token_index"] = json!(read.image_token_index);
+        official["pre_config"]["video_token_index"] = json!(read.video_token_index);
+        let mut config = HaploVlConfig::from_json(official).unwrap();
+        (config.vocab_size, config.image_token_index, config.video_token_index) = (777, 7, 8);
+        let back = config.to_official().unwrap();
+        assert_eq!(back["pre_config"]["image_token_index"], 7, "{name}");
+        let again = HaploVlConfig::from_json(back).unwrap();
+        assert_eq!((again.vocab_size, again.image_token_index, again.video_token_index), (777, 7, 8), "{name}");
+    }
+}
+
+#[test]
 fn missing_fields_take_their_default_and_round_trip() {
     for (name, official) in official() {
         for part in ["base_config", "pre_config"] {
