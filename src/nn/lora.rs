@@ -89,7 +89,7 @@ impl Lora {
     /// # Errors
     /// If shapes do not fit.
     pub fn add_to(&self, y: &Tensor, x: &Tensor) -> Result<Tensor> {
-        self.update(y.clone(), x, |y, z, b, scale| ops::low_rank_update(&y, z, b, scale))
+        self.update(y, x, false)
     }
 
     /// [`Self::add_to`] of a fresh result of a linear layer, which nothing else reads: it is not kept beside the new one.
@@ -97,22 +97,19 @@ impl Lora {
     /// # Errors
     /// As [`Self::add_to`].
     pub(super) fn add_to_fresh(&self, y: Tensor, x: &Tensor) -> Result<Tensor> {
-        self.update(y, x, ops::low_rank_update_of_fresh)
+        self.update(&y, x, true)
     }
 
-    fn update(
-        &self,
-        y: Tensor,
-        x: &Tensor,
-        update: impl FnOnce(Tensor, &Tensor, &Tensor, f64) -> candle_core::Result<Tensor>,
-    ) -> Result<Tensor> {
+    fn update(&self, y: &Tensor, x: &Tensor, is_fresh: bool) -> Result<Tensor> {
         let (rank, in_size) = self.a.dims2()?;
         let rows = x.elem_count().checked_div(in_size).unwrap_or_default();
-        if let Some(fixed) = self.fixed.as_ref().filter(|fixed| fixed.is_for(&y, x, rows)) {
-            return Ok(fixed.add_to(&y, x, rows)?);
+        let x = &ops::dropout(x, self.dropout, self.stream)?;
+        if let Some(fixed) = self.fixed.as_ref().filter(|fixed| fixed.is_for(y, x, rows)) {
+            return Ok(fixed.add_to(y, x, rows)?);
         }
         let (a, b) = (self.a.to_dtype(x.dtype())?, self.b.to_dtype(x.dtype())?);
-        let z = ops::linear_as(&ops::dropout(x, self.dropout, self.stream)?, &a, None, Precision::Full, (rows, rank))?;
+        let z = ops::linear_as(x, &a, None, Precision::Full, (rows, rank))?;
+        let update = if is_fresh { ops::low_rank_update_of_fresh } else { ops::low_rank_update };
         Ok(update(y, &z, &b, self.scale)?)
     }
 }

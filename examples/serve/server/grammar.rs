@@ -102,7 +102,8 @@ impl Vocabulary {
     }
 }
 
-/// Limits of time and memory. A token of a usual schema takes milliseconds; hostile patterns come near a second.
+/// Limits of time and memory. A token of a usual schema takes milliseconds; with the lexer's default of 200,000 steps of
+/// work for a token, hostile patterns came near a second.
 fn limits() -> ParserLimits {
     ParserLimits {
         max_lexer_states: 10_000,

@@ -5,6 +5,11 @@ use std::sync::LazyLock;
 
 use half::f16;
 
+/// Whether the CPU has AVX-512.
+pub fn is_supported() -> bool {
+    std::is_x86_feature_detected!("avx512f")
+}
+
 /// Whether the CPU has AVX-512, and multiplies a register of it as fast as one of AVX2: AMD's cores before family 1Ah
 /// (Zen 5) take two steps for it.
 pub fn has_full_rate() -> bool {
@@ -12,7 +17,7 @@ pub fn has_full_rate() -> bool {
         let (vendor, signature) = (__cpuid(0), __cpuid(1).eax);
         let is_amd = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD";
         let family = (signature >> 8 & 0xf) + (signature >> 20 & 0xff);
-        std::is_x86_feature_detected!("avx512f") && !(is_amd && family < 0x1a)
+        is_supported() && !(is_amd && family < 0x1a)
     });
     *FULL_RATE
 }
@@ -113,7 +118,7 @@ mod tests {
 
     #[test]
     fn transpose_swaps_rows_and_columns() {
-        if !std::is_x86_feature_detected!("avx512f") {
+        if !is_supported() {
             return;
         }
         let rows: [U32x16; 16] = std::array::from_fn(|row| U32x16(std::array::from_fn(|i| (16 * row + i) as u32)));

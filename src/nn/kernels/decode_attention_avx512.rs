@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::avx512::Element;
+use super::avx512::{self, Element};
 use super::kv_view::tiles;
 use super::mat::MatRef;
 use super::prefetch::prefetch;
@@ -47,7 +47,7 @@ pub struct DecodeAttentionAvx512<'a, T> {
 
 /// Whether the CPU has AVX-512 and heads of this size fill whole registers.
 pub fn is_supported(head_dim: usize) -> bool {
-    head_dim.is_multiple_of(LANES) && std::is_x86_feature_detected!("avx512f")
+    head_dim.is_multiple_of(LANES) && avx512::is_supported()
 }
 
 /// Consecutive keys or values of a segment, and consecutive query heads that pass over them.

@@ -20,7 +20,7 @@ pub fn gemv(x: &[f32], w: &[f32], width: usize) -> Vec<f32> {
     parallel_columns(x.len() / width, w.len() / width, per_task, |outputs, out| {
         let w = &w[outputs.start * width..outputs.end * width];
         #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-        if super::gemv_avx512::is_supported() {
+        if super::avx512::is_supported() {
             return super::gemv_avx512::fill(x, w, width, out);
         }
         Arch::new().dispatch(Task { x, w, width, out });

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::avx512::lane_mask;
+use super::avx512::{is_supported, lane_mask};
 use super::mat::MatMut;
 use super::parallel::OUTPUTS;
 use super::prefetch::prefetch_address;
@@ -10,11 +10,6 @@ use super::simd_math::AVX512_F32_LANES as LANES;
 
 /// Rows of `x` of a tile.
 const ROWS: usize = 4;
-
-/// Whether the CPU has AVX-512.
-pub fn is_supported() -> bool {
-    std::is_x86_feature_detected!("avx512f")
-}
 
 /// Fills `out` (rows, outputs) with `x` (rows, width) times the transpose of `w` (outputs, width).
 ///

@@ -35,8 +35,7 @@ impl NarrowMatrix {
     pub fn new(matrix: &[f32], inputs: usize, half: bool) -> Self {
         let outputs = matrix.len().checked_div(inputs).unwrap_or_default();
         #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-        if half && super::narrow_avx512::is_supported() && matrix.iter().all(|value| f16::from_f32(*value).is_finite())
-        {
+        if half && super::avx512::is_supported() && matrix.iter().all(|value| f16::from_f32(*value).is_finite()) {
             let lines = Lines::F16(lines(matrix, (outputs, inputs), f16::from_f32));
             return Self { outputs, inputs, lines };
         }
@@ -74,7 +73,7 @@ impl NarrowMatrix {
             #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
             Lines::F16(lines) => super::narrow_avx512::fill(&lines[first..], x, scale, out),
             #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-            Lines::F32(lines) if super::narrow_avx512::is_supported() => {
+            Lines::F32(lines) if super::avx512::is_supported() => {
                 super::narrow_avx512::fill(&lines[first..], x, scale, out);
             }
             Lines::F32(lines) => vectorised(
@@ -130,19 +129,16 @@ mod tests {
 
     #[test]
     fn products_equal_the_definition_and_rows_are_the_same_bits_in_any_number() {
-        for (outputs, inputs) in [(1, 1), (16, 64), (3, 70), (40, 16), (37, 5), (16, 0), (0, 4), (70_000, 3)] {
+        for (outputs, inputs) in [(1, 1), (16, 64), (3, 70), (40, 16), (37, 5), (70_000, 3)] {
             let matrix = elements(outputs * inputs, 0.3);
             for rows in [0, 1, 2, 3, 4, 7] {
                 let (x, before) = (elements(rows * inputs, 0.1), elements(rows * outputs, 0.2));
                 let run = |half, x: &[f32], before: &[f32]| {
                     let mut out = before.to_vec();
-                    let shape = (before.len().checked_div(outputs).unwrap_or_default(), outputs);
+                    let shape = (before.len() / outputs, outputs);
                     NarrowMatrix::new(&matrix, inputs, half).add_product(x, 0.5, MatMut::contiguous(&mut out, shape));
                     out
                 };
-                if inputs == 0 || outputs == 0 {
-                    continue;
-                }
                 let found = run(false, &x, &before);
                 for (place, found) in found.iter().enumerate() {
                     let (x, row) = (&x[place / outputs * inputs..], &matrix[place % outputs * inputs..][..inputs]);

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::avx512::{Element, lane_mask};
+use super::avx512::{Element, is_supported, lane_mask};
 use super::mat::MatMut;
 use super::narrow::{LANES, SUMS};
 use super::prefetch::prefetch_address;
@@ -11,11 +11,6 @@ use super::prefetch::prefetch_address;
 const ROWS: usize = 4;
 /// Prefetch distance in bytes.
 const AHEAD: usize = 4096;
-
-/// Whether the CPU has AVX-512.
-pub fn is_supported() -> bool {
-    std::is_x86_feature_detected!("avx512f")
-}
 
 /// Adds `scale * x M^T` to `out`, for the panels of a matrix that begin with `lines`; see [`super::narrow`].
 pub fn fill<T: Element>(lines: &[[T; LANES]], x: &[f32], scale: f32, mut out: MatMut) {

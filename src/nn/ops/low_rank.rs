@@ -26,7 +26,7 @@ use crate::options::Precision;
 /// # Errors
 /// Errors of candle, if shapes, devices or dtypes do not fit.
 pub fn low_rank_update(y: &Tensor, z: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
-    update(y, z, b, scale, |_| None)
+    update(y, z, b, scale, false)
 }
 
 /// [`low_rank_update`] of a fresh result `y` of a linear layer, which nothing reads again, not even its backward pass: its
@@ -34,24 +34,18 @@ pub fn low_rank_update(y: &Tensor, z: &Tensor, b: &Tensor, scale: f64) -> Result
 ///
 /// # Errors
 /// As [`low_rank_update`].
-pub(crate) fn low_rank_update_of_fresh(y: Tensor, z: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
-    update(&y, z, b, scale, take_elements)
+pub(crate) fn low_rank_update_of_fresh(y: &Tensor, z: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+    update(y, z, b, scale, true)
 }
 
-fn update(
-    y: &Tensor,
-    z: &Tensor,
-    b: &Tensor,
-    scale: f64,
-    take: impl FnOnce(&Tensor) -> Option<Vec<f32>>,
-) -> Result<Tensor> {
+fn update(y: &Tensor, z: &Tensor, b: &Tensor, scale: f64, is_fresh: bool) -> Result<Tensor> {
     let ((rows, rank), (outputs, inner)) = (z.dims2()?, b.dims2()?);
     if rank != inner || y.elem_count() != rows * outputs {
         candle_core::bail!("low-rank update of {:?} from {:?} and {:?}", y.dims(), z.dims(), b.dims());
     }
     if is_cpu_f32(&[y, z, b]) {
         let (y, z, b) = (y.contiguous()?, z.contiguous()?, b.contiguous()?);
-        let taken = Mutex::new(take(&y));
+        let taken = Mutex::new(is_fresh.then(|| take_elements(&y)).flatten());
         return apply3(&y, &z, &b, LowRankUpdate { rows, rank, outputs, scale: scale as f32, taken });
     }
     y + (z.matmul(&b.t()?)? * scale)?.reshape(y.shape())?
@@ -221,8 +215,8 @@ mod tests {
             let expected = (&y + (z.matmul(&b.t()?)? * 0.7)?.reshape(y.shape())?)?;
             assert!(max_diff(&low_rank_update(&y, &z, &b, 0.7)?, &expected) < 1e-5);
             let kept = y.copy()?;
-            assert!(max_diff(&low_rank_update_of_fresh(y, &z, &b, 0.7)?, &expected) < 1e-5);
-            assert!(max_diff(&low_rank_update_of_fresh(kept.narrow(0, 0, rows)?, &z, &b, 0.7)?, &expected) < 1e-5);
+            assert!(max_diff(&low_rank_update_of_fresh(&y, &z, &b, 0.7)?, &expected) < 1e-5);
+            assert!(max_diff(&low_rank_update_of_fresh(&kept.narrow(0, 0, rows)?, &z, &b, 0.7)?, &expected) < 1e-5);
         }
         let inputs = [values(&[2, 5], 0.1), values(&[2, 3], 0.2), values(&[5, 3], 0.3)];
         check_gradients(&inputs, |t| low_rank_update(&t[0], &t[1], &t[2], 0.7)?.sqr());
