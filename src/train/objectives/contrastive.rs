@@ -8,7 +8,7 @@ use candle_nn::loss::cross_entropy;
 use candle_nn::ops::softmax;
 
 use super::{Counts, Loss, Objective, common_counts};
-use crate::batch::MultimodalBatch;
+use crate::batch::{MultimodalBatch, Sample, SequenceLayout};
 use crate::model::{ClipVision, LanguageModel};
 use crate::nn::{Linear, LogitScale};
 use crate::weights::{ClipConfig, LlmConfig};
@@ -55,8 +55,13 @@ impl Contrastive {
 
     /// Normalised embeddings of the distinct texts, from their last tokens, (texts, projection_dim).
     fn texts(&self, batch: &MultimodalBatch, texts: &Texts) -> Result<Tensor> {
-        let hidden = self.text.hidden_states(&self.text.embed(&batch.input_ids)?, &batch.layout)?.flatten_to(1)?;
-        let ends = Tensor::new(texts.ends.as_slice(), hidden.device())?;
+        let seq_len = texts.layout.seq_len;
+        let ids = Tensor::from_slice(&texts.ids, (texts.layout.rows.len(), seq_len), batch.input_ids.device())?;
+        let hidden = self.text.hidden_states(&self.text.embed(&ids)?, &texts.layout)?.flatten_to(1)?;
+        let rows = texts.layout.rows.iter().enumerate();
+        let ends =
+            rows.flat_map(|(row, texts)| texts.iter().map(move |text| (row * seq_len + text.range.end - 1) as u32));
+        let ends = Tensor::new(Vec::from_iter(ends), hidden.device())?;
         unit(&self.text_projection.forward(&hidden.index_select(&ends, 0)?)?)
     }
 
@@ -70,10 +75,12 @@ impl Contrastive {
     }
 }
 
-/// Distinct texts of a batch; equal texts are merged.
+/// Distinct texts of a batch: equal texts are merged, and computed once.
 struct Texts {
-    /// End position of each text, counted over all rows.
-    ends: Vec<u32>,
+    /// Ids of the texts, packed into rows of `layout`.
+    ids: Vec<u32>,
+    /// Places of the texts in `ids`, in rows no longer than those of the batch.
+    layout: SequenceLayout,
     /// Positive pairs of a text and an image.
     pairs: Vec<[usize; 2]>,
 }
@@ -81,21 +88,22 @@ struct Texts {
 impl Texts {
     fn new(batch: &MultimodalBatch) -> Result<Self> {
         let ids = batch.input_ids.to_vec2::<u32>()?;
-        let mut numbers = HashMap::new();
-        let (mut ends, mut pairs) = (Vec::new(), Vec::new());
+        let (mut numbers, mut texts) = (HashMap::new(), Vec::new());
+        let mut pairs = Vec::new();
         for (row, samples) in batch.layout.rows.iter().enumerate() {
             for range in samples.iter().map(|sample| sample.range.clone()) {
-                let end = row * batch.layout.seq_len + range.end - 1;
-                let number = *numbers.entry(&ids[row][range]).or_insert(ends.len());
-                if number == ends.len() {
-                    ends.push(end as u32);
+                let text = &ids[row][range];
+                let number = *numbers.entry(text).or_insert(texts.len());
+                if number == texts.len() {
+                    texts.push(text);
                 }
                 if !pairs.contains(&[number, row]) {
                     pairs.push([number, row]);
                 }
             }
         }
-        Ok(Self { ends, pairs })
+        let (ids, layout) = packed(&texts, batch.layout.seq_len);
+        Ok(Self { ids, layout, pairs })
     }
 
     /// Cross-entropy of each positive pair against all negatives, from the logits (texts, images), with other positives
@@ -118,6 +126,27 @@ impl Texts {
         let logits = (logits.index_select(&pick(1 - side)?, 0)? + excluded)?;
         Ok(cross_entropy(&logits, &pick(side)?)?)
     }
+}
+
+/// Packs texts in their order into rows of `seq_len`, which none of them exceeds.
+fn packed(texts: &[&[u32]], seq_len: usize) -> (Vec<u32>, SequenceLayout) {
+    let (mut ids, mut rows, mut free) = (Vec::new(), Vec::<Vec<Sample>>::new(), 0);
+    for text in texts {
+        if text.len() > free {
+            ids.resize(rows.len() * seq_len, 0);
+            rows.push(Vec::new());
+            free = seq_len;
+        }
+        let start = seq_len - free;
+        let sample = Sample { range: start..start + text.len(), visual_blocks: vec![], visuals: vec![] };
+        if let Some(row) = rows.last_mut() {
+            row.push(sample);
+        }
+        ids.extend_from_slice(text);
+        free -= text.len();
+    }
+    ids.resize(rows.len() * seq_len, 0);
+    (ids, SequenceLayout { seq_len, rows })
 }
 
 /// Rows normalised to unit length.
@@ -159,7 +188,6 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
-    use crate::batch::{Sample, SequenceLayout};
     use crate::nn::ops::testing::max_diff;
 
     /// Two images: the first with the texts `1 2` and `3`, the second with `3` only.
@@ -176,7 +204,20 @@ mod tests {
     #[test]
     fn equal_texts_are_merged_over_images() {
         let texts = Texts::new(&batch()).unwrap();
-        assert_eq!((texts.ends, texts.pairs), (vec![1, 2], vec![[0, 0], [1, 0], [1, 1]]));
+        let ranges = texts.layout.rows.iter().map(|row| Vec::from_iter(row.iter().map(|text| text.range.clone())));
+        assert_eq!((texts.ids, texts.pairs), (vec![1, 2, 3], vec![[0, 0], [1, 0], [1, 1]]));
+        assert_eq!(Vec::from_iter(ranges), [[0..2, 2..3]]);
+    }
+
+    #[test]
+    fn texts_are_packed_into_rows() {
+        let (ids, layout) = packed(&[&[1, 2], &[3, 4], &[5], &[6, 7, 8]], 3);
+        assert_eq!(ids, [1, 2, 0, 3, 4, 5, 6, 7, 8]);
+        let rows = layout.rows.iter().enumerate();
+        let places = rows.flat_map(|(row, texts)| texts.iter().map(move |text| (row, text.range.clone())));
+        assert_eq!(Vec::from_iter(places), [(0, 0..2), (1, 0..2), (1, 2..3), (2, 0..3)]);
+        layout.validate().unwrap();
+        assert_eq!(packed(&[], 3).1.rows.len(), 0);
     }
 
     #[test]
