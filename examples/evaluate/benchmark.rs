@@ -78,12 +78,22 @@ impl BenchmarkOptions {
 
     /// Evaluates a model, or scores predictions.
     pub fn run(&self, arguments: &Arguments) -> Result<()> {
+        self.make_folders(arguments)?;
         let questions = self.questions(arguments)?;
         note_left_out(&questions);
         match &self.score {
             Some(file) => self.score_file(arguments, &questions, file),
             None => self.evaluate(arguments, &questions),
         }
+    }
+
+    /// Makes the folders of all results before hours go into them.
+    fn make_folders(&self, arguments: &Arguments) -> Result<()> {
+        let files = [&arguments.predictions, &self.sheet].into_iter().flatten().filter_map(|file| file.parent());
+        for folder in self.out.as_deref().into_iter().chain(files) {
+            std::fs::create_dir_all(folder).map_err(|e| anyhow::anyhow!("making {}: {e}", folder.display()))?;
+        }
+        Ok(())
     }
 
     fn questions(&self, arguments: &Arguments) -> Result<QuestionSet> {

@@ -41,7 +41,12 @@ impl StagedFile {
     /// Writes and syncs a temporary file next to `path`.
     pub(super) fn write<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<(Self, T)> {
         let io = |e| Error::io(path, e);
-        let (file, temporary) = temporary_file(folder_of(path)).map_err(io)?.into_parts();
+        let folder = folder_of(path);
+        if !folder.exists() {
+            let missing = std::io::Error::new(std::io::ErrorKind::NotFound, "its folder does not exist: make it first");
+            return Err(io(missing));
+        }
+        let (file, temporary) = temporary_file(folder).map_err(io)?.into_parts();
         let mut writer = BufWriter::with_capacity(1 << 20, file);
         let value = write(&mut writer)?;
         let file = writer.into_inner().map_err(|e| io(e.into_error()))?;
@@ -118,7 +123,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("no/such/a.json");
         let message = write_bytes_atomically(&path, b"x").unwrap_err().to_string();
-        assert!(message.contains("no/such/a.json"), "{message}");
+        assert!(message.contains("no/such/a.json: its folder does not exist"), "{message}");
     }
 
     #[cfg(unix)]
