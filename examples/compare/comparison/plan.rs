@@ -22,6 +22,8 @@ pub struct Plan {
     pub recipes: BTreeMap<String, Vec<String>>,
     /// Designs in the order in which they are trained; the others must cost as much as the first.
     pub designs: Vec<Design>,
+    /// What the page answers, in its order.
+    pub claims: Vec<Claim>,
     /// Entries of the scaling suite.
     pub scaling: Scaling,
 }
@@ -99,6 +101,26 @@ pub struct Stage {
     pub set: Vec<String>,
 }
 
+/// A sentence that the right answers of two designs support or not.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    /// The sentence, without a period.
+    pub says: String,
+    /// Name of the design that has more right answers if it is so.
+    pub design: String,
+    /// Name of the other one.
+    pub against: String,
+    /// Kind of question; all of them if it is missing.
+    pub kind: Option<String>,
+    /// Whether the first may also be level: at most so many points less.
+    #[serde(default)]
+    pub within: f64,
+    /// Whether the paper says so; otherwise it is a question of ours.
+    #[serde(default)]
+    pub paper: bool,
+}
+
 /// Entries of the scaling suite.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -149,6 +171,8 @@ impl Plan {
         let text = std::fs::read_to_string(&path).map_err(|e| named(&path, e))?;
         let plan: Self = toml::from_str(&text).map_err(|e| named(&path, e))?;
         plan.designs.iter().try_for_each(|design| plan.stages(design).map(drop))?;
+        let compared = plan.claims.iter().flat_map(|claim| [&claim.design, &claim.against]);
+        compared.into_iter().try_for_each(|name| plan.design(name).map(drop))?;
         Ok(plan)
     }
 

@@ -1,7 +1,7 @@
 //! The page of a comparison: tables and charts, made from the results alone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
+use std::fmt::{self, Display, Formatter, Write};
 use std::path::Path;
 
 use anyhow::Result;
@@ -21,12 +21,28 @@ const IMAGES: &str = "images";
 struct Row {
     results: Vec<Results>,
     graded: Graded,
+    /// Right answers of each kind of question, as often as each is one.
+    answers: BTreeMap<String, BTreeMap<String, usize>>,
 }
 
 impl Row {
     fn new(seeds: &[(Results, Vec<Answered>)]) -> Self {
         let graded = Graded::new(seeds.iter().map(|(_, answers)| answers.as_slice()));
-        Self { results: seeds.iter().map(|(results, _)| results.clone()).collect(), graded }
+        let mut answers = BTreeMap::<String, BTreeMap<String, usize>>::new();
+        for Answered { kind, answer, .. } in seeds.first().into_iter().flat_map(|(_, answers)| answers) {
+            *answers.entry(kind.clone()).or_default().entry(answer.clone()).or_default() += 1;
+        }
+        Self { results: seeds.iter().map(|(results, _)| results.clone()).collect(), graded, answers }
+    }
+
+    /// Share of the questions of a kind, or of all, that the most common answer of each kind is right for.
+    fn most_common(&self, kind: &str) -> f64 {
+        let of_kind = self.answers.iter().filter(|(name, _)| kind == ALL || *name == kind).map(|(_, answers)| answers);
+        let add = |(most, all), answers: &BTreeMap<String, usize>| {
+            (most + answers.values().max().copied().unwrap_or(0), all + answers.values().sum::<usize>())
+        };
+        let (most, all) = of_kind.fold((0, 0), add);
+        most as f64 / all.max(1) as f64
     }
 
     /// Mean of a value over the seeds.
@@ -75,6 +91,7 @@ impl Report<'_> {
     fn text(&self) -> Result<String> {
         let designs = self.designs();
         let mut text = format!("## Setting `{}`\n\n", self.setting);
+        self.claims(&mut text)?;
         self.overall(&mut text, &designs)?;
         self.by_kind(&mut text, &designs)?;
         self.costs(&mut text, &designs)?;
@@ -87,6 +104,33 @@ impl Report<'_> {
     fn designs(&self) -> Vec<(&str, &Row)> {
         let row = |name: &'_ str| self.rows.get_key_value(name).map(|(name, row)| (name.as_str(), row));
         self.plan.designs.iter().filter_map(|design| row(&design.name)).collect()
+    }
+
+    /// Each claim with its verdict, and what it stands on.
+    fn claims(&self, text: &mut String) -> Result<()> {
+        writeln!(
+            text,
+            "| claim | verdict | more right answers, points | of questions | seeds |\n|---|---|---|---|---|"
+        )?;
+        for claim in &self.plan.claims {
+            let Some((own, other)) = self.rows.get(&claim.design).zip(self.rows.get(&claim.against)) else { continue };
+            let kind = claim.kind.as_deref().unwrap_or(ALL);
+            let difference = own.graded.difference(&other.graded, kind);
+            let verdict = Verdict::of(&difference, claim.within / 100.0);
+            let (by, seeds) = (difference.percent(), own.results.len().min(other.results.len()));
+            let origin = if claim.paper { " (paper)" } else { "" };
+            let bound = match claim.within {
+                0.0 => String::new(),
+                within => format!(": at most {within} points less"),
+            };
+            writeln!(text, "| {}{bound}{origin} | **{verdict}** | {by} | {kind} | {seeds} |", claim.says)?;
+        }
+        writeln!(
+            text,
+            "\nPoints have a 95 % interval, drawn over seeds and scenes together. The verdict is **yes** or **no** if the whole \
+             interval says so, otherwise **open**.\n"
+        )?;
+        Ok(())
     }
 
     fn overall(&self, text: &mut String, designs: &[(&str, &Row)]) -> Result<()> {
@@ -118,6 +162,10 @@ impl Report<'_> {
             let cells: Vec<String> = estimates.iter().map(Estimate::percent).collect();
             writeln!(text, "| {name} | {} |", cells.join(" | "))?;
             series.push((name.to_string(), estimates));
+        }
+        if let Some((_, row)) = designs.first() {
+            let shares = kinds.iter().map(|kind| format!("{:.1}", 100.0 * row.most_common(kind)));
+            writeln!(text, "| *most common answer* | {} |", Vec::from_iter(shares).join(" | "))?;
         }
         let title = format!("Right answers by kind of question, {}", self.setting);
         let (link, path) = self.image("kinds");
@@ -158,10 +206,25 @@ impl Report<'_> {
     fn curves(&self, text: &mut String, designs: &[(&str, &Row)]) -> Result<()> {
         let is_start = |name: &str| ["haplovl", "no-stage-1"].contains(&name) || name.starts_with("connector-");
         let starts: Vec<_> = designs.iter().filter(|(name, _)| is_start(name)).copied().collect();
+        self.losses(text, designs)?;
         self.curve(text, "starts", "Validation loss of stage 2 by its start", &starts, true, |point| point.loss)?;
         self.curve(text, "losses", "Validation loss of stage 2 by design", designs, true, |point| point.loss)?;
         let title = "Right answers by samples of stage 2, %";
         self.curve(text, "accuracy", title, designs, false, |point| 100.0 * point.accuracy)
+    }
+
+    /// Table of validation losses by the samples of stage 2.
+    fn losses(&self, text: &mut String, designs: &[(&str, &Row)]) -> Result<()> {
+        let curves: Vec<_> = designs.iter().map(|(name, row)| (name, row.curve(|point| point.loss))).collect();
+        let samples = curves.first().map(|(_, curve)| curve.iter().map(|(samples, _)| samples.to_string()));
+        let samples: Vec<String> = samples.into_iter().flatten().collect();
+        writeln!(text, "\nValidation loss by samples of stage 2.\n")?;
+        writeln!(text, "| design | {} |\n|---|{}", samples.join(" | "), "---|".repeat(samples.len()))?;
+        for (name, curve) in curves {
+            let losses: Vec<String> = curve.iter().map(|(_, loss)| format!("{loss:.3}")).collect();
+            writeln!(text, "| {name} | {} |", losses.join(" | "))?;
+        }
+        Ok(())
     }
 
     fn curve(
@@ -244,6 +307,35 @@ impl Report<'_> {
     }
 }
 
+/// Whether a claim holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Yes,
+    No,
+    Open,
+}
+
+impl Verdict {
+    /// The verdict of a difference that must not be below minus `within`.
+    fn of(difference: &Estimate, within: f64) -> Self {
+        match difference.interval {
+            [low, _] if low > -within => Self::Yes,
+            [_, high] if high < -within => Self::No,
+            _ => Self::Open,
+        }
+    }
+}
+
+impl Display for Verdict {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Yes => "yes",
+            Self::No => "no",
+            Self::Open => "open",
+        })
+    }
+}
+
 /// Slope of the least-squares line through points of (log10 x, y), with the logarithm of y.
 fn fit(points: &[(f64, f64)]) -> Option<f64> {
     let points: Vec<(f64, f64)> = points.iter().map(|(x, y)| (*x, y.log10())).filter(|(_, y)| y.is_finite()).collect();
@@ -255,7 +347,17 @@ fn fit(points: &[(f64, f64)]) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::fit;
+    use super::{Estimate, Verdict, fit};
+
+    #[test]
+    fn a_claim_holds_if_its_interval_is_on_one_side() {
+        let verdict = |low, high, within| Verdict::of(&Estimate { value: 0.0, interval: [low, high] }, within);
+        assert_eq!(verdict(0.01, 0.03, 0.0), Verdict::Yes);
+        assert_eq!(verdict(-0.03, -0.01, 0.0), Verdict::No);
+        assert_eq!(verdict(-0.01, 0.01, 0.0), Verdict::Open);
+        assert_eq!(verdict(-0.01, 0.01, 0.02), Verdict::Yes);
+        assert_eq!(verdict(-0.05, -0.01, 0.02), Verdict::Open);
+    }
 
     #[test]
     fn powers_are_recovered() {
