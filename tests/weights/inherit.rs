@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::Init;
 use haplovl::config::{DecoderConfig, HaploVlConfig, MlpKind, NormKind, Rope, TextEmbedding};
+use haplovl::model::{DistillationHeads, PreDecoderModel};
 use haplovl::weights::{
     ClipSource, LlmSource, Parameters, SaveOptions, TensorSource, TextInit, check_source, init_from_clip,
-    init_from_llm, open_weights, principal_components, save_safetensors,
+    init_from_llm, init_text_embedding, open_weights, principal_components, save_safetensors,
 };
 
 pub fn fixture(path: &str) -> PathBuf {
@@ -283,6 +284,44 @@ fn clip_and_llm_together_leave_only_unmatched_parameters_fresh() {
     let report = report.merge(init_from_llm(&llm, &config, &parameters, TextInit::PrincipalComponents).unwrap());
     assert_eq!(report.fresh, ["model.image_newline"]);
     assert_eq!(report.copied.len() + 1, parameters.len());
+}
+
+#[test]
+fn heads_of_stage_1_start_from_what_is_inherited() {
+    let (llm, clip) = (llm("qwen2"), clip());
+    let mut config = config(&llm, &clip);
+    config.vision.image_grid_pinpoints = vec![[config.vision.image_size; 2]];
+    let (width, words) = (config.pre_decoder.hidden_size, config.post_decoder.hidden_size);
+    let heads = |store: &Parameters| {
+        let vb = store.var_builder(1, DType::F32, &Device::Cpu);
+        PreDecoderModel::new(&config, vb.clone()).unwrap();
+        DistillationHeads::new(width, width, words, vb).unwrap()
+    };
+    let states = Tensor::randn(0f32, 1.0, (5, width), &Device::Cpu).unwrap();
+    let store = Parameters::new();
+    let random = values(&heads(&store).text(&states).unwrap());
+    let report = init_from_clip(&clip, &config, &store).unwrap();
+    let report = report.merge(init_text_embedding(&llm, &config, &store, TextInit::Random).unwrap());
+    assert_eq!(values(&heads(&store).text(&states).unwrap()), random);
+    let report = report.merge(init_text_embedding(&llm, &config, &store, TextInit::PrincipalComponents).unwrap());
+    let heads = heads(&store);
+    // What the norm leaves of a state goes through the vision head as it is.
+    let normalised = |x: &Tensor| {
+        let centred = x.broadcast_sub(&x.mean_keepdim(1).unwrap()).unwrap();
+        let spread = (centred.sqr().unwrap().mean_keepdim(1).unwrap() + 1e-5).unwrap().sqrt().unwrap();
+        centred.broadcast_div(&spread).unwrap()
+    };
+    close(&heads.vision(&states).unwrap(), &normalised(&states), 1e-5);
+    // The text head turns the projected embeddings back, as long as they were.
+    let table = theirs(llm.tensors(), "model.embed_tokens.weight");
+    let down = ours(&store, "model.embed_proj.weight");
+    let narrow = table.matmul(&down.t().unwrap()).unwrap();
+    let length = narrow.sqr().unwrap().mean_all().unwrap().sqrt().unwrap();
+    let back = normalised(&states).matmul(&down).unwrap().broadcast_mul(&length).unwrap();
+    close(&heads.text(&states).unwrap(), &back, 1e-5);
+    for name in ["distillation.vision.proj.weight", "distillation.text.proj.weight"] {
+        assert!(report.copied.iter().any(|copied| copied == name), "{report}");
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::pca::principal_components;
 use super::transfer::Transfer;
 use super::{InitReport, LlmConfig, RowMap};
 use crate::config::{HaploVlConfig, Rope, TextEmbedding};
+use crate::model::DistillationHeads;
 use crate::weights::source::{EMBEDDING, HEAD};
 use crate::weights::{GgufFile, Parameters, TensorSource, open_decoder_weights, source_var_builder};
 use crate::{Error, Result};
@@ -255,7 +256,10 @@ pub fn init_text_embedding(
     let mut transfer = Transfer::new(source.tensors(), parameters);
     let table = source.table(EMBEDDING, transfer.take(EMBEDDING)?)?;
     let rows = source.row_map(config.vocab_size)?;
-    copy_embedding(&mut transfer, &table, &rows, config, text)?;
+    if let Some((down, narrow)) = copy_embedding(&mut transfer, &table, &rows, config, text)? {
+        let up = (down.t()? * root_mean_square(&narrow)?)?;
+        transfer.start_head(&DistillationHeads::projection("text"), &up)?;
+    }
     Ok(InitReport { rows: vec![rows.counts()], ..transfer.finish() })
 }
 

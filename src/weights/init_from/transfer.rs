@@ -66,6 +66,18 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
+    /// Starts a head of stage 1, `name.{weight,bias}`, with this matrix, if the model has such a head of its shape.
+    pub(super) fn start_head(&mut self, name: &str, matrix: &Tensor) -> Result<()> {
+        let weight = format!("{name}.weight");
+        match self.parameters.get(&weight) {
+            Some(head) if head.dims() == matrix.dims() => {
+                self.put(&weight, matrix)?;
+                self.fill(&format!("{name}.bias"), 0.0)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether a stored head is a copy of the embedding table, which is not needed.
     pub(super) fn ignore_tied_head(&mut self, has_tied_head: bool) {
         self.has_tied_head = has_tied_head;
