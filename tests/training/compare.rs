@@ -118,8 +118,10 @@ fn every_design_is_trained_and_a_stopped_comparison_goes_on() {
     let text = report(&options, &page).unwrap();
     assert_eq!(std::fs::read_to_string(&page).unwrap(), text);
     for design in all(&options) {
-        assert_eq!(text.matches(&format!("\n| {design} | ")).count(), 3, "{design} in {text}");
+        assert_eq!(text.matches(&format!("\n| {design} | ")).count(), 4, "{design} in {text}");
     }
+    let verdicts = ["yes", "no", "open"].map(|verdict| text.matches(&format!("| **{verdict}** | ")).count());
+    assert_eq!(verdicts.iter().sum::<usize>(), Plan::read(&options.recipes).unwrap().claims.len(), "{text}");
     for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
         let chart = std::fs::read_to_string(folder.path().join("page").join(link)).unwrap();
         assert!(chart.starts_with("<svg"), "{link}");

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter, Write};
+use std::ops::Add;
 use std::path::Path;
 
 use anyhow::Result;
@@ -136,7 +137,7 @@ impl Report<'_> {
     fn overall(&self, text: &mut String, designs: &[(&str, &Row)]) -> Result<()> {
         let Some((reference, base)) = designs.first() else { return Ok(()) };
         writeln!(text, "Right answers in percent with 95 % intervals (bootstrap over seeds and scenes).\n")?;
-        writeln!(text, "| design | seeds | right | less or more than {reference} | validation loss |")?;
+        writeln!(text, "| design | seeds | right | difference from {reference} | validation loss |")?;
         writeln!(text, "|---|---|---|---|---|")?;
         for (name, row) in designs {
             let right = row.graded.accuracy(ALL).percent();
@@ -187,7 +188,8 @@ impl Report<'_> {
         writeln!(text, "|---|---|---|---|---|---|---|---|---|")?;
         for (name, row) in designs {
             let Some(first) = row.first() else { continue };
-            let before = row.mean(|results| results.stages.iter().rev().skip(1).map(|stage| stage.seconds).sum());
+            let before =
+                row.mean(|results| results.stages.iter().rev().skip(1).map(|stage| stage.seconds).fold(0.0, f64::add));
             let last = row.mean(|results| results.stages.last().map_or(0.0, |stage| stage.seconds));
             let tokens = row.mean(|results| results.stages.last().map_or(0.0, |stage| stage.tokens));
             let [question, sample] = [first.flops_question, first.flops_sample].map(|flops| flops / 1e9);
