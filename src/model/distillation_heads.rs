@@ -38,11 +38,6 @@ impl DistillationHeads {
     /// Prefix of all parameters of the heads.
     pub const PREFIX: &str = "distillation";
 
-    /// Name of the projection of a head, `vision` or `text`.
-    pub(crate) fn projection(head: &str) -> String {
-        format!("{}.{head}.proj", Self::PREFIX)
-    }
-
     /// Reads `distillation.{vision,text}.{norm,proj}` and `distillation.logit_scale`; `vb` is the root of the
     /// checkpoint.
     ///

@@ -14,7 +14,6 @@ use super::resample::resample_grid;
 use super::transfer::Transfer;
 use super::vision_config::{ClipConfig, VisionFamily};
 use crate::config::{HaploVlConfig, MlpKind};
-use crate::model::DistillationHeads;
 use crate::weights::renamed::VISION;
 use crate::weights::siglip::PixelNorm;
 use crate::weights::{Parameters, TensorSource, folder_of, open_weights, source_var_builder};
@@ -105,9 +104,9 @@ pub fn init_from_clip(source: &ClipSource, config: &HaploVlConfig, parameters: &
     for layer in 0..config.pre_decoder.num_hidden_layers {
         copy_layer(&mut transfer, config.pre_decoder.mlp, layer)?;
     }
-    // The states already are about those of a teacher that is the same CLIP.
+    // Patch states already resemble the features of a teacher that is the same CLIP.
     let unchanged = Tensor::eye(config.pre_decoder.hidden_size, DType::F32, &Device::Cpu)?;
-    transfer.start_head(&DistillationHeads::projection("vision"), &unchanged)?;
+    transfer.start_head("distillation.vision.proj", &unchanged)?;
     Ok(transfer.finish())
 }
 

@@ -13,7 +13,6 @@ use super::pca::principal_components;
 use super::transfer::Transfer;
 use super::{InitReport, LlmConfig, RowMap};
 use crate::config::{HaploVlConfig, Rope, TextEmbedding};
-use crate::model::DistillationHeads;
 use crate::weights::source::{EMBEDDING, HEAD};
 use crate::weights::{GgufFile, Parameters, TensorSource, open_decoder_weights, source_var_builder};
 use crate::{Error, Result};
@@ -258,7 +257,7 @@ pub fn init_text_embedding(
     let rows = source.row_map(config.vocab_size)?;
     if let Some((down, narrow)) = copy_embedding(&mut transfer, &table, &rows, config, text)? {
         let up = (down.t()? * root_mean_square(&narrow)?)?;
-        transfer.start_head(&DistillationHeads::projection("text"), &up)?;
+        transfer.start_head("distillation.text.proj", &up)?;
     }
     Ok(InitReport { rows: vec![rows.counts()], ..transfer.finish() })
 }
