@@ -78,7 +78,6 @@ impl BenchmarkOptions {
 
     /// Evaluates a model, or scores predictions.
     pub fn run(&self, arguments: &Arguments) -> Result<()> {
-        self.make_folders(arguments)?;
         let questions = self.questions(arguments)?;
         note_left_out(&questions);
         match &self.score {
@@ -88,9 +87,9 @@ impl BenchmarkOptions {
     }
 
     /// Makes the folders of all results before hours go into them.
-    fn make_folders(&self, arguments: &Arguments) -> Result<()> {
+    fn make_folders(&self, arguments: &Arguments, out: Option<&Path>) -> Result<()> {
         let files = [&arguments.predictions, &self.sheet].into_iter().flatten().filter_map(|file| file.parent());
-        for folder in self.out.as_deref().into_iter().chain(files) {
+        for folder in out.into_iter().chain(files) {
             std::fs::create_dir_all(folder).map_err(|e| anyhow::anyhow!("making {}: {e}", folder.display()))?;
         }
         Ok(())
@@ -108,6 +107,7 @@ impl BenchmarkOptions {
     }
 
     fn score_file(&self, arguments: &Arguments, questions: &QuestionSet, file: &Path) -> Result<()> {
+        self.make_folders(arguments, self.out.as_deref())?;
         let predictions = read_predictions(file)?;
         let matched = questions.matched(&predictions)?;
         let missing = matched.iter().filter(|prediction| prediction.is_none()).count();
@@ -132,7 +132,7 @@ impl BenchmarkOptions {
 
     fn evaluate(&self, arguments: &Arguments, questions: &QuestionSet) -> Result<()> {
         let out = self.out.clone().unwrap_or_else(|| Path::new("runs/evaluate").join(questions.benchmark().name));
-        std::fs::create_dir_all(&out).map_err(|e| anyhow::anyhow!("making {}: {e}", out.display()))?;
+        self.make_folders(arguments, Some(&out))?;
         let file = arguments.predictions.clone().unwrap_or_else(|| out.join("predictions.jsonl"));
         let model_name = arguments.model.source().to_string();
         let mut asked = Asked::open(questions, &file, self.resume, self.instruction.as_deref(), &model_name)?;

@@ -1,7 +1,7 @@
 //! Atomic writes: a file is complete or absent.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, TempPath};
@@ -41,12 +41,7 @@ impl StagedFile {
     /// Writes and syncs a temporary file next to `path`.
     pub(super) fn write<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<(Self, T)> {
         let io = |e| Error::io(path, e);
-        let folder = folder_of(path);
-        if !folder.exists() {
-            let missing = std::io::Error::new(std::io::ErrorKind::NotFound, "its folder does not exist: make it first");
-            return Err(io(missing));
-        }
-        let (file, temporary) = temporary_file(folder).map_err(io)?.into_parts();
+        let (file, temporary) = temporary_file(folder_of(path)).map_err(io)?.into_parts();
         let mut writer = BufWriter::with_capacity(1 << 20, file);
         let value = write(&mut writer)?;
         let file = writer.into_inner().map_err(|e| io(e.into_error()))?;
@@ -69,13 +64,16 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-fn temporary_file(folder: &Path) -> std::io::Result<NamedTempFile> {
+fn temporary_file(folder: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".haplovl-").suffix(".tmp");
     // Temporary files are private by default; the final file gets the permissions of the user's umask.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder)
+    builder.tempfile_in(folder).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => io::Error::new(ErrorKind::NotFound, "its folder does not exist: make it first"),
+        _ => error,
+    })
 }
 
 /// Makes renames and removals in `folder` durable. Only Unix can open and sync a folder.
