@@ -33,7 +33,7 @@ use signals::Signals;
     compare --out runs/compare --budget 8\n  \
     compare --out runs/compare --designs haplovl,llava --seeds 1\n  \
     compare --out runs/compare --suite scaling --seeds 1\n  \
-    compare --out runs/compare --report docs/results.md\n  \
+    compare --out runs/compare --report results.md\n  \
     compare --out /tmp/compare --setting tiny")]
 struct Arguments {
     /// Folder of all runs

@@ -112,7 +112,7 @@ pub struct Claim {
     /// Name of the other one.
     pub against: String,
     /// Kind of question; all of them if it is missing.
-    pub kind: Option<String>,
+    pub kind: Option<QuestionKind>,
     /// Whether the first may also be level: at most so many points less.
     #[serde(default)]
     pub within: f64,

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter, Write};
-use std::ops::Add;
 use std::path::Path;
 
 use anyhow::Result;
+use haplovl::data::shapes::QuestionKind;
 use haplovl::train::plot::{Plot, Series};
 use haplovl::weights::write_bytes_atomically;
 
@@ -114,17 +114,21 @@ impl Report<'_> {
             "| claim | verdict | more right answers, points | of questions | seeds |\n|---|---|---|---|---|"
         )?;
         for claim in &self.plan.claims {
-            let Some((own, other)) = self.rows.get(&claim.design).zip(self.rows.get(&claim.against)) else { continue };
-            let kind = claim.kind.as_deref().unwrap_or(ALL);
-            let difference = own.graded.difference(&other.graded, kind);
-            let verdict = Verdict::of(&difference, claim.within / 100.0);
-            let (by, seeds) = (difference.percent(), own.results.len().min(other.results.len()));
+            let kind = claim.kind.map_or(ALL, QuestionKind::name);
             let origin = if claim.paper { " (paper)" } else { "" };
             let bound = match claim.within {
                 0.0 => String::new(),
                 within => format!(": at most {within} points less"),
             };
-            writeln!(text, "| {}{bound}{origin} | **{verdict}** | {by} | {kind} | {seeds} |", claim.says)?;
+            write!(text, "| {}{bound}{origin} | ", claim.says)?;
+            let Some((own, other)) = self.rows.get(&claim.design).zip(self.rows.get(&claim.against)) else {
+                writeln!(text, "not run | | {kind} | 0 |")?;
+                continue;
+            };
+            let difference = own.graded.difference(&other.graded, kind);
+            let verdict = Verdict::of(&difference, claim.within / 100.0);
+            let (by, seeds) = (difference.percent(), own.results.len().min(other.results.len()));
+            writeln!(text, "**{verdict}** | {by} | {kind} | {seeds} |")?;
         }
         writeln!(
             text,
@@ -188,8 +192,9 @@ impl Report<'_> {
         writeln!(text, "|---|---|---|---|---|---|---|---|---|")?;
         for (name, row) in designs {
             let Some(first) = row.first() else { continue };
+            // `abs`, since an empty sum is -0.
             let before =
-                row.mean(|results| results.stages.iter().rev().skip(1).map(|stage| stage.seconds).fold(0.0, f64::add));
+                row.mean(|results| results.stages.iter().rev().skip(1).map(|stage| stage.seconds).sum::<f64>().abs());
             let last = row.mean(|results| results.stages.last().map_or(0.0, |stage| stage.seconds));
             let tokens = row.mean(|results| results.stages.last().map_or(0.0, |stage| stage.tokens));
             let [question, sample] = [first.flops_question, first.flops_sample].map(|flops| flops / 1e9);
