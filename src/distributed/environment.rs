@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use candle_core::Device;
+
 use super::World;
 use crate::Result;
 
@@ -38,6 +40,21 @@ impl World {
             ))),
             _ => Ok(Self::default().with_timeout(timeout)),
         }
+    }
+
+    /// The same world, whose tensors go from GPU to GPU if all of its several ranks have a CUDA `device`, and the program
+    /// was built with the feature `nccl`. All ranks call it, each with a GPU of its own.
+    ///
+    /// # Errors
+    /// If NCCL cannot connect the ranks, and if a rank has failed.
+    pub fn for_device(self, device: &Device) -> Result<Self> {
+        #[cfg(feature = "nccl")]
+        if self.size() > 1 && self.link.is_none() && self.any(device.is_cuda())? {
+            let link = super::Nccl::connect(&self, device)?;
+            return Ok(self.with_link(link));
+        }
+        let _ = device;
+        Ok(self)
     }
 
     #[cfg(feature = "mpi")]

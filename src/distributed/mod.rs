@@ -2,19 +2,26 @@
 //!
 //! A [`Transport`] carries messages between two ranks, in order; there is one for threads of one process
 //! ([`World::threads`]) and one for MPI (feature `mpi`). Everything else is built on it once, in [`World`]: gathering,
-//! agreeing on errors, waiting with a time limit. Sums are formed by this crate in the order of ranks, not by the
-//! transport, so that the same ranks give the same bits on any network.
+//! agreeing on errors, waiting with a time limit. A [`DeviceLink`] beside it carries tensors from device to device; there is
+//! one for NCCL (feature `nccl`). Sums are formed by this crate in the order of ranks, not by the network, so that the same
+//! ranks give the same bits on any.
 
 mod alone;
 mod environment;
+mod exchange;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod threads;
 mod transport;
 mod world;
 
 #[cfg(feature = "mpi")]
 pub use self::mpi::Mpi;
+#[cfg(feature = "nccl")]
+pub use self::nccl::Nccl;
 pub use environment::launched_ranks;
+pub use exchange::{DeviceLink, PendingExchange, PollLink};
 pub use transport::{Message, Transport};
 pub use world::{DEFAULT_TIMEOUT, World};

@@ -7,8 +7,9 @@
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::os::raw::c_int;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use candle_core::{Device, Storage, Tensor};
 use mpi::environment::Universe;
 use mpi::{Threading, ffi};
 
@@ -50,7 +51,10 @@ struct Incoming {
 
 /// The memory of a message.
 enum Content {
-    Values(Arc<Vec<f32>>),
+    /// That is sent: contiguous, f32, on the CPU.
+    Tensor(Tensor),
+    /// That is received.
+    Values(Vec<f32>),
     Bytes(Vec<u8>),
 }
 
@@ -198,7 +202,7 @@ impl Incoming {
         checked(code, &what)?;
         let mut content = Content::for_message(&status)?;
         let (_, count, kind) = content.memory()?;
-        let address = content.memory_mut()?;
+        let address = content.memory_mut().ok_or_else(|| Error::training("a message has no memory; this is a bug"))?;
         // SAFETY: the memory belongs to `content`, which nothing else reads, and lives in the returned value as long as the
         // request.
         let (code, request) = unsafe {
@@ -214,7 +218,7 @@ impl Incoming {
 impl Content {
     fn of(message: Message) -> (c_int, Self) {
         match message {
-            Message::Values(values) => (VALUES, Self::Values(values)),
+            Message::Values(values) => (VALUES, Self::Tensor(values)),
             Message::Text(text) => (TEXT, Self::Bytes(text.into_bytes())),
             Message::Alive => (ALIVE, Self::Bytes(Vec::new())),
             Message::Failure { rank, error } => (FAILURE, Self::Bytes(format!("{rank} {error}").into_bytes())),
@@ -230,30 +234,33 @@ impl Content {
         // SAFETY: the status is that of a message, and the place may be written.
         checked(unsafe { ffi::MPI_Get_count(status, kind, &raw mut count) }, "the size of a message")?;
         let count = usize::try_from(count).map_err(|_| Error::training("MPI cannot tell the size of a message"))?;
-        Ok(if is_values { Self::Values(Arc::new(vec![0.0; count])) } else { Self::Bytes(vec![0; count]) })
+        Ok(if is_values { Self::Values(vec![0.0; count]) } else { Self::Bytes(vec![0; count]) })
     }
 
     /// Address, number of elements and type of the memory.
     fn memory(&self) -> Result<(*const std::ffi::c_void, c_int, ffi::MPI_Datatype)> {
         // SAFETY: the constants are set once MPI is initialised.
-        let (address, len, kind) = unsafe {
-            match self {
-                Self::Values(values) => (values.as_ptr().cast(), values.len(), ffi::RSMPI_FLOAT),
-                Self::Bytes(bytes) => (bytes.as_ptr().cast(), bytes.len(), ffi::RSMPI_UINT8_T),
+        let (float, byte) = unsafe { (ffi::RSMPI_FLOAT, ffi::RSMPI_UINT8_T) };
+        let (address, len, kind) = match self {
+            Self::Tensor(tensor) => {
+                let (address, len) = elements(tensor)?;
+                (address.cast(), len, float)
             }
+            Self::Values(values) => (values.as_ptr().cast(), values.len(), float),
+            Self::Bytes(bytes) => (bytes.as_ptr().cast(), bytes.len(), byte),
         };
         let count =
             c_int::try_from(len).map_err(|_| Error::training(format!("a message of {len} elements is too long")))?;
         Ok((address, count, kind))
     }
 
-    /// Address of memory that is to be written.
-    fn memory_mut(&mut self) -> Result<*mut std::ffi::c_void> {
+    /// Address of memory that is to be written; none for that of a tensor, which others may read.
+    fn memory_mut(&mut self) -> Option<*mut std::ffi::c_void> {
         match self {
-            Self::Values(values) => Arc::get_mut(values).map(|values| values.as_mut_ptr().cast()),
+            Self::Tensor(_) => None,
+            Self::Values(values) => Some(values.as_mut_ptr().cast()),
             Self::Bytes(bytes) => Some(bytes.as_mut_ptr().cast()),
         }
-        .ok_or_else(|| Error::training("the memory of a message that arrives is shared; this is a bug"))
     }
 
     fn into_message(self, from: usize, tag: c_int) -> Result<Message> {
@@ -261,10 +268,13 @@ impl Content {
             || Error::training(format!("rank {from} sent a message of unknown kind {tag}: use one program on all"));
         let text = |content: Self| match content {
             Self::Bytes(bytes) => String::from_utf8(bytes).map_err(|_| unknown()),
-            Self::Values(_) => Err(unknown()),
+            _ => Err(unknown()),
         };
         match (tag, self) {
-            (VALUES, Self::Values(values)) => Ok(Message::Values(values)),
+            (VALUES, Self::Values(values)) => {
+                let count = values.len();
+                Ok(Message::Values(Tensor::from_vec(values, count, &Device::Cpu)?))
+            }
             (TEXT, content) => Ok(Message::Text(text(content)?)),
             (ALIVE, _) => Ok(Message::Alive),
             (FAILURE, content) => {
@@ -275,6 +285,15 @@ impl Content {
             _ => Err(unknown()),
         }
     }
+}
+
+/// Address and number of the elements of a tensor, which stay where they are as long as it lives.
+fn elements(tensor: &Tensor) -> Result<(*const f32, usize)> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let (Storage::Cpu(cpu), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        return Err(Error::training("a message must be a contiguous tensor on the CPU; this is a bug"));
+    };
+    Ok((cpu.as_slice::<f32>()?[start..end].as_ptr(), end - start))
 }
 
 /// Whether a request is complete; its memory is free then.

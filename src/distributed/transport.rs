@@ -1,6 +1,6 @@
 //! What carries messages between ranks.
 
-use std::sync::Arc;
+use candle_core::Tensor;
 
 use crate::Result;
 
@@ -8,8 +8,8 @@ use crate::Result;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Message {
-    /// Elements of tensors. Shared, so that one buffer can be sent to several ranks.
-    Values(Arc<Vec<f32>>),
+    /// Elements of tensors: contiguous, f32, on the CPU. Nothing writes to them.
+    Values(Tensor),
     /// A small value as JSON.
     Text(String),
     /// The sender waits for another rank.

@@ -4,10 +4,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use candle_core::Tensor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::alone::Alone;
+use super::exchange::DeviceLink;
 use super::threads::Thread;
 use super::transport::{Message, Transport};
 use crate::error::one_line;
@@ -32,7 +34,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// has failed, is gone, or has been silent for the [time limit](Self::with_timeout); the error names the rank.
 #[derive(Clone)]
 pub struct World {
-    transport: Arc<dyn Transport>,
+    pub(super) transport: Arc<dyn Transport>,
+    /// What carries tensors in place of the transport.
+    pub(super) link: Option<Arc<dyn DeviceLink>>,
     state: Arc<Mutex<State>>,
     timeout: Duration,
 }
@@ -68,7 +72,8 @@ impl World {
         let (size, now) = (transport.size(), Instant::now());
         let early = (0..size).map(|_| None).collect();
         let state = State { early, heard: vec![now; size], shown: now, failure: None };
-        Self { transport: Arc::new(transport), state: Arc::new(Mutex::new(state)), timeout: DEFAULT_TIMEOUT }
+        let (transport, state) = (Arc::new(transport), Arc::new(Mutex::new(state)));
+        Self { transport, link: None, state, timeout: DEFAULT_TIMEOUT }
     }
 
     /// The ranks of a run of `size` threads of this process, in order; each belongs to one thread.
@@ -81,6 +86,12 @@ impl World {
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
+    }
+
+    /// The same world whose [exchanges](Self::exchange) go by this link. All ranks have one, or none has.
+    #[must_use]
+    pub fn with_link(self, link: impl DeviceLink + 'static) -> Self {
+        Self { link: Some(Arc::new(link)), ..self }
     }
 
     /// Number of this rank, from 0.
@@ -155,40 +166,26 @@ impl World {
         result
     }
 
-    /// Starts sending elements of tensors to another rank.
-    ///
-    /// # Errors
-    /// If the rank is gone.
-    pub fn send_values(&self, to: usize, values: Arc<Vec<f32>>) -> Result<()> {
-        self.transport.send(to, Message::Values(values))
-    }
-
-    /// The elements that another rank has sent, `count` of them.
-    ///
-    /// # Errors
-    /// As [`Self::gather_all`], and if other elements arrive than expected.
-    pub fn receive_values(&self, from: usize, count: usize) -> Result<Arc<Vec<f32>>> {
-        self.wait_for(from, || self.try_receive_values(from, count))
-    }
-
     /// The elements that another rank has sent, if they have arrived.
-    ///
-    /// # Errors
-    /// As [`Self::receive_values`].
-    pub fn try_receive_values(&self, from: usize, count: usize) -> Result<Option<Arc<Vec<f32>>>> {
+    pub(super) fn try_receive_values(&self, from: usize, count: usize) -> Result<Option<Tensor>> {
         match self.next(from)? {
             None => Ok(None),
-            Some(Message::Values(values)) if values.len() == count => Ok(Some(values)),
+            Some(Message::Values(values)) if values.elem_count() == count => Ok(Some(values)),
             Some(other) => Err(out_of_step(from, &format!("{count} values"), &other)),
         }
     }
 
-    /// Polls until there is a result, while `rank` is waited for.
+    /// Polls until there is a result, while `rank` is waited for, or all ranks.
     ///
     /// # Errors
-    /// Those of `poll`, of a rank that has failed meanwhile, and if `rank` is silent for too long.
-    pub fn wait_for<T>(&self, rank: usize, mut poll: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-        let (began, mut looks) = (Instant::now(), 0u32);
+    /// Those of `poll`, of a rank that has failed meanwhile, and if `rank` is silent for too long, or nothing comes of all
+    /// ranks.
+    pub fn wait_for<T>(
+        &self,
+        rank: impl Into<Option<usize>>,
+        mut poll: impl FnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        let (rank, began, mut looks) = (rank.into(), Instant::now(), 0u32);
         loop {
             if let Some(found) = poll()? {
                 return Ok(found);
@@ -256,13 +253,13 @@ impl World {
     }
 
     /// Looks for failures of all ranks while one of them is waited for, and shows that this one is alive.
-    fn look_around(&self, waited_for: usize, began: Instant) -> Result<()> {
+    fn look_around(&self, waited_for: Option<usize>, began: Instant) -> Result<()> {
         for rank in self.others() {
             let is_free = self.state().early.get(rank).is_some_and(Option::is_none);
             match if is_free { self.next(rank) } else { Ok(None) } {
                 Ok(None) => {}
                 Ok(message) => self.state().early[rank] = message,
-                Err(error) if rank == waited_for || self.state().failure.is_some() => return Err(error),
+                Err(error) if Some(rank) == waited_for || self.state().failure.is_some() => return Err(error),
                 // Whoever is not waited for may be done.
                 Err(_) => {}
             }
@@ -271,17 +268,19 @@ impl World {
             self.state().shown = Instant::now();
             self.others().for_each(|rank| drop(self.transport.send(rank, Message::Alive)));
         }
-        let last = self.state().heard.get(waited_for).copied().map_or(began, |heard| heard.max(began));
-        let silence = last.elapsed();
+        let heard = waited_for.and_then(|rank| self.state().heard.get(rank).copied());
+        let silence = heard.map_or(began, |heard| heard.max(began)).elapsed();
         if silence <= self.timeout {
             return Ok(());
         }
-        Err(Error::training(format!(
-            "rank {waited_for} has been silent for {:.0} s, and rank {} waits for it: it hangs or is gone; end what is left \
-             of it, and resume the run",
-            silence.as_secs_f64(),
-            self.rank()
-        )))
+        let (own, seconds) = (self.rank(), silence.as_secs_f64());
+        let what = match waited_for {
+            Some(rank) => {
+                format!("rank {rank} has been silent for {seconds:.0} s, and rank {own} waits for it: it hangs")
+            }
+            None => format!("rank {own} has waited {seconds:.0} s for tensors of all ranks: one of them hangs"),
+        };
+        Err(Error::training(format!("{what} or is gone; end what is left of the run, and resume it")))
     }
 
     /// The error of another rank, which is remembered as the first.
@@ -303,7 +302,7 @@ fn encode<T: Serialize>(value: &T) -> Result<String> {
 /// The error for ranks that do not run the same program.
 fn out_of_step(from: usize, expected: &str, found: &Message) -> Error {
     let found = match found {
-        Message::Values(values) => format!("{} values", values.len()),
+        Message::Values(values) => format!("{} values", values.elem_count()),
         _ => "a text".into(),
     };
     Error::training(format!(
@@ -313,6 +312,8 @@ fn out_of_step(from: usize, expected: &str, found: &Message) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     /// Runs `f` on each rank of a world of threads.
@@ -323,6 +324,40 @@ mod tests {
             let running: Vec<_> = worlds.map(|world| scope.spawn(move || f(world))).collect();
             running.into_iter().map(|thread| thread.join().unwrap()).collect()
         })
+    }
+
+    fn values(values: &[f32]) -> Tensor {
+        Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap()
+    }
+
+    /// Waits for `count` elements of a rank.
+    fn receive(world: &World, from: usize, count: usize) -> Result<()> {
+        let counts = (0..world.size()).map(|rank| if rank == from { count } else { 0 }).collect();
+        world.exchange(vec![values(&[]); world.size()], counts)?.wait().map(drop)
+    }
+
+    #[test]
+    fn exchanges_give_every_rank_its_part_of_each() {
+        for tensors in on_each(3, DEFAULT_TIMEOUT, |world| {
+            // To rank r goes r times the own number; rank 0 gets nothing.
+            let own = world.rank();
+            let exchange = |first: f32| {
+                let parts = (0..3).map(|to| values(&vec![first + own as f32; to])).collect();
+                world.exchange(parts, vec![own; 3]).unwrap()
+            };
+            let [one, two] = [exchange(1.0), exchange(10.0)];
+            let found = [one, two].map(|exchange| {
+                exchange.wait().unwrap().iter().map(|part| part.to_vec1::<f32>().unwrap()).collect::<Vec<_>>()
+            });
+            (own, found)
+        }) {
+            let (own, found) = tensors;
+            let expected = |first: f32| (0..3).map(|from| vec![first + from as f32; own]).collect::<Vec<_>>();
+            assert_eq!(found, [expected(1.0), expected(10.0)]);
+        }
+        let alone = World::default();
+        assert_eq!(alone.exchange(vec![values(&[3.0])], vec![1]).unwrap().wait().unwrap().len(), 1);
+        assert!(alone.exchange(vec![], vec![]).is_err());
     }
 
     #[test]
@@ -358,8 +393,8 @@ mod tests {
             let result = match world.rank() {
                 2 => Err(Error::data("on purpose")),
                 // Rank 1 waits for rank 0, which waits for the rank that failed.
-                1 => world.receive_values(0, 7).map(drop),
-                _ => world.receive_values(2, 7).map(drop),
+                1 => receive(&world, 0, 7),
+                _ => receive(&world, 2, 7),
             };
             let error = result.unwrap_err();
             world.fail(&error);
@@ -382,8 +417,8 @@ mod tests {
                     }
                     return String::new();
                 }
-                1 => world.receive_values(0, 7).map(drop),
-                _ => world.receive_values(2, 7).map(drop),
+                1 => receive(&world, 0, 7),
+                _ => receive(&world, 2, 7),
             };
             let error = result.unwrap_err();
             world.fail(&error);
@@ -395,16 +430,23 @@ mod tests {
 
     #[test]
     fn ranks_that_are_gone_or_out_of_step_are_named() {
+        let sends_three = |world: World| {
+            let parts = vec![values(&[1.0; 3]), values(&[])];
+            drop(world.exchange(parts, vec![0, 0]).unwrap());
+            String::new()
+        };
         let results = on_each(2, DEFAULT_TIMEOUT, |world| match world.rank() {
-            0 => world.gather_all(1).and(world.receive_values(1, 3)).unwrap_err().to_string(),
-            _ => {
-                world.send_values(0, Arc::new(vec![1.0; 3])).unwrap();
-                String::new()
-            }
+            0 => world.gather_all(1).unwrap_err().to_string(),
+            _ => sends_three(world),
         });
         assert!(results[0].contains("rank 1 sent 3 values, expected a text"), "{results:?}");
         let results = on_each(2, DEFAULT_TIMEOUT, |world| match world.rank() {
-            0 => world.receive_values(1, 3).unwrap_err().to_string(),
+            0 => receive(&world, 1, 4).unwrap_err().to_string(),
+            _ => sends_three(world),
+        });
+        assert!(results[0].contains("rank 1 sent 3 values, expected 4 values"), "{results:?}");
+        let results = on_each(2, DEFAULT_TIMEOUT, |world| match world.rank() {
+            0 => receive(&world, 1, 3).unwrap_err().to_string(),
             _ => String::new(),
         });
         assert!(results[0].contains("rank 1 has ended"), "{results:?}");

@@ -1,13 +1,14 @@
 //! Summing of gradients over ranks, beside the backward pass.
 
 use std::cmp::Reverse;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 
-use super::buckets::{BUCKET, Bucket, append, buckets, overwrite};
-use crate::distributed::World;
+use super::buckets::{BUCKET, Bucket, buckets, overwrite, packed};
+use crate::distributed::{PendingExchange, World};
 use crate::optim::{Gradients, Shards};
 use crate::{Error, Result};
 
@@ -86,38 +87,30 @@ impl Exchange {
             return Ok(());
         }
         for bucket in self.buckets.iter() {
-            self.send_own(bucket, parameters)?;
-            self.world.others().try_for_each(|rank| self.receive_from(rank, bucket, parameters))?;
+            let own = self.own_values(bucket, parameters)?;
+            let counts = (0..self.world.size()).map(|rank| bucket.elements(rank)).collect();
+            let values = self.world.exchange(vec![own; self.world.size()], counts)?.wait()?;
+            self.world.others().try_for_each(|rank| overwrite_all(bucket, rank, &values[rank], parameters))?;
         }
         Ok(())
     }
 
-    fn send_own(&self, bucket: &Bucket, parameters: &BTreeMap<String, Var>) -> Result<()> {
-        let own = self.world.rank();
-        let mut values = Vec::with_capacity(bucket.elements(own));
-        for piece in bucket.of(own) {
-            append(&mut values, parameter(parameters, &piece.name)?, &piece.range)?;
-        }
-        let values = Arc::new(values);
-        let is_empty = values.is_empty();
-        let others = self.world.others().filter(|_| !is_empty);
-        others.into_iter().try_for_each(|rank| self.world.send_values(rank, Arc::clone(&values)))
+    fn own_values(&self, bucket: &Bucket, parameters: &BTreeMap<String, Var>) -> Result<Tensor> {
+        let pieces = bucket.of(self.world.rank()).iter();
+        let with_values = pieces.map(|piece| Ok((piece, Some(parameter(parameters, &piece.name)?))));
+        packed(self.world.exchange_device(), Vec::new(), &with_values.collect::<Result<Vec<_>>>()?)
     }
+}
 
-    fn receive_from(&self, rank: usize, bucket: &Bucket, parameters: &BTreeMap<String, Var>) -> Result<()> {
-        let count = bucket.elements(rank);
-        if count == 0 {
-            return Ok(());
-        }
-        let values = self.world.receive_values(rank, count)?;
-        let mut rest = values.as_slice();
-        for piece in bucket.of(rank) {
-            let (own, others) = rest.split_at(piece.range.len());
-            overwrite(parameter(parameters, &piece.name)?, &piece.range, own)?;
-            rest = others;
-        }
-        Ok(())
+/// Overwrites the parameters of a bucket that a rank owns by their values.
+fn overwrite_all(bucket: &Bucket, rank: usize, values: &Tensor, parameters: &BTreeMap<String, Var>) -> Result<()> {
+    let mut start = 0;
+    for piece in bucket.of(rank) {
+        let own = values.narrow(0, start, piece.range.len())?;
+        overwrite(parameter(parameters, &piece.name)?, &piece.range, &own)?;
+        start += piece.range.len();
     }
+    Ok(())
 }
 
 /// Key that sorts names by their parts, with numbers by value.
@@ -153,10 +146,10 @@ pub(super) struct Reduction {
     left: BTreeSet<String>,
     /// Number of buckets that have left.
     begun: usize,
-    /// Gradients of the parameters that this rank owns, bucket by bucket and rank by rank, as far as they have come.
-    open: VecDeque<Vec<Option<Arc<Vec<f32>>>>>,
-    /// Sums of the parameters that this rank owns, and whether any rank had a gradient.
-    sums: BTreeMap<String, (Vec<f32>, bool)>,
+    /// Buckets under way, oldest first.
+    open: VecDeque<PendingExchange>,
+    /// Sums of the parameters that this rank owns, by name and first element of the piece.
+    sums: BTreeMap<(String, usize), Sum>,
     error: Option<Error>,
 }
 
@@ -197,12 +190,21 @@ impl Reduction {
             (self.local, self.begun) = (std::mem::take(&mut self.late), 0);
             self.complete()?;
         }
-        let mut gradients = Gradients::default();
-        for (name, (values, is_found)) in self.sums {
-            let var = parameter(parameters, &name)?;
-            if is_found {
-                gradients.add(name, Tensor::from_vec(values, var.shape(), var.device())?)?;
+        let sums = self.sums;
+        if sums.is_empty() {
+            return Ok(Gradients::default());
+        }
+        let found = Tensor::cat(&sums.values().map(|sum| &sum.found).collect::<Vec<_>>(), 0)?.to_vec1::<f32>()?;
+        let mut pieces: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
+        for (((name, _), sum), found) in sums.into_iter().zip(found) {
+            if found != 0.0 {
+                pieces.entry(name).or_default().push(sum.values);
             }
+        }
+        let mut gradients = Gradients::default();
+        for (name, pieces) in pieces {
+            let var = parameter(parameters, &name)?;
+            gradients.add(name, Tensor::cat(&pieces, 0)?.to_device(var.device())?.reshape(var.shape())?)?;
         }
         Ok(gradients)
     }
@@ -211,11 +213,11 @@ impl Reduction {
     fn complete(&mut self) -> Result<()> {
         self.ready.extend(self.buckets.iter().flat_map(Bucket::names).map(String::from));
         self.advance()?;
-        while let Some(rank) = self.awaited() {
-            let world = self.world.clone();
-            world.wait_for(rank, || {
+        while !self.open.is_empty() {
+            let (world, before) = (self.world.clone(), self.progress());
+            world.wait_for(self.awaited(), || {
                 self.advance()?;
-                Ok((self.awaited() != Some(rank)).then_some(()))
+                Ok((self.progress() != before).then_some(()))
             })?;
         }
         Ok(())
@@ -223,7 +225,12 @@ impl Reduction {
 
     /// The first rank whose gradients the oldest bucket lacks.
     fn awaited(&self) -> Option<usize> {
-        self.open.front()?.iter().position(Option::is_none)
+        self.open.front()?.awaited()
+    }
+
+    /// What changes when something has left or come.
+    fn progress(&self) -> (usize, usize, Option<usize>) {
+        (self.begun, self.open.len(), self.awaited())
     }
 
     /// Sends what is ready, and adds up what has come.
@@ -242,73 +249,65 @@ impl Reduction {
     fn send(&mut self) -> Result<()> {
         let buckets = Arc::clone(&self.buckets);
         let Some(bucket) = buckets.get(self.begun) else { return Ok(()) };
-        let mut parts = Vec::with_capacity(self.world.size());
-        for rank in 0..self.world.size() {
-            let values = Arc::new(self.packed(bucket, rank)?);
-            let is_own = rank == self.world.rank();
-            parts.push(is_own.then(|| Arc::clone(&values)));
-            if !is_own && !values.is_empty() {
-                self.world.send_values(rank, values)?;
-            }
-        }
+        let (size, own) = (self.world.size(), self.world.rank());
+        let parts = (0..size).map(|rank| self.part_for(bucket, rank)).collect::<Result<_>>()?;
+        let count = bucket.of(own).len() + bucket.elements(own);
+        self.open.push_back(self.world.exchange(parts, vec![count; size])?);
         self.left.extend(bucket.names().map(String::from));
         self.begun += 1;
-        self.open.push_back(parts);
         Ok(())
     }
 
     /// The gradients in a bucket that a rank owns: for each piece 1 if there is a gradient, then the elements.
-    fn packed(&mut self, bucket: &Bucket, rank: usize) -> Result<Vec<f32>> {
+    fn part_for(&mut self, bucket: &Bucket, rank: usize) -> Result<Tensor> {
         let pieces = bucket.of(rank);
-        let mut values = Vec::with_capacity(pieces.len() + bucket.elements(rank));
-        values.extend(pieces.iter().map(|piece| f32::from(u8::from(self.local.get(&piece.name).is_some()))));
-        for piece in pieces {
-            match self.local.get(&piece.name) {
-                Some(gradient) => append(&mut values, gradient, &piece.range)?,
-                None => values.resize(values.len() + piece.range.len(), 0.0),
-            }
-            if piece.is_last() {
-                self.local.remove(&piece.name);
-            }
+        let flags = pieces.iter().map(|piece| f32::from(u8::from(self.local.get(&piece.name).is_some()))).collect();
+        let with_gradients = Vec::from_iter(pieces.iter().map(|piece| (piece, self.local.get(&piece.name))));
+        let part = packed(self.world.exchange_device(), flags, &with_gradients)?;
+        for piece in pieces.iter().filter(|piece| piece.is_last()) {
+            self.local.remove(&piece.name);
         }
-        Ok(values)
+        Ok(part)
     }
 
-    /// Receives gradients of the oldest bucket, and adds them up when they are complete.
+    /// Adds up the oldest buckets, as far as they have come.
     fn receive(&mut self) -> Result<()> {
-        let own = self.world.rank();
         loop {
             let summed = self.begun - self.open.len();
-            let Some(parts) = self.open.front_mut() else { return Ok(()) };
-            let Some(bucket) = self.buckets.get(summed) else { return Ok(()) };
-            let count = bucket.of(own).len() + bucket.elements(own);
-            for rank in self.world.others() {
-                if parts[rank].is_none() {
-                    parts[rank] =
-                        if count == 0 { Some(Arc::default()) } else { self.world.try_receive_values(rank, count)? };
-                }
-            }
-            let Some(parts) = parts.iter().cloned().collect::<Option<Vec<_>>>() else { return Ok(()) };
+            let Some(oldest) = self.open.front_mut() else { return Ok(()) };
+            let Some(parts) = oldest.poll()? else { return Ok(()) };
             self.open.pop_front();
-            self.add_up(summed, &parts);
+            self.add_up(summed, &parts)?;
         }
     }
 
     /// Adds up the gradients of a bucket in the order of ranks.
-    fn add_up(&mut self, bucket: usize, parts: &[Arc<Vec<f32>>]) {
+    fn add_up(&mut self, bucket: usize, parts: &[Tensor]) -> Result<()> {
         let buckets = Arc::clone(&self.buckets);
-        let Some(bucket) = buckets.get(bucket) else { return };
-        let pieces = bucket.of(self.world.rank());
+        let pieces = buckets.get(bucket).map_or(&[][..], |bucket| bucket.of(self.world.rank()));
+        let (Some((first, others)), false) = (parts.split_first(), pieces.is_empty()) else { return Ok(()) };
+        let sum = others.iter().try_fold(first.clone(), |sum, part| sum + part)?;
         let mut start = pieces.len();
         for (at, piece) in pieces.iter().enumerate() {
-            let end = start + piece.range.len();
-            let sum = self.sums.entry(piece.name.clone());
-            let (sum, is_found) = sum.or_insert_with(|| (vec![0.0; piece.elements], false));
-            *is_found |= parts.iter().any(|part| part[at] != 0.0);
-            for part in parts {
-                sum[piece.range.clone()].iter_mut().zip(&part[start..end]).for_each(|(sum, x)| *sum += x);
+            let (values, found) = (sum.narrow(0, start, piece.range.len())?, sum.narrow(0, at, 1)?);
+            start += piece.range.len();
+            match self.sums.entry((piece.name.clone(), piece.range.start)) {
+                Entry::Vacant(place) => drop(place.insert(Sum { values, found })),
+                Entry::Occupied(mut place) => {
+                    let Sum { values: before, found: found_before } = place.get();
+                    let sum = Sum { values: (before + values)?, found: (found_before + found)? };
+                    place.insert(sum);
+                }
             }
-            start = end;
         }
+        Ok(())
     }
+}
+
+/// Sum of the gradients of a piece over all ranks.
+struct Sum {
+    values: Tensor,
+    /// The number of ranks that had a gradient, one element. It is read when all sums are there, as a GPU would be waited
+    /// for.
+    found: Tensor,
 }

@@ -108,6 +108,7 @@ impl Run {
     fn build(recipe: Recipe, device: Device, own: Option<OwnObjective<'_>>, world: World) -> Result<Self> {
         recipe.validate()?;
         let (recipe, per_rank) = recipe.on_ranks(world.size())?;
+        let world = world.for_device(&device)?;
         let config = recipe.model_config().map_err(|e| recipe.in_field("config", e))?;
         let data = TrainingData::open(&recipe, &config)?;
         let config = data.vocabulary.config.clone();

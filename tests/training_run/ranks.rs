@@ -1,9 +1,12 @@
 //! Runs on several ranks, which are threads here: equal to one process, whatever the stage; resumed on other numbers of
 //! ranks; ended with the name of a rank that fails or hangs.
 
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use haplovl::distributed::{DEFAULT_TIMEOUT, World};
+use haplovl::distributed::{DEFAULT_TIMEOUT, DeviceLink, PollLink, World};
 use haplovl::train::AdapterConfig;
 
 use super::*;
@@ -126,6 +129,62 @@ fn ranks_train_every_stage() {
     let start = format!(r#"init_from = {{ llm = "{language}", stage = "{distill}" }}"#);
     compare("align", &format!(r#"{{ kind = "align", {start} }}"#));
     compare("tune", &format!(r#"{{ kind = "tune", {start} }}"#));
+}
+
+/// Tensors under way between ranks, by sender, receiver and number of the exchange.
+type Board = Arc<Mutex<HashMap<(usize, usize, usize), Tensor>>>;
+
+/// A link of threads, as NCCL is one of GPUs.
+struct BoardLink {
+    rank: usize,
+    started: AtomicUsize,
+    board: Board,
+}
+
+impl DeviceLink for BoardLink {
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn start(&self, parts: Vec<Tensor>, counts: &[usize]) -> haplovl::Result<PollLink> {
+        let (at, own) = (self.started.fetch_add(1, Ordering::Relaxed), self.rank);
+        let sent = parts.into_iter().enumerate().map(|(to, part)| ((own, to, at), part));
+        self.board.lock().unwrap().extend(sent);
+        let (board, counts) = (Arc::clone(&self.board), counts.to_vec());
+        Ok(Box::new(move || {
+            let mut board = board.lock().unwrap();
+            let keys = Vec::from_iter((0..counts.len()).map(|from| (from, own, at)));
+            if !keys.iter().all(|key| board.contains_key(key)) {
+                return Ok(None);
+            }
+            let tensors = Vec::from_iter(keys.iter().filter_map(|key| board.remove(key)));
+            let others = tensors.iter().zip(&counts).enumerate().filter(|(rank, _)| *rank != own);
+            others.for_each(|(_, (tensor, count))| assert_eq!(tensor.elem_count(), *count));
+            Ok(Some(tensors))
+        }))
+    }
+}
+
+#[test]
+fn tensors_may_go_by_a_link_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = |name: &str| shared(folder.path(), name, r#"{ kind = "tune" }"#, 2);
+    let by_messages = train_on(2, &recipe("messages"), false);
+    let board = Board::default();
+    let exports = on_ranks(2, DEFAULT_TIMEOUT, |world| {
+        let link = BoardLink { rank: world.rank(), started: AtomicUsize::new(0), board: Arc::clone(&board) };
+        let mut run = Run::in_world(recipe("link"), Device::Cpu, world.with_link(link)).unwrap();
+        run.train(false).unwrap().export().unwrap().to_path_buf()
+    });
+    assert_eq!(tensors(&by_messages), tensors(&exports[0]));
+    assert!(board.lock().unwrap().is_empty());
+
+    let errors = on_ranks(2, Duration::from_millis(300), |world| {
+        let link = BoardLink { rank: world.rank(), started: AtomicUsize::new(0), board: Board::default() };
+        let parts = vec![Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap(); 2];
+        world.with_link(link).exchange(parts, vec![1; 2]).unwrap().wait().unwrap_err().to_string()
+    });
+    assert!(errors.iter().all(|error| error.contains("tensors of all ranks")), "{errors:?}");
 }
 
 #[test]
