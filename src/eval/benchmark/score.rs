@@ -8,7 +8,7 @@ use super::question::Question;
 use super::question_set::QuestionSet;
 use crate::eval::answers_match;
 use crate::eval::metrics::{
-    CaptionScores, Choice, Measure, YesNo, YesNoCounts, anls, exact_match, relaxed_match, score_captions,
+    CaptionScores, Choice, Measure, YesNo, YesNoCounts, anls, exact_match, open_match, relaxed_match, score_captions,
     text_vqa_accuracy, vqa_accuracy,
 };
 
@@ -127,8 +127,7 @@ fn score_choice(question: &Question, answer: &str) -> AnswerScore {
 fn score_letter_or_text(question: &Question, answer: &str) -> AnswerScore {
     let is_letter = |right: &String| right.len() == 1 && right.chars().all(|c| c.is_ascii_uppercase());
     if !question.answers.iter().all(is_letter) {
-        let is_right = question.answers.iter().any(|right| answers_match(answer, right));
-        return (f64::from(is_right), None, None);
+        return (f64::from(open_match(answer, &question.answers)), None, None);
     }
     // Without texts of the options only letters are looked for.
     let options = vec![String::new(); 8];

@@ -9,6 +9,7 @@
 //! | TextVQA | [`text_vqa_accuracy`] |
 //! | GQA | [`exact_match`] |
 //! | ScienceQA, AI2D, MMBench, MMStar, MMMU, SEED-Bench, RealWorldQA, MMVP | [`Choice::find`] |
+//! | MMMU, open questions | [`open_match`] |
 //! | POPE | [`YesNo::of_answer`], [`YesNoCounts`] |
 //! | DocVQA | [`anls`] |
 //! | ChartQA | [`relaxed_match`] |
@@ -33,6 +34,7 @@ mod contractions;
 mod exact_match;
 mod measure;
 mod ngrams;
+mod open_answer;
 mod ptb_tokenizer;
 mod python_text;
 mod relaxed;
@@ -48,6 +50,7 @@ pub use cider::CiderScorer;
 pub use compare::{Comparison, Test, compare};
 pub use exact_match::exact_match;
 pub use measure::{Interval, Measure};
+pub use open_answer::open_match;
 pub use ptb_tokenizer::{tokenize_caption, tokenize_captions};
 pub use relaxed::relaxed_match;
 pub use rouge::rouge_l;
