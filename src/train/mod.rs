@@ -32,6 +32,7 @@ mod objectives;
 mod observer;
 pub mod observers;
 mod outcome;
+mod parameter_groups;
 pub mod plot;
 mod recipe;
 mod reduction;

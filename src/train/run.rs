@@ -13,6 +13,7 @@ use super::dataset::{TrainingData, ValidationData};
 use super::facts::{Facts, describe};
 use super::memory::MemoryNeeds;
 use super::observer::{Observers, RunStart};
+use super::parameter_groups::parameter_groups;
 use super::recipe::Recipe;
 use super::run_folder::lock;
 use super::run_length::RunLength;
@@ -107,8 +108,8 @@ impl Run {
 
     fn build(recipe: Recipe, device: Device, own: Option<OwnObjective<'_>>, world: World) -> Result<Self> {
         recipe.validate()?;
-        let (recipe, per_rank) = recipe.on_ranks(world.size())?;
         let world = world.for_device(&device)?;
+        let (recipe, per_rank) = recipe.on_ranks(world.size())?;
         let config = recipe.model_config().map_err(|e| recipe.in_field("config", e))?;
         let data = TrainingData::open(&recipe, &config)?;
         let config = data.vocabulary.config.clone();
@@ -133,7 +134,7 @@ impl Run {
             Facts::new(&parameters, &vars, averaged, world.size(), inheritance, data.vocabulary.to_string(), sample)
                 .with_frozen(frozen.as_ref(), &config)?
                 .with_data(data_facts, &recipe, &config, &data.processor);
-        let (settings, rule) = (adamw_config(&recipe, &vars), update_rule(&recipe, length));
+        let (settings, rule) = (adamw_config(&recipe, &config, &vars), update_rule(&recipe, length));
         let trainer = Trainer::in_world(objective, vars, settings, rule, world)?;
         Ok(Self {
             trainer: trainer.with_seed(recipe.seed).with_parallel(recipe.update.parallel_micro_batches)?,
@@ -360,10 +361,10 @@ impl Run {
 
 /// The recipe's optimizer settings, with no weight decay on biases, norms and position embeddings. The recipe's groups
 /// come last and take precedence; groups that only freeze parameters have been applied already.
-fn adamw_config(recipe: &Recipe, vars: &BTreeMap<String, Var>) -> AdamWConfig {
+fn adamw_config(recipe: &Recipe, config: &HaploVlConfig, vars: &BTreeMap<String, Var>) -> AdamWConfig {
     let mut groups = undecayed_groups(vars.keys());
     let matters = |group: &&ParamGroup| vars.keys().any(|name| glob_matches(&group.pattern, name));
-    groups.extend(recipe.optimizer.groups.iter().filter(matters).cloned());
+    groups.extend(parameter_groups(recipe, config, vars.keys()).into_iter().filter(|group| matters(&group)));
     AdamWConfig { groups, ..recipe.optimizer.clone() }
 }
 

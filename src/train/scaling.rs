@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::buckets::BUCKET;
 use super::export::{clip_of, llm_of};
+use super::parameter_groups::parameter_groups;
 use super::recipe::{Recipe, Stage, in_recipe};
 use super::reduction::IN_FLIGHT;
 use super::{Contrastive, FloatType};
@@ -117,7 +118,10 @@ fn shapes_of(recipe: &Recipe, config: &HaploVlConfig) -> Result<Shapes> {
         bytes += F32 * elements(&candidates);
         all.extend(candidates.clone());
     }
-    let names = trainable(&recipe.optimizer.groups, &candidates.keys().cloned().collect::<Vec<_>>())?;
+    let names = trainable(
+        &parameter_groups(recipe, config, candidates.keys()),
+        &candidates.keys().cloned().collect::<Vec<_>>(),
+    )?;
     candidates.retain(|name, _| names.contains(name));
     Ok(Shapes { all, trained: candidates, parameter_bytes: bytes })
 }

@@ -12,6 +12,7 @@ use super::connector::connector_of_text;
 use super::export::{clip_of, llm_of, save_clip, save_llm, save_model, save_parameters};
 use super::init::{lay_out_positions, whiten_patches};
 use super::memory::MemoryNeeds;
+use super::parameter_groups::parameter_groups;
 use super::recipe::{ConnectorStart, InitFrom, Recipe, Stage};
 use super::vocabulary::{SourceVocabulary, row_map};
 use super::{Contrastive, Distillation, Language, NextToken, Objective};
@@ -60,7 +61,7 @@ impl Stage {
         match self {
             Self::Vision { .. } => true,
             Self::Language => false,
-            Self::Distill { init_from, .. } | Self::Align { init_from } | Self::Tune { init_from } => {
+            Self::Distill { init_from, .. } | Self::Align { init_from } | Self::Tune { init_from, .. } => {
                 init_from.clip.is_none() && init_from.stage.is_none()
             }
         }
@@ -83,10 +84,14 @@ pub(super) type OwnObjective<'a> = &'a dyn Fn(&HaploVlConfig, VarBuilder) -> Res
 
 /// Checks that a stage can train another model: only `tune` does not name parts of a HaploVL.
 fn check_own(stage: &Stage) -> Result<()> {
-    let Stage::Tune { init_from } = stage else {
+    let Stage::Tune { init_from, pre_decoder_lr_scale } = stage else {
         let message = format!("is `{}`, expected `tune` for an objective of your own", stage.name());
         return Err(Error::config("stage.kind", message));
     };
+    if *pre_decoder_lr_scale != 1.0 {
+        let message = "is of a HaploVL's part: name the parameters of your model in `optimizer.groups`";
+        return Err(Error::config("stage.pre_decoder_lr_scale", message));
+    }
     let halves = [("stage.init_from.clip", &init_from.clip), ("stage.init_from.llm", &init_from.llm)];
     match halves.into_iter().find_map(|(field, source)| Some((field, source.as_ref()?))) {
         Some((field, source)) => Err(Error::config(
@@ -124,7 +129,7 @@ pub(super) fn build(
         }
         None => blueprint(recipe, config, tokenizer, device)?,
     };
-    let trained = trained_parameters(recipe, device, needs, &objective)?;
+    let trained = trained_parameters(recipe, config, device, needs, &objective)?;
     let parameters = Parameters::new();
     // Built once to create every parameter, and once more with the frozen parameters detached, which then need no
     // gradients.
@@ -148,6 +153,7 @@ pub(super) fn build(
 /// [`Error::Config`] if the model does not fit in memory, or nothing is left to train.
 fn trained_parameters(
     recipe: &Recipe,
+    config: &HaploVlConfig,
     device: &Device,
     needs: &MemoryNeeds,
     objective: &Blueprint<'_>,
@@ -157,7 +163,7 @@ fn trained_parameters(
     let shapes = recorded.shapes();
     let size = |name: &str| shapes.get(name).into_iter().flatten().map(|&side| side as f64).product::<f64>();
     let names: Vec<String> = shapes.keys().filter(|name| recipe.stage.trains(name)).cloned().collect();
-    let trained = trainable(&recipe.optimizer.groups, &names)?;
+    let trained = trainable(&parameter_groups(recipe, config, &names), &names)?;
     if trained.is_empty() {
         return Err(Error::config("optimizer.groups", "freeze every parameter: leave some to be trained"));
     }

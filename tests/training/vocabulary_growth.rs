@@ -106,7 +106,7 @@ fn a_next_stage_may_have_more_words() {
     let first = recipe(folder.path(), "first", &grown("add_missing = 20"));
     let export = export(first, false);
     let mut next = recipe(folder.path(), "next", &grown("add = [\"poodle\"], add_missing = 20"));
-    let Stage::Tune { init_from } = &mut next.stage else { panic!("{:?}", next.stage) };
+    let Stage::Tune { init_from, .. } = &mut next.stage else { panic!("{:?}", next.stage) };
     init_from.stage = Some(export.display().to_string());
     let facts = Run::new(next, Device::Cpu).unwrap().facts().to_string();
     let (old, grown) = (TextTokenizer::from_folder(&export).unwrap(), TextTokenizer::from_folder(builtin()).unwrap());

@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn a_tilde_is_the_home_folder() {
         let data = crate::train::DataConfig::new(vec![], 9);
-        let stage = crate::train::Stage::Tune { init_from: Default::default() };
+        let stage = crate::train::Stage::Tune { init_from: Default::default(), pre_decoder_lr_scale: 1.0 };
         let mut recipe =
             Recipe::new("~/run", "tiny", "shapes", stage, data, crate::train::UpdateConfig::new(1, 1, 1.0));
         recipe.root = Some("/root-of-recipe".into());

@@ -83,7 +83,7 @@ mod tests {
 
     fn recipe(config: &str, data: &str) -> Recipe {
         let data = DataConfig::new(vec![DataSource::Files(FilesSource::new(data))], 9);
-        let stage = Stage::Tune { init_from: Default::default() };
+        let stage = Stage::Tune { init_from: Default::default(), pre_decoder_lr_scale: 1.0 };
         Recipe::new("run", config, "shapes", stage, data, UpdateConfig::new(1, 1, 1.0))
     }
 

@@ -52,6 +52,11 @@ pub enum Stage {
         /// Pretrained weights that the model starts from.
         #[serde(default, alias = "inherit")]
         init_from: InitFrom,
+        /// Factor on the learning rate of the pre-decoder: its layers, the patch projection, position embeddings and the
+        /// norm before the layers. A pre-decoder that is inherited keeps what its teacher knows better with 0.1; 0 freezes
+        /// it. Groups of the optimizer take precedence.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        pre_decoder_lr_scale: f64,
     },
 }
 
@@ -73,6 +78,14 @@ fn last_layer() -> isize {
     -1
 }
 
+fn one() -> f64 {
+    1.0
+}
+
+fn is_one(scale: &f64) -> bool {
+    *scale == 1.0
+}
+
 impl Stage {
     /// Name of the stage in logs and checkpoints.
     pub fn name(&self) -> &'static str {
@@ -89,7 +102,9 @@ impl Stage {
     pub fn init_from(&self) -> Option<&InitFrom> {
         match self {
             Self::Vision { .. } | Self::Language => None,
-            Self::Distill { init_from, .. } | Self::Align { init_from } | Self::Tune { init_from } => Some(init_from),
+            Self::Distill { init_from, .. } | Self::Align { init_from } | Self::Tune { init_from, .. } => {
+                Some(init_from)
+            }
         }
     }
 
@@ -105,7 +120,13 @@ impl Stage {
                 not_empty("stage.text_teacher", text_teacher)?;
                 weights.validate()?;
             }
-            Self::Language | Self::Align { .. } | Self::Tune { .. } => {}
+            Self::Tune { pre_decoder_lr_scale: scale, .. } => {
+                if !scale.is_finite() || *scale < 0.0 {
+                    let message = format!("is {scale}, expected a number of at least 0");
+                    return Err(Error::config("stage.pre_decoder_lr_scale", message));
+                }
+            }
+            Self::Language | Self::Align { .. } => {}
         }
         self.init_from().map_or(Ok(()), InitFrom::validate)
     }
