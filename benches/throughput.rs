@@ -143,7 +143,7 @@ fn decode_adapted(c: &mut Criterion) {
     group.finish();
 }
 
-/// Benches sequences that each have a KV cache of their own, as in serving.
+/// Benches sequences that each have a KV cache of their own, as in serving, and sequences that share that of their prompt.
 fn decode_sequences(
     c: &mut Criterion,
     format: Option<Quantization>,
@@ -152,19 +152,22 @@ fn decode_sequences(
 ) {
     let prompt = prompt(&config(), 1);
     let length = prompt.layout.seq_len;
-    let chunks = LazyCell::new(|| Vec::from_iter((0..rows).map(|_| prefilled_chunks(model, &prompt))));
+    let own = LazyCell::new(|| Vec::from_iter((0..rows).map(|_| prefilled_chunks(model, &prompt))));
+    let shared = LazyCell::new(|| vec![prefilled_chunks(model, &prompt); rows]);
     let mut group = c.benchmark_group("decode_sequences");
     group.sample_size(10).throughput(Throughput::Elements((rows * NEW_TOKENS) as u64));
-    group.bench_function(format!("{length}x{rows}/{}", name(format)), |b| {
-        b.iter(|| {
-            let sequence = |chunks: &Vec<_>| after_chunks(model, chunks, length + NEW_TOKENS);
-            let mut sequences: Vec<SequenceCache> = chunks.iter().map(sequence).collect();
-            for id in 0..NEW_TOKENS as u32 {
-                let mut sequences: Vec<&mut SequenceCache> = sequences.iter_mut().collect();
-                black_box(model.decode_sequences(&vec![3000 + id; rows], &mut sequences).expect("logits"));
-            }
-        })
-    });
+    let decode = |chunks: &[Vec<_>]| {
+        let sequence = |chunks: &Vec<_>| after_chunks(model, chunks, length + NEW_TOKENS);
+        let mut sequences: Vec<SequenceCache> = chunks.iter().map(sequence).collect();
+        for id in 0..NEW_TOKENS as u32 {
+            let mut sequences: Vec<&mut SequenceCache> = sequences.iter_mut().collect();
+            black_box(model.decode_sequences(&vec![3000 + id; rows], &mut sequences).expect("logits"));
+        }
+    };
+    group.bench_function(format!("{length}x{rows}/{}", name(format)), |b| b.iter(|| decode(&own)));
+    if rows > 1 {
+        group.bench_function(format!("{length}x{rows}_shared/{}", name(format)), |b| b.iter(|| decode(&shared)));
+    }
     group.finish();
 }
 
