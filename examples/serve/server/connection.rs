@@ -25,6 +25,8 @@ const MAX_HEAD: usize = 64 << 10;
 
 /// Serves until `stop` is done; then takes no new request, and returns when those under way have their answers.
 pub async fn serve(listener: TcpListener, router: Router, app: Arc<App>, stop: impl Future<Output = ()>) {
+    let preparing = Arc::clone(&app);
+    tokio::task::spawn_blocking(move || preparing.grammars.prepare(preparing.engine.model()));
     let graceful = GracefulShutdown::new();
     let slots = Arc::new(Semaphore::new(app.settings.max_connections));
     let mut http = http1::Builder::new();

@@ -27,7 +27,7 @@ const STACK_BYTES: usize = 512 << 20;
 /// Longest token that a grammar uses.
 const MAX_TOKEN_BYTES: usize = 1 << 9;
 
-/// The grammars of a vocabulary, which is read at the first use.
+/// The grammars of a vocabulary, which is read once.
 #[derive(Default)]
 pub struct Grammars(OnceLock<Result<Vocabulary, String>>);
 
@@ -41,9 +41,18 @@ struct Vocabulary {
 type FirstTokens = Arc<HashMap<u32, Option<u32>>>;
 
 impl Grammars {
+    /// Reads the vocabulary, so that no request waits for it: 150,000 tokens take a second.
+    pub fn prepare(&self, model: &LoadedModel) {
+        self.vocabulary(model);
+    }
+
+    fn vocabulary(&self, model: &LoadedModel) -> &Result<Vocabulary, String> {
+        self.0.get_or_init(|| Vocabulary::new(model))
+    }
+
     /// The constraint to the JSON texts that are valid by a checked schema.
     pub fn compile(&self, model: &LoadedModel, schema: Map<String, Value>) -> Result<Arc<dyn Constraint>, ApiError> {
-        let vocabulary = self.0.get_or_init(|| Vocabulary::new(model));
+        let vocabulary = self.vocabulary(model);
         let vocabulary = vocabulary.as_ref().map_err(|problem| ApiError::invalid(FIELD, problem))?;
         let compiled = thread::scope(|scope| {
             let thread = thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES);
@@ -102,8 +111,8 @@ impl Vocabulary {
     }
 }
 
-/// Limits of time and memory. A token of a usual schema takes milliseconds; with the lexer's default of 200,000 steps of
-/// work for a token, hostile patterns came near a second.
+/// Limits of time and memory. A token of a usual schema takes milliseconds, and with these limits one of a hostile pattern no
+/// more than ten; with the lexer's default of 200,000 steps of work for a token, it came near a second.
 fn limits() -> ParserLimits {
     ParserLimits {
         max_lexer_states: 10_000,
