@@ -45,8 +45,8 @@ struct Arguments {
     /// Seeds of each design
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: u64,
-    /// World and sizes: hard, easy or tiny
-    #[arg(long, default_value = "hard", value_name = "NAME")]
+    /// World and sizes: easy, hard or tiny
+    #[arg(long, default_value = "easy", value_name = "NAME")]
     setting: String,
     /// What to compare
     #[arg(long, value_enum, default_value = "designs")]

@@ -96,9 +96,16 @@ pub struct Stage {
     pub recipe: String,
     /// Stage of the same design whose last checkpoint is exported, instead of a training run.
     pub export_of: Option<String>,
+    /// Share of the recipe's steps.
+    #[serde(default = "all")]
+    pub share: f64,
     /// Overrides of the recipe.
     #[serde(default)]
     pub set: Vec<String>,
+}
+
+fn all() -> f64 {
+    1.0
 }
 
 /// A sentence that the right answers of two designs support or not.

@@ -148,7 +148,8 @@ impl Trainer<'_> {
         let language = if design.model.is_deeper() { "language-deeper" } else { "language" };
         let mut exports = Vec::new();
         for (recipe, name) in [("vision", "vision"), ("language", language)] {
-            let stage = Stage { name: name.into(), recipe: recipe.into(), export_of: None, set: Vec::new() };
+            let stage =
+                Stage { name: name.into(), recipe: recipe.into(), export_of: None, share: 1.0, set: Vec::new() };
             let none = PathBuf::new();
             let job = Job {
                 design: None,
@@ -221,6 +222,8 @@ impl Trainer<'_> {
         let sets = of_recipe.iter().chain(&job.stage.set).chain(of_setting).map(|set| job.exports.fill(set));
         let path = self.options.recipes.join(format!("{name}.toml"));
         let mut recipe = Recipe::read(&path, &sets.collect::<Vec<_>>())?;
+        let steps = recipe.update.steps.map(|steps| (steps as f64 * job.stage.share).round().max(1.0));
+        recipe.update.steps = steps.map(|steps| steps as u64);
         recipe.output = job.folder.clone();
         recipe.seed = job.seed;
         recipe.config = self.write_config(job)?.to_string_lossy().into_owned();
