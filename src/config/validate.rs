@@ -19,6 +19,14 @@ pub(crate) fn positive(field: &str, value: f64) -> Result<()> {
     }
 }
 
+pub(crate) fn not_negative(field: &str, value: f64) -> Result<()> {
+    if value.is_finite() && value >= 0.0 {
+        Ok(())
+    } else {
+        Err(Error::config(field, format!("is {value:?}, expected a finite number of at least 0")))
+    }
+}
+
 pub(crate) fn multiple_of(field: &str, value: usize, of: &str, divisor: usize) -> Result<()> {
     if divisor != 0 && value.is_multiple_of(divisor) {
         Ok(())

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::validate::not_negative;
 use crate::{Error, Result};
 
 /// Settings for the parameters whose name matches a pattern.
@@ -49,8 +50,9 @@ pub(super) fn resolve<'a>(
     names: impl Iterator<Item = &'a String> + Clone,
 ) -> Result<Vec<Settings>> {
     for (n, group) in groups.iter().enumerate() {
-        check(&format!("optimizer.groups[{n}].lr_scale"), group.lr_scale)?;
-        check(&format!("optimizer.groups[{n}].weight_decay"), group.weight_decay)?;
+        for (name, value) in [("lr_scale", group.lr_scale), ("weight_decay", group.weight_decay)] {
+            value.map_or(Ok(()), |value| not_negative(&format!("optimizer.groups[{n}].{name}"), value))?;
+        }
         if !names.clone().any(|name| glob_matches(&group.pattern, name)) {
             let example = names.clone().next().map_or("none", String::as_str);
             return Err(Error::config(
@@ -81,15 +83,6 @@ pub fn trainable(groups: &[ParamGroup], names: &[String]) -> Result<Vec<String>>
     let settings = resolve(groups, 0.0, names.iter())?;
     let moving = names.iter().zip(settings).filter(|(_, settings)| settings.lr_scale > 0.0);
     Ok(moving.map(|(name, _)| name.clone()).collect())
-}
-
-fn check(field: &str, value: Option<f64>) -> Result<()> {
-    match value {
-        Some(value) if !(value.is_finite() && value >= 0.0) => {
-            Err(Error::config(field, format!("is {value:?}, expected a finite number of at least 0")))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Whether `name` matches `pattern`, in which each `*` matches any number of characters.

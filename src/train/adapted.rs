@@ -10,12 +10,11 @@ use candle_nn::Init;
 use super::NextToken;
 use super::export::generation_of;
 use super::memory::MemoryNeeds;
-use super::parameter_groups::parameter_groups;
+use super::parameter_groups::trained_names;
 use super::recipe::{AdapterConfig, InitFrom, Recipe, in_recipe};
 use super::stage::{BuiltStage, activations_of, mapped_rows};
 use crate::config::HaploVlConfig;
 use crate::model::{ADAPTER_PREFIX, Adapter, HaploVl, save_companions};
-use crate::optim::trainable;
 use crate::options::Quantization;
 use crate::processor::{Processor, TextTokenizer};
 use crate::weights::{
@@ -37,8 +36,7 @@ pub(super) fn build_adapted(
 ) -> Result<BuiltStage> {
     let lora = settings.lora(&base_name(recipe));
     let shapes = Adapter::shapes(&lora, config).map_err(in_recipe)?;
-    let trained =
-        trainable(&parameter_groups(recipe, config, shapes.keys()), &shapes.keys().cloned().collect::<Vec<_>>())?;
+    let trained = trained_names(recipe, config, &shapes.keys().cloned().collect::<Vec<_>>())?;
     let is_saved = |name: &str| shapes.contains_key(&format!("{ADAPTER_PREFIX}{name}"));
     let Base { source, report, is_grown } = base_weights(recipe, config, tokenizer, is_saved)?;
     let quantization = settings.quantization()?;

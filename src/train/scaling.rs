@@ -5,13 +5,13 @@ use std::fmt;
 
 use super::buckets::BUCKET;
 use super::export::{clip_of, llm_of};
-use super::parameter_groups::parameter_groups;
+use super::parameter_groups::trained_names;
 use super::recipe::{Recipe, Stage, in_recipe};
 use super::reduction::IN_FLIGHT;
 use super::{Contrastive, FloatType};
 use crate::config::{DecoderConfig, HaploVlConfig, MlpKind};
 use crate::model::{Adapter, DistillationHeads, HaploVl, LanguageModel, PreDecoderModel};
-use crate::optim::{Shards, trainable};
+use crate::optim::Shards;
 use crate::options::Quantization;
 use crate::weights::ParameterShapes;
 use crate::{Error, Result};
@@ -118,10 +118,7 @@ fn shapes_of(recipe: &Recipe, config: &HaploVlConfig) -> Result<Shapes> {
         bytes += F32 * elements(&candidates);
         all.extend(candidates.clone());
     }
-    let names = trainable(
-        &parameter_groups(recipe, config, candidates.keys()),
-        &candidates.keys().cloned().collect::<Vec<_>>(),
-    )?;
+    let names = trained_names(recipe, config, &candidates.keys().cloned().collect::<Vec<_>>())?;
     candidates.retain(|name, _| names.contains(name));
     Ok(Shapes { all, trained: candidates, parameter_bytes: bytes })
 }

@@ -12,7 +12,7 @@ use super::connector::connector_of_text;
 use super::export::{clip_of, llm_of, save_clip, save_llm, save_model, save_parameters};
 use super::init::{lay_out_positions, whiten_patches};
 use super::memory::MemoryNeeds;
-use super::parameter_groups::parameter_groups;
+use super::parameter_groups::trained_names;
 use super::recipe::{ConnectorStart, InitFrom, Recipe, Stage};
 use super::vocabulary::{SourceVocabulary, row_map};
 use super::{Contrastive, Distillation, Language, NextToken, Objective};
@@ -22,7 +22,6 @@ use crate::model::{
     ClipTeacher, ClipVision, DistillationHeads, HaploVl, LanguageModel, PreDecoderModel, VisionTeacher,
 };
 use crate::nn::Activations;
-use crate::optim::trainable;
 use crate::options::Precision;
 use crate::processor::{Processor, TextTokenizer};
 use crate::weights::{
@@ -163,7 +162,7 @@ fn trained_parameters(
     let shapes = recorded.shapes();
     let size = |name: &str| shapes.get(name).into_iter().flatten().map(|&side| side as f64).product::<f64>();
     let names: Vec<String> = shapes.keys().filter(|name| recipe.stage.trains(name)).cloned().collect();
-    let trained = trainable(&parameter_groups(recipe, config, &names), &names)?;
+    let trained = trained_names(recipe, config, &names)?;
     if trained.is_empty() {
         return Err(Error::config("optimizer.groups", "freeze every parameter: leave some to be trained"));
     }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Counts, Loss, Objective, common_counts, only_for_pictures};
 use crate::batch::MultimodalBatch;
+use crate::config::validate::not_negative;
 use crate::config::{HaploVlConfig, VisionConfig};
 use crate::loss::{LossSum, current_token_prediction, feature_distillation, vision_distillation};
 use crate::model::{DistillationHeads, PreDecoderModel, VisionTeacher, patches_in_order};
@@ -37,10 +38,7 @@ impl DistillationWeights {
     pub fn validate(&self) -> Result<()> {
         let weights = [("vision", self.vision), ("feature", self.feature), ("current_token", self.current_token)];
         for (name, weight) in weights {
-            if !(weight.is_finite() && weight >= 0.0) {
-                let message = format!("is {weight:?}, expected a finite number of at least 0");
-                return Err(Error::config(format!("stage.weights.{name}"), message));
-            }
+            not_negative(&format!("stage.weights.{name}"), weight)?;
         }
         if weights.iter().all(|(_, weight)| *weight == 0.0) {
             return Err(Error::config("stage.weights", "are all 0: leave at least one loss"));

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::validate::{at_least_one, at_most};
+use crate::config::validate::{at_least_one, at_most, not_negative};
 use crate::train::DistillationWeights;
 use crate::weights::TextInit;
 use crate::{Error, Result};
@@ -120,11 +120,8 @@ impl Stage {
                 not_empty("stage.text_teacher", text_teacher)?;
                 weights.validate()?;
             }
-            Self::Tune { pre_decoder_lr_scale: scale, .. } => {
-                if !scale.is_finite() || *scale < 0.0 {
-                    let message = format!("is {scale}, expected a number of at least 0");
-                    return Err(Error::config("stage.pre_decoder_lr_scale", message));
-                }
+            Self::Tune { pre_decoder_lr_scale, .. } => {
+                not_negative("stage.pre_decoder_lr_scale", *pre_decoder_lr_scale)?;
             }
             Self::Language | Self::Align { .. } => {}
         }
