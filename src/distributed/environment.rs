@@ -46,14 +46,15 @@ impl World {
     /// was built with the feature `nccl`. All ranks call it, each with a GPU of its own.
     ///
     /// # Errors
-    /// If NCCL cannot connect the ranks, and if a rank has failed.
+    /// If only some ranks have a CUDA device, if NCCL cannot connect the ranks, and if a rank has failed.
     pub fn for_device(self, device: &Device) -> Result<Self> {
+        #[cfg(not(feature = "nccl"))]
+        let _ = device;
         #[cfg(feature = "nccl")]
         if self.size() > 1 && self.link.is_none() && self.any(device.is_cuda())? {
             let link = super::Nccl::connect(&self, device)?;
             return Ok(self.with_link(link));
         }
-        let _ = device;
         Ok(self)
     }
 

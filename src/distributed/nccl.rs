@@ -39,7 +39,8 @@ impl Drop for Communicator {
 }
 
 impl Nccl {
-    /// Connects the GPUs of the ranks of `world`, which all call it.
+    /// Connects the GPUs of the ranks of `world`, which all call it. NCCL waits without a time limit for a rank that hangs
+    /// meanwhile.
     ///
     /// # Errors
     /// [`Error::Training`] for a device of any rank that is no GPU, and if NCCL refuses to connect them.
@@ -58,13 +59,15 @@ impl Nccl {
         let (size, rank) = (world.size() as c_int, world.rank() as c_int);
         // SAFETY: the place may be written, and the id is that of rank 0.
         let connected = unsafe { result::comm_init_rank(&raw mut handle, size, sys::ncclUniqueId { internal }, rank) };
-        world.agree(connected.map_err(|e| failed(&e, "the connection of the ranks, each with a GPU of its own")))?;
+        let connected = connected.map(|_| Communicator(handle));
+        let communicator = world
+            .agree(connected.map_err(|e| failed(&e, "the connection of the ranks, each with a GPU of its own")))?;
         Ok(Self {
             rank: world.rank(),
             device: device.clone(),
             cuda,
             stream,
-            communicator: Arc::new(Mutex::new(Communicator(handle))),
+            communicator: Arc::new(Mutex::new(communicator)),
         })
     }
 

@@ -1,7 +1,6 @@
 //! Summing of gradients over ranks, beside the backward pass.
 
 use std::cmp::Reverse;
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -261,8 +260,8 @@ impl Reduction {
     /// The gradients in a bucket that a rank owns: for each piece 1 if there is a gradient, then the elements.
     fn part_for(&mut self, bucket: &Bucket, rank: usize) -> Result<Tensor> {
         let pieces = bucket.of(rank);
-        let flags = pieces.iter().map(|piece| f32::from(u8::from(self.local.get(&piece.name).is_some()))).collect();
         let with_gradients = Vec::from_iter(pieces.iter().map(|piece| (piece, self.local.get(&piece.name))));
+        let flags = with_gradients.iter().map(|(_, gradient)| f32::from(u8::from(gradient.is_some()))).collect();
         let part = packed(self.world.exchange_device(), flags, &with_gradients)?;
         for piece in pieces.iter().filter(|piece| piece.is_last()) {
             self.local.remove(&piece.name);
@@ -291,14 +290,12 @@ impl Reduction {
         for (at, piece) in pieces.iter().enumerate() {
             let (values, found) = (sum.narrow(0, start, piece.range.len())?, sum.narrow(0, at, 1)?);
             start += piece.range.len();
-            match self.sums.entry((piece.name.clone(), piece.range.start)) {
-                Entry::Vacant(place) => drop(place.insert(Sum { values, found })),
-                Entry::Occupied(mut place) => {
-                    let Sum { values: before, found: found_before } = place.get();
-                    let sum = Sum { values: (before + values)?, found: (found_before + found)? };
-                    place.insert(sum);
-                }
-            }
+            let key = (piece.name.clone(), piece.range.start);
+            let sum = match self.sums.remove(&key) {
+                Some(before) => Sum { values: (before.values + values)?, found: (before.found + found)? },
+                None => Sum { values, found },
+            };
+            self.sums.insert(key, sum);
         }
         Ok(())
     }

@@ -78,10 +78,12 @@ impl Run {
     /// as many micro-batches as all ranks have together, but for the order of sums in f32. A rank holds the whole model, and
     /// the moments and EMA of its share of the parameters. Rank 0 alone evaluates, exports, and has the
     /// [default observers](Self::with_default_observers). All ranks need the files of the recipe and one `output`. A run
-    /// that is resumed on another number of ranks keeps the micro-batches of its steps.
+    /// that is resumed on another number of ranks keeps the micro-batches of its steps. On GPUs, tensors go as
+    /// [`World::for_device`] says.
     ///
     /// # Errors
-    /// As [`Self::new`], and [`Error::Config`] if the ranks cannot share the micro-batches of a resumed run equally.
+    /// As [`Self::new`] and [`World::for_device`], and [`Error::Config`] if the ranks cannot share the micro-batches of a
+    /// resumed run equally.
     pub fn in_world(recipe: Recipe, device: Device, world: World) -> Result<Self> {
         Self::build(recipe, device, None, world)
     }
