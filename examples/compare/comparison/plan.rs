@@ -96,15 +96,15 @@ pub struct Stage {
     pub recipe: String,
     /// Stage of the same design whose last checkpoint is exported, instead of a training run.
     pub export_of: Option<String>,
-    /// Share of the recipe's steps.
-    #[serde(default = "all")]
+    /// Share of the recipe's steps, above 0 and at most 1; at least one step is made.
+    #[serde(default = "whole")]
     pub share: f64,
     /// Overrides of the recipe.
     #[serde(default)]
     pub set: Vec<String>,
 }
 
-fn all() -> f64 {
+fn whole() -> f64 {
     1.0
 }
 
@@ -178,6 +178,14 @@ impl Plan {
         let text = std::fs::read_to_string(&path).map_err(|e| named(&path, e))?;
         let plan: Self = toml::from_str(&text).map_err(|e| named(&path, e))?;
         plan.designs.iter().try_for_each(|design| plan.stages(design).map(drop))?;
+        for (design, stage) in
+            plan.designs.iter().flat_map(|design| design.stages.iter().map(move |stage| (design, stage)))
+        {
+            if !(stage.share > 0.0 && stage.share <= 1.0) {
+                let (design, stage, share) = (&design.name, &stage.name, stage.share);
+                bail!("design {design}: `share` of stage {stage} is {share}, expected above 0 and at most 1");
+            }
+        }
         let compared = plan.claims.iter().flat_map(|claim| [&claim.design, &claim.against]);
         compared.into_iter().try_for_each(|name| plan.design(name).map(drop))?;
         Ok(plan)

@@ -33,7 +33,8 @@ enum Normalised {
 ///
 /// Of each line, the shortest text after a word such as `is` or `answer` counts, and all numbers in it; of an answer
 /// without such words, all of it. A right text must be part of one of them, a right number equal one to two decimals. Case does
-/// not matter, and a right text of one character must have a space beside it.
+/// not matter, and a right text of one character must have a space beside it. Numbers after a run of hundreds of digits may be
+/// missed.
 pub fn open_match<S: AsRef<str>>(answer: &str, right: &[S]) -> bool {
     let right = Vec::from_iter(right.iter().flat_map(|right| normalised(right.as_ref())));
     let phrases = key_phrases(answer);
