@@ -72,6 +72,19 @@ fn operations_are_counted_by_hand() {
     assert_eq!((flops.frozen, flops.trained), (teacher as f64, trained as f64));
 }
 
+#[test]
+fn a_share_of_steps_is_above_0_and_at_most_1() {
+    let plan =
+        std::fs::read_to_string(options(Path::new(""), "tiny", Suite::Designs, &[]).recipes.join("plan.toml")).unwrap();
+    for share in ["0.0", "1.5", "nan", "-0.5"] {
+        let folder = tempfile::tempdir().unwrap();
+        let changed = plan.replacen("share = 0.5", &format!("share = {share}"), 1);
+        std::fs::write(folder.path().join("plan.toml"), changed).unwrap();
+        let error = Plan::read(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("design haplovl: `share` of stage distill"), "{error}");
+    }
+}
+
 /// Runs a comparison, counting how often it asks whether to stop; it is stopped at the given time.
 fn run_until(options: &Options, stop_at: usize) -> (Outcome, Vec<String>, usize) {
     let asked = Arc::new(AtomicUsize::new(0));
