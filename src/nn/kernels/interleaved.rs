@@ -6,7 +6,7 @@
 //! unpacking needs no shuffles. It takes no more bytes, and is undone without loss. The last group of rows is filled up with
 //! zeros.
 
-use std::ops::{Deref, Range};
+use std::ops::Deref;
 
 use rayon::prelude::*;
 
@@ -179,20 +179,6 @@ impl InterleavedWeight {
     /// Numbers of outputs and inputs.
     pub fn dims2(&self) -> (usize, usize) {
         (self.outputs, self.width)
-    }
-
-    /// The blocks of some outputs, from a multiple of sixteen on, at some places of their rows, in the file's order.
-    pub fn tile_in_file_order(&self, outputs: Range<usize>, blocks: Range<usize>) -> Vec<u8> {
-        let (dtype, interleaved) = (self.kind.ggml_dtype(), &**self);
-        let (group_bytes, block_bytes) = (LANES * row_bytes(self.kind, self.width), LANES * dtype.type_size());
-        let mut tile = Vec::with_capacity(outputs.len() * blocks.len() * dtype.type_size());
-        for first in outputs.clone().step_by(LANES) {
-            let start = first / LANES * group_bytes + blocks.start * block_bytes;
-            let group = interleaved.get(start..start + blocks.len() * block_bytes).unwrap_or_default();
-            let dims = (LANES.min(outputs.end - first), blocks.len() * dtype.block_size());
-            tile.extend(in_file_order(self.kind, group, dims));
-        }
-        tile
     }
 
     /// The blocks in the file's order.

@@ -84,6 +84,12 @@ impl<'a, T> MatRef<'a, T> {
         &self.data[row * self.row_stride..][..self.columns]
     }
 
+    /// All elements, in row order, of a matrix without gaps between its rows.
+    pub fn as_contiguous(&self) -> &'a [T] {
+        assert!(self.column_stride == 1 && self.row_stride == self.columns, "rows with gaps are no slice");
+        &self.data[..self.rows * self.columns]
+    }
+
     /// The buffer from an offset on, for prefetching also beyond the matrix; empty beyond the buffer.
     #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
     #[inline(always)]

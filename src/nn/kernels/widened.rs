@@ -1,5 +1,6 @@
 //! Matmuls with a matrix of fewer bits, whose tiles are widened to f32 in the cache, so that no f32 copy of it exists.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::ops::Range;
 
@@ -12,10 +13,12 @@ use super::matmul::{Gemm, GemmScratch};
 use super::parallel::parallel_columns;
 use crate::options::Precision;
 
-/// Rows and columns of a tile: 256 KiB in f32, which L2 holds. Columns are whole blocks of every quantisation.
+/// Outputs and inputs of a tile: 256 KiB in f32, which L2 holds. Inputs are whole blocks of every quantisation.
 pub const TILE: usize = 256;
-/// Weights that a task of a forward pass widens at a time.
-const FORWARD_WEIGHTS: usize = 1 << 16;
+/// Most rows of a task of the GEMM: what it reads and writes stays in L2, and many threads find work.
+const ROWS: usize = 320;
+/// Weights that a task of the GEMV widens at a time.
+const GEMV_WEIGHTS: usize = 1 << 16;
 
 /// A matrix (outputs, inputs) whose tiles can be widened.
 pub trait WidenTile: Sync {
@@ -25,12 +28,38 @@ pub trait WidenTile: Sync {
     /// Numbers of outputs and inputs.
     fn dims2(&self) -> (usize, usize);
 
-    /// Writes the weights of some outputs and inputs into `tile`, row by row; returns the distance of its rows, which
-    /// may be padded. The first output is a multiple of 16, the first input one of [`TILE`].
+    /// Widens the weights of some outputs and inputs into `buffer`, which may be longer and hold anything before, and
+    /// returns them as a matrix (outputs, inputs). The first output is a multiple of 16, the first input one of [`TILE`].
     ///
     /// # Errors
     /// If the blocks cannot be read.
-    fn widen(&self, outputs: Range<usize>, inputs: Range<usize>, tile: &mut Vec<f32>) -> Result<usize, Self::Error>;
+    fn widen<'a>(
+        &self,
+        outputs: Range<usize>,
+        inputs: Range<usize>,
+        buffer: &'a mut Vec<f32>,
+    ) -> Result<MatRef<'a>, Self::Error>;
+}
+
+/// Buffers that a thread reuses across tiles.
+#[derive(Default)]
+struct Scratch {
+    tile: Vec<f32>,
+    gemm: GemmScratch,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+impl Scratch {
+    /// Calls `f` with this thread's buffers. It takes them, so that a task that runs inside of another one has its own.
+    fn with<R>(f: impl FnOnce(&mut Self) -> R) -> R {
+        let mut scratch = SCRATCH.take();
+        let result = f(&mut scratch);
+        SCRATCH.set(scratch);
+        result
+    }
 }
 
 /// `x W^T` for `x` (rows, inputs): (rows, outputs). A row of up to 32 rows has the bits that the GEMV gives for the
@@ -38,18 +67,20 @@ pub trait WidenTile: Sync {
 pub fn matmul_widened(x: &[f32], weight: &impl WidenTile<Error = Infallible>) -> Vec<f32> {
     let (outputs, inputs) = weight.dims2();
     let rows = x.len().checked_div(inputs).unwrap_or_default();
-    let per_task = (FORWARD_WEIGHTS / inputs.max(1)).next_multiple_of(16).max(16);
+    if rows > GEMV_MAX_ROWS {
+        let Ok(y) = gemm_over_tiles(x, (inputs, outputs), |inputs, outputs, buffer| {
+            weight.widen(outputs, inputs, buffer).map(MatRef::transposed)
+        });
+        return y;
+    }
+    let per_task = (GEMV_WEIGHTS / inputs.max(1)).next_multiple_of(16).max(16);
     parallel_columns(rows, outputs, per_task, |range, mut out| {
-        let mut tile = Vec::new();
-        let Ok(stride) = weight.widen(range.clone(), 0..inputs, &mut tile);
-        if rows <= GEMV_MAX_ROWS && stride == inputs && inputs > 0 {
-            let y = gemv(x, &tile, inputs);
-            let parts = y.chunks(range.len().max(1)).enumerate();
+        Scratch::with(|Scratch { tile, .. }| {
+            let Ok(tile) = weight.widen(range, 0..inputs, tile);
+            let y = gemv(x, tile.as_contiguous(), inputs);
+            let parts = y.chunks(tile.rows().max(1)).enumerate();
             parts.for_each(|(row, y)| out.row_part(row, 0, usize::MAX).copy_from_slice(y));
-        } else {
-            let tile = MatRef::new(&tile, (range.len(), inputs), stride);
-            run(false, out, MatRef::contiguous(x, (rows, inputs)), tile.transposed());
-        }
+        });
     })
 }
 
@@ -58,28 +89,41 @@ pub fn matmul_widened(x: &[f32], weight: &impl WidenTile<Error = Infallible>) ->
 /// # Errors
 /// The errors of widening.
 pub fn input_gradient<W: WidenTile>(g: &[f32], weight: &W) -> Result<Vec<f32>, W::Error> {
-    let (outputs, inputs) = weight.dims2();
-    let rows = g.len().checked_div(outputs).unwrap_or_default();
-    let mut dx = vec![0f32; rows * inputs];
-    if dx.is_empty() {
-        return Ok(dx);
-    }
-    let tasks: Vec<MatMut> = MatMut::contiguous(&mut dx, (rows, inputs)).column_blocks(TILE).collect();
-    tasks.into_par_iter().enumerate().try_for_each(|(task, mut out)| {
-        let (first, columns, mut tile) = (task * TILE, out.columns(), Vec::new());
-        for start in (0..outputs).step_by(TILE) {
-            let range = start..outputs.min(start + TILE);
-            let stride = weight.widen(range.clone(), first..first + columns, &mut tile)?;
-            let right = MatRef::new(&tile, (range.len(), columns), stride);
-            let left = MatRef::new(&g[start..], (rows, range.len()), outputs);
-            run(start > 0, out.tile(0..rows, 0..columns), left, right);
-        }
-        Ok(())
-    })?;
-    Ok(dx)
+    gemm_over_tiles(g, weight.dims2(), |outputs, inputs, buffer| weight.widen(outputs, inputs, buffer))
 }
 
-fn run(accumulate: bool, out: MatMut, left: MatRef, right: MatRef) {
-    let gemm = Gemm { accumulate, scale: 1.0, precision: Precision::Full };
-    gemm.run(out, left, right, &mut GemmScratch::default());
+/// `left right` for `left` (rows, depth) and a matrix (depth, columns) of which `widen` gives tiles: (rows, columns).
+///
+/// # Errors
+/// The errors of widening.
+fn gemm_over_tiles<E: Send>(
+    left: &[f32],
+    (depth, columns): (usize, usize),
+    widen: impl for<'a> Fn(Range<usize>, Range<usize>, &'a mut Vec<f32>) -> Result<MatRef<'a>, E> + Sync,
+) -> Result<Vec<f32>, E> {
+    let rows = left.len().checked_div(depth).unwrap_or_default();
+    let mut out = vec![0f32; rows * columns];
+    if out.is_empty() {
+        return Ok(out);
+    }
+    // Blocks of rows, as equal as can be.
+    let per_block = rows.div_ceil(rows.div_ceil(ROWS));
+    let blocks = MatMut::contiguous(&mut out, (rows, columns)).row_blocks(per_block);
+    let tasks = blocks
+        .zip(left.chunks(per_block * depth))
+        .flat_map(|(out, left)| out.column_blocks(TILE).enumerate().map(move |(block, out)| (left, block * TILE, out)));
+    Vec::from_iter(tasks).into_par_iter().try_for_each(|(left, first, mut out)| {
+        let (rows, columns) = (out.rows(), out.columns());
+        Scratch::with(|Scratch { tile, gemm }| {
+            for start in (0..depth).step_by(TILE) {
+                let range = start..depth.min(start + TILE);
+                let left = MatRef::new(&left[start..], (rows, range.len()), depth);
+                let right = widen(range, first..first + columns, tile)?;
+                let product = Gemm { accumulate: start > 0, scale: 1.0, precision: Precision::Full };
+                product.run(out.tile(0..rows, 0..columns), left, right, gemm);
+            }
+            Ok(())
+        })
+    })?;
+    Ok(out)
 }

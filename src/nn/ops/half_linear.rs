@@ -7,6 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Stora
 
 use super::linear::{add_bias, bias_gradient};
 use super::{contiguous_slice, is_cpu_f32, with_slice};
+use crate::nn::kernels::mat::MatRef;
 use crate::nn::kernels::widened::{WidenTile, input_gradient, matmul_widened};
 use crate::nn::tape::{apply1, apply2};
 
@@ -49,17 +50,17 @@ impl<T: WithDType> WidenTile for Rows<'_, T> {
         self.1
     }
 
-    fn widen(
+    fn widen<'a>(
         &self,
         outputs: Range<usize>,
         inputs: Range<usize>,
-        tile: &mut Vec<f32>,
-    ) -> std::result::Result<usize, Infallible> {
-        tile.clear();
+        buffer: &'a mut Vec<f32>,
+    ) -> std::result::Result<MatRef<'a>, Infallible> {
+        buffer.clear();
         for row in self.0.chunks_exact(self.1.1).take(outputs.end).skip(outputs.start) {
-            tile.extend(row[inputs.clone()].iter().map(|value| value.to_f64() as f32));
+            buffer.extend(row[inputs.clone()].iter().map(|value| value.to_f64() as f32));
         }
-        Ok(inputs.len())
+        Ok(MatRef::contiguous(buffer, (outputs.len(), inputs.len())))
     }
 }
 

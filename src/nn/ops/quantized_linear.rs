@@ -14,6 +14,7 @@ use super::{contiguous_slice, is_cpu_f32, linear, with_slice};
 use crate::nn::kernels::dispatch::QuantKernel;
 use crate::nn::kernels::dispatch::{CANDLE_TILE_WIDTH, QuantBackend, candle_has_tiles};
 use crate::nn::kernels::interleaved::InterleavedWeight;
+use crate::nn::kernels::mat::MatRef;
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 use crate::nn::kernels::qmatmul;
 use crate::nn::kernels::quantize_q4k::quantize_q4k;
@@ -324,37 +325,11 @@ impl CustomOp2 for QuantizedLinearOp {
 struct WeightTiles<'a> {
     weight: &'a QuantizedWeight,
     dims: (usize, usize),
-    dtype: GgmlDType,
 }
 
 impl<'a> WeightTiles<'a> {
     fn new(weight: &'a QuantizedWeight) -> Result<Self> {
-        let dtype = match &*weight.blocks {
-            Blocks::InOrder(tensor) => tensor.dtype(),
-            #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-            Blocks::Interleaved(weight, _) => weight.kind().ggml_dtype(),
-        };
-        Ok(Self { weight, dims: weight.dims2()?, dtype })
-    }
-
-    /// The blocks of a tile in the order of a file, row by row.
-    fn bytes(&self, outputs: Range<usize>, blocks: Range<usize>) -> Result<Vec<u8>> {
-        match &*self.weight.blocks {
-            #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-            Blocks::Interleaved(weight, _) => Ok(weight.tile_in_file_order(outputs, blocks)),
-            Blocks::InOrder(tensor) => {
-                let (file, size) = (tensor.data()?, self.dtype.type_size());
-                let row_blocks = self.weight.blocks.dims2()?.1 / self.dtype.block_size();
-                let row = |row: usize| file.get(size * (row * row_blocks + blocks.start)..).unwrap_or_default();
-                Ok(outputs.flat_map(|i| row(i).iter().take(size * blocks.len()).copied()).collect())
-            }
-        }
-    }
-
-    fn tile(&self, outputs: Range<usize>, blocks: Range<usize>) -> Result<Tensor> {
-        let dims = (outputs.len(), blocks.len() * self.dtype.block_size());
-        let storage = QStorage::from_data(self.bytes(outputs, blocks)?.into(), &Device::Cpu, self.dtype)?;
-        QTensor::new(storage, dims)?.dequantize(&Device::Cpu)
+        Ok(Self { weight, dims: weight.dims2()? })
     }
 }
 
@@ -365,13 +340,32 @@ impl WidenTile for WeightTiles<'_> {
         self.dims
     }
 
-    fn widen(&self, outputs: Range<usize>, inputs: Range<usize>, tile: &mut Vec<f32>) -> Result<usize> {
-        let block = self.dtype.block_size();
-        let widened = self.tile(outputs, inputs.start / block..inputs.end.div_ceil(block))?;
-        tile.clear();
-        with_slice(&widened, |widened| tile.extend_from_slice(widened))?;
-        widened.dim(1)
+    fn widen<'a>(&self, outputs: Range<usize>, inputs: Range<usize>, buffer: &'a mut Vec<f32>) -> Result<MatRef<'a>> {
+        match &*self.weight.blocks {
+            #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
+            Blocks::Interleaved(weight, kernel) => Ok(qmatmul::widen(*kernel, weight, outputs, inputs, buffer)),
+            Blocks::InOrder(tensor) => widen_in_order(tensor, outputs, inputs, buffer),
+        }
     }
+}
+
+/// Widens the weights of some outputs and inputs with candle.
+fn widen_in_order<'a>(
+    tensor: &QTensor,
+    outputs: Range<usize>,
+    inputs: Range<usize>,
+    buffer: &'a mut Vec<f32>,
+) -> Result<MatRef<'a>> {
+    let (width, size, dtype) = (tensor.dtype().block_size(), tensor.dtype().type_size(), tensor.dtype());
+    let (file, row_blocks) = (tensor.data()?, tensor.shape().dims2()?.1 / width);
+    let blocks = inputs.start / width..inputs.end.div_ceil(width);
+    let row = |row: usize| file.get(size * (row * row_blocks + blocks.start)..).unwrap_or_default();
+    let (rows, columns) = (outputs.len(), blocks.len() * width);
+    let bytes: Vec<u8> = outputs.flat_map(|i| row(i).iter().take(size * blocks.len()).copied()).collect();
+    let tile = QTensor::new(QStorage::from_data(bytes.into(), &Device::Cpu, dtype)?, (rows, columns))?;
+    buffer.clear();
+    with_slice(&tile.dequantize(&Device::Cpu)?, |tile| buffer.extend_from_slice(tile))?;
+    Ok(MatRef::new(buffer, (rows, inputs.len()), columns))
 }
 
 #[cfg(test)]

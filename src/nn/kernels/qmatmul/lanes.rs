@@ -38,6 +38,12 @@ pub trait Lanes: Copy {
     /// The `at`-th byte of each word, with its sign.
     fn signed_byte(self, words: Self::Words, at: usize) -> Self::Words;
 
+    /// Subtracts `by` from each integer.
+    fn less(self, integers: Self::Words, by: i32) -> Self::Words;
+
+    /// `a - b`.
+    fn minus(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+
     /// Each integer times a float.
     fn scale(self, integers: Self::Words, by: Self::Floats) -> Self::Floats;
 
@@ -99,6 +105,17 @@ impl Lanes for V3 {
             self.avx2._mm256_srai_epi32::<24>(self.avx2._mm256_sllv_epi32(a, left)),
             self.avx2._mm256_srai_epi32::<24>(self.avx2._mm256_sllv_epi32(b, left)),
         ]
+    }
+
+    #[inline(always)]
+    fn less(self, [a, b]: Self::Words, by: i32) -> Self::Words {
+        let by = self.avx._mm256_set1_epi32(by);
+        [self.avx2._mm256_sub_epi32(a, by), self.avx2._mm256_sub_epi32(b, by)]
+    }
+
+    #[inline(always)]
+    fn minus(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        [self.sub_f32x8(a[0], b[0]), self.sub_f32x8(a[1], b[1])]
     }
 
     #[inline(always)]
@@ -173,6 +190,16 @@ impl Lanes for Avx512Vnni {
     #[inline(always)]
     fn signed_byte(self, words: __m512i, at: usize) -> __m512i {
         unsafe { _mm512_srai_epi32::<24>(_mm512_sllv_epi32(words, _mm512_set1_epi32(24 - 8 * at as i32))) }
+    }
+
+    #[inline(always)]
+    fn less(self, integers: __m512i, by: i32) -> __m512i {
+        unsafe { _mm512_sub_epi32(integers, _mm512_set1_epi32(by)) }
+    }
+
+    #[inline(always)]
+    fn minus(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
     }
 
     #[inline(always)]

@@ -13,6 +13,7 @@ mod gemm_kquant_avx2;
 mod gemm_q8_0_avx2;
 mod lanes;
 mod quantize_activations;
+mod widen;
 
 use super::dispatch::QuantKernel;
 use super::interleaved::InterleavedWeight;
@@ -23,6 +24,7 @@ use gemm_avx512vnni::Vnni;
 use gemm_kquant_avx2::KQuantAvx2;
 use gemm_q8_0_avx2::Q8_0Avx2;
 pub use lanes::Avx512Vnni;
+pub use widen::widen;
 
 /// Multiplies `x` (rows, width) by the transpose of a weight (outputs, width): (rows, outputs).
 ///
@@ -133,13 +135,27 @@ mod tests {
             let weight = interleaved(&w, kind)?;
             assert_eq!(weight.dims2(), (outputs, 768));
             assert!(weight.in_file_order() == w.data()?[..], "{kind} {outputs}");
-            let (size, per_row) = (kind.ggml_dtype().type_size(), 768 / kind.ggml_dtype().block_size());
-            let (rows, blocks) = (outputs / 16 * 16..outputs, 1..per_row);
-            let expected: Vec<u8> = rows
-                .clone()
-                .flat_map(|row| w.data().unwrap()[size * (row * per_row + 1)..size * (row + 1) * per_row].to_vec())
-                .collect();
-            assert!(weight.tile_in_file_order(rows, blocks) == expected, "{kind} {outputs}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn widened_tiles_have_the_bits_of_dequantised_weights() -> Result<()> {
+        let mut buffer = Vec::new();
+        for ((kind, kernel), (first, outputs)) in
+            cases().flat_map(|case| [(0, 1), (0, 37), (32, 90)].map(|o| (case, o)))
+        {
+            let w = QTensor::quantize(&values(&[outputs, 768], 0.2), kind.ggml_dtype())?;
+            let expected = w.dequantize(&Device::Cpu)?.to_vec2::<f32>()?;
+            let weight = interleaved(&w, kind)?;
+            for inputs in [0..768, 256..512, 512..700] {
+                let tile = widen(kernel, &weight, first..outputs, inputs.clone(), &mut buffer).transposed();
+                assert_eq!((tile.rows(), tile.columns()), (inputs.len(), outputs - first));
+                for (row, input) in inputs.enumerate() {
+                    let expected = Vec::from_iter(expected[first..].iter().map(|weights| weights[input]));
+                    assert_eq!(tile.row(row), expected, "{kind} {kernel:?} {outputs}, input {input}");
+                }
+            }
         }
         Ok(())
     }
