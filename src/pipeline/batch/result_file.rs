@@ -22,12 +22,15 @@ pub struct ResultFile {
 }
 
 impl ResultFile {
-    /// Creates a file, which must not exist.
+    /// Creates a file, which must not exist, and the folders above it.
     ///
     /// # Errors
     /// [`Error::Io`] if the file exists, cannot be written, or is being written by another process.
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        }
         let file = OpenOptions::new().create_new(true).append(true).open(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::AlreadyExists => {
                 Error::io(path, std::io::Error::other("exists already: name another file, or remove it first"))
@@ -168,7 +171,7 @@ mod tests {
     #[test]
     fn a_torn_last_line_is_dropped_and_later_results_follow() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("out.jsonl");
+        let path = folder.path().join("new/folder/out.jsonl");
         let mut first = ResultFile::create(&path).unwrap();
         first.write(&fields(json!({ "image": "a", "text": "x" }))).unwrap();
         first.write(&fields(json!({ "image": "b", "error": "y" }))).unwrap();
