@@ -182,9 +182,18 @@ impl Linear {
     pub fn forward_as<S: Into<Shape>>(&self, x: &Tensor, shape: S) -> Result<Tensor> {
         let shape = shape.into();
         match &self.lora {
-            Some(lora) => lora.adapt(x, || self.unadapted(x, shape)),
+            Some(lora) => lora.adapt(x, self.is_trained(), || self.unadapted(x, shape)),
             None => self.unadapted(x, shape),
         }
+    }
+
+    /// Whether weight or bias are trained.
+    fn is_trained(&self) -> bool {
+        let weight = match &self.weight {
+            Weight::Float(weight) => Some(weight),
+            Weight::Quantized(_) => None,
+        };
+        weight.into_iter().chain(&self.bias).any(Tensor::track_op)
     }
 
     /// [`Self::forward_as`] without the adapter.

@@ -41,17 +41,18 @@ impl Lora {
         Self { dropout: probability, stream, ..self }
     }
 
-    /// The same adapter, whose values will not change and need no gradients: a copy of the matrices makes decoding on the CPU
-    /// faster, in f16 with `half` where the CPU reads it as fast. Other dtypes and devices are left as they are.
+    /// The same adapter without dropout, whose values will not change and need no gradients: a copy of the matrices makes
+    /// decoding on the CPU faster, in f16 with `half` where the CPU reads it as fast. Other dtypes and devices get no copy.
     ///
     /// # Errors
     /// Errors of candle only.
     pub fn fixed(self, half: bool) -> Result<Self> {
         let matrices = [&self.a, &self.b];
         if !matrices.iter().all(|matrix| matrix.device().is_cpu() && matrix.dtype() == DType::F32) {
-            return Ok(self);
+            return Ok(Self { dropout: 0.0, ..self });
         }
-        Ok(Self { fixed: Some(FixedLora::new(&self.a, &self.b, self.scale, half)?), ..self })
+        let fixed = FixedLora::new(&self.a, &self.b, self.scale, half)?;
+        Ok(Self { dropout: 0.0, fixed: Some(fixed), ..self })
     }
 
     /// Numbers of outputs and inputs.
@@ -85,14 +86,20 @@ impl Lora {
     }
 
     /// The result of an adapted layer, of any shape: what `unadapted` gives for `x`, whose consecutive `in` elements are a
-    /// row, and the update of `x`. Nothing else may read what `unadapted` gives.
+    /// row, and the update of `x`. `is_trained` says whether parameters of the layer itself are trained. Nothing else may read
+    /// what `unadapted` gives.
     ///
     /// # Errors
     /// The errors of `unadapted`, and if shapes do not fit.
-    pub(super) fn adapt(&self, x: &Tensor, unadapted: impl FnOnce() -> Result<Tensor> + Send) -> Result<Tensor> {
+    pub(super) fn adapt(
+        &self,
+        x: &Tensor,
+        is_trained: bool,
+        unadapted: impl FnOnce() -> Result<Tensor> + Send,
+    ) -> Result<Tensor> {
         let (rank, in_size) = self.a.dims2()?;
         let rows = x.elem_count().checked_div(in_size).unwrap_or_default();
-        if let Some(fixed) = self.fixed.as_ref().filter(|fixed| fixed.is_for(x, rows)) {
+        if let Some(fixed) = self.fixed.as_ref().filter(|fixed| !is_trained && fixed.is_for(x, rows)) {
             // One more task beside those of the layer.
             let (y, z) = rayon::join(unadapted, || fixed.inner(x, rows));
             let y = y?;
@@ -103,5 +110,47 @@ impl Lora {
         let (y, x) = (unadapted()?, ops::dropout(x, self.dropout, self.stream)?);
         let z = ops::linear_as(&x, &a, None, Precision::Full, (rows, rank))?;
         Ok(ops::low_rank_update_of_fresh(&y, &z, &b, self.scale)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::super::Linear;
+    use super::super::ops::testing::{max_diff, values};
+    use super::*;
+
+    /// A layer of three inputs and five outputs, adapted with a rank of two, and its result for some rows of `x`.
+    fn adapted(weight: &Tensor, lora: impl FnOnce(Lora) -> Lora, x: &Tensor) -> Tensor {
+        let mut linear = Linear::from_tensors(weight.clone(), None);
+        let adapter = Lora::new(values(&[2, 3], 0.4), values(&[5, 2], 0.3), 0.7).unwrap();
+        linear.set_lora(Some(lora(adapter))).unwrap();
+        linear.forward(x).unwrap()
+    }
+
+    #[test]
+    fn a_layer_that_is_trained_keeps_its_gradients_beside_a_fixed_adapter() {
+        let (weight, x) = (Var::from_tensor(&values(&[5, 3], 0.2)).unwrap(), values(&[2, 3], 0.1));
+        let [fixed, plain] = [true, false].map(|is_fixed| {
+            let y = adapted(&weight, |lora| if is_fixed { lora.fixed(false).unwrap() } else { lora }, &x);
+            let gradient = y.sqr().unwrap().sum_all().unwrap().backward().unwrap().remove(&weight).unwrap();
+            assert!(max_diff(&y, &adapted(&weight.detach(), |lora| lora.fixed(false).unwrap(), &x)) < 1e-5);
+            gradient
+        });
+        assert!(max_diff(&fixed, &plain) < 1e-6);
+    }
+
+    #[test]
+    fn a_fixed_adapter_drops_nothing() {
+        let (weight, x) = (values(&[5, 3], 0.2), values(&[40, 3], 0.1));
+        let [plain, fixed, dropped] = [(false, 0.0), (true, 0.9), (false, 0.9)].map(|(is_fixed, probability)| {
+            let lora = |lora: Lora| {
+                let lora = lora.with_dropout(probability, 1);
+                if is_fixed { lora.fixed(false).unwrap() } else { lora }
+            };
+            crate::nn::ops::with_dropout(1, || adapted(&weight, lora, &x))
+        });
+        assert!(max_diff(&plain, &fixed) < 1e-6 && max_diff(&plain, &dropped) > 0.1);
     }
 }

@@ -13,9 +13,9 @@ use super::matmul::{Gemm, GemmScratch};
 use super::parallel::parallel_columns;
 use crate::options::Precision;
 
-/// Outputs and inputs of a tile: 256 KiB in f32, which L2 holds. Inputs are whole blocks of every quantisation.
+/// Outputs and inputs of a tile: some 256 KiB in f32, for L2. Inputs are whole blocks of every quantisation.
 pub const TILE: usize = 256;
-/// Most rows of a task of the GEMM: what it reads and writes stays in L2, and many threads find work.
+/// Most rows of a task of the GEMM, so that many threads find work, and what a task reads and writes is near the size of L2.
 const ROWS: usize = 320;
 /// Weights that a task of the GEMV widens at a time.
 const GEMV_WEIGHTS: usize = 1 << 16;

@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn values_and_gradients_equal_those_of_the_widened_weight() -> Result<()> {
         for dtype in [DType::BF16, DType::F16] {
-            for (rows, outputs, width) in [(1, 5, 7), (3, 300, 600), (33, 70, 257)] {
+            for (rows, outputs, width) in [(1, 5, 7), (3, 300, 600), (33, 70, 257), (641, 70, 257)] {
                 let weight = values(&[outputs, width], 0.2).to_dtype(dtype)?;
                 let (x, bias) = (Var::from_tensor(&values(&[rows, width], 0.1))?, values(&[outputs], 0.3));
                 let wide = linear(&x, &weight.to_dtype(DType::F32)?, Some(&bias))?;

@@ -420,7 +420,7 @@ mod tests {
     #[test]
     fn input_gradients_over_several_tiles_equal_those_of_the_dequantised_weight() -> Result<()> {
         for kind in Quantization::ALL {
-            for (rows, outputs, width) in [(3, 300, 600), (70, 17, 256), (1, 256, 40)] {
+            for (rows, outputs, width) in [(3, 300, 600), (70, 17, 256), (1, 256, 40), (641, 17, 300)] {
                 let weight = QuantizedWeight::quantize(&values(&[outputs, width], 0.2), kind)?;
                 let x = candle_core::Var::from_tensor(&values(&[rows, width], 0.1))?;
                 let g = values(&[rows, outputs], 0.4);

@@ -63,7 +63,8 @@ impl<K: KQuant> WidenBlocks for K {
                 let four = simd.words(*four);
                 for j in 0..4 {
                     let weight = simd.scale(simd.less(simd.signed_byte(four, j), zero), scale);
-                    put(group * K::GROUP + 4 * i + j, simd.floats(simd.minus(weight, offset)));
+                    let weight = if K::ZERO.is_some() { weight } else { simd.minus(weight, offset) };
+                    put(group * K::GROUP + 4 * i + j, simd.floats(weight));
                 }
             }
         }
