@@ -225,7 +225,7 @@ impl Report<'_> {
         let curves: Vec<_> = designs.iter().map(|(name, row)| (name, row.curve(|point| point.loss))).collect();
         let samples = curves.first().map(|(_, curve)| curve.iter().map(|(samples, _)| samples.to_string()));
         let samples: Vec<String> = samples.into_iter().flatten().collect();
-        writeln!(text, "\nValidation loss by samples of stage 2.\n")?;
+        writeln!(text, "\nValidation loss by samples of stage 2. The losses of `eve` contain its alignment loss.\n")?;
         writeln!(text, "| design | {} |\n|---|{}", samples.join(" | "), "---|".repeat(samples.len()))?;
         for (name, curve) in curves {
             let losses: Vec<String> = curve.iter().map(|(_, loss)| format!("{loss:.3}")).collect();
