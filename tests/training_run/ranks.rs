@@ -170,10 +170,11 @@ fn tensors_may_go_by_a_link_of_their_own() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = |name: &str| shared(folder.path(), name, r#"{ kind = "tune" }"#, 2);
     let by_messages = train_on(2, &recipe("messages"), false);
-    let board = Board::default();
+    // Made once: a recipe writes its configuration beside it.
+    let (by_link, board) = (recipe("link"), Board::default());
     let exports = on_ranks(2, DEFAULT_TIMEOUT, |world| {
         let link = BoardLink { rank: world.rank(), started: AtomicUsize::new(0), board: Arc::clone(&board) };
-        let mut run = Run::in_world(recipe("link"), Device::Cpu, world.with_link(link)).unwrap();
+        let mut run = Run::in_world(by_link.clone(), Device::Cpu, world.with_link(link)).unwrap();
         run.train(false).unwrap().export().unwrap().to_path_buf()
     });
     assert_eq!(tensors(&by_messages), tensors(&exports[0]));
