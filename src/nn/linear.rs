@@ -180,32 +180,23 @@ impl Linear {
     /// # Errors
     /// If sizes do not fit.
     pub fn forward_as<S: Into<Shape>>(&self, x: &Tensor, shape: S) -> Result<Tensor> {
-        let shape = shape.into();
-        match &self.lora {
-            Some(lora) => lora.adapt(x, self.is_trained(), || self.unadapted(x, shape)),
-            None => self.unadapted(x, shape),
-        }
-    }
-
-    /// Whether weight or bias are trained.
-    fn is_trained(&self) -> bool {
-        let weight = match &self.weight {
-            Weight::Float(weight) => Some(weight),
-            Weight::Quantized(_) => None,
-        };
-        weight.into_iter().chain(&self.bias).any(Tensor::track_op)
-    }
-
-    /// [`Self::forward_as`] without the adapter.
-    fn unadapted(&self, x: &Tensor, shape: Shape) -> Result<Tensor> {
         let bias = self.bias.as_ref().map(|bias| bias.to_dtype(x.dtype())).transpose()?;
-        Ok(match &self.weight {
+        let y = match &self.weight {
             Weight::Float(weight) if is_frozen_half(weight, x) => ops::half_linear_as(x, weight, bias.as_ref(), shape)?,
             Weight::Float(weight) => {
                 ops::linear_as(x, &weight.to_dtype(x.dtype())?, bias.as_ref(), self.precision, shape)?
             }
             Weight::Quantized(weight) => ops::quantized_linear_as(x, weight, bias.as_ref(), shape)?,
-        })
+        };
+        self.adapted(y, x)
+    }
+
+    /// The result `y` of the layer for `x` with the update of the adapter.
+    fn adapted(&self, y: Tensor, x: &Tensor) -> Result<Tensor> {
+        match &self.lora {
+            Some(lora) => lora.add_to_fresh(y, x),
+            None => Ok(y),
+        }
     }
 }
 

@@ -85,31 +85,33 @@ impl Lora {
         Ok((b.matmul(&self.a.detach())? * self.scale)?)
     }
 
-    /// The result of an adapted layer, of any shape: what `unadapted` gives for `x`, whose consecutive `in` elements are a
-    /// row, and the update of `x`. `is_trained` says whether parameters of the layer itself are trained. Nothing else may read
-    /// what `unadapted` gives.
+    /// Adds the update of `x`, whose consecutive `in` elements are a row, to the result `y` of the layer, of any shape.
     ///
     /// # Errors
-    /// The errors of `unadapted`, and if shapes do not fit.
-    pub(super) fn adapt(
-        &self,
-        x: &Tensor,
-        is_trained: bool,
-        unadapted: impl FnOnce() -> Result<Tensor> + Send,
-    ) -> Result<Tensor> {
+    /// If shapes do not fit.
+    pub fn add_to(&self, y: &Tensor, x: &Tensor) -> Result<Tensor> {
+        self.update(y, x, false)
+    }
+
+    /// [`Self::add_to`] of a fresh result of a linear layer, which nothing else reads: it is not kept beside the new one.
+    ///
+    /// # Errors
+    /// As [`Self::add_to`].
+    pub(super) fn add_to_fresh(&self, y: Tensor, x: &Tensor) -> Result<Tensor> {
+        self.update(&y, x, true)
+    }
+
+    fn update(&self, y: &Tensor, x: &Tensor, is_fresh: bool) -> Result<Tensor> {
         let (rank, in_size) = self.a.dims2()?;
         let rows = x.elem_count().checked_div(in_size).unwrap_or_default();
-        if let Some(fixed) = self.fixed.as_ref().filter(|fixed| !is_trained && fixed.is_for(x, rows)) {
-            // One more task beside those of the layer.
-            let (y, z) = rayon::join(unadapted, || fixed.inner(x, rows));
-            let y = y?;
-            fixed.add_to(&y, &z?)?;
-            return Ok(y);
+        let x = &ops::dropout(x, self.dropout, self.stream)?;
+        if let Some(fixed) = self.fixed.as_ref().filter(|fixed| fixed.is_for(y, x, rows)) {
+            return Ok(fixed.add_to(y, x, rows)?);
         }
         let (a, b) = (self.a.to_dtype(x.dtype())?, self.b.to_dtype(x.dtype())?);
-        let (y, x) = (unadapted()?, ops::dropout(x, self.dropout, self.stream)?);
-        let z = ops::linear_as(&x, &a, None, Precision::Full, (rows, rank))?;
-        Ok(ops::low_rank_update_of_fresh(&y, &z, &b, self.scale)?)
+        let z = ops::linear_as(x, &a, None, Precision::Full, (rows, rank))?;
+        let update = if is_fresh { ops::low_rank_update_of_fresh } else { ops::low_rank_update };
+        Ok(update(y, &z, &b, self.scale)?)
     }
 }
 

@@ -1,21 +1,19 @@
 //! Products of few rows with a narrow matrix, as the two of a LoRA adapter: its elements are stored in the order in which
 //! decoding reads them, sixteen outputs side by side.
 
-use std::ops::Range;
-
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 use half::f16;
 use rayon::prelude::*;
 
-use super::mat::{MatMut, MatRef};
+use super::mat::MatMut;
 use super::simd_math::vectorised;
 
 /// Outputs of a panel.
 pub const LANES: usize = 16;
 /// Sums of each output, to hide the latency of an addition: the product of input `i` is added to sum `i % SUMS`.
 pub const SUMS: usize = 4;
-/// Lines of one task: enough to hide the cost of a task.
-const TASK_LINES: usize = 1 << 9;
+/// Number of elements of one task: enough to hide the cost of a task.
+const TASK_ELEMENTS: usize = 1 << 14;
 
 /// A matrix (outputs, inputs) in panels of sixteen outputs, the last of which is filled with zeros.
 pub struct NarrowMatrix {
@@ -58,56 +56,29 @@ impl NarrowMatrix {
     /// Adds `scale * x M^T` to `out` (rows, outputs), for `x` (rows, inputs).
     ///
     /// A row's result depends neither on the other rows, nor on their number, nor on the number of threads.
-    pub fn add_product(&self, x: &[f32], scale: f32, mut out: MatMut) {
+    pub fn add_product(&self, x: &[f32], scale: f32, out: MatMut) {
         assert!(x.len() == out.rows() * self.inputs && out.columns() == self.outputs);
-        if self.inputs > TASK_LINES {
-            return self.add_parts(x, scale, &mut out);
-        }
-        let (x, panels) = (MatRef::contiguous(x, (out.rows(), self.inputs)), TASK_LINES / self.inputs.max(1));
+        let panels = (TASK_ELEMENTS / LANES).checked_div(self.inputs).unwrap_or_default().max(1);
         if self.outputs <= panels * LANES {
-            return self.fill(0..self.inputs, x, scale, out);
+            return self.fill(0, x, scale, out);
         }
         let tasks: Vec<MatMut> = out.column_blocks(panels * LANES).collect();
-        tasks.into_par_iter().enumerate().for_each(|(task, out)| {
-            let first = task * panels * self.inputs;
-            self.fill(first..first + self.inputs, x, scale, out);
-        });
+        tasks.into_par_iter().enumerate().for_each(|(task, out)| self.fill(task * panels, x, scale, out));
     }
 
-    /// [`Self::add_product`] of so many inputs that each panel is split: the parts are summed on their own, and added in
-    /// order.
-    fn add_parts(&self, x: &[f32], scale: f32, out: &mut MatMut) {
-        let (rows, parts) = (out.rows(), self.inputs.div_ceil(TASK_LINES));
-        let mut sums = vec![[0f32; LANES]; self.outputs.div_ceil(LANES) * parts * rows];
-        sums.par_chunks_mut(rows.max(1)).enumerate().for_each(|(task, sums)| {
-            let (panel, first) = (task / parts * self.inputs, task % parts * TASK_LINES);
-            let inputs = first..self.inputs.min(first + TASK_LINES);
-            let x = MatRef::new(&x[first..], (rows, inputs.len()), self.inputs);
-            let out = MatMut::contiguous(sums.as_flattened_mut(), (rows, LANES));
-            self.fill(panel + inputs.start..panel + inputs.end, x, 1.0, out);
-        });
-        for (panel, sums) in sums.chunks(parts * rows.max(1)).enumerate() {
-            for row in 0..rows {
-                for (lane, place) in out.row_part(row, panel * LANES, LANES).iter_mut().enumerate() {
-                    *place += scale * sums[row..].iter().step_by(rows).map(|sums| sums[lane]).sum::<f32>();
-                }
-            }
-        }
-    }
-
-    /// Adds `scale * x M^T` to `out`, for the lines of its first panel; those of others follow.
-    fn fill(&self, first: Range<usize>, x: MatRef, scale: f32, out: MatMut) {
-        let lines = first.start..first.start + out.columns().div_ceil(LANES) * first.len();
+    /// [`Self::add_product`] for the outputs of `out`, the first of which is that of a panel.
+    fn fill(&self, first_panel: usize, x: &[f32], scale: f32, out: MatMut) {
+        let first = first_panel * self.inputs;
         match &self.lines {
             #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-            Lines::F16(all) => super::narrow_avx512::fill(&all[lines], x, scale, out),
+            Lines::F16(lines) => super::narrow_avx512::fill(&lines[first..], x, scale, out),
             #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
-            Lines::F32(all) if super::avx512::is_supported() => {
-                super::narrow_avx512::fill(&all[lines], x, scale, out);
+            Lines::F32(lines) if super::avx512::is_supported() => {
+                super::narrow_avx512::fill(&lines[first..], x, scale, out);
             }
-            Lines::F32(all) => vectorised(
+            Lines::F32(lines) => vectorised(
                 #[inline(always)]
-                || fill(&all[lines], x, scale, out),
+                || fill(&lines[first..], x, scale, out),
             ),
         }
     }
@@ -128,11 +99,12 @@ fn lines<T: Default + Copy>(
 
 /// The kernel for CPUs without one of their own, which the compiler vectorises.
 #[inline(always)]
-fn fill(lines: &[[f32; LANES]], x: MatRef, scale: f32, mut out: MatMut) {
-    for (panel, lines) in lines.chunks_exact(x.columns().max(1)).enumerate().take(out.columns().div_ceil(LANES)) {
-        for row in 0..out.rows() {
+fn fill(lines: &[[f32; LANES]], x: &[f32], scale: f32, mut out: MatMut) {
+    let inputs = x.len().checked_div(out.rows()).unwrap_or_default();
+    for (panel, lines) in lines.chunks_exact(inputs.max(1)).enumerate().take(out.columns().div_ceil(LANES)) {
+        for (row, x) in x.chunks_exact(inputs.max(1)).enumerate() {
             let mut sums = [[0f32; LANES]; SUMS];
-            for (lines, x) in lines.chunks(SUMS).zip(x.row(row).chunks(SUMS)) {
+            for (lines, x) in lines.chunks(SUMS).zip(x.chunks(SUMS)) {
                 for ((sums, line), x) in sums.iter_mut().zip(lines).zip(x) {
                     sums.iter_mut().zip(line).for_each(|(sum, value)| *sum += value * x);
                 }
@@ -180,8 +152,7 @@ mod tests {
                 }
                 let mut portable = before.clone();
                 let lines = lines(&matrix, (outputs, inputs), |value| value);
-                let x = MatRef::contiguous(&x, (rows, inputs));
-                fill(&lines, x, 0.5, MatMut::contiguous(&mut portable, (rows, outputs)));
+                fill(&lines, &x, 0.5, MatMut::contiguous(&mut portable, (rows, outputs)));
                 assert!(portable.iter().zip(&found).all(|(a, b)| (a - b).abs() < 1e-5));
             }
         }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::avx512::{Element, is_supported, lane_mask};
-use super::mat::{MatMut, MatRef};
+use super::mat::MatMut;
 use super::narrow::{LANES, SUMS};
 use super::prefetch::prefetch_address;
 
@@ -13,9 +13,10 @@ const ROWS: usize = 4;
 const AHEAD: usize = 4096;
 
 /// Adds `scale * x M^T` to `out`, for the panels of a matrix that begin with `lines`; see [`super::narrow`].
-pub fn fill<T: Element>(lines: &[[T; LANES]], x: MatRef, scale: f32, mut out: MatMut) {
-    let (rows, outputs, inputs) = (out.rows(), out.columns(), x.columns());
-    assert!(is_supported() && x.rows() == rows && lines.len() >= outputs.div_ceil(LANES) * inputs);
+pub fn fill<T: Element>(lines: &[[T; LANES]], x: &[f32], scale: f32, mut out: MatMut) {
+    let (rows, outputs) = (out.rows(), out.columns());
+    let inputs = x.len().checked_div(rows).unwrap_or_default();
+    assert!(is_supported() && x.len() == rows * inputs && lines.len() >= outputs.div_ceil(LANES) * inputs);
     for panel in 0..outputs.div_ceil(LANES) {
         let tile = Tile { lines: &lines[panel * inputs..][..inputs], x, scale, first_output: panel * LANES };
         for row in (0..rows).step_by(ROWS) {
@@ -34,8 +35,8 @@ pub fn fill<T: Element>(lines: &[[T; LANES]], x: MatRef, scale: f32, mut out: Ma
 /// A panel, and what it is multiplied with.
 struct Tile<'a, T> {
     lines: &'a [[T; LANES]],
-    /// All rows.
-    x: MatRef<'a>,
+    /// All rows of `x`.
+    x: &'a [f32],
     scale: f32,
     first_output: usize,
 }
@@ -49,7 +50,10 @@ impl<T: Element> Tile<'_, T> {
     #[target_feature(enable = "avx512f")]
     unsafe fn add<const R: usize>(&self, first_row: usize, out: &mut MatMut) {
         let inputs = self.lines.len();
-        let x: [&[f32]; R] = std::array::from_fn(|row| self.x.row((first_row + row).min(out.rows() - 1)));
+        let mut x = [self.x; R];
+        for (row, x) in x.iter_mut().enumerate() {
+            *x = &self.x[(first_row + row).min(out.rows() - 1) * inputs..][..inputs];
+        }
         let mut sums = [[_mm512_setzero_ps(); SUMS]; R];
         for first in (0..inputs).step_by(SUMS) {
             for i in 0..SUMS.min(inputs - first) {

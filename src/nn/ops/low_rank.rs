@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{contiguous_slice, is_cpu_f32, is_tracked, vectorised, with_slices};
@@ -15,7 +15,7 @@ use crate::nn::kernels::mat::{MatMut, MatRef};
 use crate::nn::kernels::matmul::matmul;
 use crate::nn::kernels::narrow::NarrowMatrix;
 use crate::nn::tape::apply3;
-use crate::nn::tensor_data::{CHUNK, take_elements, with_slice_mut};
+use crate::nn::tensor_data::{CHUNK, take_elements};
 use crate::options::Precision;
 
 /// `y + scale * z B^T` for `y` of any shape whose consecutive `out` elements are a row, `z` (rows, rank) and `b`
@@ -162,37 +162,44 @@ impl FixedLora {
         Ok(Self { matrices: Arc::new([a, b]), rank, scale: scale as f32 })
     }
 
-    /// Whether this is for `rows` rows of `x`: few, f32 on the CPU, and without a graph.
-    pub fn is_for(&self, x: &Tensor, rows: usize) -> bool {
+    /// Whether [`Self::add_to`] is for these tensors and `rows` rows: few, f32 on the CPU, and without a graph.
+    pub fn is_for(&self, y: &Tensor, x: &Tensor, rows: usize) -> bool {
         let is_few = MatmulBackend::for_linear(rows, Precision::Full) == MatmulBackend::Gemv;
-        is_few && self.rank > 0 && is_cpu_f32(&[x]) && !is_tracked(&[x])
+        is_few && self.rank > 0 && is_cpu_f32(&[y, x]) && !is_tracked(&[y, x])
     }
 
-    /// `x A^T` (rows, rank) for `rows` rows. The bits of a row do not depend on the other rows.
+    /// `y + scale * (x A^T) B^T` for `rows` rows; the result has the shape of `y`. The bits of a row do not depend on the
+    /// other rows.
     ///
     /// # Errors
     /// Errors of candle, if shapes do not fit.
-    pub fn inner(&self, x: &Tensor, rows: usize) -> Result<Vec<f32>> {
-        let ([a, _], mut z) = (&*self.matrices, vec![0f32; rows * self.rank]);
-        if x.elem_count() != rows * a.inputs() {
-            candle_core::bail!("low-rank update of {rows} rows from {:?}", x.dims());
-        }
-        with_slices([&x.contiguous()?], |[x]| {
-            a.add_product(x, 1.0, MatMut::contiguous(&mut z, (rows, self.rank)));
-        })?;
-        Ok(z)
+    pub fn add_to(&self, y: &Tensor, x: &Tensor, rows: usize) -> Result<Tensor> {
+        y.contiguous()?.apply_op2_no_bwd(&x.contiguous()?, &FixedUpdate { lora: self, rows })
+    }
+}
+
+/// The custom op.
+struct FixedUpdate<'a> {
+    lora: &'a FixedLora,
+    rows: usize,
+}
+
+impl CustomOp2 for FixedUpdate<'_> {
+    fn name(&self) -> &'static str {
+        "fixed-lora"
     }
 
-    /// Adds `scale * z B^T` for rows of [`Self::inner`] to `y`, in place. The bits of a row do not depend on the other rows.
-    ///
-    /// # Errors
-    /// Errors of candle, if shapes do not fit, or `y` is not contiguous f32 on the CPU.
-    pub fn add_to(&self, y: &Tensor, z: &[f32]) -> Result<()> {
-        let ([_, b], rows) = (&*self.matrices, z.len() / self.rank.max(1));
-        if y.elem_count() != rows * b.outputs() || is_tracked(&[y]) {
-            candle_core::bail!("low-rank update of {:?} from {rows} rows", y.dims());
+    fn cpu_fwd(&self, y: &CpuStorage, ly: &Layout, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (y, x) = (contiguous_slice(y, ly)?, contiguous_slice(x, lx)?);
+        let (FixedLora { matrices, rank, scale }, rows) = (self.lora, self.rows);
+        let [a, b] = &**matrices;
+        if x.len() != rows * a.inputs() || y.len() != rows * b.outputs() {
+            candle_core::bail!("low-rank update of {:?} from {:?}", ly.shape(), lx.shape());
         }
-        with_slice_mut(y, |y| b.add_product(z, self.scale, MatMut::contiguous(y, (rows, b.outputs()))))
+        let (mut z, mut sum) = (vec![0f32; rows * rank], y.to_vec());
+        a.add_product(x, 1.0, MatMut::contiguous(&mut z, (rows, *rank)));
+        b.add_product(&z, *scale, MatMut::contiguous(&mut sum, (rows, b.outputs())));
+        Ok((CpuStorage::F32(sum), ly.shape().clone()))
     }
 }
 
@@ -225,18 +232,17 @@ mod tests {
             let z = x.reshape((rows, 20))?.matmul(&a.t()?)?;
             let expected = low_rank_update(&y, &z, &b, 0.7)?;
             for (half, tolerance) in [(false, 1e-5), (true, 1e-2)] {
-                let (fixed, found) = (FixedLora::new(&a, &b, 0.7, half)?, y.copy()?);
-                assert!(fixed.is_for(&x, rows));
-                fixed.add_to(&found, &fixed.inner(&x, rows)?)?;
-                assert!(max_diff(&found, &expected) < tolerance, "{rows} rows, half: {half}");
+                let fixed = FixedLora::new(&a, &b, 0.7, half)?;
+                assert!(fixed.is_for(&y, &x, rows));
+                assert!(max_diff(&fixed.add_to(&y, &x, rows)?, &expected) < tolerance, "{rows} rows, half: {half}");
             }
         }
         let fixed = FixedLora::new(&a, &b, 0.7, false)?;
         let (y, x) = (values(&[33, 5], 0.1), values(&[33, 20], 0.2));
-        assert!(!fixed.is_for(&x, 33), "many rows take the matmul");
-        assert!(fixed.inner(&x, 32).is_err() && fixed.add_to(&y, &[0.0; 96]).is_err());
+        assert!(!fixed.is_for(&y, &x, 33), "many rows take the matmul");
+        assert!(fixed.add_to(&y, &x, 32).is_err());
         let tracked = candle_core::Var::from_tensor(&values(&[1, 20], 0.2))?;
-        assert!(!fixed.is_for(&tracked, 1) && fixed.add_to(&tracked, &[0.0; 12]).is_err());
+        assert!(!fixed.is_for(&values(&[1, 5], 0.1), &tracked, 1));
         Ok(())
     }
 
