@@ -6,7 +6,7 @@
 //! unpacking needs no shuffles. It takes no more bytes, and is undone without loss. The last group of rows is filled up with
 //! zeros.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use rayon::prelude::*;
 
@@ -179,6 +179,14 @@ impl InterleavedWeight {
     /// Numbers of outputs and inputs.
     pub fn dims2(&self) -> (usize, usize) {
         (self.outputs, self.width)
+    }
+
+    /// The interleaved blocks of some outputs, from a multiple of sixteen on, at some places of their rows: those of each
+    /// sixteen outputs.
+    pub fn groups(&self, outputs: Range<usize>, blocks: Range<usize>) -> Vec<&[u8]> {
+        let (group, block) = (LANES * row_bytes(self.kind, self.width), LANES * self.kind.ggml_dtype().type_size());
+        let groups = outputs.start / LANES..outputs.end.div_ceil(LANES);
+        groups.map(|at| &self[at * group..][blocks.start * block..blocks.end * block]).collect()
     }
 
     /// The blocks in the file's order.

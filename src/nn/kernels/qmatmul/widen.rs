@@ -24,11 +24,22 @@ pub fn widen<'a>(
     inputs: Range<usize>,
     buffer: &'a mut Vec<f32>,
 ) -> MatRef<'a> {
-    match weight.kind() {
-        Quantization::Q8_0 => Tile::<Q8_0>::widen(kernel, weight, outputs, inputs, buffer),
-        Quantization::Q4K => Tile::<Q4K>::widen(kernel, weight, outputs, inputs, buffer),
-        Quantization::Q6K => Tile::<Q6K>::widen(kernel, weight, outputs, inputs, buffer),
+    let width = weight.kind().ggml_dtype().block_size();
+    let blocks = inputs.start / width..inputs.end.div_ceil(width);
+    let groups = weight.groups(outputs.clone(), blocks.clone());
+    // One line more than there are groups: inputs at a distance of a power of two would share sets of the cache.
+    let line_stride = groups.len() + 1;
+    let (rows, stride) = (blocks.len() * width, line_stride * LANES);
+    if buffer.len() < rows * stride {
+        buffer.resize(rows * stride, 0.0);
     }
+    let tile = Tile { groups, lines: buffer[..rows * stride].as_chunks_mut().0, line_stride };
+    match weight.kind() {
+        Quantization::Q8_0 => tile.write::<Q8_0>(kernel),
+        Quantization::Q4K => tile.write::<Q4K>(kernel),
+        Quantization::Q6K => tile.write::<Q6K>(kernel),
+    }
+    MatRef::new(buffer, (rows, outputs.len()), stride).rows_in(0..inputs.len()).transposed()
 }
 
 /// A block type that can be widened.
@@ -72,56 +83,29 @@ impl<K: KQuant> WidenBlocks for K {
 }
 
 /// A tile of interleaved weights, and where they are written.
-struct Tile<'a, F> {
+struct Tile<'a> {
     /// The blocks of sixteen outputs each, of these inputs.
     groups: Vec<&'a [u8]>,
     /// Lines of sixteen weights: for each input, `line_stride` of them.
     lines: &'a mut [[f32; LANES]],
     line_stride: usize,
-    format: PhantomData<F>,
 }
 
-impl<F: WidenBlocks> Tile<'_, F> {
-    fn widen<'a>(
-        kernel: QuantKernel,
-        weight: &InterleavedWeight,
-        outputs: Range<usize>,
-        inputs: Range<usize>,
-        buffer: &'a mut Vec<f32>,
-    ) -> MatRef<'a> {
-        let (blocks, width) = (inputs.start / F::WIDTH..inputs.end.div_ceil(F::WIDTH), weight.dims2().1);
-        let group_bytes = width / F::WIDTH * F::GROUP_BYTES;
-        let groups = (outputs.start / LANES..outputs.end.div_ceil(LANES)).map(|group| {
-            let start = group * group_bytes;
-            &weight[start + blocks.start * F::GROUP_BYTES..start + blocks.end * F::GROUP_BYTES]
-        });
-        let groups = Vec::from_iter(groups);
-        // One line more than there are groups: inputs at a distance of a power of two would share sets of the cache.
-        let line_stride = groups.len() + 1;
-        let (rows, stride) = (blocks.len() * F::WIDTH, line_stride * LANES);
-        if buffer.len() < rows * stride {
-            buffer.resize(rows * stride, 0.0);
-        }
-        let lines = buffer[..rows * stride].as_chunks_mut().0;
-        Tile::<F> { groups, lines, line_stride, format: PhantomData }.run(kernel);
-        let all = MatRef::new(buffer, (rows, outputs.len()), stride);
-        all.rows_in(0..inputs.len()).transposed()
-    }
-
-    fn run(self, kernel: QuantKernel) {
+impl Tile<'_> {
+    fn write<F: WidenBlocks>(self, kernel: QuantKernel) {
         #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-        fn run<F: WidenBlocks>(tile: Tile<F>, simd: Avx512Vnni) {
-            tile.write(simd);
+        fn write<F: WidenBlocks>(tile: Tile, simd: Avx512Vnni) {
+            tile.write_lanes::<F, _>(simd);
         }
         match kernel {
-            QuantKernel::Avx2(simd) => simd.vectorize(OnLanes(self, simd)),
+            QuantKernel::Avx2(simd) => simd.vectorize(OnLanes::<F, _> { tile: self, simd, of: PhantomData }),
             // SAFETY: the CPU has AVX-512 VNNI, as the value proves.
-            QuantKernel::Avx512Vnni(_, simd) => unsafe { run(self, simd) },
+            QuantKernel::Avx512Vnni(_, simd) => unsafe { write::<F>(self, simd) },
         }
     }
 
     #[inline(always)]
-    fn write<S: Lanes>(self, simd: S) {
+    fn write_lanes<F: WidenBlocks, S: Lanes>(self, simd: S) {
         for (group, bytes) in self.groups.iter().enumerate() {
             for (block, bytes) in bytes.chunks_exact(F::GROUP_BYTES).enumerate() {
                 let lines = &mut self.lines[block * F::WIDTH * self.line_stride..];
@@ -136,14 +120,18 @@ impl<F: WidenBlocks> Tile<'_, F> {
     }
 }
 
-/// [`Tile::write`] as pulp takes it.
-struct OnLanes<'a, F, S>(Tile<'a, F>, S);
+/// [`Tile::write_lanes`] as pulp takes it.
+struct OnLanes<'a, F, S> {
+    tile: Tile<'a>,
+    simd: S,
+    of: PhantomData<F>,
+}
 
 impl<F: WidenBlocks, S: Lanes> NullaryFnOnce for OnLanes<'_, F, S> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        self.0.write(self.1);
+        self.tile.write_lanes::<F, _>(self.simd);
     }
 }
