@@ -27,7 +27,15 @@ impl<'a> Blocks<'a> {
     /// The `at`-th line; zeros beyond the end.
     #[inline(always)]
     fn line<S: Lanes>(self, simd: S, at: usize) -> S::Words {
-        prefetch_address(self.bytes.as_ptr().wrapping_add(self.ahead + at * LINE));
+        self.shared_line(simd, at, true)
+    }
+
+    /// A line that is read several times: the first time, the one `ahead` is prefetched.
+    #[inline(always)]
+    fn shared_line<S: Lanes>(self, simd: S, at: usize, is_first: bool) -> S::Words {
+        if is_first {
+            prefetch_address(self.bytes.as_ptr().wrapping_add(self.ahead + at * LINE));
+        }
         simd.words(cast(*self.bytes.get(at * LINE..).and_then(|bytes| bytes.first_chunk()).unwrap_or(&[0; LINE])))
     }
 
@@ -40,13 +48,19 @@ impl<'a> Blocks<'a> {
 }
 
 impl Q8_0 {
-    /// The weights of sixteen interleaved blocks, four neighbours of each in a line.
+    /// Four neighbouring weights of each of sixteen interleaved blocks, the `at`-th of eight.
+    #[inline(always)]
+    pub fn four<S: Lanes>(simd: S, blocks: Blocks, at: usize) -> S::Words {
+        blocks.line(simd, at)
+    }
+
+    /// All weights of the blocks, a four in a line.
     #[inline(always)]
     pub fn weights<S: Lanes>(simd: S, blocks: Blocks) -> [S::Words; 8] {
         let mut fours = [simd.words([0; LANES]); 8];
         fours.iter_mut().enumerate().for_each(
             #[inline(always)]
-            |(i, four)| *four = blocks.line(simd, i),
+            |(at, four)| *four = Self::four(simd, blocks, at),
         );
         fours
     }
@@ -68,8 +82,22 @@ pub trait KQuant: BlockFormat + Copy + Sync {
     /// The common zero point of all weights, as a power of two, if `mins` are `scales` times it.
     const ZERO: Option<u32>;
 
-    /// The weights of sixteen interleaved blocks as unsigned bytes, four neighbours of each in a line.
-    fn weights<S: Lanes>(simd: S, blocks: Blocks, fours: &mut [Line; 64]);
+    /// Four neighbouring weights of each of sixteen interleaved blocks as unsigned bytes: the `at`-th of the eight fours in
+    /// the `eighth`-th 32 weights.
+    fn four<S: Lanes>(simd: S, blocks: Blocks, eighth: usize, at: usize) -> S::Words;
+
+    /// All weights, a four in a line.
+    #[inline(always)]
+    fn weights<S: Lanes>(simd: S, blocks: Blocks, fours: &mut [Line; 64]) {
+        // The innermost loop is unrolled: its lines are the same, and its shifts are constants.
+        for (half, fours) in fours.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            for at in 0..8 {
+                for quarter in 0..4 {
+                    fours[8 * quarter + at] = simd.line(Self::four(simd, blocks, 4 * half + quarter, at));
+                }
+            }
+        }
+    }
 
     /// The scales of the groups, a signed byte each, four groups a line; groups of 32 need only two lines.
     fn scales<S: Lanes>(simd: S, blocks: Blocks) -> [S::Words; 4];
@@ -91,15 +119,11 @@ impl KQuant for Q4K {
     const GROUP: usize = 32;
     const ZERO: Option<u32> = None;
 
+    /// A line has lower nibbles for 32 weights and upper ones for the next.
     #[inline(always)]
-    fn weights<S: Lanes>(simd: S, blocks: Blocks, fours: &mut [Line; 64]) {
-        for (part, fours) in fours.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            for i in 0..8 {
-                let both = blocks.line(simd, 4 + 8 * part + i);
-                fours[i] = simd.line(simd.bits(both, 0, NIBBLES));
-                fours[8 + i] = simd.line(simd.bits(both, 4, NIBBLES));
-            }
-        }
+    fn four<S: Lanes>(simd: S, blocks: Blocks, eighth: usize, at: usize) -> S::Words {
+        let both = blocks.shared_line(simd, 4 + 8 * (eighth / 2) + at, eighth % 2 == 0);
+        simd.bits(both, 4 * (eighth % 2) as u32, NIBBLES)
     }
 
     /// The first four are the low six bits of a byte each; the last four, four bits of a byte each, and above them the
@@ -131,29 +155,15 @@ impl KQuant for Q6K {
     const GROUP: usize = 16;
     const ZERO: Option<u32> = Some(5);
 
+    /// A line has lower nibbles for 32 weights and upper ones for those 64 further on; another one the two high bits of
+    /// all four times 32 weights of a half.
     #[inline(always)]
-    fn weights<S: Lanes>(simd: S, blocks: Blocks, fours: &mut [Line; 64]) {
-        for (half, fours) in fours.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for i in 0..8 {
-                let upper = blocks.line(simd, 32 + 8 * half + i);
-                let (even, odd) = (blocks.line(simd, 16 * half + i), blocks.line(simd, 16 * half + 8 + i));
-                let nibbles = [
-                    simd.bits(even, 0, NIBBLES),
-                    simd.bits(odd, 0, NIBBLES),
-                    simd.bits(even, 4, NIBBLES),
-                    simd.bits(odd, 4, NIBBLES),
-                ];
-                let highs = [
-                    simd.bits(upper, 0, TWO_BITS),
-                    simd.bits(upper, 2, TWO_BITS),
-                    simd.bits(upper, 4, TWO_BITS),
-                    simd.bits(upper, 6, TWO_BITS),
-                ];
-                for quarter in 0..4 {
-                    fours[8 * quarter + i] = simd.line(simd.with_high(nibbles[quarter], highs[quarter]));
-                }
-            }
-        }
+    fn four<S: Lanes>(simd: S, blocks: Blocks, eighth: usize, at: usize) -> S::Words {
+        let (half, quarter) = (eighth / 4, eighth % 4);
+        let upper = blocks.shared_line(simd, 32 + 8 * half + at, quarter == 0);
+        let both = blocks.shared_line(simd, 16 * half + 8 * (quarter % 2) + at, quarter < 2);
+        let (nibbles, highs) = (4 * (quarter / 2) as u32, 2 * quarter as u32);
+        simd.with_high(simd.bits(both, nibbles, NIBBLES), simd.bits(upper, highs, TWO_BITS))
     }
 
     #[inline(always)]

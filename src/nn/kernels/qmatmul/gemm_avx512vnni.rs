@@ -62,10 +62,6 @@ impl<T: VnniWeights> Kernel for Vnni<T> {
     }
 
     fn unpack(self, blocks: Blocks, panel: &mut Panel) {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-        fn unpack<T: VnniWeights>(simd: Avx512Vnni, blocks: Blocks, panel: &mut Panel) {
-            T::unpack(simd, blocks, panel);
-        }
         // SAFETY: the CPU has AVX-512 VNNI, as the value proves.
         unsafe { unpack::<T>(self.0, blocks, panel) }
     }
@@ -100,54 +96,149 @@ fn multiply<T: VnniWeights, const R: usize>(panels: &[Panel; PANELS], x: [&[Bloc
     }
 }
 
-/// A weight type that can be unpacked to a panel.
+/// A weight type whose blocks unpack to unsigned bytes with scales and offsets.
 pub trait VnniWeights: BlockFormat + Copy + Sync {
     /// Number of weights that share a scale, 16 or 32.
     const GROUP: usize;
     /// Zero point as a power of two, if the type has a zero point instead of offsets.
     const ZERO: Option<u32>;
+    /// Scales and offsets of sixteen interleaved blocks, in registers.
+    type Scales;
 
-    /// Unpacks interleaved blocks of at most 256 weights. What they lack keeps its old values.
-    fn unpack(simd: Avx512Vnni, blocks: Blocks, panel: &mut Panel);
+    /// Four neighbouring weights of each of sixteen interleaved blocks as unsigned bytes: the `at`-th of the eight fours in
+    /// the `eighth`-th 32 weights.
+    fn four(simd: Avx512Vnni, blocks: Blocks, eighth: usize, at: usize) -> __m512i;
+
+    /// All weights of the blocks, a four in a line.
+    fn weights(simd: Avx512Vnni, blocks: Blocks, fours: &mut [Line]);
+
+    /// Scales and offsets of the blocks.
+    fn scales(simd: Avx512Vnni, blocks: Blocks) -> Self::Scales;
+
+    /// The scales of a group of weights.
+    fn scale(simd: Avx512Vnni, scales: &Self::Scales, group: usize) -> __m512;
+
+    /// The offsets of a group of weights; anything, if there is a zero point.
+    fn offset(simd: Avx512Vnni, scales: &Self::Scales, group: usize) -> __m512;
 }
 
 impl VnniWeights for Q8_0 {
     const GROUP: usize = 32;
     const ZERO: Option<u32> = Some(7);
+    type Scales = __m512;
 
     #[inline(always)]
-    fn unpack(simd: Avx512Vnni, blocks: Blocks, panel: &mut Panel) {
+    fn four(simd: Avx512Vnni, blocks: Blocks, _: usize, at: usize) -> __m512i {
         // Flipping the sign bits adds the zero point, 128.
-        const SIGNS: u32 = 0x8080_8080;
-        let size = Self::GROUP_BYTES;
-        for (i, fours) in panel.fours.as_chunks_mut::<8>().0.iter_mut().enumerate().take(blocks.bytes.len() / size) {
-            let block = blocks.part(i * size, size);
-            panel.scales[i] = simd.floats(Self::scales(simd, block));
-            for (four, words) in fours.iter_mut().zip(Self::weights(simd, block)) {
-                *four = simd.line(simd.xor(words, SIGNS));
-            }
+        simd.xor(Self::four(simd, blocks, at), 0x8080_8080)
+    }
+
+    #[inline(always)]
+    fn weights(simd: Avx512Vnni, blocks: Blocks, fours: &mut [Line]) {
+        for (at, four) in fours.iter_mut().enumerate() {
+            *four = simd.line(<Self as VnniWeights>::four(simd, blocks, 0, at));
         }
     }
+
+    #[inline(always)]
+    fn scales(simd: Avx512Vnni, blocks: Blocks) -> __m512 {
+        Self::scales(simd, blocks)
+    }
+
+    #[inline(always)]
+    fn scale(_: Avx512Vnni, scales: &__m512, _: usize) -> __m512 {
+        *scales
+    }
+
+    #[inline(always)]
+    fn offset(_: Avx512Vnni, scales: &__m512, _: usize) -> __m512 {
+        *scales
+    }
+}
+
+/// Scales and mins of the groups of a K type, and the factors of both.
+pub struct KQuantScales {
+    scales: [__m512i; 4],
+    mins: [__m512i; 4],
+    factors: [__m512; 2],
 }
 
 impl<K: KQuant> VnniWeights for K {
     const GROUP: usize = <K as KQuant>::GROUP;
     const ZERO: Option<u32> = <K as KQuant>::ZERO;
+    type Scales = KQuantScales;
 
     #[inline(always)]
-    fn unpack(simd: Avx512Vnni, blocks: Blocks, panel: &mut Panel) {
-        let blocks = blocks.part(0, K::GROUP_BYTES);
-        K::weights(simd, blocks, &mut panel.fours);
-        let (scales, mins, [scale, min]) = (K::scales(simd, blocks), K::mins(simd, blocks), K::factors(simd, blocks));
-        for group in 0..INPUTS / <K as KQuant>::GROUP {
-            let integers = simd.signed_byte(scales[group / 4], group % 4);
-            panel.scales[group] = simd.floats(simd.scale(integers, scale));
-            if <K as KQuant>::ZERO.is_none() {
-                let integers = simd.signed_byte(mins[group / 4], group % 4);
-                panel.offsets[group] = simd.floats(simd.scale(integers, min));
+    fn four(simd: Avx512Vnni, blocks: Blocks, eighth: usize, at: usize) -> __m512i {
+        <K as KQuant>::four(simd, blocks, eighth, at)
+    }
+
+    #[inline(always)]
+    fn weights(simd: Avx512Vnni, blocks: Blocks, fours: &mut [Line]) {
+        if let Some(fours) = fours.first_chunk_mut() {
+            <K as KQuant>::weights(simd, blocks, fours);
+        }
+    }
+
+    #[inline(always)]
+    fn scales(simd: Avx512Vnni, blocks: Blocks) -> KQuantScales {
+        KQuantScales {
+            scales: <K as KQuant>::scales(simd, blocks),
+            mins: K::mins(simd, blocks),
+            factors: K::factors(simd, blocks),
+        }
+    }
+
+    #[inline(always)]
+    fn scale(simd: Avx512Vnni, KQuantScales { scales, factors, .. }: &KQuantScales, group: usize) -> __m512 {
+        simd.scale(simd.signed_byte(scales[group / 4], group % 4), factors[0])
+    }
+
+    #[inline(always)]
+    fn offset(simd: Avx512Vnni, KQuantScales { mins, factors, .. }: &KQuantScales, group: usize) -> __m512 {
+        simd.scale(simd.signed_byte(mins[group / 4], group % 4), factors[1])
+    }
+}
+
+/// Unpacks interleaved blocks of at most 256 weights. What they lack keeps its old values.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn unpack<T: VnniWeights>(simd: Avx512Vnni, all: Blocks, panel: &mut Panel) {
+    let (fours, groups) = (T::WIDTH / 4, T::WIDTH / T::GROUP);
+    for i in 0..all.bytes.len() / T::GROUP_BYTES {
+        let blocks = all.part(i * T::GROUP_BYTES, T::GROUP_BYTES);
+        let scales = T::scales(simd, blocks);
+        T::weights(simd, blocks, &mut panel.fours[i * fours..][..fours]);
+        for group in 0..groups {
+            panel.scales[i * groups + group] = simd.floats(T::scale(simd, &scales, group));
+            if T::ZERO.is_none() {
+                panel.offsets[i * groups + group] = simd.floats(T::offset(simd, &scales, group));
             }
         }
     }
+}
+
+/// What the products of a row of `x` with a group of weights start at: minus the zero point, times the elements of `x`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn zero_point<T: VnniWeights>(x: &BlockI8x32WithSums, sub: usize) -> __m512i {
+    let Some(zero) = T::ZERO else { return _mm512_setzero_si512() };
+    let minus_sum = if T::GROUP == 16 { x.minus_half_sums[sub] } else { x.minus_sum };
+    _mm512_sllv_epi32(_mm512_set1_epi32(minus_sum), _mm512_set1_epi32(zero as i32))
+}
+
+/// Adds the products of a group of weights to a sum.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn add_scaled<T: VnniWeights>(
+    sum: __m512,
+    products: __m512i,
+    scales: __m512,
+    offsets: __m512,
+    x: &BlockI8x32WithSums,
+) -> __m512 {
+    let scales = _mm512_mul_ps(scales, _mm512_set1_ps(x.scale));
+    let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scales, sum);
+    if T::ZERO.is_some() { sum } else { _mm512_fnmadd_ps(offsets, _mm512_set1_ps(x.sum), sum) }
 }
 
 /// Loads at most sixteen floats; the other lanes become zero.
@@ -161,7 +252,7 @@ fn load(from: &[f32]) -> __m512 {
 /// Stores as many lanes as the slice has room for.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store(floats: __m512, to: &mut [f32]) {
+pub fn store(floats: __m512, to: &mut [f32]) {
     // SAFETY: masked to the slice.
     unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), lane_mask(to.len()), floats) }
 }
@@ -179,12 +270,8 @@ fn micro_kernel<T: VnniWeights, const SUB: usize, const R: usize>(
     for block in 0..x[0].len() {
         for sub in 0..subs {
             let mut products = [[_mm512_setzero_si512(); PANELS]; R];
-            if let Some(zero) = T::ZERO {
-                for (products, x) in products.iter_mut().zip(x) {
-                    let minus_sum = if SUB == 16 { &x[block].minus_half_sums[sub] } else { &x[block].minus_sum };
-                    *products =
-                        [_mm512_sllv_epi32(_mm512_set1_epi32(*minus_sum), _mm512_set1_epi32(zero as i32)); PANELS];
-                }
+            for r in 0..R {
+                products[r] = [zero_point::<T>(&x[r][block], sub); PANELS];
             }
             for four in sub * fours..(sub + 1) * fours {
                 let mut weights = [_mm512_setzero_si512(); PANELS];
@@ -203,13 +290,7 @@ fn micro_kernel<T: VnniWeights, const SUB: usize, const R: usize>(
             for p in 0..PANELS {
                 let (scales, offsets) = (load(&panels[p].scales[scale]), load(&panels[p].offsets[scale]));
                 for r in 0..R {
-                    let x = &x[r][block];
-                    let product = _mm512_cvtepi32_ps(products[r][p]);
-                    sums[r][p] = _mm512_fmadd_ps(product, _mm512_mul_ps(scales, _mm512_set1_ps(x.scale)), sums[r][p]);
-                    if T::ZERO.is_none() {
-                        let x_sum = _mm512_set1_ps(x.sum);
-                        sums[r][p] = _mm512_fnmadd_ps(offsets, x_sum, sums[r][p]);
-                    }
+                    sums[r][p] = add_scaled::<T>(sums[r][p], products[r][p], scales, offsets, &x[r][block]);
                 }
             }
         }

@@ -2,8 +2,8 @@
 //! block.
 //!
 //! Weights are [interleaved](super::interleaved) once, when they are quantised or loaded, so that lanes of registers are
-//! outputs. One driver serves all numbers of rows and both instruction sets; [`QuantKernel`] lists the blocks in which each
-//! quantises `x`.
+//! outputs. `gemm` drives any number of rows with both instruction sets, and `gemv_avx512vnni` takes few rows;
+//! [`QuantKernel`] lists the blocks in which each quantises `x`.
 
 mod block_format;
 mod gemm;
@@ -11,18 +11,22 @@ mod gemm_avx2;
 mod gemm_avx512vnni;
 mod gemm_kquant_avx2;
 mod gemm_q8_0_avx2;
+mod gemv_avx512vnni;
 mod lanes;
 mod quantize_activations;
 mod widen;
+
+use pulp::x86::V3;
 
 use super::dispatch::QuantKernel;
 use super::interleaved::InterleavedWeight;
 use crate::options::Quantization;
 use block_format::{Q4K, Q6K, Q8_0};
 use gemm::gemm;
-use gemm_avx512vnni::Vnni;
+use gemm_avx512vnni::{Vnni, VnniWeights};
 use gemm_kquant_avx2::KQuantAvx2;
 use gemm_q8_0_avx2::Q8_0Avx2;
+use gemv_avx512vnni::gemv;
 pub use lanes::Avx512Vnni;
 pub use widen::widen;
 
@@ -35,9 +39,17 @@ pub fn matmul(kernel: QuantKernel, x: &[f32], weight: &InterleavedWeight) -> Vec
         (QuantKernel::Avx2(simd), Quantization::Q8_0) => gemm(Q8_0Avx2(simd), simd, x, weight),
         (QuantKernel::Avx2(simd), Quantization::Q6K) => gemm(KQuantAvx2::<Q6K>::new(simd), simd, x, weight),
         (QuantKernel::Avx2(simd), Quantization::Q4K) => gemm(KQuantAvx2::<Q4K>::new(simd), simd, x, weight),
-        (QuantKernel::Avx512Vnni(simd, vnni), Quantization::Q8_0) => gemm(Vnni::<Q8_0>::new(vnni), simd, x, weight),
+        (QuantKernel::Avx512Vnni(simd, vnni), Quantization::Q8_0) => by_rows::<Q8_0>(simd, vnni, x, weight),
         (QuantKernel::Avx512Vnni(simd, vnni), Quantization::Q6K) => gemm(Vnni::<Q6K>::new(vnni), simd, x, weight),
-        (QuantKernel::Avx512Vnni(simd, vnni), Quantization::Q4K) => gemm(Vnni::<Q4K>::new(vnni), simd, x, weight),
+        (QuantKernel::Avx512Vnni(simd, vnni), Quantization::Q4K) => by_rows::<Q4K>(simd, vnni, x, weight),
+    }
+}
+
+/// [`matmul`] with AVX-512 VNNI, by the kernel that is faster for so many rows; both give the same bits.
+fn by_rows<T: VnniWeights>(simd: V3, vnni: Avx512Vnni, x: &[f32], weight: &InterleavedWeight) -> Vec<f32> {
+    match x.len() / weight.dims2().1 {
+        0..=gemv_avx512vnni::ROWS => gemv::<T>(simd, vnni, x, weight),
+        _ => gemm(Vnni::<T>::new(vnni), simd, x, weight),
     }
 }
 
