@@ -111,7 +111,7 @@ fn every_design_is_trained_and_a_stopped_comparison_goes_on() {
         let last = results.stages.last().unwrap();
         assert_eq!((last.name.as_str(), last.steps), ("tune", 3), "{design}");
         assert!(results.loss().unwrap().is_finite() && results.curve.len() == 2, "{design}");
-        assert!(results.accuracy.overall().total > 8, "{design}");
+        assert!(results.marks.accuracy().overall().total > 8, "{design}");
         assert!(results.flops_sample > 0.0 && last.tokens > 0.0 && last.seconds > 0.0, "{design}");
     }
     // Designs that begin with another one's stage 1 use its folder.
@@ -141,6 +141,26 @@ fn every_design_is_trained_and_a_stopped_comparison_goes_on() {
         assert!(chart.starts_with("<svg"), "{link}");
     }
     assert_eq!(text.matches("](images/").count(), 4, "{text}");
+    assert!(!text.contains("Made by other recipes"), "{text}");
+    // The results alone give the same page elsewhere, and are not made again.
+    let kept = tempfile::tempdir().unwrap();
+    let kept_results = |design: &str| kept.path().join("tiny/seed-1").join(design).join("results.json");
+    for design in all(&options) {
+        std::fs::create_dir_all(kept_results(&design).parent().unwrap()).unwrap();
+        std::fs::copy(folder.path().join("tiny/seed-1").join(&design).join("results.json"), kept_results(&design))
+            .unwrap();
+    }
+    let options = Options { out: kept.path().into(), ..options };
+    assert_eq!(report(&options, &page).unwrap(), text);
+    assert_eq!(run_until(&options, 0).0, Outcome::Finished);
+    // Results of other recipes are named on the page and not gone on with.
+    let changed = std::fs::read_to_string(kept_results("llava")).unwrap();
+    let changed = changed.replace(&results("llava").provenance, "another plan");
+    std::fs::write(kept_results("llava"), changed).unwrap();
+    let text = report(&options, &page).unwrap();
+    assert!(text.contains("**Made by other recipes than the present ones**: llava of seed 1."), "{text}");
+    let error = run(&options, || true, |_| ()).unwrap_err().to_string();
+    assert!(error.contains("llava/results.json was made by other recipes than those in"), "{error}");
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Questions about held-out scenes, and a model's answers to them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Result;
 use candle_core::Device;
 use haplovl::config::GenerationConfig;
-use haplovl::data::shapes::{Question, Split};
+use haplovl::data::shapes::{Question, Scene, Split};
 use haplovl::data::{IMAGE_MARKER, ImageSource, Record, Turn};
 use haplovl::eval::answers_match;
 use haplovl::generation::{CausalModel, Generator};
@@ -49,6 +50,22 @@ pub struct Answered {
     pub right: bool,
 }
 
+/// Questions about a scene, one of each kind that it allows.
+fn questions(scene: &Scene, setting: &Setting) -> Vec<Question> {
+    scene.questions_of(setting.kinds(), 1, &mut ChaCha8Rng::seed_from_u64(scene.seed))
+}
+
+/// The right answers to the questions about the first scenes of a split: for each kind, how often an answer is right.
+pub fn right_answers(split: Split, scenes: u64, setting: &Setting) -> BTreeMap<String, BTreeMap<String, usize>> {
+    let mut answers = BTreeMap::<String, BTreeMap<String, usize>>::new();
+    for Question { kind, answer, .. } in
+        (0..scenes).flat_map(|scene| questions(&split.scene(scene, &setting.shapes), setting))
+    {
+        *answers.entry(kind.to_string()).or_default().entry(answer).or_default() += 1;
+    }
+    answers
+}
+
 impl Exam {
     /// Questions about the first scenes of a split.
     pub fn new(split: Split, scenes: u64, setting: &Setting, image_last: bool) -> Result<Self> {
@@ -56,8 +73,7 @@ impl Exam {
         for scene in 0..scenes {
             let drawn = split.scene(scene, &setting.shapes);
             let image = Arc::new(drawn.render(setting.side));
-            let mut rng = ChaCha8Rng::seed_from_u64(drawn.seed);
-            for question in drawn.questions_of(setting.kinds(), 1, &mut rng) {
+            for question in questions(&drawn, setting) {
                 let record = record(&question, ImageSource::Pixels(Arc::clone(&image)), image_last)?;
                 asked.push(Asked { scene, question, record });
             }

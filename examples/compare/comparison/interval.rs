@@ -7,21 +7,16 @@ use haplovl::eval::Tally;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::exam::Answered;
+use super::marks::Marks;
 
 /// Number of resamples.
 const RESAMPLES: usize = 2000;
 /// Seed of the resamples, the same for every interval, so that those of two entries are paired.
 const SEED: u64 = 1;
 
-/// Name of all kinds together.
-pub const ALL: &str = "all";
-
-/// Answers of an entry's seeds to the same questions, by seed and scene.
-pub struct Graded {
-    seeds: Vec<BTreeMap<u64, Vec<(String, bool)>>>,
-    /// Scenes of the test.
-    scenes: Vec<u64>,
+/// Marks of an entry's seeds in the same test.
+pub struct Graded<'a> {
+    seeds: BTreeMap<u64, &'a Marks>,
 }
 
 /// A value with its 95 % interval.
@@ -31,50 +26,41 @@ pub struct Estimate {
     pub interval: [f64; 2],
 }
 
-impl Graded {
-    /// The answers of each seed.
-    pub fn new<'a>(seeds: impl IntoIterator<Item = &'a [Answered]>) -> Self {
-        let by_scene = |answers: &[Answered]| {
-            let mut scenes = BTreeMap::<u64, Vec<_>>::new();
-            for answered in answers {
-                scenes.entry(answered.scene).or_default().push((answered.kind.clone(), answered.right));
-            }
-            scenes
-        };
-        let seeds: Vec<_> = seeds.into_iter().map(by_scene).collect();
-        let scenes = seeds.first().map(|scenes| scenes.keys().copied().collect()).unwrap_or_default();
-        Self { seeds, scenes }
-    }
-
-    /// Right answers of questions of a kind, or of all, by seed and scene.
-    fn tallies(&self, kind: &str) -> Vec<Vec<Tally>> {
-        let tally = |answers: Option<&Vec<(String, bool)>>| {
-            let mut tally = Tally::default();
-            let of_kind = answers.into_iter().flatten().filter(|(name, _)| kind == ALL || name == kind);
-            of_kind.for_each(|(_, right)| tally.add(*right));
-            tally
-        };
-        let of_seed = |seed: &BTreeMap<_, _>| self.scenes.iter().map(|scene| tally(seed.get(scene))).collect();
-        self.seeds.iter().map(of_seed).collect()
+impl<'a> Graded<'a> {
+    /// The marks of each seed.
+    pub fn new(seeds: impl IntoIterator<Item = (u64, &'a Marks)>) -> Self {
+        Self { seeds: seeds.into_iter().collect() }
     }
 
     /// Accuracy of a kind of question with its percentile interval over seeds and scenes, both drawn with replacement.
     pub fn accuracy(&self, kind: &str) -> Estimate {
-        let tallies = self.tallies(kind);
-        let resampled = draws(tallies.len(), self.scenes.len()).map(|draw| draw.accuracy(&tallies));
+        let tallies = Vec::from_iter(self.seeds.values().map(|marks| marks.tallies(kind)));
+        let resampled = draws(tallies.len(), scenes(&tallies)).map(|draw| draw.accuracy(&tallies));
         Estimate::of(mean(&tallies), resampled.collect())
+    }
+
+    /// Number of seeds that both entries have.
+    pub fn common_seeds(&self, other: &Self) -> usize {
+        self.paired(other).count()
     }
 
     /// Accuracy of this entry minus that of another one, over the seeds that both have.
     pub fn difference(&self, other: &Self, kind: &str) -> Estimate {
-        let [mut own, mut others] = [self, other].map(|graded| graded.tallies(kind));
-        let seeds = own.len().min(others.len());
-        own.truncate(seeds);
-        others.truncate(seeds);
-        let scenes = self.scenes.len().min(other.scenes.len());
-        let resampled = draws(seeds, scenes).map(|draw| draw.accuracy(&own) - draw.accuracy(&others));
+        let pairs = self.paired(other).map(|(own, other)| (own.tallies(kind), other.tallies(kind)));
+        let (own, others): (Vec<_>, Vec<_>) = pairs.unzip();
+        let scenes = scenes(&own).min(scenes(&others));
+        let resampled = draws(own.len(), scenes).map(|draw| draw.accuracy(&own) - draw.accuracy(&others));
         Estimate::of(mean(&own) - mean(&others), resampled.collect())
     }
+
+    fn paired(&self, other: &Self) -> impl Iterator<Item = (&'a Marks, &'a Marks)> {
+        self.seeds.iter().filter_map(|(seed, own)| Some((*own, *other.seeds.get(seed)?)))
+    }
+}
+
+/// Scenes of every test.
+fn scenes(tallies: &[Vec<Tally>]) -> usize {
+    tallies.iter().map(Vec::len).min().unwrap_or(0)
 }
 
 fn mean(tallies: &[Vec<Tally>]) -> f64 {
@@ -125,19 +111,28 @@ impl Estimate {
 
 #[cfg(test)]
 mod tests {
+    use super::super::exam::Answered;
+    use super::super::marks::ALL;
     use super::*;
 
-    fn answered(scene: u64, kind: &str, right: bool) -> Answered {
-        let (kind, text) = (kind.to_string(), String::new());
-        Answered { scene, kind, question: text.clone(), answer: text.clone(), given: text, right }
+    /// Marks of one question about each scene.
+    fn marks(scenes: u64, right: impl Fn(u64) -> bool) -> Marks {
+        let answered = |scene| Answered {
+            scene,
+            kind: "size".into(),
+            question: String::new(),
+            answer: String::new(),
+            given: String::new(),
+            right: right(scene),
+        };
+        Marks::new(&Vec::from_iter((0..scenes).map(answered)), scenes)
     }
 
     #[test]
     fn an_interval_holds_the_value_and_shrinks_with_the_scenes() {
-        let exam = |scenes: u64| Vec::from_iter((0..scenes).map(|scene| answered(scene, "size", scene % 4 > 0)));
         let width = |scenes| {
-            let answers = exam(scenes);
-            let Estimate { value, interval: [low, high] } = Graded::new([&*answers]).accuracy("size");
+            let marks = marks(scenes, |scene| scene % 4 > 0);
+            let Estimate { value, interval: [low, high] } = Graded::new([(1, &marks)]).accuracy("size");
             assert!(value == 0.75 && low <= value && value <= high);
             high - low
         };
@@ -149,12 +144,21 @@ mod tests {
 
     #[test]
     fn differences_are_paired_by_scene() {
-        let own = Vec::from_iter((0..200).map(|scene| answered(scene, "size", scene % 2 == 0)));
-        let better = Vec::from_iter((0..200).map(|scene| answered(scene, "size", scene % 2 == 0 || scene % 10 == 1)));
-        let [own, better] = [&own, &better].map(|answers| Graded::new([&**answers]));
+        let own = marks(200, |scene| scene % 2 == 0);
+        let better = marks(200, |scene| scene % 2 == 0 || scene % 10 == 1);
+        let [own, better] = [&own, &better].map(|marks| Graded::new([(1, marks)]));
         let Estimate { value, interval: [low, high] } = better.difference(&own, ALL);
         assert!((value - 0.1).abs() < 1e-9 && low > 0.05 && high < 0.15, "{low} {high}");
         assert_eq!(own.difference(&own, "size").interval, [0.0, 0.0]);
         assert_eq!(own.accuracy("colour").value, 0.0);
+    }
+
+    #[test]
+    fn differences_are_of_the_seeds_that_both_have() {
+        let [none, all, half] = [0, 1, 2].map(|n| marks(10, move |scene| n == 1 || n == 2 && scene < 5));
+        let (own, other) = (Graded::new([(1, &none), (2, &all), (3, &half)]), Graded::new([(3, &half), (2, &none)]));
+        assert_eq!((own.common_seeds(&other), own.difference(&other, ALL).value), (2, 0.5));
+        let other = Graded::new([(4, &half)]);
+        assert_eq!((own.common_seeds(&other), own.difference(&other, ALL).value), (0, 0.0));
     }
 }

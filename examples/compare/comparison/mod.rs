@@ -4,6 +4,7 @@ mod chart;
 mod cost;
 mod exam;
 mod interval;
+mod marks;
 mod model;
 mod plan;
 mod report;
@@ -14,11 +15,12 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 
 pub use cost::{Cost, FORMULA};
 pub use plan::{Plan, Suite};
 pub use report::report;
+use results::RESULTS;
 pub use results::Results;
 use stages::Trainer;
 
@@ -76,7 +78,7 @@ pub fn costs(options: &Options, size: Option<&str>, designs: &[String]) -> Resul
 /// Trains and tests all entries that have no results yet, until `stop` says so; `note` gets a line about each.
 ///
 /// # Errors
-/// Errors of training and of files.
+/// Errors of training and of files, and results that were made by another plan.
 pub fn run(options: &Options, stop: impl Fn() -> bool + Send + Sync + 'static, note: impl Fn(&str)) -> Result<Outcome> {
     let plan = Plan::read(&options.recipes)?;
     let setting = plan.setting(&options.setting)?;
@@ -87,14 +89,19 @@ pub fn run(options: &Options, stop: impl Fn() -> bool + Send + Sync + 'static, n
         let place = format!("{} of {}: {} seed {}", n + 1, entries.len(), entry.name(), entry.seed);
         let folder = trainer.entry_folder(entry);
         let results = match Results::read(&folder)? {
-            Some(results) => results,
+            Some(results) if results.provenance == plan.provenance(&options.recipes, setting, entry)? => results,
+            Some(_) => bail!(
+                "{} was made by other recipes than those in {}: move it away to make it again, or use the recipes of then",
+                folder.join(RESULTS).display(),
+                options.recipes.display()
+            ),
             None => {
                 note(&format!("{place}, in {}", folder.display()));
                 let Some(trained) = trainer.train(entry)? else { return Ok(Outcome::Stopped) };
                 Results::make(&trainer, entry, &trained)?
             }
         };
-        let accuracy = 100.0 * results.accuracy.overall().accuracy();
+        let accuracy = 100.0 * results.marks.accuracy().overall().accuracy();
         note(&format!("{place}: {accuracy:.1} % right"));
     }
     Ok(Outcome::Finished)

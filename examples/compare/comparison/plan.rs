@@ -1,12 +1,12 @@
 //! The plan of a comparison, `plan.toml`: settings, designs, and the list of entries that they make.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use haplovl::config::HaploVlConfig;
 use haplovl::data::shapes::{QuestionKind, ShapesConfig};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::model::ModelKind;
@@ -29,7 +29,7 @@ pub struct Plan {
 }
 
 /// World, sizes and lengths of a comparison.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Setting {
     /// Side of the images in pixels.
@@ -87,7 +87,7 @@ pub struct Design {
 }
 
 /// One training run, or another export of one.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
     /// Name of its folder.
@@ -250,6 +250,10 @@ impl Plan {
 
     /// Configuration of a HaploVL in a setting and a size, from `config.json` in `folder`.
     pub fn config(&self, folder: &Path, setting: &Setting, size: Option<&str>) -> Result<HaploVlConfig> {
+        Ok(HaploVlConfig::from_json(self.config_fields(folder, setting, size)?)?)
+    }
+
+    fn config_fields(&self, folder: &Path, setting: &Setting, size: Option<&str>) -> Result<Value> {
         let path = folder.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|e| named(&path, e))?;
         let mut config: Value = serde_json::from_str(&text).map_err(|e| named(&path, e))?;
@@ -257,7 +261,32 @@ impl Plan {
         if let Some(size) = size {
             merge(&mut config, self.scaling.sizes.get(size).with_context(|| format!("no size is called `{size}`"))?);
         }
-        Ok(HaploVlConfig::from_json(config)?)
+        Ok(config)
+    }
+
+    /// Checksum of all in the plan, the recipes and `config.json` in `folder` that the results of an entry depend on,
+    /// so that results of different plans are not taken for each other's. Comments and descriptions do not count.
+    pub fn provenance(&self, folder: &Path, setting: &Setting, entry: &Entry) -> Result<String> {
+        let design = self.design(&entry.design)?;
+        let stages: Vec<_> = self.stages(design)?.into_iter().map(|(owner, stage)| (&owner.name, stage)).collect();
+        let of_stages = stages.iter().map(|(_, stage)| stage.recipe.as_str());
+        let recipes: BTreeSet<&str> = ["vision", "language"].into_iter().chain(of_stages).collect();
+        let recipe = |name: &&str| {
+            let path = folder.join(format!("{name}.toml"));
+            let text = std::fs::read_to_string(&path).map_err(|e| named(&path, e))?;
+            toml::from_str::<Value>(&text).map_err(|e| named(&path, e))
+        };
+        let parts = serde_json::json!({
+            "setting": setting,
+            "config": self.config_fields(folder, setting, entry.size.as_deref())?,
+            "model": (design.model, design.causal, design.image_last),
+            "stages": stages,
+            "sets": self.recipes,
+            "recipes": recipes.iter().map(recipe).collect::<Result<Vec<_>>>()?,
+            "scenes": entry.scenes,
+            "seed": entry.seed,
+        });
+        Ok(format!("{:08x}", crc32fast::hash(&serde_json::to_vec(&parts)?)))
     }
 }
 
@@ -269,5 +298,42 @@ fn merge(into: &mut Value, from: &Value) {
         }
         (_, Value::Null) => {}
         (into, from) => *into = from.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_other_plans_are_told_apart() {
+        let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/compare");
+        let folder = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(&recipes).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+        }
+        let provenance = |setting: &str, design: &str, seed| {
+            let plan = Plan::read(folder.path()).unwrap();
+            let entry = Entry { seed, design: design.into(), size: None, scenes: None };
+            plan.provenance(folder.path(), plan.setting(setting).unwrap(), &entry).unwrap()
+        };
+        let of_llava = || provenance("tiny", "llava", 1);
+        let original = of_llava();
+        let others = [provenance("easy", "llava", 1), provenance("tiny", "eve", 1), provenance("tiny", "llava", 2)];
+        assert!(!others.contains(&original), "{others:?}");
+        let change = |file: &str, from: &str, to: &str| {
+            let path = folder.path().join(file);
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(text.contains(from), "{file} has no {from}");
+            std::fs::write(path, text.replace(from, to)).unwrap();
+        };
+        // What is for people, and what other designs do, changes nothing.
+        change("plan.toml", "LLaVA: frozen", "LLaVA's design: frozen");
+        change("plan.toml", "share = 0.5", "share = 0.25");
+        change("tune.toml", "# The EMA", "# An EMA");
+        assert_eq!(of_llava(), original);
+        change("tune.toml", "ema_decay = 0.99", "ema_decay = 0.9");
+        assert_ne!(of_llava(), original);
     }
 }

@@ -1,49 +1,34 @@
 //! The page of a comparison: tables and charts, made from the results alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter, Write};
 use std::path::Path;
 
 use anyhow::Result;
-use haplovl::data::shapes::QuestionKind;
+use haplovl::data::shapes::{QuestionKind, Split};
 use haplovl::train::plot::{Plot, Series};
 use haplovl::weights::write_bytes_atomically;
 
 use super::cost::FORMULA;
-use super::exam::Answered;
-use super::interval::{ALL, Estimate, Graded};
+use super::exam::right_answers;
+use super::interval::{Estimate, Graded};
+use super::marks::ALL;
+use super::plan::{Entry, Setting};
 use super::results::{Point, Results, read_all};
 use super::{Options, Plan, chart, named};
 
 /// Folder of the charts, beside the page.
 const IMAGES: &str = "images";
 
-/// Results of one entry, with those of all its seeds.
-struct Row {
-    results: Vec<Results>,
-    graded: Graded,
-    /// Right answers of each kind of question, as often as each is one.
-    answers: BTreeMap<String, BTreeMap<String, usize>>,
+/// Results of one entry, by seed.
+struct Row<'a> {
+    results: &'a [Results],
+    graded: Graded<'a>,
 }
 
-impl Row {
-    fn new(seeds: &[(Results, Vec<Answered>)]) -> Self {
-        let graded = Graded::new(seeds.iter().map(|(_, answers)| answers.as_slice()));
-        let mut answers = BTreeMap::<String, BTreeMap<String, usize>>::new();
-        for Answered { kind, answer, .. } in seeds.first().into_iter().flat_map(|(_, answers)| answers) {
-            *answers.entry(kind.clone()).or_default().entry(answer.clone()).or_default() += 1;
-        }
-        Self { results: seeds.iter().map(|(results, _)| results.clone()).collect(), graded, answers }
-    }
-
-    /// Share of the questions of a kind, or of all, that the most common answer of each kind is right for.
-    fn most_common(&self, kind: &str) -> f64 {
-        let of_kind = self.answers.iter().filter(|(name, _)| kind == ALL || *name == kind).map(|(_, answers)| answers);
-        let add = |(most, all), answers: &BTreeMap<String, usize>| {
-            (most + answers.values().max().copied().unwrap_or(0), all + answers.values().sum::<usize>())
-        };
-        let (most, all) = of_kind.fold((0, 0), add);
-        most as f64 / all.max(1) as f64
+impl<'a> Row<'a> {
+    fn new(results: &'a [Results]) -> Self {
+        Self { results, graded: Graded::new(results.iter().map(|results| (results.seed, &results.marks))) }
     }
 
     /// Mean of a value over the seeds.
@@ -71,11 +56,13 @@ impl Row {
 pub fn report(options: &Options, page: &Path) -> Result<String> {
     let plan = Plan::read(&options.recipes)?;
     let all = read_all(&options.out.join(&options.setting))?;
-    let rows: BTreeMap<String, Row> = all.iter().map(|(name, seeds)| (name.clone(), Row::new(seeds))).collect();
+    let rows: BTreeMap<String, Row<'_>> = all.iter().map(|(name, seeds)| (name.clone(), Row::new(seeds))).collect();
     anyhow::ensure!(!rows.is_empty(), "{} holds no results yet: let a run finish", options.out.display());
     let images = page.parent().unwrap_or(Path::new("")).join(IMAGES);
     std::fs::create_dir_all(&images).map_err(|e| named(&images, e))?;
-    let report = Report { plan: &plan, rows, setting: &options.setting, images: &images };
+    let world = plan.setting(&options.setting)?;
+    let report =
+        Report { plan: &plan, world, rows, setting: &options.setting, recipes: &options.recipes, images: &images };
     let text = report.text()?;
     write_bytes_atomically(page, text.as_bytes())?;
     Ok(text)
@@ -83,8 +70,10 @@ pub fn report(options: &Options, page: &Path) -> Result<String> {
 
 struct Report<'a> {
     plan: &'a Plan,
-    rows: BTreeMap<String, Row>,
+    world: &'a Setting,
+    rows: BTreeMap<String, Row<'a>>,
     setting: &'a str,
+    recipes: &'a Path,
     images: &'a Path,
 }
 
@@ -92,6 +81,7 @@ impl Report<'_> {
     fn text(&self) -> Result<String> {
         let designs = self.designs();
         let mut text = format!("## Setting `{}`\n\n", self.setting);
+        self.other_plans(&mut text)?;
         self.claims(&mut text)?;
         self.overall(&mut text, &designs)?;
         self.by_kind(&mut text, &designs)?;
@@ -101,8 +91,26 @@ impl Report<'_> {
         Ok(text)
     }
 
+    /// Names the results that are not of the present plan.
+    fn other_plans(&self, text: &mut String) -> Result<()> {
+        let mut others = Vec::new();
+        for results in self.rows.values().flat_map(|row| row.results) {
+            let Results { design, size, scenes, seed, .. } = results;
+            let entry = Entry { seed: *seed, design: design.clone(), size: size.clone(), scenes: *scenes };
+            let known =
+                self.plan.provenance(self.recipes, self.world, &entry).is_ok_and(|now| now == results.provenance);
+            if !known {
+                others.push(format!("{} of seed {seed}", results.name));
+            }
+        }
+        if !others.is_empty() {
+            writeln!(text, "**Made by other recipes than the present ones**: {}.\n", others.join(", "))?;
+        }
+        Ok(())
+    }
+
     /// Rows of the plan's designs that have results, in full size and with all images, in the order of the plan.
-    fn designs(&self) -> Vec<(&str, &Row)> {
+    fn designs(&self) -> Vec<(&str, &Row<'_>)> {
         let row = |name: &'_ str| self.rows.get_key_value(name).map(|(name, row)| (name.as_str(), row));
         self.plan.designs.iter().filter_map(|design| row(&design.name)).collect()
     }
@@ -121,13 +129,16 @@ impl Report<'_> {
                 within => format!(": at most {within} points less"),
             };
             write!(text, "| {}{bound}{origin} | ", claim.says)?;
-            let Some((own, other)) = self.rows.get(&claim.design).zip(self.rows.get(&claim.against)) else {
+            let pair = self.rows.get(&claim.design).zip(self.rows.get(&claim.against));
+            let Some((own, other, seeds @ 1..)) =
+                pair.map(|(own, other)| (own, other, own.graded.common_seeds(&other.graded)))
+            else {
                 writeln!(text, "not run | | {kind} | 0 |")?;
                 continue;
             };
             let difference = own.graded.difference(&other.graded, kind);
             let verdict = Verdict::of(&difference, claim.within / 100.0);
-            let (by, seeds) = (difference.percent(), own.results.len().min(other.results.len()));
+            let by = difference.percent();
             writeln!(text, "**{verdict}** | {by} | {kind} | {seeds} |")?;
         }
         writeln!(
@@ -138,14 +149,17 @@ impl Report<'_> {
         Ok(())
     }
 
-    fn overall(&self, text: &mut String, designs: &[(&str, &Row)]) -> Result<()> {
+    fn overall(&self, text: &mut String, designs: &[(&str, &Row<'_>)]) -> Result<()> {
         let Some((reference, base)) = designs.first() else { return Ok(()) };
         writeln!(text, "Right answers in percent with 95 % intervals (bootstrap over seeds and scenes).\n")?;
         writeln!(text, "| design | seeds | right | difference from {reference} | validation loss |")?;
         writeln!(text, "|---|---|---|---|---|")?;
         for (name, row) in designs {
             let right = row.graded.accuracy(ALL).percent();
-            let difference = row.graded.difference(&base.graded, ALL).percent();
+            let difference = match row.graded.common_seeds(&base.graded) {
+                0 => "no common seed".into(),
+                _ => row.graded.difference(&base.graded, ALL).percent(),
+            };
             let loss = row.mean(|results| results.loss().unwrap_or(f64::NAN));
             writeln!(text, "| {name} | {} | {right} | {difference} | {loss:.4} |", row.results.len())?;
         }
@@ -156,10 +170,9 @@ impl Report<'_> {
         Ok(())
     }
 
-    fn by_kind(&self, text: &mut String, designs: &[(&str, &Row)]) -> Result<()> {
-        let of = |row: &Row| row.results.iter().flat_map(|r| r.accuracy.kinds().keys().cloned()).collect::<Vec<_>>();
-        let kinds: BTreeSet<String> = designs.iter().flat_map(|(_, row)| of(row)).collect();
-        let kinds: Vec<String> = kinds.into_iter().chain([ALL.to_string()]).collect();
+    fn by_kind(&self, text: &mut String, designs: &[(&str, &Row<'_>)]) -> Result<()> {
+        let answers = right_answers(Split::Test, self.world.test_scenes, self.world);
+        let kinds: Vec<String> = answers.keys().cloned().chain([ALL.to_string()]).collect();
         writeln!(text, "\n| design | {} |\n|---|{}", kinds.join(" | "), "---|".repeat(kinds.len()))?;
         let mut series = Vec::new();
         for (name, row) in designs {
@@ -168,10 +181,8 @@ impl Report<'_> {
             writeln!(text, "| {name} | {} |", cells.join(" | "))?;
             series.push((name.to_string(), estimates));
         }
-        if let Some((_, row)) = designs.first() {
-            let shares = kinds.iter().map(|kind| format!("{:.1}", 100.0 * row.most_common(kind)));
-            writeln!(text, "| *most common answer* | {} |", Vec::from_iter(shares).join(" | "))?;
-        }
+        let shares = kinds.iter().map(|kind| format!("{:.1}", 100.0 * most_common(&answers, kind)));
+        writeln!(text, "| *most common answer* | {} |", Vec::from_iter(shares).join(" | "))?;
         let title = format!("Right answers by kind of question, {}", self.setting);
         let (link, path) = self.image("kinds");
         chart::write_svg(&path, &title, &kinds, &series)?;
@@ -179,7 +190,7 @@ impl Report<'_> {
         Ok(())
     }
 
-    fn costs(&self, text: &mut String, designs: &[(&str, &Row)]) -> Result<()> {
+    fn costs(&self, text: &mut String, designs: &[(&str, &Row<'_>)]) -> Result<()> {
         writeln!(
             text,
             "\n{FORMULA}. A sample is one of stage 2, forward and backward. MB are those of \
@@ -210,7 +221,7 @@ impl Report<'_> {
         Ok(())
     }
 
-    fn curves(&self, text: &mut String, designs: &[(&str, &Row)]) -> Result<()> {
+    fn curves(&self, text: &mut String, designs: &[(&str, &Row<'_>)]) -> Result<()> {
         let is_start = |name: &str| ["haplovl", "no-stage-1"].contains(&name) || name.starts_with("connector-");
         let starts: Vec<_> = designs.iter().filter(|(name, _)| is_start(name)).copied().collect();
         self.losses(text, designs)?;
@@ -221,7 +232,7 @@ impl Report<'_> {
     }
 
     /// Table of validation losses by the samples of stage 2.
-    fn losses(&self, text: &mut String, designs: &[(&str, &Row)]) -> Result<()> {
+    fn losses(&self, text: &mut String, designs: &[(&str, &Row<'_>)]) -> Result<()> {
         let curves: Vec<_> = designs.iter().map(|(name, row)| (name, row.curve(|point| point.loss))).collect();
         let samples = curves.first().map(|(_, curve)| curve.iter().map(|(samples, _)| samples.to_string()));
         let samples: Vec<String> = samples.into_iter().flatten().collect();
@@ -239,11 +250,11 @@ impl Report<'_> {
         text: &mut String,
         file: &str,
         title: &str,
-        rows: &[(&str, &Row)],
+        rows: &[(&str, &Row<'_>)],
         log_y: bool,
         value: impl Fn(&Point) -> f64,
     ) -> Result<()> {
-        let line = |(name, row): &(&str, &Row)| Series { name: name.to_string(), points: row.curve(&value) };
+        let line = |(name, row): &(&str, &Row<'_>)| Series { name: name.to_string(), points: row.curve(&value) };
         let series: Vec<Series> = rows.iter().map(line).filter(|series| !series.points.is_empty()).collect();
         self.plot(text, file, title, ["samples", ""], log_y, series)
     }
@@ -284,7 +295,7 @@ impl Report<'_> {
 
     /// Table, chart and fitted lines of loss and accuracy against a size, for the designs that have several.
     fn scaled(&self, text: &mut String, what: &str, size: &dyn Fn(&Results) -> Option<f64>) -> Result<()> {
-        let mut lines: BTreeMap<&str, Vec<(f64, &Row)>> = BTreeMap::new();
+        let mut lines: BTreeMap<&str, Vec<(f64, &Row<'_>)>> = BTreeMap::new();
         for row in self.rows.values() {
             let Some(results) = row.first() else { continue };
             if let Some(size) = size(results) {
@@ -341,6 +352,16 @@ impl Display for Verdict {
             Self::Open => "open",
         })
     }
+}
+
+/// Share of the questions of a kind, or of all, that the most common answer of each kind is right for.
+fn most_common(answers: &BTreeMap<String, BTreeMap<String, usize>>, kind: &str) -> f64 {
+    let of_kind = answers.iter().filter(|(name, _)| kind == ALL || *name == kind).map(|(_, answers)| answers);
+    let add = |(most, all), answers: &BTreeMap<String, usize>| {
+        (most + answers.values().max().copied().unwrap_or(0), all + answers.values().sum::<usize>())
+    };
+    let (most, all) = of_kind.fold((0, 0), add);
+    most as f64 / all.max(1) as f64
 }
 
 /// Slope of the least-squares line through points of (log10 x, y), with the logarithm of y.

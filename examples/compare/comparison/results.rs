@@ -8,7 +8,6 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 use haplovl::config::HaploVlConfig;
 use haplovl::data::shapes::Split;
-use haplovl::eval::Accuracy;
 use haplovl::model::HaploVl;
 use haplovl::processor::Processor;
 use haplovl::train::Recipe;
@@ -18,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cost::Cost;
 use super::exam::{Answered, Exam};
+use super::marks::Marks;
 use super::model::ModelKind;
 use super::named;
 use super::plan::Entry;
@@ -27,7 +27,7 @@ use super::stages::{Trained, Trainer};
 pub const ACCURACY: &str = "validation/accuracy";
 /// File of the results, which is written last.
 pub const RESULTS: &str = "results.json";
-/// File of the answers.
+/// File of the answers, for people: what the page needs is in the results.
 const ANSWERS: &str = "answers.jsonl";
 
 /// Contents of `results.json`.
@@ -61,8 +61,10 @@ pub struct Results {
     pub stages: Vec<StageFacts>,
     /// Evaluations during stage 2.
     pub curve: Vec<Point>,
-    /// Accuracy on the test split by kind.
-    pub accuracy: Accuracy,
+    /// Which answers on the test split are right.
+    pub marks: Marks,
+    /// [`Plan::provenance`](super::Plan::provenance) of the entry.
+    pub provenance: String,
 }
 
 /// What a stage took.
@@ -97,8 +99,6 @@ impl Results {
         let design = trainer.plan.design(&entry.design)?;
         let folder = trainer.entry_folder(entry);
         let answers = test(trainer, design.image_last, trained)?;
-        let mut accuracy = Accuracy::default();
-        answers.iter().for_each(|answered| accuracy.count(&answered.kind, answered.right));
         let stages = trained.stages.iter().map(|(name, folder)| StageFacts::read(name, folder));
         let stages: Vec<StageFacts> = stages.collect::<Result<_>>()?;
         let last = stages.last().context("a design without stages")?;
@@ -119,7 +119,8 @@ impl Results {
             flops_sample: cost.flops(text.max(0.0)).training(),
             curve: curve(trained)?,
             stages,
-            accuracy,
+            marks: Marks::new(&answers, trainer.setting.test_scenes),
+            provenance: trainer.plan.provenance(&trainer.options.recipes, trainer.setting, entry)?,
         };
         let lines = answers.iter().map(serde_json::to_string).collect::<serde_json::Result<Vec<_>>>()?;
         write_bytes_atomically(folder.join(ANSWERS), (lines.join("\n") + "\n").as_bytes())?;
@@ -135,13 +136,6 @@ impl Results {
         }
         let text = std::fs::read_to_string(&path).map_err(|e| named(&path, e))?;
         Ok(Some(serde_json::from_str(&text).map_err(|e| named(&path, e))?))
-    }
-
-    /// The answers beside the results.
-    pub fn answers(folder: &Path) -> Result<Vec<Answered>> {
-        let path = folder.join(ANSWERS);
-        let text = std::fs::read_to_string(&path).map_err(|e| named(&path, e))?;
-        text.lines().map(|line| serde_json::from_str(line).map_err(|e| named(&path, e))).collect()
     }
 
     /// Bytes of parameters and, of the trained ones, a gradient, two moments and an EMA.
@@ -216,20 +210,17 @@ impl StageFacts {
     }
 }
 
-/// Results of an entry with the answers, by seed.
-pub type Seeds = Vec<(Results, Vec<Answered>)>;
-
-/// Results of all entries of a comparison by name.
-pub fn read_all(folder: &Path) -> Result<BTreeMap<String, Seeds>> {
-    let mut all: BTreeMap<String, Seeds> = BTreeMap::new();
+/// Results of all entries of a comparison by name, each with its seeds in order.
+pub fn read_all(folder: &Path) -> Result<BTreeMap<String, Vec<Results>>> {
+    let mut all: BTreeMap<String, Vec<Results>> = BTreeMap::new();
     for seed in subfolders(folder)? {
         for entry in subfolders(&seed)? {
             if let Some(results) = Results::read(&entry)? {
-                all.entry(results.name.clone()).or_default().push((results, Results::answers(&entry)?));
+                all.entry(results.name.clone()).or_default().push(results);
             }
         }
     }
-    all.values_mut().for_each(|seeds| seeds.sort_by_key(|(results, _)| results.seed));
+    all.values_mut().for_each(|seeds| seeds.sort_by_key(|results| results.seed));
     Ok(all)
 }
 

@@ -1,0 +1,115 @@
+//! Which questions of a test were answered rightly, in a form that is short enough to keep.
+
+use std::collections::BTreeMap;
+
+use haplovl::eval::{Accuracy, Tally};
+use serde::{Deserialize, Serialize};
+
+use super::exam::Answered;
+
+/// Name of all kinds of questions together.
+pub const ALL: &str = "all";
+
+/// For each kind of question and each scene, whether the answer was right. A file has a text for each kind with one
+/// character for each scene: `1` right, `0` wrong, `-` not asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
+pub struct Marks(BTreeMap<String, Vec<Option<bool>>>);
+
+impl Marks {
+    /// The marks of answers to questions about the first scenes of a split, at most one of a kind about each.
+    pub fn new(answers: &[Answered], scenes: u64) -> Self {
+        let mut marks = BTreeMap::new();
+        for Answered { scene, kind, right, .. } in answers {
+            let kind = marks.entry(kind.clone()).or_insert_with(|| vec![None; scenes as usize]);
+            if let Some(mark) = kind.get_mut(*scene as usize) {
+                *mark = Some(*right);
+            }
+        }
+        Self(marks)
+    }
+
+    /// Number of scenes.
+    pub fn scenes(&self) -> usize {
+        self.0.values().next().map_or(0, Vec::len)
+    }
+
+    /// Right answers of questions of a kind, or of all, by scene.
+    pub fn tallies(&self, kind: &str) -> Vec<Tally> {
+        let mut tallies = vec![Tally::default(); self.scenes()];
+        for (_, marks) in self.0.iter().filter(|(name, _)| kind == ALL || *name == kind) {
+            let asked = tallies.iter_mut().zip(marks).filter_map(|(tally, mark)| Some((tally, (*mark)?)));
+            asked.for_each(|(tally, right)| tally.add(right));
+        }
+        tallies
+    }
+
+    /// Accuracy by kind.
+    pub fn accuracy(&self) -> Accuracy {
+        let mut accuracy = Accuracy::default();
+        for (kind, marks) in &self.0 {
+            marks.iter().flatten().for_each(|right| accuracy.count(kind, *right));
+        }
+        accuracy
+    }
+}
+
+impl From<Marks> for BTreeMap<String, String> {
+    fn from(marks: Marks) -> Self {
+        let character = |mark| match mark {
+            Some(true) => '1',
+            Some(false) => '0',
+            None => '-',
+        };
+        marks.0.into_iter().map(|(kind, marks)| (kind, marks.into_iter().map(character).collect())).collect()
+    }
+}
+
+impl TryFrom<BTreeMap<String, String>> for Marks {
+    type Error = String;
+
+    fn try_from(texts: BTreeMap<String, String>) -> Result<Self, String> {
+        let mark = |character| match character {
+            '1' => Ok(Some(true)),
+            '0' => Ok(Some(false)),
+            '-' => Ok(None),
+            other => Err(format!("a mark is {other:?}, expected 1, 0 or -")),
+        };
+        let marks = |(kind, text): (String, String)| Ok((kind, text.chars().map(mark).collect::<Result<_, String>>()?));
+        let marks = Self(texts.into_iter().map(marks).collect::<Result<_, String>>()?);
+        match marks.0.iter().find(|(_, of_kind)| of_kind.len() != marks.scenes()) {
+            Some((kind, of_kind)) => {
+                Err(format!("{} marks of {kind}, expected one for each of {} scenes", of_kind.len(), marks.scenes()))
+            }
+            None => Ok(marks),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_come_back_from_a_file_and_broken_ones_are_refused() {
+        let answered = |scene, kind: &str, right| Answered {
+            scene,
+            kind: kind.into(),
+            question: String::new(),
+            answer: String::new(),
+            given: String::new(),
+            right,
+        };
+        let answers = [answered(0, "size", true), answered(2, "size", false), answered(2, "shape", true)];
+        let marks = Marks::new(&answers, 3);
+        let json = serde_json::to_string(&marks).unwrap();
+        assert_eq!(json, r#"{"shape":"--1","size":"1-0"}"#);
+        assert_eq!(serde_json::from_str::<Marks>(&json).unwrap(), marks);
+        let [size, all] = ["size", ALL].map(|kind| marks.tallies(kind).iter().map(|t| (t.right, t.total)).collect());
+        assert_eq!((size, all), (vec![(1, 1), (0, 0), (0, 1)], vec![(1, 1), (0, 0), (1, 2)]));
+        assert_eq!(marks.accuracy().overall(), Tally { right: 2, total: 3 });
+        let error = |json| serde_json::from_str::<Marks>(json).unwrap_err().to_string();
+        assert!(error(r#"{"size":"1x"}"#).contains("a mark is 'x', expected 1, 0 or -"));
+        assert!(error(r#"{"shape":"--1","size":"1"}"#).contains("1 marks of size, expected one for each of 3 scenes"));
+    }
+}
