@@ -161,6 +161,22 @@ fn every_design_is_trained_and_a_stopped_comparison_goes_on() {
     assert!(text.contains("**Made by other recipes than the present ones**: llava of seed 1."), "{text}");
     let error = run(&options, || true, |_| ()).unwrap_err().to_string();
     assert!(error.contains("llava/results.json was made by other recipes than those in"), "{error}");
+    // So are those in another folder than their own, and marks of another test.
+    let aside = kept.path().join("tiny/seed-1/llava-before");
+    std::fs::rename(kept_results("llava").parent().unwrap(), &aside).unwrap();
+    let error = report(&options, &page).unwrap_err().to_string();
+    assert!(error.contains("llava-before/results.json is of seed-1/llava: move its folder there"), "{error}");
+    std::fs::rename(&aside, kept_results("llava").parent().unwrap()).unwrap();
+    let mut changed: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(kept_results("llava")).unwrap()).unwrap();
+    changed["marks"].as_object_mut().unwrap().remove("shape");
+    std::fs::write(kept_results("llava"), changed.to_string()).unwrap();
+    let error = report(&options, &page).unwrap_err().to_string();
+    assert!(error.contains("llava of seed 1: `marks` of its results.json are not of the questions"), "{error}");
+    changed.as_object_mut().unwrap().remove("marks");
+    std::fs::write(kept_results("llava"), changed.to_string()).unwrap();
+    let error = report(&options, &page).unwrap_err().to_string();
+    assert!(error.contains("missing field `marks`") && error.contains("remove it"), "{error}");
 }
 
 #[test]
@@ -192,6 +208,15 @@ fn data_and_parameters_are_scaled() {
         text.contains("loss proportional to images^") && text.contains("loss proportional to parameters^"),
         "{text}"
     );
+    // A finished stage is not taken for one of changed recipes, even if its results are removed.
+    let tune = std::fs::read_to_string(options.recipes.join("tune.toml")).unwrap();
+    std::fs::write(options.recipes.join("tune.toml"), tune.replace("ema_decay = 0.99", "ema_decay = 0.9")).unwrap();
+    let error = run(&options, || true, |_| ()).unwrap_err().to_string();
+    assert!(error.contains("haplovl/results.json was made by other recipes"), "{error}");
+    std::fs::remove_file(folder.path().join("tiny/seed-1/haplovl/results.json")).unwrap();
+    let error = run(&options, || true, |_| ()).unwrap_err().to_string();
+    let expected = "haplovl/tune: `optimizer.ema_decay` was 0.99 when it began and is 0.9 now: move it away";
+    assert!(error.contains(expected), "{error}");
 }
 
 #[test]

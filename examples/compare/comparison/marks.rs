@@ -79,7 +79,9 @@ impl TryFrom<BTreeMap<String, String>> for Marks {
         let marks = Self(texts.into_iter().map(marks).collect::<Result<_, String>>()?);
         match marks.0.iter().find(|(_, of_kind)| of_kind.len() != marks.scenes()) {
             Some((kind, of_kind)) => {
-                Err(format!("{} marks of {kind}, expected one for each of {} scenes", of_kind.len(), marks.scenes()))
+                let (found, expected) = (of_kind.len(), marks.scenes());
+                let kind: String = format!("{kind:?}").chars().take(60).collect();
+                Err(format!("{found} marks of {kind}, expected one for each of {expected} scenes"))
             }
             None => Ok(marks),
         }
@@ -110,6 +112,8 @@ mod tests {
         assert_eq!(marks.accuracy().overall(), Tally { right: 2, total: 3 });
         let error = |json| serde_json::from_str::<Marks>(json).unwrap_err().to_string();
         assert!(error(r#"{"size":"1x"}"#).contains("a mark is 'x', expected 1, 0 or -"));
-        assert!(error(r#"{"shape":"--1","size":"1"}"#).contains("1 marks of size, expected one for each of 3 scenes"));
+        assert!(
+            error(r#"{"shape":"--1","size":"1"}"#).contains(r#"1 marks of "size", expected one for each of 3 scenes"#)
+        );
     }
 }

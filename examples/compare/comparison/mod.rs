@@ -88,17 +88,18 @@ pub fn run(options: &Options, stop: impl Fn() -> bool + Send + Sync + 'static, n
     for (n, entry) in entries.iter().enumerate() {
         let place = format!("{} of {}: {} seed {}", n + 1, entries.len(), entry.name(), entry.seed);
         let folder = trainer.entry_folder(entry);
+        let provenance = plan.provenance(&options.recipes, setting, entry)?;
         let results = match Results::read(&folder)? {
-            Some(results) if results.provenance == plan.provenance(&options.recipes, setting, entry)? => results,
+            Some(results) if results.provenance == provenance => results,
             Some(_) => bail!(
-                "{} was made by other recipes than those in {}: move it away to make it again, or use the recipes of then",
+                "{} was made by other recipes than those in {}: move its folder away to make it again, or choose another --out",
                 folder.join(RESULTS).display(),
                 options.recipes.display()
             ),
             None => {
                 note(&format!("{place}, in {}", folder.display()));
                 let Some(trained) = trainer.train(entry)? else { return Ok(Outcome::Stopped) };
-                Results::make(&trainer, entry, &trained)?
+                Results::make(&trainer, entry, &provenance, &trained)?
             }
         };
         let accuracy = 100.0 * results.marks.accuracy().overall().accuracy();

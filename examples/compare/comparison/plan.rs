@@ -29,7 +29,7 @@ pub struct Plan {
 }
 
 /// World, sizes and lengths of a comparison.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Setting {
     /// Side of the images in pixels.
@@ -264,24 +264,29 @@ impl Plan {
         Ok(config)
     }
 
-    /// Checksum of all in the plan, the recipes and `config.json` in `folder` that the results of an entry depend on,
-    /// so that results of different plans are not taken for each other's. Comments and descriptions do not count.
+    /// Checksum of what the results of an entry depend on in the plan, the recipes and `config.json` in `folder`, so that
+    /// results of different plans are not taken for each other's. Every field of these counts, though a run replaces some,
+    /// in the order of the files; comments, descriptions and other designs do not.
     pub fn provenance(&self, folder: &Path, setting: &Setting, entry: &Entry) -> Result<String> {
         let design = self.design(&entry.design)?;
-        let stages: Vec<_> = self.stages(design)?.into_iter().map(|(owner, stage)| (&owner.name, stage)).collect();
+        let stages = self.stages(design)?;
         let of_stages = stages.iter().map(|(_, stage)| stage.recipe.as_str());
         let recipes: BTreeSet<&str> = ["vision", "language"].into_iter().chain(of_stages).collect();
         let recipe = |name: &&str| {
             let path = folder.join(format!("{name}.toml"));
             let text = std::fs::read_to_string(&path).map_err(|e| named(&path, e))?;
-            toml::from_str::<Value>(&text).map_err(|e| named(&path, e))
+            let fields: Value = toml::from_str(&text).map_err(|e| named(&path, e.message()))?;
+            Ok((fields, self.recipes.get(*name), setting.set.get(*name)))
         };
+        let stage =
+            |(owner, stage): &(&Design, &Stage)| serde_json::json!([owner.name, owner.causal, owner.image_last, stage]);
+        let world = (setting.side, &setting.shapes, setting.relations, setting.scenes);
         let parts = serde_json::json!({
-            "setting": setting,
+            "world": world,
+            "tests": [setting.test_scenes, setting.curve_scenes],
             "config": self.config_fields(folder, setting, entry.size.as_deref())?,
             "model": (design.model, design.causal, design.image_last),
-            "stages": stages,
-            "sets": self.recipes,
+            "stages": stages.iter().map(stage).collect::<Vec<_>>(),
             "recipes": recipes.iter().map(recipe).collect::<Result<Vec<_>>>()?,
             "scenes": entry.scenes,
             "seed": entry.seed,
@@ -335,5 +340,10 @@ mod tests {
         assert_eq!(of_llava(), original);
         change("tune.toml", "ema_decay = 0.99", "ema_decay = 0.9");
         assert_ne!(of_llava(), original);
+        // A design that goes on with another one's stages depends on how that one sees images.
+        let of_connector = || provenance("tiny", "connector-fitted", 1);
+        let original = of_connector();
+        change("plan.toml", "name = \"haplovl\"\n", "name = \"haplovl\"\ncausal = true\n");
+        assert_ne!(of_connector(), original);
     }
 }

@@ -13,7 +13,7 @@ use super::cost::FORMULA;
 use super::exam::right_answers;
 use super::interval::{Estimate, Graded};
 use super::marks::ALL;
-use super::plan::{Entry, Setting};
+use super::plan::{Design, Setting};
 use super::results::{Point, Results, read_all};
 use super::{Options, Plan, chart, named};
 
@@ -61,16 +61,35 @@ pub fn report(options: &Options, page: &Path) -> Result<String> {
     let images = page.parent().unwrap_or(Path::new("")).join(IMAGES);
     std::fs::create_dir_all(&images).map_err(|e| named(&images, e))?;
     let world = plan.setting(&options.setting)?;
-    let report =
-        Report { plan: &plan, world, rows, setting: &options.setting, recipes: &options.recipes, images: &images };
+    let answers = right_answers(Split::Test, world.test_scenes, world);
+    all.values().flatten().try_for_each(|results| check_marks(results, &answers))?;
+    let (setting, recipes) = (options.setting.as_str(), options.recipes.as_path());
+    let report = Report { plan: &plan, world, answers, rows, setting, recipes, images: &images };
     let text = report.text()?;
     write_bytes_atomically(page, text.as_bytes())?;
     Ok(text)
 }
 
+/// Refuses results whose marks are not of the test's questions.
+fn check_marks(results: &Results, answers: &BTreeMap<String, BTreeMap<String, usize>>) -> Result<()> {
+    let found = results.marks.accuracy();
+    let expected = answers.iter().map(|(kind, answers)| (kind.as_str(), answers.values().sum::<usize>()));
+    let found = found.kinds().iter().map(|(kind, tally)| (kind.as_str(), tally.total));
+    if !found.eq(expected) {
+        let Results { setting, name, seed, .. } = results;
+        anyhow::bail!(
+            "{name} of seed {seed}: `marks` of its results.json are not of the questions of setting `{setting}`: move it \
+             away, and `compare` tests the model again"
+        );
+    }
+    Ok(())
+}
+
 struct Report<'a> {
     plan: &'a Plan,
     world: &'a Setting,
+    /// Right answers of the test, see [`right_answers`].
+    answers: BTreeMap<String, BTreeMap<String, usize>>,
     rows: BTreeMap<String, Row<'a>>,
     setting: &'a str,
     recipes: &'a Path,
@@ -95,12 +114,11 @@ impl Report<'_> {
     fn other_plans(&self, text: &mut String) -> Result<()> {
         let mut others = Vec::new();
         for results in self.rows.values().flat_map(|row| row.results) {
-            let Results { design, size, scenes, seed, .. } = results;
-            let entry = Entry { seed: *seed, design: design.clone(), size: size.clone(), scenes: *scenes };
-            let known =
-                self.plan.provenance(self.recipes, self.world, &entry).is_ok_and(|now| now == results.provenance);
-            if !known {
-                others.push(format!("{} of seed {seed}", results.name));
+            let entry = results.entry();
+            let is_planned = self.plan.design(&entry.design).is_ok()
+                && entry.size.as_ref().is_none_or(|size| self.plan.scaling.sizes.contains_key(size));
+            if !is_planned || self.plan.provenance(self.recipes, self.world, &entry)? != results.provenance {
+                others.push(format!("{} of seed {}", results.name, results.seed));
             }
         }
         if !others.is_empty() {
@@ -164,14 +182,16 @@ impl Report<'_> {
             writeln!(text, "| {name} | {} | {right} | {difference} | {loss:.4} |", row.results.len())?;
         }
         writeln!(text)?;
-        for results in designs.iter().filter_map(|(_, row)| row.first()) {
-            writeln!(text, "- **{}**: {}.", results.design, results.about)?;
+        for Design { name, about, .. } in &self.plan.designs {
+            if self.rows.contains_key(name) {
+                writeln!(text, "- **{name}**: {about}.")?;
+            }
         }
         Ok(())
     }
 
     fn by_kind(&self, text: &mut String, designs: &[(&str, &Row<'_>)]) -> Result<()> {
-        let answers = right_answers(Split::Test, self.world.test_scenes, self.world);
+        let answers = &self.answers;
         let kinds: Vec<String> = answers.keys().cloned().chain([ALL.to_string()]).collect();
         writeln!(text, "\n| design | {} |\n|---|{}", kinds.join(" | "), "---|".repeat(kinds.len()))?;
         let mut series = Vec::new();
@@ -181,7 +201,7 @@ impl Report<'_> {
             writeln!(text, "| {name} | {} |", cells.join(" | "))?;
             series.push((name.to_string(), estimates));
         }
-        let shares = kinds.iter().map(|kind| format!("{:.1}", 100.0 * most_common(&answers, kind)));
+        let shares = kinds.iter().map(|kind| format!("{:.1}", 100.0 * most_common(answers, kind)));
         writeln!(text, "| *most common answer* | {} |", Vec::from_iter(shares).join(" | "))?;
         let title = format!("Right answers by kind of question, {}", self.setting);
         let (link, path) = self.image("kinds");

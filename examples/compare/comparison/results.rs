@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use haplovl::config::HaploVlConfig;
 use haplovl::data::shapes::Split;
@@ -95,7 +95,7 @@ pub struct Point {
 
 impl Results {
     /// Tests a trained entry and writes `answers.jsonl` and `results.json` in its folder.
-    pub fn make(trainer: &Trainer<'_>, entry: &Entry, trained: &Trained) -> Result<Self> {
+    pub fn make(trainer: &Trainer<'_>, entry: &Entry, provenance: &str, trained: &Trained) -> Result<Self> {
         let design = trainer.plan.design(&entry.design)?;
         let folder = trainer.entry_folder(entry);
         let answers = test(trainer, design.image_last, trained)?;
@@ -120,7 +120,7 @@ impl Results {
             curve: curve(trained)?,
             stages,
             marks: Marks::new(&answers, trainer.setting.test_scenes),
-            provenance: trainer.plan.provenance(&trainer.options.recipes, trainer.setting, entry)?,
+            provenance: provenance.to_owned(),
         };
         let lines = answers.iter().map(serde_json::to_string).collect::<serde_json::Result<Vec<_>>>()?;
         write_bytes_atomically(folder.join(ANSWERS), (lines.join("\n") + "\n").as_bytes())?;
@@ -135,12 +135,19 @@ impl Results {
             return Ok(None);
         }
         let text = std::fs::read_to_string(&path).map_err(|e| named(&path, e))?;
-        Ok(Some(serde_json::from_str(&text).map_err(|e| named(&path, e))?))
+        let unreadable = |e| named(&path, format_args!("{e}: remove it, and `compare` tests the model again"));
+        Ok(Some(serde_json::from_str(&text).map_err(unreadable)?))
+    }
+
+    /// The entry that the results are of.
+    pub fn entry(&self) -> Entry {
+        let Self { seed, design, size, scenes, .. } = self.clone();
+        Entry { seed, design, size, scenes }
     }
 
     /// Bytes of parameters and, of the trained ones, a gradient, two moments and an EMA.
     pub fn static_bytes(&self) -> usize {
-        4 * self.parameters + 16 * (self.parameters - self.frozen)
+        4 * self.parameters + 16 * self.parameters.saturating_sub(self.frozen)
     }
 
     /// Different images in stage 2.
@@ -211,14 +218,19 @@ impl StageFacts {
 }
 
 /// Results of all entries of a comparison by name, each with its seeds in order.
+///
+/// # Errors
+/// If a file is not in the folder that its seed and name say: it would be counted beside that of its own folder.
 pub fn read_all(folder: &Path) -> Result<BTreeMap<String, Vec<Results>>> {
     let mut all: BTreeMap<String, Vec<Results>> = BTreeMap::new();
-    for seed in subfolders(folder)? {
-        for entry in subfolders(&seed)? {
-            if let Some(results) = Results::read(&entry)? {
-                all.entry(results.name.clone()).or_default().push(results);
-            }
+    for entry in subfolders(folder)?.iter().map(|seed| subfolders(seed)).collect::<Result<Vec<_>>>()?.concat() {
+        let Some(results) = Results::read(&entry)? else { continue };
+        let own = folder.join(format!("seed-{}", results.seed)).join(results.entry().name());
+        if entry != own || results.name != results.entry().name() {
+            let (path, own) = (entry.join(RESULTS), own.strip_prefix(folder).unwrap_or(&own).to_owned());
+            bail!("{} is of {}: move its folder there, or out of {}", path.display(), own.display(), folder.display());
         }
+        all.entry(results.name.clone()).or_default().push(results);
     }
     all.values_mut().for_each(|seeds| seeds.sort_by_key(|results| results.seed));
     Ok(all)

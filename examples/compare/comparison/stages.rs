@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use haplovl::config::HaploVlConfig;
 use haplovl::data::shapes::{QuestionKind, ShapesContent, ShapesDataset, Split};
@@ -15,6 +15,7 @@ use haplovl::train::{
     TrainSource,
 };
 use haplovl::weights::{SafetensorsFiles, write_bytes_atomically};
+use serde_json::Value;
 
 use super::Options;
 use super::exam::{Answered, Exam};
@@ -25,6 +26,8 @@ use super::results::ACCURACY;
 
 /// Seed of the shared teacher and language model.
 const SHARED_SEED: u64 = 1;
+/// File of the recipe in the folder of a run.
+const RECIPE: &str = "recipe.toml";
 
 /// Trains the stages of a comparison in one setting.
 pub struct Trainer<'a> {
@@ -174,6 +177,8 @@ impl Trainer<'_> {
     /// Does a job unless it is done, and returns whether it is now.
     fn run(&self, job: &Job<'_>) -> Result<bool> {
         let recipe = self.recipe(job)?;
+        job.check_unchanged(&recipe)?;
+        self.write_config(job)?;
         if let Some(of) = &job.stage.export_of {
             return self.export_again(job, recipe, of);
         }
@@ -209,6 +214,9 @@ impl Trainer<'_> {
         if export.exists() {
             std::fs::remove_dir_all(&export).map_err(|e| named(&export, e))?;
         }
+        // As a run does.
+        std::fs::create_dir_all(&job.folder).map_err(|e| named(&job.folder, e))?;
+        write_bytes_atomically(job.folder.join(RECIPE), toml::to_string(&recipe)?.as_bytes())?;
         recipe.output = job.folder.with_file_name(of);
         Run::new(recipe, Device::Cpu)?.export_checkpoint(&export, CheckpointChoice::Newest)?;
         Ok(true)
@@ -226,7 +234,7 @@ impl Trainer<'_> {
         recipe.update.steps = steps.map(|steps| steps as u64);
         recipe.output = job.folder.clone();
         recipe.seed = job.seed;
-        recipe.config = self.write_config(job)?.to_string_lossy().into_owned();
+        recipe.config = job.config_path().to_string_lossy().into_owned();
         let whole: f64 = recipe.data.train.iter().map(|source| source.weight).sum();
         for source in &mut recipe.data.train {
             if let Some(scenes) = job.scenes {
@@ -252,19 +260,58 @@ impl Trainer<'_> {
     }
 
     /// Writes the configuration of a job's model beside the run, in whose checkpoints its path is.
-    fn write_config(&self, job: &Job<'_>) -> Result<PathBuf> {
-        let run = job.stage.export_of.as_ref().unwrap_or(&job.stage.name);
-        let path = job.folder.with_file_name(format!("{run}.json"));
+    fn write_config(&self, job: &Job<'_>) -> Result<()> {
+        let path = job.config_path();
         let folder = path.parent().unwrap_or(Path::new(""));
         std::fs::create_dir_all(folder).map_err(|e| named(folder, e))?;
-        write_bytes_atomically(&path, &serde_json::to_vec_pretty(&job.config)?)?;
-        Ok(path)
+        Ok(write_bytes_atomically(&path, &serde_json::to_vec_pretty(&job.config)?)?)
     }
 }
 
 impl Job<'_> {
     fn image_last(&self) -> bool {
         self.design.is_some_and(|design| design.image_last)
+    }
+
+    fn config_path(&self) -> PathBuf {
+        let run = self.stage.export_of.as_ref().unwrap_or(&self.stage.name);
+        self.folder.with_file_name(format!("{run}.json"))
+    }
+
+    /// Refuses a run that began with another recipe or configuration, and would be taken for one of the present ones.
+    fn check_unchanged(&self, recipe: &Recipe) -> Result<()> {
+        let path = self.folder.join(RECIPE);
+        let Ok(then) = std::fs::read_to_string(&path) else { return Ok(()) };
+        let then: Value = toml::from_str(&then).map_err(|e| named(&path, e.message()))?;
+        let now: Value = toml::from_str(&toml::to_string(recipe)?)?;
+        let path = self.config_path();
+        let config = std::fs::read_to_string(&path).map_err(|e| named(&path, e))?;
+        let config: Value = serde_json::from_str(&config).map_err(|e| named(&path, e))?;
+        let changed = difference("", &then, &now).or_else(|| difference("", &config, &serde_json::json!(self.config)));
+        if let Some(changed) = changed {
+            bail!("{}: {changed}: move it away to train it again, or choose another --out", self.folder.display());
+        }
+        Ok(())
+    }
+}
+
+/// The first field in which what a run began with differs from what it would begin with now.
+fn difference(field: &str, then: &Value, now: &Value) -> Option<String> {
+    match (then, now) {
+        (Value::Object(then), Value::Object(all)) => {
+            let missing = then.iter().find(|(name, _)| !all.contains_key(*name)).map(|(name, _)| name);
+            let pair = |(name, now): (&String, &Value)| {
+                let field = format!("{field}{}{name}", if field.is_empty() { "" } else { "." });
+                difference(&field, then.get(name).unwrap_or(&Value::Null), now)
+            };
+            let dropped = || missing.map(|name| format!("`{field}.{name}` was set when it began and is not now"));
+            all.iter().find_map(pair).or_else(dropped)
+        }
+        _ if then == now => None,
+        _ => {
+            let [then, now] = [then, now].map(|value| value.to_string().chars().take(60).collect::<String>());
+            Some(format!("`{field}` was {then} when it began and is {now} now"))
+        }
     }
 }
 

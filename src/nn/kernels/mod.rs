@@ -12,7 +12,8 @@
 //! | linear, forward and gradients | from 33; gradients: any | f32, `Precision::Bf16` | AVX512-BF16 | GEMM in bf16 | `matmul_avx512.rs` |
 //! | quantised linear | any | `Q8_0` | AVX2 | over interleaved weights | `qmatmul/gemm.rs`, `qmatmul/gemm_q8_0_avx2.rs` |
 //! | quantised linear | any | `Q4_K`, `Q6_K` | AVX2 | over interleaved weights | `qmatmul/gemm.rs`, `qmatmul/gemm_kquant_avx2.rs` |
-//! | quantised linear | any | all three | AVX-512 VNNI | over interleaved weights | `qmatmul/gemm.rs`, `qmatmul/gemm_avx512vnni.rs` |
+//! | quantised linear | 1 to 16 | `Q8_0`, `Q4_K` | AVX-512 VNNI | GEMV over interleaved weights | `qmatmul/gemv_avx512vnni.rs` |
+//! | quantised linear | from 17; `Q6_K`: any | all three | AVX-512 VNNI | over interleaved weights | `qmatmul/gemm.rs`, `qmatmul/gemm_avx512vnni.rs` |
 //! | quantised linear | 1 to 8, or tiled (aarch64 with dotprod) | all three | others | candle's | `../ops/quantized_linear.rs` |
 //! | quantised linear | from 9 | all three | others | f32 GEMM with dequantised weights | `matmul.rs` |
 //! | quantised linear, input gradient | any | all three | any | f32 GEMM over tiles of weights widened in the cache | `widened.rs` |

@@ -32,25 +32,25 @@ pub fn gemv<T: VnniWeights>(simd: V3, vnni: Avx512Vnni, x: &[f32], weight: &Inte
     parallel_columns(rows, outputs, GROUPS * LANES, |columns, mut out| {
         for first in (0..columns.len()).step_by(LANES) {
             let group = &weights[(columns.start + first) / LANES * group_bytes..][..group_bytes];
-            let mut row = 0;
-            while row < rows {
-                let (of, place) = (|i: usize| of(row + i), (row, first));
+            // Eight rows are the most whose sums stay in registers.
+            for row in (0..rows).step_by(8) {
+                let (of, place) = (|i: usize| of((row + i).min(rows - 1)), (row, first));
                 // SAFETY: the CPU has AVX-512 VNNI, as the value proves.
-                row += unsafe {
+                unsafe {
                     match rows - row {
                         1 => multiply::<T, 1>(vnni, group, [of(0)], place, &mut out),
-                        2..4 => multiply::<T, 2>(vnni, group, [0, 1].map(of), place, &mut out),
-                        4..8 => multiply::<T, 4>(vnni, group, [0, 1, 2, 3].map(of), place, &mut out),
-                        // All sums stay in registers.
+                        2 => multiply::<T, 2>(vnni, group, [0, 1].map(of), place, &mut out),
+                        3..=4 => multiply::<T, 4>(vnni, group, [0, 1, 2, 3].map(of), place, &mut out),
                         _ => multiply::<T, 8>(vnni, group, [0, 1, 2, 3, 4, 5, 6, 7].map(of), place, &mut out),
                     }
-                };
+                }
             }
         }
     })
 }
 
-/// Writes the dot products of `R` rows of `x` with sixteen outputs to their place, a row and a column of `out`. Returns `R`.
+/// Writes the dot products of `R` rows of `x` with sixteen outputs to their place, a row and a column of `out`. Rows after
+/// the last one are the last one.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn multiply<T: VnniWeights, const R: usize>(
     simd: Avx512Vnni,
@@ -58,7 +58,7 @@ fn multiply<T: VnniWeights, const R: usize>(
     x: [&[BlockI8x32WithSums]; R],
     (row, column): (usize, usize),
     out: &mut MatMut,
-) -> usize {
+) {
     const { assert!(T::GROUP == 32) };
     let mut sums = [_mm512_setzero_ps(); R];
     let (group, per_block) = (Blocks { bytes: group, ahead: AHEAD }, T::WIDTH / 32);
@@ -84,7 +84,7 @@ fn multiply<T: VnniWeights, const R: usize>(
         }
     }
     for (r, sum) in sums.iter().enumerate() {
-        store(*sum, out.row_part(row + r, column, LANES));
+        let row = (row + r).min(out.rows() - 1);
+        store(*sum, out.row_part(row, column, LANES));
     }
-    R
 }
