@@ -78,7 +78,7 @@ pub struct StageFacts {
     pub samples: u64,
     /// Tokens, patches included.
     pub tokens: f64,
-    /// Wall time of the steps, without evaluations and checkpoints.
+    /// Seconds of the steps by their median, so that halts do not count; evaluations and checkpoints do not, either.
     pub seconds: f64,
 }
 
@@ -207,12 +207,15 @@ impl StageFacts {
         let (samples, records) = (step_samples(folder)?, metrics(folder)?);
         let seconds = |record: &Record| Some(samples as f64 / record.get(SAMPLES_PER_SECOND)?);
         let tokens = |record: &Record| Some(record.get(TOKENS_PER_SECOND)? * seconds(record)?);
+        let mut of_steps: Vec<f64> = records.iter().filter_map(seconds).collect();
+        of_steps.sort_by(f64::total_cmp);
+        let median = of_steps.get(of_steps.len() / 2).copied().unwrap_or(0.0);
         Ok(Self {
             name: name.into(),
             steps: records.len() as u64,
             samples: samples * records.len() as u64,
             tokens: records.iter().filter_map(tokens).sum(),
-            seconds: records.iter().filter_map(seconds).sum(),
+            seconds: median * of_steps.len() as f64,
         })
     }
 }

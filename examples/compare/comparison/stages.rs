@@ -150,7 +150,9 @@ impl Trainer<'_> {
         let folder = self.folder().join(size.map_or("shared".into(), |size| format!("shared-{size}")));
         let language = if design.model.is_deeper() { "language-deeper" } else { "language" };
         let mut exports = Vec::new();
-        for (recipe, name) in [("vision", "vision"), ("language", language)] {
+        // The vision teacher of all designs is the same run.
+        let base = self.plan.config(&self.options.recipes, self.setting, size)?;
+        for (recipe, name, config) in [("vision", "vision", &base), ("language", language, config)] {
             let stage =
                 Stage { name: name.into(), recipe: recipe.into(), export_of: None, share: 1.0, set: Vec::new() };
             let none = PathBuf::new();

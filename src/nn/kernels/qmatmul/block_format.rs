@@ -122,7 +122,7 @@ impl KQuant for Q4K {
     /// A line has lower nibbles for 32 weights and upper ones for the next.
     #[inline(always)]
     fn four<S: Lanes>(simd: S, blocks: Blocks, eighth: usize, at: usize) -> S::Words {
-        let both = blocks.shared_line(simd, 4 + 8 * (eighth / 2) + at, eighth % 2 == 0);
+        let both = blocks.shared_line(simd, 4 + 8 * (eighth / 2) + at, eighth.is_multiple_of(2));
         simd.bits(both, 4 * (eighth % 2) as u32, NIBBLES)
     }
 
