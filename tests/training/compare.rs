@@ -111,7 +111,7 @@ fn every_design_is_trained_and_a_stopped_comparison_goes_on() {
         let last = results.stages.last().unwrap();
         assert_eq!((last.name.as_str(), last.steps), ("tune", 3), "{design}");
         assert!(results.loss().unwrap().is_finite() && results.curve.len() == 2, "{design}");
-        assert!(results.marks.accuracy().overall().total > 8, "{design}");
+        assert!(results.correctness.accuracy().overall().total > 8, "{design}");
         assert!(results.flops_sample > 0.0 && last.tokens > 0.0 && last.seconds > 0.0, "{design}");
     }
     // Designs that begin with another one's stage 1 use its folder.
@@ -161,7 +161,7 @@ fn every_design_is_trained_and_a_stopped_comparison_goes_on() {
     assert!(text.contains("**Made by other recipes than the present ones**: llava of seed 1."), "{text}");
     let error = run(&options, || true, |_| ()).unwrap_err().to_string();
     assert!(error.contains("llava/results.json was made by other recipes than those in"), "{error}");
-    // So are those in another folder than their own, and marks of another test.
+    // So are those in another folder than their own, and those of another test.
     let aside = kept.path().join("tiny/seed-1/llava-before");
     std::fs::rename(kept_results("llava").parent().unwrap(), &aside).unwrap();
     let error = report(&options, &page).unwrap_err().to_string();
@@ -169,14 +169,14 @@ fn every_design_is_trained_and_a_stopped_comparison_goes_on() {
     std::fs::rename(&aside, kept_results("llava").parent().unwrap()).unwrap();
     let mut changed: serde_json::Value =
         serde_json::from_slice(&std::fs::read(kept_results("llava")).unwrap()).unwrap();
-    changed["marks"].as_object_mut().unwrap().remove("shape");
+    changed["correctness"].as_object_mut().unwrap().remove("shape");
     std::fs::write(kept_results("llava"), changed.to_string()).unwrap();
     let error = report(&options, &page).unwrap_err().to_string();
-    assert!(error.contains("llava of seed 1: `marks` of its results.json are not of the questions"), "{error}");
-    changed.as_object_mut().unwrap().remove("marks");
+    assert!(error.contains("llava of seed 1: `correctness` in its results.json is not of the questions"), "{error}");
+    changed.as_object_mut().unwrap().remove("correctness");
     std::fs::write(kept_results("llava"), changed.to_string()).unwrap();
     let error = report(&options, &page).unwrap_err().to_string();
-    assert!(error.contains("missing field `marks`") && error.contains("remove it"), "{error}");
+    assert!(error.contains("missing field `correctness`") && error.contains("remove it"), "{error}");
 }
 
 #[test]

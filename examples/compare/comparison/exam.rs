@@ -55,12 +55,11 @@ fn questions(scene: &Scene, setting: &Setting) -> Vec<Question> {
     scene.questions_of(setting.kinds(), 1, &mut ChaCha8Rng::seed_from_u64(scene.seed))
 }
 
-/// The right answers to the questions about the first scenes of a split: for each kind, how often an answer is right.
-pub fn right_answers(split: Split, scenes: u64, setting: &Setting) -> BTreeMap<String, BTreeMap<String, usize>> {
+/// The right answers to the questions of the test: for each kind, how often an answer is right.
+pub fn right_answers(setting: &Setting) -> BTreeMap<String, BTreeMap<String, usize>> {
     let mut answers = BTreeMap::<String, BTreeMap<String, usize>>::new();
-    for Question { kind, answer, .. } in
-        (0..scenes).flat_map(|scene| questions(&split.scene(scene, &setting.shapes), setting))
-    {
+    let scenes = (0..setting.test_scenes).map(|scene| Split::Test.scene(scene, &setting.shapes));
+    for Question { kind, answer, .. } in scenes.flat_map(|scene| questions(&scene, setting)) {
         *answers.entry(kind.to_string()).or_default().entry(answer).or_default() += 1;
     }
     answers

@@ -7,16 +7,16 @@ use haplovl::eval::Tally;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::marks::Marks;
+use super::correctness::Correctness;
 
 /// Number of resamples.
 const RESAMPLES: usize = 2000;
 /// Seed of the resamples, the same for every interval, so that those of two entries are paired.
 const SEED: u64 = 1;
 
-/// Marks of an entry's seeds in the same test.
+/// Correctness of an entry's answers by seed, in the same test.
 pub struct Graded<'a> {
-    seeds: BTreeMap<u64, &'a Marks>,
+    seeds: BTreeMap<u64, &'a Correctness>,
 }
 
 /// A value with its 95 % interval.
@@ -27,14 +27,14 @@ pub struct Estimate {
 }
 
 impl<'a> Graded<'a> {
-    /// The marks of each seed.
-    pub fn new(seeds: impl IntoIterator<Item = (u64, &'a Marks)>) -> Self {
+    /// The answers of each seed.
+    pub fn new(seeds: impl IntoIterator<Item = (u64, &'a Correctness)>) -> Self {
         Self { seeds: seeds.into_iter().collect() }
     }
 
     /// Accuracy of a kind of question with its percentile interval over seeds and scenes, both drawn with replacement.
     pub fn accuracy(&self, kind: &str) -> Estimate {
-        let tallies = Vec::from_iter(self.seeds.values().map(|marks| marks.tallies(kind)));
+        let tallies = Vec::from_iter(self.seeds.values().map(|answers| answers.tallies(kind)));
         let resampled = draws(tallies.len(), scenes(&tallies)).map(|draw| draw.accuracy(&tallies));
         Estimate::of(mean(&tallies), resampled.collect())
     }
@@ -53,7 +53,7 @@ impl<'a> Graded<'a> {
         Estimate::of(mean(&own) - mean(&others), resampled.collect())
     }
 
-    fn paired(&self, other: &Self) -> impl Iterator<Item = (&'a Marks, &'a Marks)> {
+    fn paired(&self, other: &Self) -> impl Iterator<Item = (&'a Correctness, &'a Correctness)> {
         self.seeds.iter().filter_map(|(seed, own)| Some((*own, *other.seeds.get(seed)?)))
     }
 }
@@ -111,28 +111,20 @@ impl Estimate {
 
 #[cfg(test)]
 mod tests {
-    use super::super::exam::Answered;
-    use super::super::marks::ALL;
+    use super::super::correctness::ALL;
     use super::*;
 
-    /// Marks of one question about each scene.
-    fn marks(scenes: u64, right: impl Fn(u64) -> bool) -> Marks {
-        let answered = |scene| Answered {
-            scene,
-            kind: "size".into(),
-            question: String::new(),
-            answer: String::new(),
-            given: String::new(),
-            right: right(scene),
-        };
-        Marks::new(&Vec::from_iter((0..scenes).map(answered)), scenes)
+    /// Correctness of the answers to one question about each scene.
+    fn answers(scenes: u64, right: impl Fn(u64) -> bool) -> Correctness {
+        let text = (0..scenes).map(|scene| if right(scene) { '1' } else { '0' }).collect();
+        BTreeMap::from([("size".to_string(), text)]).try_into().unwrap()
     }
 
     #[test]
     fn an_interval_holds_the_value_and_shrinks_with_the_scenes() {
         let width = |scenes| {
-            let marks = marks(scenes, |scene| scene % 4 > 0);
-            let Estimate { value, interval: [low, high] } = Graded::new([(1, &marks)]).accuracy("size");
+            let answers = answers(scenes, |scene| scene % 4 > 0);
+            let Estimate { value, interval: [low, high] } = Graded::new([(1, &answers)]).accuracy("size");
             assert!(value == 0.75 && low <= value && value <= high);
             high - low
         };
@@ -144,9 +136,9 @@ mod tests {
 
     #[test]
     fn differences_are_paired_by_scene() {
-        let own = marks(200, |scene| scene % 2 == 0);
-        let better = marks(200, |scene| scene % 2 == 0 || scene % 10 == 1);
-        let [own, better] = [&own, &better].map(|marks| Graded::new([(1, marks)]));
+        let own = answers(200, |scene| scene % 2 == 0);
+        let better = answers(200, |scene| scene % 2 == 0 || scene % 10 == 1);
+        let [own, better] = [&own, &better].map(|answers| Graded::new([(1, answers)]));
         let Estimate { value, interval: [low, high] } = better.difference(&own, ALL);
         assert!((value - 0.1).abs() < 1e-9 && low > 0.05 && high < 0.15, "{low} {high}");
         assert_eq!(own.difference(&own, "size").interval, [0.0, 0.0]);
@@ -155,7 +147,7 @@ mod tests {
 
     #[test]
     fn differences_are_of_the_seeds_that_both_have() {
-        let [none, all, half] = [0, 1, 2].map(|n| marks(10, move |scene| n == 1 || n == 2 && scene < 5));
+        let [none, all, half] = [0, 1, 2].map(|n| answers(10, move |scene| n == 1 || n == 2 && scene < 5));
         let (own, other) = (Graded::new([(1, &none), (2, &all), (3, &half)]), Graded::new([(3, &half), (2, &none)]));
         assert_eq!((own.common_seeds(&other), own.difference(&other, ALL).value), (2, 0.5));
         let other = Graded::new([(4, &half)]);

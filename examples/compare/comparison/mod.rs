@@ -1,10 +1,10 @@
 //! The comparison: trains what is missing, tests it, and reports.
 
 mod chart;
+mod correctness;
 mod cost;
 mod exam;
 mod interval;
-mod marks;
 mod model;
 mod plan;
 mod report;
@@ -102,7 +102,7 @@ pub fn run(options: &Options, stop: impl Fn() -> bool + Send + Sync + 'static, n
                 Results::make(&trainer, entry, &provenance, &trained)?
             }
         };
-        let accuracy = 100.0 * results.marks.accuracy().overall().accuracy();
+        let accuracy = 100.0 * results.correctness.accuracy().overall().accuracy();
         note(&format!("{place}: {accuracy:.1} % right"));
     }
     Ok(Outcome::Finished)

@@ -5,14 +5,14 @@ use std::fmt::{self, Display, Formatter, Write};
 use std::path::Path;
 
 use anyhow::Result;
-use haplovl::data::shapes::{QuestionKind, Split};
+use haplovl::data::shapes::QuestionKind;
 use haplovl::train::plot::{Plot, Series};
 use haplovl::weights::write_bytes_atomically;
 
+use super::correctness::ALL;
 use super::cost::FORMULA;
 use super::exam::right_answers;
 use super::interval::{Estimate, Graded};
-use super::marks::ALL;
 use super::plan::{Design, Setting};
 use super::results::{Point, Results, read_all};
 use super::{Options, Plan, chart, named};
@@ -28,7 +28,7 @@ struct Row<'a> {
 
 impl<'a> Row<'a> {
     fn new(results: &'a [Results]) -> Self {
-        Self { results, graded: Graded::new(results.iter().map(|results| (results.seed, &results.marks))) }
+        Self { results, graded: Graded::new(results.iter().map(|results| (results.seed, &results.correctness))) }
     }
 
     /// Mean of a value over the seeds.
@@ -58,11 +58,11 @@ pub fn report(options: &Options, page: &Path) -> Result<String> {
     let all = read_all(&options.out.join(&options.setting))?;
     let rows: BTreeMap<String, Row<'_>> = all.iter().map(|(name, seeds)| (name.clone(), Row::new(seeds))).collect();
     anyhow::ensure!(!rows.is_empty(), "{} holds no results yet: let a run finish", options.out.display());
+    let world = plan.setting(&options.setting)?;
+    let answers = right_answers(world);
+    all.values().flatten().try_for_each(|results| check_questions(results, world, &answers))?;
     let images = page.parent().unwrap_or(Path::new("")).join(IMAGES);
     std::fs::create_dir_all(&images).map_err(|e| named(&images, e))?;
-    let world = plan.setting(&options.setting)?;
-    let answers = right_answers(Split::Test, world.test_scenes, world);
-    all.values().flatten().try_for_each(|results| check_marks(results, &answers))?;
     let (setting, recipes) = (options.setting.as_str(), options.recipes.as_path());
     let report = Report { plan: &plan, world, answers, rows, setting, recipes, images: &images };
     let text = report.text()?;
@@ -70,16 +70,20 @@ pub fn report(options: &Options, page: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// Refuses results whose marks are not of the test's questions.
-fn check_marks(results: &Results, answers: &BTreeMap<String, BTreeMap<String, usize>>) -> Result<()> {
-    let found = results.marks.accuracy();
+/// Refuses results of other questions than the test's.
+fn check_questions(
+    results: &Results,
+    world: &Setting,
+    answers: &BTreeMap<String, BTreeMap<String, usize>>,
+) -> Result<()> {
+    let found = results.correctness.accuracy();
     let expected = answers.iter().map(|(kind, answers)| (kind.as_str(), answers.values().sum::<usize>()));
     let found = found.kinds().iter().map(|(kind, tally)| (kind.as_str(), tally.total));
-    if !found.eq(expected) {
-        let Results { setting, name, seed, .. } = results;
+    if results.correctness.scenes() as u64 != world.test_scenes || !found.eq(expected) {
+        let (name, Results { setting, seed, .. }) = (results.name(), results);
         anyhow::bail!(
-            "{name} of seed {seed}: `marks` of its results.json are not of the questions of setting `{setting}`: move it \
-             away, and `compare` tests the model again"
+            "{name} of seed {seed}: `correctness` in its results.json is not of the questions of setting `{setting}`: \
+             move it away, and `compare` tests the model again"
         );
     }
     Ok(())
@@ -118,7 +122,7 @@ impl Report<'_> {
             let is_planned = self.plan.design(&entry.design).is_ok()
                 && entry.size.as_ref().is_none_or(|size| self.plan.scaling.sizes.contains_key(size));
             if !is_planned || self.plan.provenance(self.recipes, self.world, &entry)? != results.provenance {
-                others.push(format!("{} of seed {}", results.name, results.seed));
+                others.push(format!("{} of seed {}", results.name(), results.seed));
             }
         }
         if !others.is_empty() {

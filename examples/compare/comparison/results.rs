@@ -15,13 +15,13 @@ use haplovl::train::metrics::{Record, SAMPLES_PER_SECOND, TOKENS_PER_SECOND, VAL
 use haplovl::weights::{open_weights, source_var_builder, write_bytes_atomically};
 use serde::{Deserialize, Serialize};
 
+use super::correctness::Correctness;
 use super::cost::Cost;
 use super::exam::{Answered, Exam};
-use super::marks::Marks;
 use super::model::ModelKind;
 use super::named;
 use super::plan::Entry;
-use super::stages::{Trained, Trainer};
+use super::stages::{RECIPE, Trained, Trainer};
 
 /// Metric of the accuracy on validation questions.
 pub const ACCURACY: &str = "validation/accuracy";
@@ -37,12 +37,8 @@ pub struct Results {
     pub version: String,
     /// Setting.
     pub setting: String,
-    /// Name of the entry, without its seed.
-    pub name: String,
     /// Name of the design.
     pub design: String,
-    /// What the design is.
-    pub about: String,
     /// Name of the size; `None` for the full one.
     pub size: Option<String>,
     /// Different images in stage 2; `None` for more than there are steps.
@@ -62,7 +58,7 @@ pub struct Results {
     /// Evaluations during stage 2.
     pub curve: Vec<Point>,
     /// Which answers on the test split are right.
-    pub marks: Marks,
+    pub correctness: Correctness,
     /// [`Plan::provenance`](super::Plan::provenance) of the entry.
     pub provenance: String,
 }
@@ -107,9 +103,7 @@ impl Results {
         let results = Self {
             version: env!("CARGO_PKG_VERSION").into(),
             setting: trainer.options.setting.clone(),
-            name: entry.name(),
             design: design.name.clone(),
-            about: design.about.clone(),
             size: entry.size.clone(),
             scenes: entry.scenes,
             seed: entry.seed,
@@ -119,7 +113,7 @@ impl Results {
             flops_sample: cost.flops(text.max(0.0)).training(),
             curve: curve(trained)?,
             stages,
-            marks: Marks::new(&answers, trainer.setting.test_scenes),
+            correctness: Correctness::new(&answers, trainer.setting.test_scenes),
             provenance: provenance.to_owned(),
         };
         let lines = answers.iter().map(serde_json::to_string).collect::<serde_json::Result<Vec<_>>>()?;
@@ -141,8 +135,12 @@ impl Results {
 
     /// The entry that the results are of.
     pub fn entry(&self) -> Entry {
-        let Self { seed, design, size, scenes, .. } = self.clone();
-        Entry { seed, design, size, scenes }
+        Entry { seed: self.seed, design: self.design.clone(), size: self.size.clone(), scenes: self.scenes }
+    }
+
+    /// Name of the entry, without its seed.
+    pub fn name(&self) -> String {
+        self.entry().name()
     }
 
     /// Bytes of parameters and, of the trained ones, a gradient, two moments and an EMA.
@@ -188,7 +186,7 @@ fn metrics(folder: &Path) -> Result<Vec<Record>> {
 
 /// Samples of a step of the run in a folder.
 fn step_samples(folder: &Path) -> Result<u64> {
-    let recipe = Recipe::read(folder.join("recipe.toml"), &[])?;
+    let recipe = Recipe::read(folder.join(RECIPE), &[])?;
     Ok((recipe.update.batch_size * recipe.update.gradient_accumulation_steps) as u64)
 }
 
@@ -228,12 +226,12 @@ pub fn read_all(folder: &Path) -> Result<BTreeMap<String, Vec<Results>>> {
     let mut all: BTreeMap<String, Vec<Results>> = BTreeMap::new();
     for entry in subfolders(folder)?.iter().map(|seed| subfolders(seed)).collect::<Result<Vec<_>>>()?.concat() {
         let Some(results) = Results::read(&entry)? else { continue };
-        let own = folder.join(format!("seed-{}", results.seed)).join(results.entry().name());
-        if entry != own || results.name != results.entry().name() {
+        let own = folder.join(format!("seed-{}", results.seed)).join(results.name());
+        if entry != own {
             let (path, own) = (entry.join(RESULTS), own.strip_prefix(folder).unwrap_or(&own).to_owned());
             bail!("{} is of {}: move its folder there, or out of {}", path.display(), own.display(), folder.display());
         }
-        all.entry(results.name.clone()).or_default().push(results);
+        all.entry(results.name()).or_default().push(results);
     }
     all.values_mut().for_each(|seeds| seeds.sort_by_key(|results| results.seed));
     Ok(all)

@@ -1,5 +1,6 @@
 //! Training of the stages of an entry, each once: a finished one is found in its folder, a stopped one goes on.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ use super::results::ACCURACY;
 /// Seed of the shared teacher and language model.
 const SHARED_SEED: u64 = 1;
 /// File of the recipe in the folder of a run.
-const RECIPE: &str = "recipe.toml";
+pub const RECIPE: &str = "recipe.toml";
 
 /// Trains the stages of a comparison in one setting.
 pub struct Trainer<'a> {
@@ -283,7 +284,10 @@ impl Job<'_> {
     /// Refuses a run that began with another recipe or configuration, and would be taken for one of the present ones.
     fn check_unchanged(&self, recipe: &Recipe) -> Result<()> {
         let path = self.folder.join(RECIPE);
-        let Ok(then) = std::fs::read_to_string(&path) else { return Ok(()) };
+        let then = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            then => then.map_err(|e| named(&path, e))?,
+        };
         let then: Value = toml::from_str(&then).map_err(|e| named(&path, e.message()))?;
         let now: Value = toml::from_str(&toml::to_string(recipe)?)?;
         let path = self.config_path();
@@ -300,15 +304,11 @@ impl Job<'_> {
 /// The first field in which what a run began with differs from what it would begin with now.
 fn difference(field: &str, then: &Value, now: &Value) -> Option<String> {
     match (then, now) {
-        (Value::Object(then), Value::Object(all)) => {
-            let missing = then.iter().find(|(name, _)| !all.contains_key(*name)).map(|(name, _)| name);
-            let pair = |(name, now): (&String, &Value)| {
-                let field = format!("{field}{}{name}", if field.is_empty() { "" } else { "." });
-                difference(&field, then.get(name).unwrap_or(&Value::Null), now)
-            };
-            let dropped = || missing.map(|name| format!("`{field}.{name}` was set when it began and is not now"));
-            all.iter().find_map(pair).or_else(dropped)
-        }
+        (Value::Object(then), Value::Object(now)) => then.keys().chain(now.keys()).find_map(|name| {
+            let dot = if field.is_empty() { "" } else { "." };
+            let [then, now] = [then, now].map(|fields| fields.get(name).unwrap_or(&Value::Null));
+            difference(&format!("{field}{dot}{name}"), then, now)
+        }),
         _ if then == now => None,
         _ => {
             let [then, now] = [then, now].map(|value| value.to_string().chars().take(60).collect::<String>());
