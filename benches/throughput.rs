@@ -25,8 +25,8 @@ use std::time::SystemTime;
 
 use candle_core::{DType, Device, Tensor};
 use common::{
-    TEXT, adapted_model, config, config_with_llm, image_processor, lora_trainer, model, model_with_llm, prompt,
-    random_image, report, text, texts, trainer,
+    TEXT, adapted_model, adapter_settings, adapter_trainer, config, config_with_llm, image_processor, model,
+    model_with_llm, prompt, random_image, report, text, texts, trainer,
 };
 use criterion::{Bencher, Criterion, Throughput, criterion_group};
 use haplovl::batch::MultimodalBatch;
@@ -125,17 +125,21 @@ fn decode(c: &mut Criterion, format: Option<Quantization>, rows: usize, model: &
     group.finish();
 }
 
-/// Benches decoding with an unmerged LoRA adapter of rank 16 on all linear layers; beside it, `decode/640` is without.
+/// Kinds of adapters.
+const ADAPTERS: [(&str, bool); 2] = [("lora", false), ("dora", true)];
+
+/// Benches decoding with an unmerged LoRA or DoRA adapter of rank 16 on all linear layers; beside it, `decode/640` is
+/// without.
 fn decode_adapted(c: &mut Criterion) {
     let mut group = c.benchmark_group("decode");
-    for format in FORMATS {
-        let model = LazyCell::new(|| adapted_model(&config(), format));
+    for (format, (kind, use_dora)) in FORMATS.into_iter().flat_map(|format| ADAPTERS.map(|kind| (format, kind))) {
+        let model = LazyCell::new(|| adapted_model(&config(), format, adapter_settings(use_dora)));
         for rows in [1, SEQUENCES] {
             let prompt = prompt(&config(), rows);
             let length = prompt.layout.seq_len;
             let cache = prefilled_cache(&model, &prompt, length + NEW_TOKENS);
             group.sample_size(10).throughput(Throughput::Elements((rows * NEW_TOKENS) as u64));
-            group.bench_function(format!("{length}x{rows}_lora/{}", name(format)), |b| {
+            group.bench_function(format!("{length}x{rows}_{kind}/{}", name(format)), |b| {
                 bench_decode(b, &model, rows, length, &mut cache.borrow_mut())
             });
         }
@@ -340,12 +344,13 @@ fn train_step(c: &mut Criterion) {
             b.iter(|| trainer.step(std::slice::from_ref(black_box(&batch))).expect("a step"));
         });
     }
-    // LoRA of rank 16 on all linear layers, over frozen weights in f32 or quantised.
-    for format in FORMATS {
+    // Adapters of rank 16 on all linear layers, over frozen weights in f32 or quantised.
+    for (format, (kind, use_dora)) in FORMATS.into_iter().flat_map(|format| ADAPTERS.map(|kind| (format, kind))) {
         for checkpointing in [false, true] {
-            let trainer = LazyCell::new(|| RefCell::new(lora_trainer(&config, format, checkpointing)));
+            let settings = adapter_settings(use_dora);
+            let trainer = LazyCell::new(|| RefCell::new(adapter_trainer(&config, format, checkpointing, settings)));
             let suffix = if checkpointing { "_checkpointed" } else { "" };
-            group.bench_function(format!("640/lora_{}{suffix}", name(format)), |b| {
+            group.bench_function(format!("640/{kind}_{}{suffix}", name(format)), |b| {
                 let trainer = &mut *trainer.borrow_mut();
                 b.iter(|| trainer.step(std::slice::from_ref(black_box(&batch))).expect("a step"));
             });

@@ -83,9 +83,19 @@ fn weights(config: &HaploVlConfig, llm: Option<LlmSource>) -> Arc<Weights> {
     Arc::new(Weights { shapes, llm, first: config.pre_decoder.num_hidden_layers })
 }
 
-/// A LoRA adapter of rank 16 on all linear layers, with random values, and the parameters that it is made of.
-fn lora(config: &HaploVlConfig, tensor: impl Fn(&Var) -> Tensor) -> (Adapter, BTreeMap<String, Var>) {
-    let settings = LoraConfig::new(16, 32.0, ModuleNames::Pattern("all-linear".into()));
+/// The settings of an adapter of rank 16 on all linear layers.
+pub fn adapter_settings(use_dora: bool) -> LoraConfig {
+    let mut settings = LoraConfig::new(16, 32.0, ModuleNames::Pattern("all-linear".into()));
+    settings.use_dora = use_dora;
+    settings
+}
+
+/// An adapter with random values, and the parameters that it is made of.
+fn adapter(
+    settings: LoraConfig,
+    config: &HaploVlConfig,
+    tensor: impl Fn(&Var) -> Tensor,
+) -> (Adapter, BTreeMap<String, Var>) {
     let shapes = Adapter::shapes(&settings, config).expect("an adapter");
     let var = |shape: Vec<usize>| Var::randn(0f32, 0.02, shape, &Device::Cpu).expect("a tensor");
     let vars: BTreeMap<String, Var> = shapes.into_iter().map(|(name, shape)| (name, var(shape))).collect();
@@ -93,17 +103,23 @@ fn lora(config: &HaploVlConfig, tensor: impl Fn(&Var) -> Tensor) -> (Adapter, BT
     (Adapter::new(settings, config, tensors).expect("an adapter"), vars)
 }
 
-/// Builds a model as [`model`], with an adapter of rank 16 on all linear layers from its files.
-pub fn adapted_model(config: &HaploVlConfig, format: Option<Quantization>) -> HaploVl {
-    let (folder, (adapter, _)) = (tempfile::tempdir().expect("a folder"), lora(config, Var::as_detached_tensor));
+/// Builds a model as [`model`], with an adapter of these settings from its files.
+pub fn adapted_model(config: &HaploVlConfig, format: Option<Quantization>, settings: LoraConfig) -> HaploVl {
+    let (adapter, _) = adapter(settings, config, Var::as_detached_tensor);
+    let folder = tempfile::tempdir().expect("a folder");
     adapter.save(folder.path(), &SaveOptions::default()).expect("space on the disk");
     let adapter = Adapter::open(folder.path(), config).expect("the adapter");
     model(config, format).with_adapter(&adapter).expect("the adapter's model")
 }
 
 /// Builds a trainer of such an adapter over frozen weights.
-pub fn lora_trainer(config: &HaploVlConfig, format: Option<Quantization>, checkpointing: bool) -> Trainer<NextToken> {
-    let (adapter, vars) = lora(config, |var| var.as_tensor().clone());
+pub fn adapter_trainer(
+    config: &HaploVlConfig,
+    format: Option<Quantization>,
+    checkpointing: bool,
+    settings: LoraConfig,
+) -> Trainer<NextToken> {
+    let (adapter, vars) = adapter(settings, config, |var| var.as_tensor().clone());
     let model = HaploVl::frozen_from_source(config, weights(config, None), format, &Device::Cpu).expect("a model");
     let model = model.with_activations(activations(checkpointing));
     trainer_of(model.with_adapter(&adapter).expect("the adapter's model"), vars).expect("a trainer")

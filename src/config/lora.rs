@@ -62,6 +62,8 @@ pub struct LoraConfig {
     pub lora_alpha: f64,
     /// Whether the scale is `lora_alpha / sqrt(r)` (rank-stabilised) instead of `lora_alpha / r`.
     pub use_rslora: bool,
+    /// Whether the norm of each row of an adapted weight is trained too (DoRA).
+    pub use_dora: bool,
     /// Probability with which an element of an adapted layer's input is dropped in training.
     pub lora_dropout: f64,
     /// Modules that get an adapter.
@@ -94,6 +96,7 @@ impl LoraConfig {
             r,
             lora_alpha,
             use_rslora: false,
+            use_dora: false,
             lora_dropout: 0.0,
             target_modules,
             exclude_modules: None,
@@ -119,7 +122,7 @@ impl LoraConfig {
     /// Reads the value of an `adapter_config.json`.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the field that is missing, out of range, or not supported: DoRA, for example, or an
+    /// [`Error::Config`] naming the field that is missing, out of range, or not supported: `lora_bias`, for example, or an
     /// initialisation that changes the base model. Unknown fields are accepted if they are null, false or empty.
     pub fn from_json(value: Value) -> Result<Self> {
         let Value::Object(map) = value else { return Err(Error::config("adapter", "is no JSON object")) };
@@ -135,6 +138,7 @@ impl LoraConfig {
             r: fields.take("r", 8, as_usize)?,
             lora_alpha: fields.take("lora_alpha", 8.0, Value::as_f64)?,
             use_rslora: fields.take("use_rslora", false, Value::as_bool)?,
+            use_dora: fields.take("use_dora", false, Value::as_bool)?,
             lora_dropout: fields.take("lora_dropout", 0.0, Value::as_f64)?,
             target_modules: match fields.take("target_modules", None, |value| as_names(value).map(Some))? {
                 Some(names) => names,
@@ -207,7 +211,7 @@ impl LoraConfig {
             "revision": null,
             "target_modules": names(&self.target_modules),
             "task_type": null,
-            "use_dora": false,
+            "use_dora": self.use_dora,
             "use_rslora": self.use_rslora,
         });
         // Versions of PEFT before 0.14 do not know the field.
@@ -322,6 +326,7 @@ mod tests {
     fn the_written_form_is_read_again() {
         let mut config = LoraConfig::new(4, 8.5, ModuleNames::List(vec!["q_proj".into(), "v_proj".into()]));
         (config.use_rslora, config.lora_dropout, config.bias) = (true, 0.1, LoraBias::All);
+        config.use_dora = true;
         config.rank_pattern = vec![("b.*".into(), 2), ("a".into(), 3)];
         config.alpha_pattern = vec![("a".into(), 1.5)];
         (config.layers_to_transform, config.layers_pattern) = (Some(vec![1, 2]), vec!["layers".into()]);
@@ -335,7 +340,7 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
         for (field, value) in [
-            ("use_dora", json!(true)),
+            ("use_dora", json!(1)),
             ("peft_type", json!("IA3")),
             ("init_lora_weights", json!("pissa")),
             ("fan_in_fan_out", json!(true)),

@@ -45,6 +45,9 @@ pub fn head_cross_entropy(hidden: &Tensor, head: &Linear, labels: &Tensor) -> Re
 fn chunked_over(hidden: &Tensor, head: &Linear, labels: &Tensor, chunk_logits: usize) -> Result<LossSum> {
     let (vocabulary, width) = head.dims2()?;
     let rows = LabelledRows::new(hidden, (vocabulary, width), labels)?;
+    // Norms for DoRA once for all chunks.
+    let mut head = head.clone();
+    head.hold_norms()?;
     let (device, count, trained) = (hidden.device(), rows.labels.len(), head.trained());
     if count == 0 {
         return LossSum::zero(device);
@@ -57,7 +60,7 @@ fn chunked_over(hidden: &Tensor, head: &Linear, labels: &Tensor, chunk_logits: u
     for (n, labels) in rows.labels.chunks(chunk_rows).enumerate() {
         let x = selected.narrow(0, n * chunk_rows, labels.len())?.contiguous()?;
         let x = if hidden.track_op() { Var::from_tensor(&x)?.into_inner() } else { x };
-        let (loss, gradients) = chunk_over(&x, head, labels)?;
+        let (loss, gradients) = chunk_over(&x, &head, labels)?;
         sum = (sum + loss)?;
         let Some(mut gradients) = gradients else { continue };
         d_selected.extend(gradients.remove(&x).map(|dx| dx.detach()));

@@ -24,8 +24,11 @@ const BASE_LAYER: &str = ".base_layer";
 const PICKLED_WEIGHTS: &str = "adapter_model.bin";
 /// Names of the two matrices of an adapted layer, after the layer's name.
 const MATRICES: [&str; 2] = ["lora_A.weight", "lora_B.weight"];
+/// Name of the norms of the rows of a layer adapted by DoRA, after the layer's name.
+const MAGNITUDE: &str = "lora_magnitude_vector";
 
-/// A LoRA adapter: its configuration, two matrices for each adapted layer, and parameters that it replaces.
+/// A LoRA or DoRA adapter: its configuration, two matrices and perhaps a magnitude for each adapted layer, and parameters
+/// that it replaces.
 ///
 /// Clones share the tensors.
 #[derive(Debug, Clone)]
@@ -53,7 +56,7 @@ impl Adapter {
         let parts = Parts::of(model)?;
         let targets = parts.targets(&config)?;
         let found = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect();
-        parts.check("the adapter", &targets, &found)?;
+        parts.check("the adapter", (&targets, config.use_dora), &found)?;
         let tensors = tensors.into_iter().map(|(name, tensor)| (own_name(&name), tensor)).collect();
         let names = || ModuleNames::List(targets.linears.keys().cloned().collect());
         // As PEFT does: a list means the same modules to every version.
@@ -77,14 +80,16 @@ impl Adapter {
         }
         let names = source.tensor_names();
         let shape = |name: &String| Some((name.clone(), source.tensor_shape(name)?.to_vec()));
-        parts.check(&source.path().display().to_string(), &targets, &names.iter().filter_map(shape).collect())?;
+        let found = names.iter().filter_map(shape).collect();
+        parts.check(&source.path().display().to_string(), (&targets, config.use_dora), &found)?;
         names.iter().try_for_each(|name| source.check_finite(name))?;
         let load = |name: &String| Ok((own_name(name), source.load_tensor(name, DType::F32, &Device::Cpu)?));
         let tensors = names.iter().map(load).collect::<Result<_>>()?;
         Ok(Self { config, targets, model: model.clone(), tensors, is_fixed: true })
     }
 
-    /// Writes the two files of an adapter, which PEFT loads, into `folder`, which is created.
+    /// Writes the two files of an adapter, which PEFT loads, into `folder`, which is created. Magnitudes of DoRA keep their
+    /// dtype.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -95,8 +100,13 @@ impl Adapter {
         let json = serde_json::to_vec_pretty(&self.config.to_json());
         let json = json.map_err(|e| Error::format(&path, format!("cannot be written as JSON: {e}")).caused_by(e))?;
         write_bytes_atomically(path, &json)?;
-        let tensors = self.tensors.iter().map(|(name, tensor)| (self.peft_name(name), tensor.detach())).collect();
-        save_safetensors_file(folder.join(Self::WEIGHTS), &tensors, options)
+        let stored = |(name, tensor): (&String, &Tensor)| {
+            // Magnitudes stay in f32: rounded, each would scale its whole row.
+            let dtype = options.dtype.filter(|_| !name.ends_with(MAGNITUDE)).unwrap_or(tensor.dtype());
+            Ok((self.peft_name(name), tensor.detach().to_dtype(dtype)?))
+        };
+        let tensors = self.tensors.iter().map(stored).collect::<Result<_>>()?;
+        save_safetensors_file(folder.join(Self::WEIGHTS), &tensors, &SaveOptions { dtype: None, ..options.clone() })
     }
 
     /// The configuration.
@@ -116,13 +126,14 @@ impl Adapter {
     pub fn shapes(config: &LoraConfig, model: &HaploVlConfig) -> Result<BTreeMap<String, Vec<usize>>> {
         let parts = Parts::of(model)?;
         let targets = parts.targets(config)?;
-        Ok(parts.expected(&targets))
+        Ok(parts.expected(&targets, config.use_dora))
     }
 
-    /// The name of the model's parameter that an adapter's tensor of PEFT's name replaces; `None` for a LoRA matrix.
+    /// The name of the model's parameter that an adapter's tensor of PEFT's name replaces; `None` for a LoRA matrix and a
+    /// magnitude.
     pub fn replaced_parameter(name: &str) -> Option<String> {
         let own = own_name(name);
-        (!MATRICES.iter().any(|matrix| own.ends_with(matrix))).then_some(own)
+        (!MATRICES.iter().chain([&MAGNITUDE]).any(|part| own.ends_with(part))).then_some(own)
     }
 
     fn peft_name(&self, name: &str) -> String {
@@ -132,13 +143,16 @@ impl Adapter {
     /// The adapter of a linear layer, if it has one.
     fn lora(&self, name: &str, device: &Device) -> Result<Option<Lora>> {
         let Some(target) = self.targets.linears.get(name) else { return Ok(None) };
-        let matrix = |matrix: &str| {
-            let tensor = self.tensors.get(&format!("{name}.{matrix}"));
-            let missing = || Error::weights(format!("the adapter has no `{name}.{matrix}`"));
+        let part = |part: &str| {
+            let tensor = self.tensors.get(&format!("{name}.{part}"));
+            let missing = || Error::weights(format!("the adapter has no `{name}.{part}`"));
             Ok::<_, Error>(tensor.ok_or_else(missing)?.to_device(device)?)
         };
-        let [a, b] = MATRICES.map(matrix);
-        let lora = Lora::new(a?, b?, target.scale)?;
+        let [a, b] = MATRICES.map(part);
+        let mut lora = Lora::new(a?, b?, target.scale)?;
+        if self.config.use_dora {
+            lora = lora.with_magnitude(part(MAGNITUDE)?)?;
+        }
         Ok(Some(lora.with_dropout(self.config.lora_dropout, name_hash(name))))
     }
 
@@ -177,6 +191,38 @@ impl Adapter {
 }
 
 impl HaploVl {
+    /// Computes the norms that DoRA adapters need now, once for all passes until the adapter changes.
+    ///
+    /// # Errors
+    /// Errors of candle only.
+    pub(crate) fn with_held_norms(mut self) -> Result<Self> {
+        let mut result = Ok(());
+        self.visit_parameters(&mut |_, slot| match slot {
+            ParameterSlot::Linear(linear) if result.is_ok() => result = linear.hold_norms(),
+            _ => {}
+        });
+        result.map(|()| self)
+    }
+
+    /// Norms of the rows of all weights that a DoRA adapter scales, by PEFT's name of their magnitudes: where these start.
+    ///
+    /// # Errors
+    /// Errors of candle only.
+    pub(crate) fn adapted_norms(&mut self) -> Result<BTreeMap<String, Tensor>> {
+        let mut norms = Ok(BTreeMap::new());
+        self.visit_parameters(&mut |name, slot| {
+            if let (ParameterSlot::Linear(linear), Ok(norms_of)) = (slot, &mut norms)
+                && let Some(lora) = linear.lora().filter(|lora| lora.magnitude().is_some())
+            {
+                match linear.adapted_norms(lora) {
+                    Ok(found) => drop(norms_of.insert(format!("{ADAPTER_PREFIX}{name}.{MAGNITUDE}"), found)),
+                    Err(error) => norms = Err(error),
+                }
+            }
+        });
+        norms
+    }
+
     /// Attaches an adapter, unmerged: the weights of the base model are shared with its other clones.
     ///
     /// # Errors
@@ -232,10 +278,10 @@ fn weights_path(folder: &Path) -> Result<PathBuf> {
     paths.find(|path| path.is_file()).ok_or_else(missing)
 }
 
-/// PEFT's name of a LoRA matrix or a replaced parameter.
+/// PEFT's name of a LoRA matrix, a magnitude or a replaced parameter.
 fn peft_name(targets: &LoraTargets, name: &str) -> String {
     match name.rsplit_once('.') {
-        Some((module, part)) if targets.linears.contains_key(module) => {
+        Some((module, part)) if part != MAGNITUDE && targets.linears.contains_key(module) => {
             format!("{ADAPTER_PREFIX}{module}{BASE_LAYER}.{part}")
         }
         _ => format!("{ADAPTER_PREFIX}{name}"),
@@ -276,13 +322,16 @@ impl Parts {
     }
 
     /// Names and shapes of an adapter's tensors, by PEFT's names.
-    fn expected(&self, targets: &LoraTargets) -> BTreeMap<String, Vec<usize>> {
+    fn expected(&self, targets: &LoraTargets, use_dora: bool) -> BTreeMap<String, Vec<usize>> {
         let mut expected = BTreeMap::new();
         for (name, target) in &targets.linears {
             let Some(&(outputs, inputs)) = self.linears.get(name) else { continue };
             let [a, b] = MATRICES.map(|matrix| format!("{ADAPTER_PREFIX}{name}.{matrix}"));
             expected.insert(a, vec![target.rank, inputs]);
             expected.insert(b, vec![outputs, target.rank]);
+            if use_dora {
+                expected.insert(format!("{ADAPTER_PREFIX}{name}.{MAGNITUDE}"), vec![outputs]);
+            }
         }
         let saved = targets.saved.iter().filter_map(|name| Some((name, self.parameters.get(name)?)));
         expected.extend(saved.map(|(name, shape)| (peft_name(targets, name), shape.clone())));
@@ -291,9 +340,14 @@ impl Parts {
 
     /// Checks the tensors of an adapter. Parameters of the model beside those to be saved are accepted, as PEFT does: it
     /// stores embeddings on its own account.
-    fn check(&self, source: &str, targets: &LoraTargets, found: &BTreeMap<String, Vec<usize>>) -> Result<()> {
+    fn check(
+        &self,
+        source: &str,
+        (targets, use_dora): (&LoraTargets, bool),
+        found: &BTreeMap<String, Vec<usize>>,
+    ) -> Result<()> {
         let mut expected: BTreeMap<_, _> =
-            self.expected(targets).into_iter().map(|(name, shape)| (own_name(&name), shape)).collect();
+            self.expected(targets, use_dora).into_iter().map(|(name, shape)| (own_name(&name), shape)).collect();
         let mut own = BTreeMap::new();
         for (name, shape) in found {
             if !name.starts_with(ADAPTER_PREFIX) {
@@ -376,7 +430,7 @@ impl TensorSource for MergedSource {
         };
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let merged = match self.adapter.lora(module, device)? {
-            Some(lora) => (weight.narrow(1, 0, lora.dims2()?.1)? + lora.delta()?)?,
+            Some(lora) => lora.merged_rows(&weight.narrow(1, 0, lora.dims2()?.1)?, 0)?,
             None => weight,
         };
         Ok(merged.to_dtype(dtype)?)
@@ -393,9 +447,9 @@ impl TensorSource for MergedSource {
         };
         let (mut first, width) = (0, lora.dims2()?.1);
         self.base.for_each_part(name, DType::F32, rows, &mut |part| {
-            let rows = first..first + part.dim(0)?;
-            first = rows.end;
-            each((part.narrow(1, 0, width)? + lora.delta_rows(rows)?)?.to_dtype(dtype)?)
+            let merged = lora.merged_rows(&part.narrow(1, 0, width)?, first)?;
+            first += part.dim(0)?;
+            each(merged.to_dtype(dtype)?)
         })
     }
 

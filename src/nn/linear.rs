@@ -3,18 +3,27 @@
 use candle_core::{DType, Shape, Tensor};
 use candle_nn::VarBuilder;
 
-use super::ops::{self, QuantizedWeight};
+use super::ops::{self, QuantizedWeight, RowScale};
 use super::{Lora, init};
 use crate::options::{Precision, Quantization};
 use crate::{Error, Result};
 
-/// Linear layer `x W^T + b`, optionally with a LoRA adapter.
+/// Linear layer `x W^T + b`, optionally with a LoRA or DoRA adapter.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Weight,
     bias: Option<Tensor>,
     precision: Precision,
     lora: Option<Lora>,
+    /// What a DoRA adapter scales rows by, if it is held.
+    held: Option<HeldScale>,
+}
+
+/// A DoRA adapter's magnitude and the norms of the rows of the adapted weight; or, without norms, their quotient.
+#[derive(Debug, Clone)]
+struct HeldScale {
+    magnitude: Tensor,
+    norms: Option<Tensor>,
 }
 
 #[derive(Debug, Clone)]
@@ -36,7 +45,7 @@ impl Linear {
 
     /// A layer from its tensors: `weight` (out, in), `bias` (out).
     pub fn from_tensors(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight: Weight::Float(weight), bias, precision: Precision::Full, lora: None }
+        Self { weight: Weight::Float(weight), bias, precision: Precision::Full, lora: None, held: None }
     }
 
     /// The weight, (out, in).
@@ -66,7 +75,7 @@ impl Linear {
     /// Errors of candle only.
     pub fn quantize(&mut self, kind: Quantization) -> Result<()> {
         if let Weight::Float(weight) = &self.weight {
-            self.weight = Weight::Quantized(QuantizedWeight::quantize(weight, kind)?);
+            self.replace(Weight::Quantized(QuantizedWeight::quantize(weight, kind)?));
         }
         Ok(())
     }
@@ -82,7 +91,7 @@ impl Linear {
     /// [`Error::Weights`] if the shape differs.
     pub fn set_weight(&mut self, weight: Tensor) -> Result<()> {
         self.check_dims(weight.dims2()?)?;
-        self.weight = Weight::Float(weight);
+        self.replace(Weight::Float(weight));
         Ok(())
     }
 
@@ -92,8 +101,13 @@ impl Linear {
     /// [`Error::Weights`] if the shape differs.
     pub fn set_quantized(&mut self, weight: QuantizedWeight) -> Result<()> {
         self.check_dims(weight.dims2()?)?;
-        self.weight = Weight::Quantized(weight);
+        self.replace(Weight::Quantized(weight));
         Ok(())
+    }
+
+    /// Norms of another weight are computed again.
+    fn replace(&mut self, weight: Weight) {
+        (self.weight, self.held) = (weight, None);
     }
 
     /// The bias, (out).
@@ -124,19 +138,51 @@ impl Linear {
     /// The tensors that are trained.
     pub fn trained(&self) -> Vec<&Tensor> {
         let weight = self.weight().ok();
-        let lora = self.lora.as_ref().map(Lora::matrices);
-        let all = weight.into_iter().chain(&self.bias).chain(lora.into_iter().flatten());
+        let lora = self.lora.iter().flat_map(Lora::tensors);
+        let all = weight.into_iter().chain(&self.bias).chain(lora);
         all.filter(|tensor| tensor.track_op()).collect()
     }
 
-    /// Attaches a LoRA adapter in place of a former one; `None` detaches it.
+    /// Attaches a LoRA or DoRA adapter in place of a former one; `None` detaches it.
     ///
     /// # Errors
     /// [`Error::Weights`] if the adapter belongs to a layer of another size.
     pub fn set_lora(&mut self, lora: Option<Lora>) -> Result<()> {
         lora.as_ref().map_or(Ok(()), |lora| self.check_dims(lora.dims2()?))?;
-        self.lora = lora;
+        (self.lora, self.held) = (lora, None);
+        let is_trained = self.weight().is_ok_and(Tensor::track_op);
+        let constant = self.lora.as_ref().filter(|lora| lora.is_constant() && !is_trained);
+        if let Some((lora, magnitude)) = constant.and_then(|lora| Some((lora, lora.magnitude()?))) {
+            let magnitude = ops::row_factors(&magnitude.detach().to_dtype(DType::F32)?, &self.adapted_norms(lora)?)?;
+            self.held = Some(HeldScale { magnitude, norms: None });
+        }
         Ok(())
+    }
+
+    /// Computes the norms that a DoRA adapter needs now, for all passes until weight or adapter are replaced, while neither
+    /// changes in place. Otherwise each pass computes them, unless an adapter is constant over a frozen weight.
+    ///
+    /// # Errors
+    /// Errors of candle only.
+    pub fn hold_norms(&mut self) -> Result<()> {
+        let Some((lora, magnitude)) = self.lora.as_ref().and_then(|lora| Some((lora, lora.magnitude()?))) else {
+            return Ok(());
+        };
+        if self.held.is_none() {
+            self.held = Some(HeldScale { magnitude: magnitude.clone(), norms: Some(self.adapted_norms(lora)?) });
+        }
+        Ok(())
+    }
+
+    /// Norms of the rows of the adapted weight, (out): for DoRA, and its magnitude at the start of training.
+    ///
+    /// # Errors
+    /// Errors of candle only.
+    pub(crate) fn adapted_norms(&self, lora: &Lora) -> Result<Tensor> {
+        Ok(match &self.weight {
+            Weight::Float(weight) => lora.low_rank().row_norms(weight)?,
+            Weight::Quantized(weight) => lora.low_rank().row_norms_quantized(weight)?,
+        })
     }
 
     fn check_dims(&self, found: (usize, usize)) -> Result<()> {
@@ -181,20 +227,42 @@ impl Linear {
     /// If sizes do not fit.
     pub fn forward_as<S: Into<Shape>>(&self, x: &Tensor, shape: S) -> Result<Tensor> {
         let bias = self.bias.as_ref().map(|bias| bias.to_dtype(x.dtype())).transpose()?;
-        let y = match &self.weight {
-            Weight::Float(weight) if is_frozen_half(weight, x) => ops::half_linear_as(x, weight, bias.as_ref(), shape)?,
-            Weight::Float(weight) => {
-                ops::linear_as(x, &weight.to_dtype(x.dtype())?, bias.as_ref(), self.precision, shape)?
-            }
-            Weight::Quantized(weight) => ops::quantized_linear_as(x, weight, bias.as_ref(), shape)?,
-        };
-        self.adapted(y, x)
+        match &self.lora {
+            None => self.product(x, bias.as_ref(), shape.into()),
+            Some(lora) => match lora.magnitude() {
+                None => lora.add_to(self.product(x, bias.as_ref(), shape.into())?, &lora.dropped(x)?, None),
+                Some(magnitude) => self.forward_scaled(x, bias.as_ref(), shape.into(), (lora, magnitude)),
+            },
+        }
     }
 
-    /// The result `y` of the layer for `x` with the update of the adapter.
-    fn adapted(&self, y: Tensor, x: &Tensor) -> Result<Tensor> {
-        match &self.lora {
-            Some(lora) => lora.add_to_fresh(y, x),
+    /// The result without adapter.
+    fn product(&self, x: &Tensor, bias: Option<&Tensor>, shape: Shape) -> Result<Tensor> {
+        Ok(match &self.weight {
+            Weight::Float(weight) if is_frozen_half(weight, x) => ops::half_linear_as(x, weight, bias, shape)?,
+            Weight::Float(weight) => ops::linear_as(x, &weight.to_dtype(x.dtype())?, bias, self.precision, shape)?,
+            Weight::Quantized(weight) => ops::quantized_linear_as(x, weight, bias, shape)?,
+        })
+    }
+
+    /// The result with a DoRA adapter: `m / |W + s B A| * (W + s B A) x + b`. As in PEFT, what dropout takes from `x` still
+    /// passes through the weight as it was.
+    fn forward_scaled(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        shape: Shape,
+        (lora, magnitude): (&Lora, &Tensor),
+    ) -> Result<Tensor> {
+        let held = match &self.held {
+            Some(held) => held.clone(),
+            None => HeldScale { magnitude: magnitude.clone(), norms: Some(self.adapted_norms(lora)?) },
+        };
+        let row_scale = RowScale { magnitude: &held.magnitude, norms: held.norms.as_ref(), bias };
+        let dropped = lora.dropped(x)?;
+        let y = lora.add_to(self.product(&dropped, None, shape.clone())?, &dropped, Some(row_scale))?;
+        match lora.dropped_rest(x)? {
+            Some(rest) => Ok(ops::residual(&y, &self.product(&rest, None, shape)?)?),
             None => Ok(y),
         }
     }

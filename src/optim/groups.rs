@@ -21,8 +21,9 @@ pub struct ParamGroup {
     pub weight_decay: Option<f64>,
 }
 
-/// Patterns of parameters without weight decay: norm scales, biases and position embeddings.
-const UNDECAYED: [&str; 6] = ["*norm*", "*.bias", "*pos*_embed*", "*newline", "*class_embedding", "*logit_scale"];
+/// Patterns of parameters without weight decay: norm scales, biases, position embeddings and DoRA's magnitudes.
+const UNDECAYED: [&str; 7] =
+    ["*norm*", "*.bias", "*pos*_embed*", "*newline", "*class_embedding", "*logit_scale", "*lora_magnitude_vector"];
 
 /// Groups that disable weight decay for biases, norms, position embeddings and the newline, as far as they occur in
 /// `names`.

@@ -55,7 +55,10 @@ pub(super) fn build_adapted(
     let objective = Box::new(NextToken::new(base.clone().with_adapter(&adapter)?));
     // The same tensors without a graph, for answers during training and the export.
     let adapter = Adapter::new(lora, config, tensors(&parameters, |_| false))?;
-    let frozen = Some(Frozen { model: base.with_adapter(&adapter)?, adapter, bytes, is_grown });
+    let mut model = base.with_adapter(&adapter)?;
+    // Magnitudes start as the norms of the weights as they are held, so that a fresh DoRA adapter changes nothing, too.
+    model.adapted_norms()?.iter().try_for_each(|(name, norms)| parameters.set(name, norms))?;
+    let frozen = Some(Frozen { model, adapter, bytes, is_grown });
     Ok(BuiltStage { objective, parameters, trained, report: Some(report), frozen })
 }
 
@@ -86,7 +89,7 @@ fn base_name(recipe: &Recipe) -> String {
 }
 
 /// The adapter's parameters: `lora_A` as PEFT's Kaiming-uniform values, `lora_B` zeros, so that a fresh adapter changes
-/// nothing, and the modules to save as they are in the base model.
+/// nothing, and the modules to save as they are in the base model. Magnitudes are zeros until the model is built.
 fn fresh_parameters(
     shapes: &BTreeMap<String, Vec<usize>>,
     source: &dyn TensorSource,

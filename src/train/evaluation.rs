@@ -72,7 +72,8 @@ impl Evaluation<'_> {
         }
         // Detached parameters share memory with the trained ones, and build no graph.
         let vb = || self.parameters.var_builder_where(0, DType::F32, self.device, |_| false);
-        let model = self.adapted.map_or_else(|| HaploVl::new(self.config, vb()), |model| Ok(model.clone()))?;
+        let held = |model: &HaploVl| model.clone().with_held_norms();
+        let model = self.adapted.map_or_else(|| HaploVl::new(self.config, vb()), held)?;
         let processor = Arc::clone(self.processor);
         let generator = Generator::new(Arc::new(model), move |ids| processor.tokenizer().decode(ids, true));
         let generation = GenerationConfig {

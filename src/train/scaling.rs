@@ -77,7 +77,7 @@ impl Recipe {
         let size = |shape: &Vec<usize>| shape.iter().map(|side| *side as f64).product::<f64>();
         let owners = trained.iter().map(|(name, shape)| (name.clone(), size(shape) as usize));
         let shards = Shards::new(owners, ranks);
-        let work = Work::new(self, &config);
+        let work = Work::new(self, &config, &trained);
         Ok(Scaling {
             ranks,
             micro_batches: self.update.gradient_accumulation_steps,
@@ -176,10 +176,12 @@ struct Work<'a> {
     /// Bytes of an activation.
     width: f64,
     is_checkpointed: bool,
+    /// Results of layers that DoRA keeps before it scales them: of all layers, and of the one that has most.
+    scaled: [f64; 2],
 }
 
 impl<'a> Work<'a> {
-    fn new(recipe: &Recipe, config: &'a HaploVlConfig) -> Self {
+    fn new(recipe: &Recipe, config: &'a HaploVlConfig, trained: &BTreeMap<String, Vec<usize>>) -> Self {
         let decoders = match recipe.stage {
             Stage::Distill { .. } => vec![&config.pre_decoder],
             Stage::Language => vec![&config.post_decoder],
@@ -192,6 +194,7 @@ impl<'a> Work<'a> {
             micro_batches: recipe.update.gradient_accumulation_steps as f64,
             width: if recipe.update.compute_dtype == FloatType::F32 { F32 } else { 2.0 },
             is_checkpointed: recipe.update.gradient_checkpointing,
+            scaled: scaled_results(trained),
         }
     }
 
@@ -210,7 +213,8 @@ impl<'a> Work<'a> {
             (4 * decoder.hidden_size + 2 * query + 2 * key + mlp) as f64
         });
         let (inputs, _) = self.layers(|decoder| decoder.hidden_size as f64);
-        [scale * kept, scale * (inputs + largest)]
+        let [scaled, scaled_of_layer] = self.scaled;
+        [scale * (kept + scaled), scale * (inputs + largest + scaled_of_layer)]
     }
 
     /// Bytes of scores and probabilities: in every layer, or in one.
@@ -228,6 +232,16 @@ impl<'a> Work<'a> {
         let per_token = 2.0 * (passes * all + trained) + (passes + 1.0) * attention;
         self.micro_batches * self.rows * self.tokens as f64 * per_token
     }
+}
+
+/// Numbers of outputs that have a magnitude: of all layers, and of the one with most of them.
+fn scaled_results(trained: &BTreeMap<String, Vec<usize>>) -> [f64; 2] {
+    let mut by_layer = BTreeMap::<&str, f64>::new();
+    for (name, shape) in trained.iter().filter(|(name, _)| name.ends_with("lora_magnitude_vector")) {
+        let layer = name.split_once(".layers.").and_then(|(_, rest)| rest.split('.').next()).unwrap_or_default();
+        *by_layer.entry(layer).or_default() += shape.iter().product::<usize>() as f64;
+    }
+    [by_layer.values().sum(), by_layer.values().copied().fold(0.0, f64::max)]
 }
 
 /// Widths of all queries and of all keys.
@@ -406,6 +420,9 @@ mod tests {
     fn adapters_send_little_and_every_stage_is_known() {
         let adapted = recipe(&["adapter.rank=16", "adapter.quantize=q4_k"]).scaling(4).unwrap();
         assert!(adapted.trained < 0.02 * adapted.parameters && adapted.parameter_bytes < adapted.parameters);
+        let scaled = recipe(&["adapter.rank=16", "adapter.quantize=q4_k", "adapter.use_dora=true"]).scaling(4).unwrap();
+        let more = |at: usize| scaled.activations[at] / adapted.activations[at];
+        assert!((1.2..2.0).contains(&more(0)) && (1.0..more(0)).contains(&more(1)), "{} {}", more(0), more(1));
         for stage in ["vision", "language"] {
             let settings = match stage {
                 "vision" => r#"stage={ kind = "vision", projection_dim = 8 }"#,

@@ -1,4 +1,4 @@
-//! Parity of LoRA adapters with PEFT: logits, loss, gradients, merged weights and files.
+//! Parity of LoRA and DoRA adapters with PEFT: logits, loss, gradients, merged weights and files.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use haplovl::batch::{BatchSpec, MultimodalBatch};
 use haplovl::config::{HaploVlConfig, LoraConfig};
 use haplovl::model::{Adapter, HaploVl, MergedSource};
+use haplovl::nn::{Linear, Lora};
 use haplovl::weights::{SafetensorsFiles, SaveOptions, TensorSource};
 
 use crate::model::{check_gradient, read_config, sequences, shifted_loss};
@@ -87,4 +88,34 @@ fn merged_weights_match_peft_and_files_come_back() {
         summary.case();
     }
     summary.print("lora, merged");
+}
+
+/// Values of `peft_dora.py`.
+#[test]
+fn a_layer_adapted_by_dora_matches_peft() {
+    let case = Case::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dora.safetensors"));
+    let names = ["x", "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"];
+    let vars = names.map(|name| Var::from_tensor(&case.get(name)).unwrap());
+    let of = |[a, b, magnitude]: [Tensor; 3]| Lora::new(a, b, 3.0 / 2.0).unwrap().with_magnitude(magnitude).unwrap();
+    let [x, adapter @ ..] = vars.each_ref().map(|var| var.as_tensor().clone());
+    let constant = of(adapter.each_ref().map(Tensor::detach));
+    let lora = of(adapter);
+    let layer = |lora: Lora| {
+        let mut layer = Linear::from_tensors(case.get("weight"), Some(case.get("bias")));
+        layer.set_lora(Some(lora)).unwrap();
+        layer
+    };
+    let y = layer(lora.clone()).forward(&x).unwrap();
+    assert!(max_diff(&y, &case.get("y")) < 1e-5);
+    let grads = (y * case.get("g")).unwrap().sum_all().unwrap().backward().unwrap();
+    for (name, var) in names.iter().zip(&vars) {
+        let error = max_diff(grads.get(var).unwrap(), &case.get(&format!("grad.{name}")));
+        assert!(error < 1e-5, "{name}: {error}");
+    }
+    let fixed = layer(constant.fixed(false).unwrap());
+    assert!(max_diff(&fixed.forward(&x.detach()).unwrap(), &case.get("y")) < 1e-5);
+    let y = fixed.forward(&x).unwrap();
+    let grads = (y * case.get("g")).unwrap().sum_all().unwrap().backward().unwrap();
+    assert!(max_diff(grads.get(&vars[0]).unwrap(), &case.get("grad.x")) < 1e-5);
+    assert!(max_diff(&lora.merged_rows(&case.get("weight"), 0).unwrap(), &case.get("merged")) < 1e-6);
 }

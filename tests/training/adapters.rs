@@ -13,10 +13,11 @@ use haplovl::config::{GenerationConfig, HaploVlConfig, LoraConfig, ModuleNames, 
 use haplovl::data::shapes::token_ids;
 use haplovl::model::{Adapter, HaploVl, MergedSource};
 use haplovl::nn::gradients_of;
+use haplovl::nn::ops::QuantizedWeight;
 use haplovl::options::Quantization;
 use haplovl::pipeline::{Captioner, DeviceChoice, LoadOptions, LoadedModel, merge_folder, quantize_folder};
 use haplovl::train::{Outcome, Recipe, Run};
-use haplovl::weights::{Parameters, SafetensorsFiles, SaveOptions, save_safetensors_file};
+use haplovl::weights::{Parameters, SafetensorsFiles, SaveOptions, TensorSource, save_safetensors_file};
 use serde_json::{Value, json};
 
 /// Smooth values in about [-0.1, 0.1], the same on every machine.
@@ -31,7 +32,14 @@ fn all_linear() -> LoraConfig {
     LoraConfig::new(4, 8.0, ModuleNames::Pattern("all-linear".into()))
 }
 
-/// An adapter whose two matrices change the result of every target.
+/// LoRA and DoRA of all linear layers.
+fn both_kinds() -> [LoraConfig; 2] {
+    let mut dora = all_linear();
+    dora.use_dora = true;
+    [all_linear(), dora]
+}
+
+/// An adapter whose tensors change the result of every target.
 fn adapter(lora: &LoraConfig, config: &HaploVlConfig) -> Adapter {
     let shapes = Adapter::shapes(lora, config).unwrap();
     let tensors = shapes.into_iter().map(|(name, shape)| (name.clone(), values(&name, &shape))).collect();
@@ -62,44 +70,70 @@ fn max_diff(a: &Tensor, b: &Tensor) -> f32 {
     (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
+/// Norms of the rows of a weight, as it is held.
+fn row_norms(source: &SafetensorsFiles, weight: &str, kind: Option<Quantization>) -> Tensor {
+    let weight = source.load_tensor(weight, DType::F32, &Device::Cpu).unwrap();
+    let held =
+        kind.map_or(weight.clone(), |kind| QuantizedWeight::quantize(&weight, kind).unwrap().dequantize().unwrap());
+    held.sqr().unwrap().sum(1).unwrap().sqrt().unwrap()
+}
+
 #[test]
 fn a_fresh_adapter_changes_nothing_and_a_trained_one_does() {
     let (folder, config) = (tempfile::tempdir().unwrap(), HaploVlConfig::tiny());
     let source = base(folder.path());
     let batch = text(&[&[1, 2, 3, 4, 5]], PaddingSide::Right);
     for kind in [None, Some(Quantization::Q8_0)] {
-        let model = load(source.clone(), kind);
-        let plain = model.forward(&batch).unwrap();
-        let zeros = |(name, shape): (String, Vec<usize>)| {
-            let tensor = if name.contains("lora_A") {
-                values(&name, &shape)
-            } else {
-                Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap()
+        for lora in both_kinds() {
+            let context = format!("{kind:?}, DoRA: {}", lora.use_dora);
+            let model = load(source.clone(), kind);
+            let plain = model.forward(&batch).unwrap();
+            let start = |(name, shape): (String, Vec<usize>)| {
+                let layer = name.strip_prefix("base_model.model.").unwrap().strip_suffix(".lora_magnitude_vector");
+                let tensor = match layer {
+                    Some(layer) => row_norms(&source, &format!("{layer}.weight"), kind),
+                    None if name.contains("lora_A") => values(&name, &shape),
+                    None => Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap(),
+                };
+                (name, tensor)
             };
-            (name, tensor)
-        };
-        let fresh = Adapter::shapes(&all_linear(), &config).unwrap().into_iter().map(zeros).collect();
-        let fresh = model.clone().with_adapter(&Adapter::new(all_linear(), &config, fresh).unwrap()).unwrap();
-        assert_eq!(max_diff(&fresh.forward(&batch).unwrap(), &plain), 0.0, "{kind:?}");
-        let adapted = model.clone().with_adapter(&adapter(&all_linear(), &config)).unwrap();
-        assert!(max_diff(&adapted.forward(&batch).unwrap(), &plain) > 1e-3, "{kind:?}");
-        assert_eq!(max_diff(&model.forward(&batch).unwrap(), &plain), 0.0, "the base is shared and unchanged");
-        let again = adapted.with_adapter(&adapter(&all_linear(), &config)).unwrap_err().to_string();
-        assert!(again.contains("an adapter already"), "{again}");
+            let fresh = Adapter::shapes(&lora, &config).unwrap().into_iter().map(start).collect();
+            let fresh = model.clone().with_adapter(&Adapter::new(lora.clone(), &config, fresh).unwrap()).unwrap();
+            let change = max_diff(&fresh.forward(&batch).unwrap(), &plain);
+            // Activations below a quantised weight are rounded, which a last bit of a norm decides.
+            let allowed = if lora.use_dora { kind.map_or(1e-5, |_| 0.1) } else { 0.0 };
+            assert!(change <= allowed, "{context}: {change}");
+            let adapted = model.clone().with_adapter(&adapter(&lora, &config)).unwrap();
+            assert!(max_diff(&adapted.forward(&batch).unwrap(), &plain) > 1e-3, "{context}");
+            assert_eq!(max_diff(&model.forward(&batch).unwrap(), &plain), 0.0, "the base is shared and unchanged");
+            let again = adapted.with_adapter(&adapter(&lora, &config)).unwrap_err().to_string();
+            assert!(again.contains("an adapter already"), "{again}");
+        }
     }
 }
 
 #[test]
 fn merged_and_unmerged_agree() {
     let (folder, config) = (tempfile::tempdir().unwrap(), HaploVlConfig::tiny());
-    let (source, adapter) = (base(folder.path()), adapter(&all_linear(), &config));
+    let source = base(folder.path());
     let batch = text(&[&[1, 2, 3, 4, 5]], PaddingSide::Right);
-    let unmerged = load(source.clone(), None).with_adapter(&adapter).unwrap().forward(&batch).unwrap();
-    let merged = Arc::new(MergedSource::new(source.clone(), adapter.clone()).unwrap());
-    let merged = HaploVl::from_source(&config, merged, None, DType::F32, &Device::Cpu).unwrap();
-    assert!(max_diff(&merged.forward(&batch).unwrap(), &unmerged) < 1e-4);
-    let quantized = load(source, Some(Quantization::Q8_0)).with_adapter(&adapter).unwrap();
-    assert!(max_diff(&quantized.forward(&batch).unwrap(), &unmerged) < 0.1);
+    for lora in both_kinds() {
+        let of_file = folder.path().join("adapter");
+        adapter(&lora, &config).save(&of_file, &SaveOptions::default()).unwrap();
+        let names = SafetensorsFiles::open(of_file.join(Adapter::WEIGHTS)).unwrap();
+        let expected = Adapter::shapes(&lora, &config).unwrap();
+        assert!(names.names().eq(expected.keys().map(String::as_str)), "PEFT knows a tensor by its name");
+        let adapter = adapter(&lora, &config);
+        let adapted = load(source.clone(), None).with_adapter(&adapter).unwrap();
+        let unmerged = adapted.forward(&batch).unwrap();
+        let of_file = load(source.clone(), None).with_adapter(&Adapter::open(of_file, &config).unwrap()).unwrap();
+        assert!(max_diff(&of_file.forward(&batch).unwrap(), &unmerged) < 1e-5);
+        let merged = Arc::new(MergedSource::new(source.clone(), adapter.clone()).unwrap());
+        let merged = HaploVl::from_source(&config, merged, None, DType::F32, &Device::Cpu).unwrap();
+        assert!(max_diff(&merged.forward(&batch).unwrap(), &unmerged) < 1e-4);
+        let quantized = load(source.clone(), Some(Quantization::Q8_0)).with_adapter(&adapter).unwrap();
+        assert!(max_diff(&quantized.forward(&batch).unwrap(), &unmerged) < 0.1);
+    }
 }
 
 #[test]
@@ -107,26 +141,35 @@ fn caches_and_company_change_no_bit_of_an_answer() {
     let (folder, config) = (tempfile::tempdir().unwrap(), HaploVlConfig::tiny());
     let source = base(folder.path());
     for kind in [None, Some(Quantization::Q8_0)] {
-        let model = load(source.clone(), kind).with_cache_dtype(DType::F32);
-        let model = model.with_adapter(&adapter(&all_linear(), &config)).unwrap();
-        let ids: &[u32] = &[1, 2, 3, 4, 5, 6];
-        let whole = model.forward(&text(&[ids], PaddingSide::Right)).unwrap();
-        let mut cache = model.cache(1, 8).unwrap();
-        model.prefill(&text(&[&ids[..5]], PaddingSide::Left), &mut cache).unwrap();
-        let last = model.decode(&ids[5..], &mut cache).unwrap();
-        let expected = whole.narrow(1, 5, 1).unwrap().squeeze(1).unwrap();
-        assert!(max_diff(&last, &expected) < if kind.is_some() { 2e-2 } else { 1e-5 }, "{kind:?}");
-        let others: Vec<Vec<u32>> = (0..5).map(|i| vec![i + 7; 6]).collect();
-        let rows: Vec<&[u32]> = std::iter::once(ids).chain(others.iter().map(Vec::as_slice)).collect();
-        let decode = |rows: &[&[u32]]| {
-            let mut cache = model.cache(rows.len(), 8).unwrap();
-            let prompts: Vec<&[u32]> = rows.iter().map(|ids| &ids[..5]).collect();
-            model.prefill(&text(&prompts, PaddingSide::Left), &mut cache).unwrap();
-            let last: Vec<u32> = rows.iter().map(|ids| ids[5]).collect();
-            model.decode(&last, &mut cache).unwrap().narrow(0, 0, 1).unwrap()
-        };
-        assert_eq!(max_diff(&decode(&rows), &decode(&[ids])), 0.0, "{kind:?}");
+        for lora in both_kinds() {
+            let file = folder.path().join("adapter");
+            adapter(&lora, &config).save(&file, &SaveOptions::default()).unwrap();
+            for adapter in [adapter(&lora, &config), Adapter::open(&file, &config).unwrap()] {
+                let model = load(source.clone(), kind).with_cache_dtype(DType::F32).with_adapter(&adapter).unwrap();
+                assert_company_changes_nothing(&model, kind);
+            }
+        }
     }
+}
+
+fn assert_company_changes_nothing(model: &HaploVl, kind: Option<Quantization>) {
+    let ids: &[u32] = &[1, 2, 3, 4, 5, 6];
+    let whole = model.forward(&text(&[ids], PaddingSide::Right)).unwrap();
+    let mut cache = model.cache(1, 8).unwrap();
+    model.prefill(&text(&[&ids[..5]], PaddingSide::Left), &mut cache).unwrap();
+    let last = model.decode(&ids[5..], &mut cache).unwrap();
+    let expected = whole.narrow(1, 5, 1).unwrap().squeeze(1).unwrap();
+    assert!(max_diff(&last, &expected) < if kind.is_some() { 2e-2 } else { 1e-5 }, "{kind:?}");
+    let others: Vec<Vec<u32>> = (0..5).map(|i| vec![i + 7; 6]).collect();
+    let rows: Vec<&[u32]> = std::iter::once(ids).chain(others.iter().map(Vec::as_slice)).collect();
+    let decode = |rows: &[&[u32]]| {
+        let mut cache = model.cache(rows.len(), 8).unwrap();
+        let prompts: Vec<&[u32]> = rows.iter().map(|ids| &ids[..5]).collect();
+        model.prefill(&text(&prompts, PaddingSide::Left), &mut cache).unwrap();
+        let last: Vec<u32> = rows.iter().map(|ids| ids[5]).collect();
+        model.decode(&last, &mut cache).unwrap().narrow(0, 0, 1).unwrap()
+    };
+    assert_eq!(max_diff(&decode(&rows), &decode(&[ids])), 0.0, "{kind:?}");
 }
 
 /// Gradients of every matrix by finite differences of the loss, over float, 16-bit and quantised weights.
@@ -223,7 +266,8 @@ fn broken_adapters_are_refused_by_name() {
     assert!(error(|folder| set(folder, "target_modules", json!(["q_proj"]))).contains("unexpected"));
     assert!(error(|folder| set(folder, "target_modules", json!("(q"))).contains("target_modules"));
     assert!(error(|folder| set(folder, "modules_to_save", json!(["norm"]))).contains("missing"));
-    assert!(error(|folder| set(folder, "use_dora", json!(true))).contains("use_dora"));
+    assert!(error(|folder| set(folder, "use_dora", json!(true))).contains("lora_magnitude_vector"));
+    assert!(error(|folder| set(folder, "lora_bias", json!(true))).contains("lora_bias"));
     assert!(error(|folder| set(folder, "r", json!(1u64 << 60))).contains("`r`"));
 }
 
@@ -338,16 +382,18 @@ fn short(model: &LoadedModel) -> GenerationConfig {
     GenerationConfig { max_new_tokens: Some(5), ..model.generation().clone() }
 }
 
-const SETTINGS: &str = r#"adapter = { rank = 4, alpha = 8, dropout = 0.1, modules_to_save = ["pre_connector", "image_newline"] QUANTIZE }"#;
+const SETTINGS: &str = r#"adapter = { rank = 4, alpha = 8, KIND, dropout = 0.1, modules_to_save = ["pre_connector", "image_newline"] QUANTIZE }"#;
 
 #[test]
 fn recipes_train_adapters_that_resume_to_the_bit_and_load_everywhere() {
     let folder = tempfile::tempdir().unwrap();
     let base = train(recipe(folder.path(), "base", "", "", 4).unwrap(), false);
     let start = format!(r#", init_from = {{ stage = "{}" }}"#, base.display());
-    for quantize in ["", r#", quantize = "q8_0""#] {
-        let settings = SETTINGS.replace("QUANTIZE", quantize);
-        let tag = if quantize.is_empty() { "float" } else { "q8_0" };
+    let q8_0 = r#", quantize = "q8_0""#;
+    for (tag, kind, quantize) in
+        [("float", "use_dora = false", ""), ("q8_0", "use_dora = false", q8_0), ("dora", "use_dora = true", q8_0)]
+    {
+        let settings = SETTINGS.replace("KIND", kind).replace("QUANTIZE", quantize);
         let of = |name: &str, steps| recipe(folder.path(), &format!("{name}-{tag}"), &start, &settings, steps).unwrap();
         let whole = train(of("whole", 4), false);
         let mut stopped = Run::new(of("halves", 4), Device::Cpu).unwrap();

@@ -11,6 +11,7 @@ use super::gemv::gemv;
 use super::mat::{MatMut, MatRef};
 use super::matmul::{Gemm, GemmScratch};
 use super::parallel::parallel_columns;
+use super::simd_math::vectorised;
 use crate::options::Precision;
 
 /// Outputs and inputs of a tile: some 256 KiB in f32, for L2. Inputs are whole blocks of every quantisation.
@@ -90,6 +91,78 @@ pub fn matmul_widened(x: &[f32], weight: &impl WidenTile<Error = Infallible>) ->
 /// The errors of widening.
 pub fn input_gradient<W: WidenTile>(g: &[f32], weight: &W) -> Result<Vec<f32>, W::Error> {
     gemm_over_tiles(g, weight.dims2(), |outputs, inputs, buffer| weight.widen(outputs, inputs, buffer))
+}
+
+/// Norms of the rows of `weight + scale * B A`, for `a` (rank, inputs) and `b` (outputs, rank): (outputs).
+///
+/// # Errors
+/// The errors of widening.
+pub fn adapted_row_norms<W: WidenTile>(weight: &W, a: &[f32], b: &[f32], scale: f32) -> Result<Vec<f32>, W::Error> {
+    let (outputs, inputs) = weight.dims2();
+    let rank = b.len().checked_div(outputs).unwrap_or_default();
+    let (a, b) = (MatRef::contiguous(a, (rank, inputs)), MatRef::contiguous(b, (outputs, rank)));
+    let mut norms = vec![0f32; outputs];
+    norms.par_chunks_mut(TILE).enumerate().try_for_each(|(block, norms)| {
+        let outputs = block * TILE..block * TILE + norms.len();
+        Scratch::with(|Scratch { tile, gemm }| {
+            let (mut update, mut squares) = (Vec::new(), vec![0f64; norms.len()]);
+            for start in (0..inputs).step_by(TILE) {
+                let range = start..inputs.min(start + TILE);
+                let tile = weight.widen(outputs.clone(), range.clone(), tile)?;
+                let (left, right) = (b.rows_in(outputs.clone()), a.transposed().rows_in(range).transposed());
+                add_squares(tile, (left, right, scale), &mut squares, &mut update, gemm);
+            }
+            norms.iter_mut().zip(squares).for_each(|(norm, square)| *norm = square.sqrt() as f32);
+            Ok(())
+        })
+    })?;
+    Ok(norms)
+}
+
+/// Adds the squares of the elements of `tile + scale * left right` to the sum of their row. `update` is a buffer.
+fn add_squares(
+    tile: MatRef,
+    (left, right, scale): (MatRef, MatRef, f32),
+    squares: &mut [f64],
+    update: &mut Vec<f32>,
+    scratch: &mut GemmScratch,
+) {
+    // Rows of a tile from interleaved blocks are its columns in memory.
+    let is_transposed = tile.column_stride() != 1;
+    let (tile, left, right) =
+        if is_transposed { (tile.transposed(), right.transposed(), left.transposed()) } else { (tile, left, right) };
+    let (rows, columns) = (tile.rows(), tile.columns());
+    update.clear();
+    update.resize(rows * columns, 0.0);
+    let product = Gemm { accumulate: false, scale, precision: Precision::Full };
+    product.run(MatMut::contiguous(update, (rows, columns)), left, right, scratch);
+    vectorised(
+        #[inline(always)]
+        || {
+            for (row, update) in update.chunks(columns.max(1)).enumerate() {
+                match is_transposed {
+                    true => squares.iter_mut().zip(tile.row(row)).zip(update).for_each(|((sum, weight), update)| {
+                        *sum += f64::from(weight + update).powi(2);
+                    }),
+                    false => squares[row] += sum_of_squares(tile.row(row), update),
+                }
+            }
+        },
+    );
+}
+
+/// Sum of the squares of `x + y`, in lanes, so that the compiler can vectorise the loop.
+#[inline(always)]
+fn sum_of_squares(x: &[f32], y: &[f32]) -> f64 {
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<16>(), y.as_chunks::<16>());
+    let mut lanes = [0f64; 16];
+    for (x, y) in x.iter().zip(y) {
+        for (lane, (x, y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
+            *lane += f64::from(x + y).powi(2);
+        }
+    }
+    let rest = x_rest.iter().zip(y_rest).map(|(x, y)| f64::from(x + y).powi(2));
+    lanes.into_iter().chain(rest).sum()
 }
 
 /// `left right` for `left` (rows, depth) and a matrix (depth, columns) of which `widen` gives tiles: (rows, columns).

@@ -29,8 +29,19 @@ pub(crate) fn with_dropout<R>(seed: u64, f: impl FnOnce() -> R) -> R {
 /// # Errors
 /// Errors of candle only.
 pub fn dropout(x: &Tensor, probability: f64, stream: u64) -> Result<Tensor> {
-    let Some(seed) = SEED.with_borrow(|seed| *seed).filter(|_| probability > 0.0) else { return Ok(x.clone()) };
-    let mask = Mask { seed, stream, probability };
+    let Some(mask) = Mask::of_pass(probability, stream, false) else { return Ok(x.clone()) };
+    masked(x, mask)
+}
+
+/// What [`dropout`] takes from `x`, `x - dropout(x)`; `None` where it takes nothing.
+///
+/// # Errors
+/// Errors of candle only.
+pub fn dropout_rest(x: &Tensor, probability: f64, stream: u64) -> Result<Option<Tensor>> {
+    Mask::of_pass(probability, stream, true).map(|mask| masked(x, mask)).transpose()
+}
+
+fn masked(x: &Tensor, mask: Mask) -> Result<Tensor> {
     if is_cpu_f32(&[x]) {
         return apply1(&x.contiguous()?, mask);
     }
@@ -44,9 +55,17 @@ struct Mask {
     seed: u64,
     stream: u64,
     probability: f64,
+    /// Whether the factors are those of what is taken: 1 minus the factor.
+    is_rest: bool,
 }
 
 impl Mask {
+    /// The mask of the pass on this thread, if it drops anything.
+    fn of_pass(probability: f64, stream: u64, is_rest: bool) -> Option<Self> {
+        let seed = SEED.with_borrow(|seed| *seed).filter(|_| probability > 0.0)?;
+        Some(Self { seed, stream, probability, is_rest })
+    }
+
     /// `x` times the mask. ChaCha is a counter-based generator, so each task starts at its place in the stream.
     fn applied(self, x: &[f32]) -> Vec<f32> {
         let limit = (self.probability * f64::from(u32::MAX)) as u32;
@@ -57,6 +76,9 @@ impl Mask {
             rng.set_stream(self.stream);
             rng.set_word_pos((task * CHUNK) as u128);
             y.iter_mut().zip(x).for_each(|(y, x)| *y = if rng.next_u32() < limit { 0.0 } else { x * scale });
+            if self.is_rest {
+                y.iter_mut().zip(x).for_each(|(y, x)| *y = x - *y);
+            }
         });
         y
     }
@@ -97,6 +119,20 @@ mod tests {
 
     #[test]
     fn gradients_match_finite_differences() {
-        with_dropout(3, || check_gradients(&[values(&[4, 6], 0.1)], |t| dropout(&t[0], 0.4, 2)?.sqr()));
+        with_dropout(3, || {
+            check_gradients(&[values(&[4, 6], 0.1)], |t| dropout(&t[0], 0.4, 2)?.sqr());
+            check_gradients(&[values(&[4, 6], 0.1)], |t| dropout_rest(&t[0], 0.4, 2)?.unwrap().sqr());
+        });
+    }
+
+    #[test]
+    fn what_is_kept_and_what_is_taken_are_the_whole() -> Result<()> {
+        let x = values(&[40, 6], 0.1);
+        assert!(dropout_rest(&x, 0.4, 2)?.is_none());
+        with_dropout(3, || {
+            let rest = dropout_rest(&x, 0.4, 2)?.unwrap();
+            assert!(max_diff(&(dropout(&x, 0.4, 2)? + &rest)?, &x) < 1e-6 && max_diff(&rest, &x) > 0.1);
+            Ok(())
+        })
     }
 }

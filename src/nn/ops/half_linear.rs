@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Stora
 use super::linear::{add_bias, bias_gradient};
 use super::{contiguous_slice, is_cpu_f32, with_slice};
 use crate::nn::kernels::mat::MatRef;
-use crate::nn::kernels::widened::{WidenTile, input_gradient, matmul_widened};
+use crate::nn::kernels::widened::{WidenTile, adapted_row_norms, input_gradient, matmul_widened};
 use crate::nn::tape::{apply1, apply2};
 
 /// [`linear_as`](super::linear_as) for `x` in f32 and a weight (out, in) in bf16 or f16, on the CPU. Tiles of the weight
@@ -40,7 +40,7 @@ struct HalfLinear {
     shape: Shape,
 }
 
-/// Rows of a weight in 16 bits.
+/// Rows of a float weight.
 struct Rows<'a, T>(&'a [T], (usize, usize));
 
 impl<T: WithDType> WidenTile for Rows<'_, T> {
@@ -64,41 +64,55 @@ impl<T: WithDType> WidenTile for Rows<'_, T> {
     }
 }
 
-/// What is multiplied with a weight.
+/// What is computed from a weight.
 #[derive(Clone, Copy)]
-enum Product {
-    Forward,
-    InputGradient,
+enum Product<'a> {
+    /// The result for an input.
+    Forward(&'a [f32]),
+    /// The gradient of the input for that of the result.
+    InputGradient(&'a [f32]),
+    /// Norms of the rows with a low-rank update.
+    RowNorms { a: &'a [f32], b: &'a [f32], scale: f32 },
 }
 
-impl Product {
-    fn of<T: WithDType>(self, x: &[f32], weight: &[T], dims: (usize, usize)) -> Vec<f32> {
+impl Product<'_> {
+    fn of<T: WithDType>(self, weight: &[T], dims: (usize, usize)) -> Vec<f32> {
         let rows = Rows(weight, dims);
-        match self {
-            Self::Forward => matmul_widened(x, &rows),
-            Self::InputGradient => {
-                let Ok(dx) = input_gradient(x, &rows);
-                dx
-            }
-        }
+        let Ok(product) = match self {
+            Self::Forward(x) => Ok(matmul_widened(x, &rows)),
+            Self::InputGradient(g) => input_gradient(g, &rows),
+            Self::RowNorms { a, b, scale } => adapted_row_norms(&rows, a, b, scale),
+        };
+        product
     }
-}
 
-impl HalfLinear {
-    fn product(&self, x: &[f32], product: Product) -> Result<Vec<f32>> {
-        let ((storage, layout), dims) = (self.weight.storage_and_layout(), self.weight.dims2()?);
+    /// The product with a contiguous float weight on the CPU.
+    fn with(self, weight: &Tensor) -> Result<Vec<f32>> {
+        let ((storage, layout), dims) = (weight.storage_and_layout(), weight.dims2()?);
         let Some((start, end)) = layout.contiguous_offsets() else {
             candle_core::bail!("expected a contiguous weight")
         };
         match &*storage {
-            Storage::Cpu(CpuStorage::BF16(weight)) => Ok(product.of(x, &weight[start..end], dims)),
-            Storage::Cpu(CpuStorage::F16(weight)) => Ok(product.of(x, &weight[start..end], dims)),
-            _ => candle_core::bail!("expected a weight in bf16 or f16 on the CPU, found {:?}", self.weight.dtype()),
+            Storage::Cpu(CpuStorage::BF16(weight)) => Ok(self.of(&weight[start..end], dims)),
+            Storage::Cpu(CpuStorage::F16(weight)) => Ok(self.of(&weight[start..end], dims)),
+            Storage::Cpu(CpuStorage::F32(weight)) => Ok(self.of(&weight[start..end], dims)),
+            _ => candle_core::bail!("expected a weight in f32, bf16 or f16 on the CPU, found {:?}", weight.dtype()),
         }
     }
+}
 
+/// Norms of the rows of `weight + scale * B A` for a weight in f32, bf16 or f16 on the CPU, and `a` (rank, in) and `b`
+/// (out, rank).
+///
+/// # Errors
+/// Errors of candle, for another weight.
+pub(super) fn float_row_norms(weight: &Tensor, a: &[f32], b: &[f32], scale: f32) -> Result<Vec<f32>> {
+    Product::RowNorms { a, b, scale }.with(&weight.detach().contiguous()?)
+}
+
+impl HalfLinear {
     fn backward(&self, x: &Tensor, g: &Tensor) -> Result<Tensor> {
-        let dx = with_slice(&g.detach().contiguous()?, |g| self.product(g, Product::InputGradient))??;
+        let dx = with_slice(&g.detach().contiguous()?, |g| Product::InputGradient(g).with(&self.weight))??;
         Tensor::from_vec(dx, x.shape(), x.device())
     }
 }
@@ -109,7 +123,7 @@ impl CustomOp1 for HalfLinear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(self.product(contiguous_slice(x, lx)?, Product::Forward)?), self.shape.clone()))
+        Ok((CpuStorage::F32(Product::Forward(contiguous_slice(x, lx)?).with(&self.weight)?), self.shape.clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {

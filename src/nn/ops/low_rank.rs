@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{contiguous_slice, is_cpu_f32, is_tracked, vectorised, with_slices};
+use super::{RowScale, contiguous_slice, is_cpu_f32, is_tracked, vectorised, with_slices};
 use crate::nn::deliver;
 use crate::nn::kernels::dispatch::MatmulBackend;
 use crate::nn::kernels::gemv::gemv;
@@ -163,18 +163,19 @@ impl FixedLora {
     }
 
     /// Whether [`Self::add_to`] is for these tensors and `rows` rows: few, f32 on the CPU, and without a graph.
-    pub fn is_for(&self, y: &Tensor, x: &Tensor, rows: usize) -> bool {
+    pub fn is_for(&self, y: &Tensor, x: &Tensor, rows: usize, row_scale: Option<RowScale<'_>>) -> bool {
         let is_few = MatmulBackend::for_linear(rows, Precision::Full) == MatmulBackend::Gemv;
-        is_few && self.rank > 0 && is_cpu_f32(&[y, x]) && !is_tracked(&[y, x])
+        let is_served = row_scale.is_none_or(|row_scale| row_scale.is_cpu_f32() && !row_scale.is_tracked());
+        is_few && is_served && self.rank > 0 && is_cpu_f32(&[y, x]) && !is_tracked(&[y, x])
     }
 
-    /// `y + scale * (x A^T) B^T` for `rows` rows; the result has the shape of `y`. The bits of a row do not depend on the
-    /// other rows.
+    /// `y + scale * (x A^T) B^T` for `rows` rows, then scaled by DoRA; the result has the shape of `y`. The bits of a row do
+    /// not depend on the other rows.
     ///
     /// # Errors
     /// Errors of candle, if shapes do not fit.
-    pub fn add_to(&self, y: &Tensor, x: &Tensor, rows: usize) -> Result<Tensor> {
-        y.contiguous()?.apply_op2_no_bwd(&x.contiguous()?, &FixedUpdate { lora: self, rows })
+    pub fn add_to(&self, y: &Tensor, x: &Tensor, rows: usize, row_scale: Option<RowScale<'_>>) -> Result<Tensor> {
+        y.contiguous()?.apply_op2_no_bwd(&x.contiguous()?, &FixedUpdate { lora: self, rows, row_scale })
     }
 }
 
@@ -182,6 +183,7 @@ impl FixedLora {
 struct FixedUpdate<'a> {
     lora: &'a FixedLora,
     rows: usize,
+    row_scale: Option<RowScale<'a>>,
 }
 
 impl CustomOp2 for FixedUpdate<'_> {
@@ -191,7 +193,7 @@ impl CustomOp2 for FixedUpdate<'_> {
 
     fn cpu_fwd(&self, y: &CpuStorage, ly: &Layout, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
         let (y, x) = (contiguous_slice(y, ly)?, contiguous_slice(x, lx)?);
-        let (FixedLora { matrices, rank, scale }, rows) = (self.lora, self.rows);
+        let Self { lora: FixedLora { matrices, rank, scale }, rows, row_scale } = *self;
         let [a, b] = &**matrices;
         if x.len() != rows * a.inputs() || y.len() != rows * b.outputs() {
             candle_core::bail!("low-rank update of {:?} from {:?}", ly.shape(), lx.shape());
@@ -199,6 +201,7 @@ impl CustomOp2 for FixedUpdate<'_> {
         let (mut z, mut sum) = (vec![0f32; rows * rank], y.to_vec());
         a.add_product(x, 1.0, MatMut::contiguous(&mut z, (rows, *rank)));
         b.add_product(&z, *scale, MatMut::contiguous(&mut sum, (rows, b.outputs())));
+        row_scale.map_or(Ok(()), |row_scale| row_scale.scale(&mut sum))?;
         Ok((CpuStorage::F32(sum), ly.shape().clone()))
     }
 }
@@ -227,22 +230,27 @@ mod tests {
     #[test]
     fn a_fixed_adapter_gives_what_the_changing_one_gives() -> Result<()> {
         let (a, b) = (values(&[3, 20], 0.4), values(&[5, 3], 0.3));
+        let (magnitude, norms, bias) = (values(&[5], 0.5), (values(&[5], 0.6) + 2.0)?, values(&[5], 0.7));
         for rows in [1, 2, 9, 32] {
             let (y, x) = (values(&[rows, 5], 0.1), values(&[1, rows, 20], 0.2));
             let z = x.reshape((rows, 20))?.matmul(&a.t()?)?;
             let expected = low_rank_update(&y, &z, &b, 0.7)?;
             for (half, tolerance) in [(false, 1e-5), (true, 1e-2)] {
                 let fixed = FixedLora::new(&a, &b, 0.7, half)?;
-                assert!(fixed.is_for(&y, &x, rows));
-                assert!(max_diff(&fixed.add_to(&y, &x, rows)?, &expected) < tolerance, "{rows} rows, half: {half}");
+                assert!(fixed.is_for(&y, &x, rows, None));
+                let found = fixed.add_to(&y, &x, rows, None)?;
+                assert!(max_diff(&found, &expected) < tolerance, "{rows} rows, half: {half}");
+                let row_scale = RowScale { magnitude: &magnitude, norms: Some(&norms), bias: Some(&bias) };
+                let scaled = fixed.add_to(&y, &x, rows, Some(row_scale))?;
+                assert!(max_diff(&scaled, &row_scale.apply(&found)?) < 1e-5, "{rows} rows, half: {half}");
             }
         }
         let fixed = FixedLora::new(&a, &b, 0.7, false)?;
         let (y, x) = (values(&[33, 5], 0.1), values(&[33, 20], 0.2));
-        assert!(!fixed.is_for(&y, &x, 33), "many rows take the matmul");
-        assert!(fixed.add_to(&y, &x, 32).is_err());
+        assert!(!fixed.is_for(&y, &x, 33, None), "many rows take the matmul");
+        assert!(fixed.add_to(&y, &x, 32, None).is_err());
         let tracked = candle_core::Var::from_tensor(&values(&[1, 20], 0.2))?;
-        assert!(!fixed.is_for(&values(&[1, 5], 0.1), &tracked, 1));
+        assert!(!fixed.is_for(&values(&[1, 5], 0.1), &tracked, 1, None));
         Ok(())
     }
 

@@ -10,6 +10,7 @@
 mod activation;
 mod attention;
 mod cache_cast;
+mod dora;
 mod dropout;
 mod half_linear;
 mod last_positions;
@@ -24,8 +25,9 @@ pub(crate) use crate::nn::kernels::simd_math::vectorised;
 pub use activation::{activation, gated_activation};
 pub use attention::{KeyRanges, KvSegment, attention, attention_over, attention_weights, attention_with};
 pub(crate) use cache_cast::cast_for_cache;
+pub(crate) use dora::{LowRank, RowScale, row_factors};
 pub use dropout::dropout;
-pub(crate) use dropout::with_dropout;
+pub(crate) use dropout::{dropout_rest, with_dropout};
 pub use half_linear::half_linear_as;
 pub use last_positions::last_positions;
 pub use linear::{linear, linear_as, linear_with};

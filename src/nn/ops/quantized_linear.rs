@@ -18,7 +18,7 @@ use crate::nn::kernels::mat::MatRef;
 #[cfg(all(target_arch = "x86_64", not(haplovl_portable)))]
 use crate::nn::kernels::qmatmul;
 use crate::nn::kernels::quantize_q4k::quantize_q4k;
-use crate::nn::kernels::widened::{WidenTile, input_gradient};
+use crate::nn::kernels::widened::{WidenTile, adapted_row_norms, input_gradient};
 use crate::nn::tape::{apply1, apply2};
 use crate::options::Quantization;
 
@@ -183,6 +183,14 @@ impl QuantizedWeight {
     /// Errors of candle only.
     pub fn dequantize(&self) -> Result<Tensor> {
         self.blocks.dequantize()?.narrow(1, 0, self.in_size)?.contiguous()
+    }
+
+    /// Norms of the rows of `weight + scale * B A`, for `a` (rank, in) and `b` (out, rank).
+    ///
+    /// # Errors
+    /// Errors of candle only.
+    pub(super) fn row_norms(&self, a: &[f32], b: &[f32], scale: f32) -> Result<Vec<f32>> {
+        adapted_row_norms(&WeightTiles::new(self)?, a, b, scale)
     }
 }
 

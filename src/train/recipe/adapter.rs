@@ -23,6 +23,9 @@ pub struct AdapterConfig {
     /// Whether the scale is `alpha / sqrt(rank)` (rank-stabilised) instead of `alpha / rank`.
     #[serde(default)]
     pub use_rslora: bool,
+    /// Whether the norm of each row of an adapted weight is trained too (DoRA).
+    #[serde(default)]
+    pub use_dora: bool,
     /// Probability with which an element of an adapted layer's input is dropped.
     #[serde(default, alias = "lora_dropout")]
     pub dropout: f64,
@@ -73,6 +76,7 @@ impl AdapterConfig {
             rank,
             alpha: None,
             use_rslora: false,
+            use_dora: false,
             dropout: 0.0,
             target_modules: all_linear(),
             exclude_modules: None,
@@ -85,7 +89,7 @@ impl AdapterConfig {
     pub fn lora(&self, base_model: &str) -> LoraConfig {
         let alpha = self.alpha.unwrap_or(self.rank as f64);
         let mut lora = LoraConfig::new(self.rank, alpha, self.target_modules.names());
-        (lora.use_rslora, lora.lora_dropout) = (self.use_rslora, self.dropout);
+        (lora.use_rslora, lora.use_dora, lora.lora_dropout) = (self.use_rslora, self.use_dora, self.dropout);
         lora.exclude_modules = self.exclude_modules.as_ref().map(Targets::names);
         lora.modules_to_save = self.modules_to_save.clone();
         lora.base_model_name_or_path = base_model.into();
