@@ -104,8 +104,9 @@ impl Estimate {
 
     /// In percent: `71.2 (69.0 to 73.5)`.
     pub fn percent(&self) -> String {
-        let [low, high] = self.interval;
-        format!("{:.1} ({:.1} to {:.1})", 100.0 * self.value, 100.0 * low, 100.0 * high)
+        // Rounded first, so that a small negative number is no `-0.0`.
+        let [low, high] = self.interval.map(|bound| (1000.0 * bound).round() / 10.0 + 0.0);
+        format!("{:.1} ({low:.1} to {high:.1})", (1000.0 * self.value).round() / 10.0 + 0.0)
     }
 }
 

@@ -61,11 +61,10 @@ fn named(path: &Path, error: impl Display) -> anyhow::Error {
 /// If parameters or FLOPs differ by more than 5 %.
 pub fn costs(options: &Options, size: Option<&str>, designs: &[String]) -> Result<Vec<(String, Cost)>> {
     let plan = Plan::read(&options.recipes)?;
-    let base = plan.config(&options.recipes, plan.setting(&options.setting)?, size)?;
     let stop = Arc::new(|| false);
     let trainer = Trainer { options, plan: &plan, setting: plan.setting(&options.setting)?, stop };
     let first = plan.designs.first().context("plan.toml has no design")?;
-    let reference = Cost::of(first.model, &first.model.config(&base)?)?;
+    let reference = Cost::of(first.model, &trainer.config(first, size)?)?;
     let cost = |name: &String| {
         let design = plan.design(name)?;
         let cost = Cost::of(design.model, &trainer.config(design, size)?)?;

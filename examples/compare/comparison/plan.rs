@@ -84,6 +84,19 @@ pub struct Design {
     /// Whether the image follows the first text.
     #[serde(default)]
     pub image_last: bool,
+    /// Fields of `config.json` that differ in its own stages; the shared vision teacher and language model are trained
+    /// without them.
+    #[serde(default)]
+    pub config: Value,
+}
+
+impl Design {
+    /// A configuration of its model with its own fields.
+    pub fn changed(&self, config: HaploVlConfig) -> Result<HaploVlConfig> {
+        let mut fields = serde_json::to_value(config)?;
+        merge(&mut fields, &self.config);
+        Ok(HaploVlConfig::from_json(fields)?)
+    }
 }
 
 /// One training run, or another export of one.
@@ -281,7 +294,7 @@ impl Plan {
         let stage =
             |(owner, stage): &(&Design, &Stage)| serde_json::json!([owner.name, owner.causal, owner.image_last, stage]);
         let world = (setting.side, &setting.shapes, setting.relations, setting.scenes);
-        let parts = serde_json::json!({
+        let mut parts = serde_json::json!({
             "world": world,
             "tests": [setting.test_scenes, setting.curve_scenes],
             "config": self.config_fields(folder, setting, entry.size.as_deref())?,
@@ -291,6 +304,12 @@ impl Plan {
             "scenes": entry.scenes,
             "seed": entry.seed,
         });
+        let changed = stages.iter().map(|(owner, _)| &owner.config).chain([&design.config]);
+        let changed = Vec::from_iter(changed);
+        // Absent without such fields, so that results from before designs could have them are still recognised.
+        if changed.iter().any(|config| !config.is_null()) {
+            parts["changed"] = serde_json::json!(changed);
+        }
         Ok(format!("{:08x}", crc32fast::hash(&serde_json::to_vec(&parts)?)))
     }
 }
@@ -344,6 +363,9 @@ mod tests {
         let of_connector = || provenance("tiny", "connector-fitted", 1);
         let original = of_connector();
         change("plan.toml", "name = \"haplovl\"\n", "name = \"haplovl\"\ncausal = true\n");
+        assert_ne!(of_connector(), original);
+        let original = of_connector();
+        change("plan.toml", "name = \"haplovl\"\n", "name = \"haplovl\"\nconfig.pre_decoder.rope = \"none\"\n");
         assert_ne!(of_connector(), original);
     }
 }

@@ -102,14 +102,14 @@ impl Trainer<'_> {
         if design.causal {
             config.image_attention = haplovl::config::ImageAttention::Causal;
         }
-        Ok(config)
+        design.changed(config)
     }
 
     /// Trains what an entry still lacks; `None` if it was stopped.
     pub fn train(&self, entry: &Entry) -> Result<Option<Trained>> {
         let design = self.plan.design(&entry.design)?;
         let config = self.config(design, entry.size.as_deref())?;
-        let Some((vision, language)) = self.train_shared(design, entry.size.as_deref(), &config)? else {
+        let Some((vision, language)) = self.train_shared(design, entry.size.as_deref())? else {
             return Ok(None);
         };
         let mut exports = Exports { previous: language.clone(), language, vision };
@@ -126,7 +126,7 @@ impl Trainer<'_> {
                 folder: self.entry_folder(&home).join(&stage.name),
                 seed: entry.seed,
                 scenes,
-                config: config.clone(),
+                config: self.config(owner, entry.size.as_deref())?,
                 exports: exports.clone(),
                 is_last,
             };
@@ -142,18 +142,15 @@ impl Trainer<'_> {
     }
 
     /// Trains the vision teacher and the language model of a size, and returns their exports.
-    fn train_shared(
-        &self,
-        design: &Design,
-        size: Option<&str>,
-        config: &HaploVlConfig,
-    ) -> Result<Option<(PathBuf, PathBuf)>> {
+    fn train_shared(&self, design: &Design, size: Option<&str>) -> Result<Option<(PathBuf, PathBuf)>> {
         let folder = self.folder().join(size.map_or("shared".into(), |size| format!("shared-{size}")));
         let language = if design.model.is_deeper() { "language-deeper" } else { "language" };
         let mut exports = Vec::new();
         // The vision teacher of all designs is the same run.
         let base = self.plan.config(&self.options.recipes, self.setting, size)?;
-        for (recipe, name, config) in [("vision", "vision", &base), ("language", language, config)] {
+        for (recipe, name, config) in
+            [("vision", "vision", &base), ("language", language, &design.model.config(&base)?)]
+        {
             let stage =
                 Stage { name: name.into(), recipe: recipe.into(), export_of: None, share: 1.0, set: Vec::new() };
             let none = PathBuf::new();
