@@ -37,7 +37,7 @@ pub struct BaseOptions {
 pub struct ModelOptions {
     #[command(flatten)]
     base: BaseOptions,
-    /// Folder of a LoRA adapter in PEFT's form: adapter_config.json and adapter_model.safetensors
+    /// Folder of a LoRA or DoRA adapter in PEFT's form: adapter_config.json and adapter_model.safetensors
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
 }

@@ -45,7 +45,7 @@ const THREADS: usize = 2;
 struct Arguments {
     #[command(flatten)]
     model: model::BaseOptions,
-    /// Folder of a LoRA adapter in PEFT's form, and the name by which requests choose it as their `model`; may be repeated.
+    /// Folder of a LoRA or DoRA adapter in PEFT's form, and the name by which requests choose it as their `model`; may be repeated.
     /// Without a name, all requests are answered with it
     #[arg(long, value_name = "[NAME=]DIR", value_parser = adapter)]
     adapter: Vec<NamedAdapter>,
