@@ -45,13 +45,14 @@ pub fn head_cross_entropy(hidden: &Tensor, head: &Linear, labels: &Tensor) -> Re
 fn chunked_over(hidden: &Tensor, head: &Linear, labels: &Tensor, chunk_logits: usize) -> Result<LossSum> {
     let (vocabulary, width) = head.dims2()?;
     let rows = LabelledRows::new(hidden, (vocabulary, width), labels)?;
-    // Norms for DoRA once for all chunks.
-    let mut head = head.clone();
-    head.hold_norms()?;
-    let (device, count, trained) = (hidden.device(), rows.labels.len(), head.trained());
+    let (device, count) = (hidden.device(), rows.labels.len());
     if count == 0 {
         return LossSum::zero(device);
     }
+    // Norms for DoRA once for all chunks.
+    let mut head = head.clone();
+    head.hold_norms()?;
+    let trained = head.trained();
     let index = Tensor::new(rows.positions, device)?;
     let selected = hidden.detach().index_select(&index, 0)?;
     let (mut sum, mut d_selected) = (Tensor::zeros((), DType::F32, device)?, vec![]);

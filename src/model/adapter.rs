@@ -12,7 +12,7 @@ use crate::config::{HaploVlConfig, LoraConfig, LoraTargets, ModuleNames};
 use crate::nn::{Linear, Lora, ParameterSlot, TokenTable};
 use crate::weights::{
     EachPart, ParameterShapes, SaveOptions, TensorSource, check_tensors, name_hash, open_weights,
-    save_safetensors_file, write_bytes_atomically,
+    save_safetensors_file_keeping, write_bytes_atomically,
 };
 use crate::{Error, Result};
 
@@ -100,13 +100,10 @@ impl Adapter {
         let json = serde_json::to_vec_pretty(&self.config.to_json());
         let json = json.map_err(|e| Error::format(&path, format!("cannot be written as JSON: {e}")).caused_by(e))?;
         write_bytes_atomically(path, &json)?;
-        let stored = |(name, tensor): (&String, &Tensor)| {
-            // Magnitudes stay in f32: rounded, each would scale its whole row.
-            let dtype = options.dtype.filter(|_| !name.ends_with(MAGNITUDE)).unwrap_or(tensor.dtype());
-            Ok((self.peft_name(name), tensor.detach().to_dtype(dtype)?))
-        };
-        let tensors = self.tensors.iter().map(stored).collect::<Result<_>>()?;
-        save_safetensors_file(folder.join(Self::WEIGHTS), &tensors, &SaveOptions { dtype: None, ..options.clone() })
+        let tensors = self.tensors.iter().map(|(name, tensor)| (self.peft_name(name), tensor.detach())).collect();
+        // Magnitudes stay in f32: rounded, each would scale its whole row.
+        let kept = |name: &str| name.ends_with(MAGNITUDE);
+        save_safetensors_file_keeping(folder.join(Self::WEIGHTS), &tensors, options, kept)
     }
 
     /// The configuration.
@@ -196,12 +193,7 @@ impl HaploVl {
     /// # Errors
     /// Errors of candle only.
     pub(crate) fn with_held_norms(mut self) -> Result<Self> {
-        let mut result = Ok(());
-        self.visit_parameters(&mut |_, slot| match slot {
-            ParameterSlot::Linear(linear) if result.is_ok() => result = linear.hold_norms(),
-            _ => {}
-        });
-        result.map(|()| self)
+        self.try_for_each_adaptable(|_, linear| linear.hold_norms()).map(|()| self)
     }
 
     /// Norms of the rows of all weights that a DoRA adapter scales, by PEFT's name of their magnitudes: where these start.
@@ -209,18 +201,26 @@ impl HaploVl {
     /// # Errors
     /// Errors of candle only.
     pub(crate) fn adapted_norms(&mut self) -> Result<BTreeMap<String, Tensor>> {
-        let mut norms = Ok(BTreeMap::new());
+        let mut norms = BTreeMap::new();
+        self.try_for_each_adaptable(|name, linear| {
+            if let Some(lora) = linear.lora().filter(|lora| lora.magnitude().is_some()) {
+                norms.insert(format!("{ADAPTER_PREFIX}{name}.{MAGNITUDE}"), linear.adapted_norms(lora)?);
+            }
+            Ok(())
+        })?;
+        Ok(norms)
+    }
+
+    /// Calls `f` with every linear layer that can have an adapter and its name, until `f` fails: unlike
+    /// [`Self::try_for_each_linear`] also with those of embeddings and connector.
+    fn try_for_each_adaptable(&mut self, mut f: impl FnMut(&str, &mut Linear) -> Result<()>) -> Result<()> {
+        let mut result = Ok(());
         self.visit_parameters(&mut |name, slot| {
-            if let (ParameterSlot::Linear(linear), Ok(norms_of)) = (slot, &mut norms)
-                && let Some(lora) = linear.lora().filter(|lora| lora.magnitude().is_some())
-            {
-                match linear.adapted_norms(lora) {
-                    Ok(found) => drop(norms_of.insert(format!("{ADAPTER_PREFIX}{name}.{MAGNITUDE}"), found)),
-                    Err(error) => norms = Err(error),
-                }
+            if let (true, ParameterSlot::Linear(linear)) = (result.is_ok(), slot) {
+                result = f(name, linear);
             }
         });
-        norms
+        result
     }
 
     /// Attaches an adapter, unmerged: the weights of the base model are shared with its other clones.

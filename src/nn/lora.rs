@@ -150,7 +150,10 @@ impl Lora {
         let (a, b) = (self.a.to_dtype(x.dtype())?, self.b.to_dtype(x.dtype())?);
         let z = ops::linear_as(x, &a, None, Precision::Full, (rows, rank))?;
         let sum = ops::low_rank_update_of_fresh(&y, &z, &b, self.scale)?;
-        Ok(row_scale.map_or_else(|| Ok(sum.clone()), |row_scale| row_scale.apply(&sum))?)
+        match row_scale {
+            Some(row_scale) => Ok(row_scale.apply(&sum)?),
+            None => Ok(sum),
+        }
     }
 }
 

@@ -49,6 +49,7 @@ pub use parameters::Parameters;
 pub use pickle::PickleFiles;
 pub use random_weights::RandomWeights;
 pub use safetensors::SafetensorsFiles;
+pub(crate) use save::save_safetensors_file_keeping;
 pub use save::{SaveOptions, save_safetensors, save_safetensors_file, save_source};
 pub(crate) use siglip::PixelNorm;
 pub use source::{EachPart, TensorSource, check_source, open_weights, source_var_builder};

@@ -48,7 +48,7 @@ pub fn save_safetensors(
     tensors: &BTreeMap<String, Tensor>,
     options: &SaveOptions,
 ) -> Result<()> {
-    save_shards(folder.as_ref(), &in_memory(tensors, options), options)
+    save_shards(folder.as_ref(), &in_memory(tensors, options, |_| false), options)
 }
 
 /// Saves tensors of a source as [`save_safetensors`] does, in parts, so that little exists in memory. Each has the dtype
@@ -99,8 +99,21 @@ pub fn save_safetensors_file(
     tensors: &BTreeMap<String, Tensor>,
     options: &SaveOptions,
 ) -> Result<()> {
+    save_safetensors_file_keeping(path, tensors, options, |_| false)
+}
+
+/// [`save_safetensors_file`] where tensors of the names that `is_kept` holds for keep their dtype.
+///
+/// # Errors
+/// As [`save_safetensors`].
+pub(crate) fn save_safetensors_file_keeping(
+    path: impl AsRef<Path>,
+    tensors: &BTreeMap<String, Tensor>,
+    options: &SaveOptions,
+    is_kept: impl Fn(&str) -> bool,
+) -> Result<()> {
     let path = path.as_ref();
-    let tensors = in_memory(tensors, options);
+    let tensors = in_memory(tensors, options, is_kept);
     write_atomically(path, |writer| write_file(writer, path, &tensors.iter().collect::<Vec<_>>(), options))
 }
 
@@ -122,9 +135,13 @@ impl Pending<'_> {
     }
 }
 
-fn in_memory<'a>(tensors: &'a BTreeMap<String, Tensor>, options: &SaveOptions) -> Vec<Pending<'a>> {
+fn in_memory<'a>(
+    tensors: &'a BTreeMap<String, Tensor>,
+    options: &SaveOptions,
+    is_kept: impl Fn(&str) -> bool,
+) -> Vec<Pending<'a>> {
     let pending = |(name, tensor): (&String, &'a Tensor)| {
-        let dtype = options.dtype.unwrap_or(tensor.dtype());
+        let dtype = options.dtype.filter(|_| !is_kept(name)).unwrap_or(tensor.dtype());
         let parts = |each: &mut EachPart<'_>| each(tensor.detach());
         Pending { name: name.clone(), dims: tensor.dims().to_vec(), dtype, parts: Box::new(parts) }
     };

@@ -123,6 +123,14 @@ fn merged_and_unmerged_agree() {
         let names = SafetensorsFiles::open(of_file.join(Adapter::WEIGHTS)).unwrap();
         let expected = Adapter::shapes(&lora, &config).unwrap();
         assert!(names.names().eq(expected.keys().map(String::as_str)), "PEFT knows a tensor by its name");
+        let half = folder.path().join("half");
+        let options = SaveOptions { dtype: Some(DType::BF16), ..SaveOptions::default() };
+        adapter(&lora, &config).save(&half, &options).unwrap();
+        let half = SafetensorsFiles::open(half.join(Adapter::WEIGHTS)).unwrap();
+        for name in half.names() {
+            let expected = if name.ends_with("magnitude_vector") { DType::F32 } else { DType::BF16 };
+            assert_eq!(half.stored_dtype(name), Some(expected), "{name}");
+        }
         let adapter = adapter(&lora, &config);
         let adapted = load(source.clone(), None).with_adapter(&adapter).unwrap();
         let unmerged = adapted.forward(&batch).unwrap();

@@ -6,9 +6,9 @@ use rayon::prelude::*;
 
 use super::half_linear::float_row_norms;
 use super::linear::bias_gradient;
-use super::{QuantizedWeight, contiguous_slice, is_cpu_f32, is_tracked, vectorised, with_slice, with_slices};
+use super::norm::map_rows;
+use super::{QuantizedWeight, contiguous_slice, is_cpu_f32, is_tracked, with_slice, with_slices};
 use crate::nn::tape::apply3;
-use crate::nn::tensor_data::CHUNK;
 
 /// A low-rank update of a weight, `scale * B A`, of `a` (rank, in) and `b` (out, rank).
 #[derive(Clone, Copy)]
@@ -84,13 +84,13 @@ impl RowScale<'_> {
         }
         if self.is_cpu_f32() && is_cpu_f32(&[y]) {
             let bias = bias.map_or_else(|| magnitude.zeros_like(), |bias| bias.contiguous())?;
-            let op = WithMagnitude { norms: norms.map(Tensor::contiguous).transpose()? };
+            let factors = quotient(&magnitude.detach(), norms)?.contiguous()?;
+            let op = WithMagnitude { factors, norms: norms.cloned() };
             return apply3(&y.contiguous()?, &magnitude.contiguous()?, &bias, op);
         }
-        let magnitude = magnitude.to_dtype(DType::F32)?;
-        let factor = norms.map_or_else(|| Ok(magnitude.clone()), |norms| row_factors(&magnitude, norms))?;
         // In f32, as the magnitude: quotients near 1 would lose what training changes.
-        let scaled = y.reshape(((), outputs))?.to_dtype(DType::F32)?.broadcast_mul(&factor)?.to_dtype(y.dtype())?;
+        let factors = quotient(&magnitude.to_dtype(DType::F32)?, norms)?;
+        let scaled = y.reshape(((), outputs))?.to_dtype(DType::F32)?.broadcast_mul(&factors)?.to_dtype(y.dtype())?;
         let scaled = bias.map_or_else(|| Ok(scaled.clone()), |bias| scaled.broadcast_add(bias))?;
         scaled.reshape(y.shape())
     }
@@ -110,8 +110,7 @@ impl RowScale<'_> {
     /// # Errors
     /// Errors of candle, for other devices and dtypes.
     pub(super) fn scale(self, y: &mut [f32]) -> Result<()> {
-        let quotients = self.norms.map(|norms| row_factors(self.magnitude, norms)).transpose()?;
-        with_slice(quotients.as_ref().unwrap_or(self.magnitude), |factors| {
+        with_slice(&quotient(self.magnitude, self.norms)?, |factors| {
             let rows = y.chunks_mut(factors.len().max(1));
             rows.for_each(|y| y.iter_mut().zip(factors).for_each(|(y, factor)| *y *= factor));
         })?;
@@ -133,41 +132,24 @@ pub fn row_factors(magnitude: &Tensor, norms: &Tensor) -> Result<Tensor> {
     is_zero.where_cond(&norms.zeros_like()?, &(magnitude / divisor)?)
 }
 
+/// `magnitude / norms`, or `magnitude` if it is the quotient already.
+fn quotient(magnitude: &Tensor, norms: Option<&Tensor>) -> Result<Tensor> {
+    norms.map_or_else(|| Ok(magnitude.clone()), |norms| row_factors(magnitude, norms))
+}
+
 /// The custom op.
 struct WithMagnitude {
+    /// Factors of the elements of a row, [`quotient`] of magnitude and norms.
+    factors: Tensor,
     /// Norms of the rows of the adapted weight, unless the magnitude is divided by them already.
     norms: Option<Tensor>,
 }
 
 impl WithMagnitude {
-    /// Runs `f(row of y, row of out)` over all rows of `width` elements, in parallel.
-    fn map_rows(y: &[f32], width: usize, f: impl Fn(&[f32], &mut [f32]) + Sync + Send) -> Vec<f32> {
-        let mut out = vec![0f32; y.len()];
-        let chunk = (CHUNK / width).max(1) * width;
-        out.par_chunks_mut(chunk).zip(y.par_chunks(chunk)).for_each(|(out, y)| {
-            vectorised(
-                #[inline(always)]
-                || out.chunks_mut(width).zip(y.chunks(width)).for_each(|(out, y)| f(y, out)),
-            );
-        });
-        out
-    }
-
-    /// `values / norms`.
-    fn quotients(&self, mut values: Vec<f32>) -> Result<Vec<f32>> {
-        let Some(norms) = &self.norms else { return Ok(values) };
-        with_slice(norms, |norms| {
-            let quotient = |(value, norm): (&mut f32, &f32)| *value = if *norm == 0.0 { 0.0 } else { *value / norm };
-            values.iter_mut().zip(norms).for_each(quotient);
-        })?;
-        Ok(values)
-    }
-
-    fn y_gradient(&self, magnitude: &Tensor, g: &Tensor) -> Result<Tensor> {
-        let factors = self.quotients(with_slice(magnitude, <[f32]>::to_vec)?)?;
-        let dy = with_slice(g, |g| {
-            Self::map_rows(g, factors.len(), |g, dy| {
-                dy.iter_mut().zip(g).zip(&factors).for_each(|((dy, g), factor)| *dy = g * factor);
+    fn y_gradient(&self, g: &Tensor) -> Result<Tensor> {
+        let dy = with_slices([g, &self.factors], |[g, factors]| {
+            map_rows(g, factors.len(), |g, dy| {
+                dy.iter_mut().zip(g).zip(factors).for_each(|((dy, g), factor)| *dy = g * factor);
             })
         })?;
         Tensor::from_vec(dy, g.shape(), g.device())
@@ -185,7 +167,7 @@ impl WithMagnitude {
             });
             sums
         })?;
-        Tensor::from_vec(self.quotients(sums)?, shape, g.device())
+        quotient(&Tensor::from_vec(sums, shape, g.device())?, self.norms.as_ref())
     }
 }
 
@@ -201,20 +183,21 @@ impl CustomOp3 for WithMagnitude {
         &self,
         y: &CpuStorage,
         ly: &Layout,
-        magnitude: &CpuStorage,
-        lm: &Layout,
+        _magnitude: &CpuStorage,
+        _lm: &Layout,
         bias: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (y, bias) = (contiguous_slice(y, ly)?, contiguous_slice(bias, lb)?);
-        let factors = self.quotients(contiguous_slice(magnitude, lm)?.to_vec())?;
-        if bias.len() != factors.len() {
-            candle_core::bail!("{} magnitudes and a bias of {}", factors.len(), bias.len());
+        let (y, bias, outputs) = (contiguous_slice(y, ly)?, contiguous_slice(bias, lb)?, self.factors.elem_count());
+        if bias.len() != outputs {
+            candle_core::bail!("{outputs} magnitudes and a bias of {}", bias.len());
         }
-        let scaled = Self::map_rows(y, factors.len(), |y, out| {
-            let terms = y.iter().zip(&factors).zip(bias);
-            out.iter_mut().zip(terms).for_each(|(out, ((y, factor), bias))| *out = y * factor + bias);
-        });
+        let scaled = with_slice(&self.factors, |factors| {
+            map_rows(y, outputs, |y, out| {
+                let terms = y.iter().zip(factors).zip(bias);
+                out.iter_mut().zip(terms).for_each(|(out, ((y, factor), bias))| *out = y * factor + bias);
+            })
+        })?;
         Ok((CpuStorage::F32(scaled), ly.shape().clone()))
     }
 
@@ -227,7 +210,7 @@ impl CustomOp3 for WithMagnitude {
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let g = g.detach().contiguous()?;
-        let dy = y.track_op().then(|| self.y_gradient(&magnitude.detach(), &g)).transpose()?;
+        let dy = y.track_op().then(|| self.y_gradient(&g)).transpose()?;
         let dm =
             magnitude.track_op().then(|| self.magnitude_gradient(&y.detach(), &g, magnitude.shape())).transpose()?;
         Ok((dy, dm, bias_gradient(bias, &g)?))

@@ -58,7 +58,7 @@ fn check_width(x: &Tensor, weight: &Tensor) -> Result<()> {
 }
 
 /// Runs `f(row of x, row of out)` over all rows, on several threads if there are enough elements.
-fn map_rows(x: &[f32], width: usize, f: impl Fn(&[f32], &mut [f32]) + Sync + Send) -> Vec<f32> {
+pub(super) fn map_rows(x: &[f32], width: usize, f: impl Fn(&[f32], &mut [f32]) + Sync + Send) -> Vec<f32> {
     let mut out = vec![0f32; x.len()];
     let rows = if x.len() >= PARALLEL_FROM { PARALLEL_FROM.div_ceil(2 * width) } else { x.len() / width };
     let rows_at_once = |(out, x): (&mut [f32], &[f32])| {
