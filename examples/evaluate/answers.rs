@@ -167,10 +167,13 @@ impl<'a> Asked<'a> {
         let mut scorer = OptionScorer::new(by.model);
         for question in self.questions.questions().iter().skip(first) {
             let conversation = self.questions.conversation(question, &question.text, by.model.processor());
-            let scored = conversation.and_then(|asked| scorer.log_likelihoods(&asked, &question.options));
+            // A letter without an option is not chosen.
+            let options = question.options.iter().zip('A'..='Z').filter(|(option, _)| !option.is_empty());
+            let (options, letters): (Vec<_>, Vec<_>) = options.unzip();
+            let scored = conversation.and_then(|asked| scorer.log_likelihoods(&asked, &options));
             let likelihoods = scored.as_deref().unwrap_or_default();
-            let best = likelihoods.iter().zip('A'..='Z').max_by(|a, b| a.0.total_cmp(b.0));
-            let text = best.map_or(String::new(), |(_, letter)| letter.to_string());
+            let best = likelihoods.iter().zip(letters).max_by(|a, b| a.0.total_cmp(b.0));
+            let text = best.map_or(String::new(), |(_, letter): (_, char)| letter.to_string());
             let metadata = json!({ "log_likelihoods": likelihoods });
             let line = self.line(question, &self.prompt(question), &text, metadata);
             self.write(question, line, scored.err(), bar)?;

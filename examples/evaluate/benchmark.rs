@@ -1,5 +1,6 @@
 //! Evaluation on a public benchmark.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -117,7 +118,8 @@ impl BenchmarkOptions {
             "{}: {missing} of {total} questions have no prediction: add --partial to score the others alone",
             file.display()
         );
-        let others = predictions.len().saturating_sub(total - missing);
+        let ids = HashSet::<&str>::from_iter(questions.questions().iter().map(|question| question.id.as_str()));
+        let others = predictions.iter().filter(|prediction| !ids.contains(prediction.id.as_str())).count();
         if missing + others > 0 {
             cli::note(format_args!("note: {missing} questions have no prediction, {others} predictions no question"));
         }
@@ -160,6 +162,11 @@ impl BenchmarkOptions {
         out: Option<&Path>,
     ) -> Result<Results> {
         let results = Results::of(questions, predictions);
+        ensure!(
+            self.score.is_none() || !results.scores.is_empty(),
+            "no question can be scored ({}): --data needs a file with the right answers",
+            Vec::from_iter(results.problems.iter().map(|(problem, count)| format!("{count}: {problem}"))).join(", ")
+        );
         if let Some(sheet) = &self.sheet {
             write_sheet(sheet, questions, predictions)?;
         }

@@ -214,3 +214,32 @@ fn predictions_must_agree_and_belong() {
     let none = questions.matched(&of(&[("x", "b")])).map(drop).unwrap_err().to_string();
     assert!(none.contains("ids are like x, expected like 1"), "{none}");
 }
+
+#[test]
+fn predictions_of_another_file_with_the_same_numbers_are_refused() {
+    let questions = "{\"question\": \"Is there a cat?\", \"label\": \"no\", \"question_id\": 1}\n\
+                     {\"question\": \"Is there a dog?\", \"label\": \"yes\", \"question_id\": 2}\n";
+    let of = |prompts: [&str; 2]| {
+        let line = |(id, prompt)| format!("{{\"question_id\": {id}, \"prompt\": \"{prompt}\", \"text\": \"yes\"}}\n");
+        let answers = String::from_iter((1..).zip(prompts).map(line));
+        let folder = folder(&[("q.jsonl", questions), ("answers.jsonl", &answers)]);
+        let set = open("pope", &folder.path().join("q.jsonl")).unwrap();
+        let predictions = read_predictions(&folder.path().join("answers.jsonl")).unwrap();
+        set.matched(&predictions).map(|found| found.iter().flatten().count()).map_err(|error| error.to_string())
+    };
+    assert_eq!(of(["is there a  cat?\\nAnswer yes or no.", "Another wording"]), Ok(2));
+    let message = of(["Is there a car?", "Is there a bus?"]).unwrap_err();
+    assert!(
+        message.contains("the prompt of 1 is `Is there a car?`, expected `Is there a cat?` in it (2 such)"),
+        "{message}"
+    );
+}
+
+#[test]
+fn what_is_wrong_in_a_file_of_annotations_is_said() {
+    let questions = r#"{"questions": [{"image_id": 42, "question": "how many?", "question_id": 420}]}"#;
+    let annotations = r#"{"annotations": [{"question_id": 420, "answers": [{"answer": 5, "answer_id": 1}]}]}"#;
+    let folder = folder(&[("v2_x_questions.json", questions), ("v2_x_annotations.json", annotations)]);
+    let message = open("vqav2", folder.path()).unwrap_err().to_string();
+    assert!(message.contains("v2_x_annotations.json") && message.contains("expected a string"), "{message}");
+}

@@ -115,3 +115,31 @@ fn questions_without_a_right_answer_are_counted_and_not_scored() {
     assert_eq!((found.scores.len(), measure(&found, "overall", "accuracy")), (1, 1.0));
     assert_eq!(found.problems["no right answer is known, not scored"], 1);
 }
+
+#[test]
+fn labels_that_are_neither_yes_nor_no_are_counted_and_not_scored() {
+    let questions = r#"{"question_id": 1, "question": "?", "label": "yes"}
+        {"question_id": 2, "question": "?", "label": "maybe"}"#;
+    let found = results("pope", questions, &[("1", Some("yes")), ("2", Some("yes"))]);
+    assert_eq!((found.scores.len(), measure(&found, "overall", "accuracy")), (1, 1.0));
+    assert_eq!(found.problems["the right answer is neither yes nor no, not scored"], 1);
+}
+
+#[test]
+fn a_single_letter_may_be_an_open_answer() {
+    let questions = r#"{"id": 1, "question": "?", "question_type": "open", "answer": "A"}
+        {"id": 2, "question": "?", "question_type": "multiple-choice", "answer": "A"}
+        {"id": 3, "question": "?", "answer": "Z"}"#;
+    let given = "It is red. The answer is A. Then I saw 1,200.";
+    let found = results("mmmu", questions, &[("1", Some(given)), ("2", Some(given)), ("3", Some("The answer is: Z"))]);
+    assert_eq!(Vec::from_iter(found.scores.iter().map(|score| score.score)), [0.0, 1.0, 1.0]);
+}
+
+#[test]
+fn a_model_that_names_the_letter_in_a_sentence_is_right_for_every_rotation() {
+    let questions = r#"{"index": 1, "question": "?", "A": "x", "B": "y", "C": "z", "answer": "B"}"#;
+    let sentence = |letter: &str| format!("The correct option is {letter}.");
+    let [first, second, third] = ["B", "C", "A"].map(sentence);
+    let answers = [("1", Some(&*first)), ("1000001", Some(&*second)), ("2000001", Some(&*third))];
+    assert_eq!(measure(&results("mmbench", questions, &answers), "overall", "circular accuracy"), 1.0);
+}

@@ -14,7 +14,10 @@ use crate::data::fields::{Value, images_in};
 use crate::{Error, Result};
 
 /// Records of a JSON, CSV, TSV or Parquet file, also compressed with gzip, as JSON objects.
-pub(crate) struct JsonObjects(Box<dyn Rows>);
+pub(crate) struct JsonObjects {
+    rows: Box<dyn Rows>,
+    kind: Kind,
+}
 
 impl JsonObjects {
     /// Opens a file; `None` for a file of another format of data.
@@ -23,7 +26,7 @@ impl JsonObjects {
     /// As [`open`](super::open).
     pub fn open(path: &Path) -> Result<Option<Self>> {
         let (file, kind) = plain_file(path)?;
-        Ok(Some(Self(match kind {
+        let rows: Box<dyn Rows> = match kind {
             Kind::Json => {
                 let rows = JsonRows::new(path, file)?;
                 rows.reject_one_object()?;
@@ -31,7 +34,8 @@ impl JsonObjects {
             }
             Kind::Csv | Kind::Tsv => Box::new(CsvRows::new(path, file)?),
             Kind::Tar | Kind::Parquet => return Ok(None),
-        })))
+        };
+        Ok(Some(Self { rows, kind }))
     }
 
     /// Opens a file, also of Parquet.
@@ -40,19 +44,24 @@ impl JsonObjects {
     /// As [`Self::open`], and [`Error::Format`] for an archive.
     pub fn open_table(path: &Path) -> Result<Self> {
         match plain_file(path)? {
-            (file, Kind::Parquet) => Ok(Self(parquet_rows(path, file)?)),
+            (file, kind @ Kind::Parquet) => Ok(Self { rows: parquet_rows(path, file)?, kind }),
             _ => Self::open(path)?.ok_or_else(|| Error::format(path, format!("is an archive; {ACCEPTED}"))),
         }
     }
 
     /// Number of records.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.rows.len()
+    }
+
+    /// Whether every field is a text, as in CSV and TSV, where lists, numbers and missing values are written as one.
+    pub fn has_texts_only(&self) -> bool {
+        matches!(self.kind, Kind::Csv | Kind::Tsv)
     }
 
     /// Name of a record for messages.
     pub fn describe(&self, index: usize) -> String {
-        self.0.describe(index)
+        self.rows.describe(index)
     }
 
     /// Fields of a record.
@@ -60,7 +69,7 @@ impl JsonObjects {
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) for a record that is broken or no object.
     pub fn read(&self, index: usize) -> Result<Map<String, Json>> {
-        Ok(object(self.0.row(index)?))
+        Ok(object(self.rows.row(index)?))
     }
 
     /// Images that the first field with a name that `is_field` accepts holds or names, relative to `folder`; none
@@ -75,7 +84,7 @@ impl JsonObjects {
         list: impl Fn(&str) -> Option<Vec<String>>,
         folder: &Path,
     ) -> Result<Vec<ImageSource>> {
-        let row = self.0.row(index)?;
+        let row = self.rows.row(index)?;
         let Some((name, value)) = row.iter().find(|(name, value)| is_field(name) && value.is_set()) else {
             return Ok(Vec::new());
         };

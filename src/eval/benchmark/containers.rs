@@ -4,7 +4,7 @@ use std::io::BufReader;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Map, Value};
 
 use crate::data::JsonObjects;
@@ -59,6 +59,13 @@ pub(super) struct AnnotatedImage {
     pub(super) file_name: String,
 }
 
+/// An object with a list of annotations, whatever they are.
+#[derive(Deserialize)]
+struct HasAnnotations {
+    #[serde(rename = "annotations")]
+    _annotations: Vec<IgnoredAny>,
+}
+
 /// Lists of records in an object.
 #[derive(Deserialize)]
 struct Lists {
@@ -79,8 +86,11 @@ impl Container {
         if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
             return Err(error);
         }
-        if let Ok(annotations) = parse::<Annotations>(path) {
-            return Ok(Self::Annotations(annotations));
+        match parse::<Annotations>(path) {
+            Ok(annotations) => return Ok(Self::Annotations(annotations)),
+            // What is wrong within the list that makes it a file of annotations.
+            Err(error) if parse::<HasAnnotations>(path).is_ok() => return Err(error),
+            Err(_) => {}
         }
         let keyless = |lists: Lists| lists.questions.into_iter().map(|record| (None, record)).collect::<Vec<_>>();
         match parse::<Lists>(path).map(keyless) {

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::row::{FieldsOf, text_of};
 use crate::data::JsonObjects;
+use crate::error::one_line;
 use crate::{Error, Result};
 
 const ID: [&str; 5] = ["question_id", "questionid", "index", "id", "image_id"];
@@ -18,14 +19,16 @@ const ANSWER: [&str; 8] = ["prediction", "text", "caption", "response", "output"
 pub struct Prediction {
     /// Id of the question.
     pub id: String,
-    /// The answer; `None` if the question could not be answered.
+    /// The answer as it was written, white space included; `None` if the question could not be answered.
     pub answer: Option<String>,
+    /// The prompt that was answered, where the file has it.
+    pub prompt: Option<String>,
 }
 
 impl Prediction {
     /// The answer to a question.
     pub fn new(id: impl Into<String>, answer: impl Into<Option<String>>) -> Self {
-        Self { id: id.into(), answer: answer.into() }
+        Self { id: id.into(), answer: answer.into(), prompt: None }
     }
 }
 
@@ -34,14 +37,22 @@ impl Prediction {
 /// `caption`), as JSON, JSON lines, CSV or TSV.
 ///
 /// # Errors
-/// [`Error::Format`] that names the record without an id or an answer, and the errors of reading.
+/// [`Error::Format`] that names the record that is broken, has no id, no answer or one that is no text, or is a question
+/// without a prediction, and the errors of reading.
 pub fn read_predictions(path: &Path) -> Result<Vec<Prediction>> {
     let table = JsonObjects::open_table(path)?;
-    (0..table.len()).map(|row| prediction(path, row, &table.read(row)?)).collect()
+    let read = |row: usize| match table.read(row) {
+        Ok(record) => prediction(path, row, &record),
+        Err(error) => {
+            let message = format!("record {}: {}", row + 1, one_line(&error.to_string()));
+            Err(Error::format(path, message).caused_by(error))
+        }
+    };
+    (0..table.len()).map(read).collect()
 }
 
 fn prediction(path: &Path, row: usize, record: &Map<String, Value>) -> Result<Prediction> {
-    let fields = FieldsOf::new(record);
+    let fields = FieldsOf::new(record, false);
     let lacks = |what: &str, names: &[&str]| {
         let names = names.join("`, `");
         Error::format(path, format!("record {} has no {what}: expected one of `{names}`", row + 1))
@@ -52,8 +63,28 @@ fn prediction(path: &Path, row: usize, record: &Map<String, Value>) -> Result<Pr
     }
     // An answer may be empty, which is not the same as none.
     let field = ANSWER.iter().find_map(|name| record.iter().find(|(field, _)| field.eq_ignore_ascii_case(name)));
-    let (_, answer) = field.ok_or_else(|| lacks("answer", &ANSWER))?;
-    Ok(Prediction::new(id, text_of(answer).unwrap_or_default()))
+    let (name, value) = field.ok_or_else(|| lacks("answer", &ANSWER))?;
+    let has = |name: &str| fields.text(&[name]).is_some();
+    // Files of questions have the right answer as `answer`, and those of LLaVA the prompt as `text`.
+    let is_question = match name.to_ascii_lowercase().as_str() {
+        "answer" => has("question"),
+        "text" => has("image") && !has("prompt") && !has("answer_id"),
+        _ => false,
+    };
+    if is_question {
+        let message =
+            format!("record {} is a question (`{name}` is not a model's answer): name the predictions", row + 1);
+        return Err(Error::format(path, message));
+    }
+    let answer = match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Null => None,
+        other => Some(text_of(other).ok_or_else(|| {
+            let message = format!("`{name}` of record {} is a list or an object, expected a text", row + 1);
+            Error::format(path, message)
+        })?),
+    };
+    Ok(Prediction { prompt: fields.text(&["prompt"]), ..Prediction::new(id, answer) })
 }
 
 /// A line of LLaVA's answer file.
@@ -92,8 +123,42 @@ mod tests {
             ("a.json", r#"[{"questionId": "x5", "prediction": "yes"}]"#, "x5"),
             ("a.json", r#"[{"image_id": 5, "caption": "yes"}]"#, "5"),
         ] {
-            assert_eq!(read(name, content).unwrap(), [Prediction::new(id, "yes".to_owned())], "{content}");
+            let read = read(name, content).unwrap();
+            let found = Vec::from_iter(read.iter().map(|found| (found.id.as_str(), found.answer.as_deref())));
+            assert_eq!(found, [(id, Some("yes"))], "{content}");
         }
+    }
+
+    #[test]
+    fn answers_keep_their_white_space() {
+        let spaced = read("a.json", r#"[{"question_id": 5, "text": " no\n"}]"#).unwrap();
+        assert_eq!(spaced, [Prediction::new("5", " no\n".to_owned())]);
+    }
+
+    #[test]
+    fn files_of_questions_are_no_predictions() {
+        for (name, content) in [
+            ("a.tsv", "index\tquestion\tA\tB\tanswer\n5\tIs it?\tyes\tno\tA\n"),
+            ("a.jsonl", r#"{"question_id": 5, "image": "a.jpg", "text": "Is it?", "category": "default"}"#),
+            ("a.json", r#"[{"questionId": "5", "question": "Is it?", "answer": "yes"}]"#),
+        ] {
+            let message = read(name, content).unwrap_err().to_string();
+            assert!(message.contains("record 1 is a question"), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_answer_is_named() {
+        let null = read("a.json", r#"[{"question_id": 5, "text": null}]"#).unwrap();
+        assert_eq!(null, [Prediction::new("5", None)]);
+        for value in ["[\"b\"]", "{\"a\": 1}"] {
+            let message =
+                read("a.jsonl", &format!("{{\"question_id\": 5, \"text\": {value}}}")).unwrap_err().to_string();
+            assert!(message.contains("`text` of record 1 is a list or an object"), "{message}");
+        }
+        let message =
+            read("a.jsonl", "{\"question_id\": 1, \"text\": \"a\"}\n{\"question_id\": ").unwrap_err().to_string();
+        assert!(message.contains("a.jsonl: record 2: ") && !message.contains('\n'), "{message}");
     }
 
     #[test]

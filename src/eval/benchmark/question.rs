@@ -16,7 +16,9 @@ pub struct Question {
     pub text: String,
     /// Whether `text` is the whole prompt, with options and instruction, as in LLaVA's question files.
     pub is_prompt: bool,
-    /// Texts of the options A, B and so on.
+    /// Whether the file says that it is an open question, without options to choose from.
+    pub is_open: bool,
+    /// Texts of the options A, B and so on; a letter without an option has an empty text.
     pub options: Vec<String>,
     /// All right answers, or the captions of the image; of a question with options the right letter. Empty if it is not
     /// known, as in test splits.
@@ -50,7 +52,8 @@ impl Question {
     pub fn prompt(&self, metric: Metric, instruction: Option<&str>) -> String {
         let mut lines = vec![self.text.clone()];
         if !self.is_prompt {
-            lines.extend(self.options.iter().zip('A'..='Z').map(|(option, letter)| format!("{letter}. {option}")));
+            let options = self.options.iter().zip('A'..='Z').filter(|(option, _)| !option.is_empty());
+            lines.extend(options.map(|(option, letter)| format!("{letter}. {option}")));
             let is_open = metric.is_choice() && self.options.is_empty();
             let usual = if is_open { Metric::ExactMatch.instruction() } else { metric.instruction() };
             lines.push(instruction.unwrap_or(usual).to_owned());
@@ -71,6 +74,8 @@ mod tests {
         let instruction = Metric::Choice.instruction();
         assert_eq!(question.prompt(Metric::Choice, None), format!("Which?\nA. red\nB. blue\n{instruction}"));
         assert_eq!(question.prompt(Metric::Choice, Some("Now.")), "Which?\nA. red\nB. blue\nNow.");
+        let gap = Question { options: vec!["red".into(), String::new(), "blue".into()], ..question.clone() };
+        assert!(gap.prompt(Metric::Choice, None).starts_with("Which?\nA. red\nC. blue\n"));
         let open = Question { text: "Which?".into(), ..Question::default() };
         assert_eq!(open.prompt(Metric::AnswersMatch, None), "Which?");
         assert!(open.prompt(Metric::Choice, None).ends_with("word or phrase."));

@@ -16,6 +16,7 @@ use super::row::{FieldsOf, plain, text_of};
 use super::{Benchmark, Metric, circular, files};
 use crate::data::shapes::{ShapesConfig, Split};
 use crate::data::{ImageSource, JsonObjects, Record, Turn};
+use crate::error::one_line;
 use crate::processor::{Conversation, ImageDecoder, Processor, RgbImage};
 use crate::{Error, Result};
 
@@ -66,6 +67,8 @@ struct Gathered {
 /// A row under way.
 struct Row<'r> {
     fields: Map<String, Value>,
+    /// Whether all fields are texts, as in CSV and TSV.
+    are_texts: bool,
     /// Id of a question that has none of its own.
     id: String,
     /// Place of the row in a table.
@@ -231,17 +234,45 @@ impl QuestionSet {
                 id(ours)
             )));
         }
+        self.check_prompts(&found)?;
         Ok(found)
     }
+
+    /// Refuses predictions whose prompts are of other questions for the most part: numbers from 1 are ids in many files.
+    fn check_prompts(&self, predictions: &[Option<&Prediction>]) -> Result<()> {
+        let plain = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+        // A hint may stand elsewhere in the prompt of another tool.
+        let asked = |question: &Question| plain(question.text.lines().last().unwrap_or_default());
+        let pairs = self.questions.iter().zip(predictions).filter_map(|(question, found)| Some((question, (*found)?)));
+        let with_prompt = pairs.filter_map(|(question, found)| Some((question, found.prompt.as_deref()?)));
+        let (same, others): (Vec<_>, Vec<_>) =
+            with_prompt.partition(|(question, prompt)| plain(prompt).contains(&asked(question)));
+        match others.first() {
+            Some((question, prompt)) if others.len() > same.len() => Err(Error::data(format!(
+                "the predictions are of other questions: the prompt of {} is `{}`, expected `{}` in it ({} such)",
+                question.id,
+                short(prompt),
+                short(&question.text),
+                others.len()
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The beginning of a text, in one line.
+fn short(text: &str) -> String {
+    one_line(text).chars().take(60).collect()
 }
 
 impl Gathered {
     fn read_table(&mut self, benchmark: &Benchmark, path: &Path, table: &JsonObjects, file: usize) {
+        let are_texts = table.has_texts_only();
         for row in 0..table.len() {
             match table.read(row) {
                 Ok(fields) => {
                     let (id, table) = ((row + 1).to_string(), Some((file, row)));
-                    self.read(benchmark, Row { fields, id, table, path });
+                    self.read(benchmark, Row { fields, are_texts, id, table, path });
                 }
                 Err(error) => self.left_out.add(&table.describe(row), &error.to_string()),
             }
@@ -251,12 +282,12 @@ impl Gathered {
     fn read_records(&mut self, benchmark: &Benchmark, path: &Path, records: Vec<(Option<String>, Map<String, Value>)>) {
         for (number, (key, fields)) in (1..).zip(records) {
             let id = key.unwrap_or_else(|| number.to_string());
-            self.read(benchmark, Row { fields, id, table: None, path });
+            self.read(benchmark, Row { fields, are_texts: false, id, table: None, path });
         }
     }
 
     fn read(&mut self, benchmark: &Benchmark, row: Row<'_>) {
-        let fields = FieldsOf::new(&row.fields);
+        let fields = FieldsOf::new(&row.fields, row.are_texts);
         let name = format!("{} record {}", row.path.display(), row.id);
         if let Some(reason) = of_another_kind(benchmark, &fields) {
             return self.left_out.add(&name, reason);

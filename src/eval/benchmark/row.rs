@@ -26,17 +26,22 @@ const MAX_IMAGES: usize = 16;
 const MAX_NAME: usize = 256;
 
 /// A row of a file of questions.
-pub(super) struct FieldsOf<'f>(HashMap<String, &'f Value>);
+pub(super) struct FieldsOf<'f> {
+    fields: HashMap<String, &'f Value>,
+    are_texts: bool,
+}
 
 impl<'f> FieldsOf<'f> {
-    /// The fields of a row that are set; names count in lower case, with `_` for `-`.
-    pub(super) fn new(fields: &'f Map<String, Value>) -> Self {
-        let set = fields.iter().filter(|(_, value)| is_set(value));
-        Self(set.map(|(name, value)| (plain(name), value)).collect())
+    /// The fields of a row that are set; names count in lower case, with `_` for `-`. If all are texts, as in CSV and TSV,
+    /// `nan` is what pandas writes where nothing is, and a list is one in Python's notation.
+    pub(super) fn new(fields: &'f Map<String, Value>, are_texts: bool) -> Self {
+        let is_nan = |value: &Value| are_texts && value.as_str() == Some("nan");
+        let set = fields.iter().filter(|(_, value)| is_set(value) && !is_nan(value));
+        Self { fields: set.map(|(name, value)| (plain(name), value)).collect(), are_texts }
     }
 
     fn first(&self, names: &[&str]) -> Option<&'f Value> {
-        names.iter().find_map(|name| self.0.get(&plain(name)).copied())
+        names.iter().find_map(|name| self.fields.get(&plain(name)).copied())
     }
 
     /// Text of the first of these fields that is set.
@@ -61,44 +66,62 @@ impl<'f> FieldsOf<'f> {
         let types = self.first(&["types"]).and_then(|types| text_of(types.get("structural")?));
         let categories = [self.text(&CATEGORY), self.text(&SUPER_CATEGORY), types].into_iter().flatten().collect();
         let answers = self.answers(&options);
-        Ok(Question { group: id.clone(), id, text, is_prompt, options, answers, categories, ..Question::default() })
+        // MMMU's open questions may have a single letter for their answer.
+        let is_open = self.text(&["question_type"]).is_some_and(|kind| kind.eq_ignore_ascii_case("open"));
+        let group = id.clone();
+        Ok(Question { group, id, text, is_prompt, is_open, options, answers, categories, ..Question::default() })
     }
 
-    /// Options in columns A, B and so on, in a list, or in `choice_a`, `choice_b` and so on.
+    /// Options in columns A, B and so on, in a list, or in `choice_a`, `choice_b` and so on. A column without an option
+    /// before one that has one is an empty text, so that the others keep their letters.
     fn options(&self) -> Vec<String> {
         let columns = |prefix: &str| {
             let names = ('a'..='z').map(|letter| format!("{prefix}{letter}"));
-            Vec::from_iter(names.map_while(|name| self.0.get(&name).copied().and_then(text_of)))
+            let options = Vec::from_iter(names.map(|name| self.fields.get(&name).copied().and_then(text_of)));
+            let count = options.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+            Vec::from_iter(options.into_iter().take(count).map(Option::unwrap_or_default))
         };
         let list = || match self.first(&OPTIONS) {
             Some(Value::String(text)) => python_list(text).unwrap_or_else(|| lettered(text)),
             Some(value) => texts_of(value),
             None => Vec::new(),
         };
-        let of_columns = [columns(""), columns("choice_")].into_iter().find(|options| options.len() > 1);
+        let is_several = |options: &Vec<String>| options.iter().filter(|option| !option.is_empty()).count() > 1;
+        let of_columns = [columns(""), columns("choice_")].into_iter().find(is_several);
         of_columns.unwrap_or_else(list)
     }
 
     /// The right answers; of a question with options the letter of the right one.
     fn answers(&self, options: &[String]) -> Vec<String> {
         let texts = match self.first(&ANSWERS) {
-            Some(Value::String(text)) => python_list(text).unwrap_or_else(|| vec![text.trim().to_owned()]),
+            // A number is an index, though an option may be the text of a number.
+            Some(Value::Number(number)) if !options.is_empty() => {
+                let letter = number.as_f64().and_then(|at| letter_at(at, options));
+                return vec![letter.map_or_else(|| number.to_string(), String::from)];
+            }
+            Some(Value::String(text)) => self.listed(text).unwrap_or_else(|| vec![text.trim().to_owned()]),
             Some(value) => texts_of(value),
             None => Vec::new(),
         };
         if options.is_empty() { texts } else { texts.iter().map(|text| letter_of(text, options)).collect() }
     }
 
+    /// A list in a text: also of numbers where every field is a text, of quoted texts elsewhere.
+    fn listed(&self, text: &str) -> Option<Vec<String>> {
+        let is_list = self.are_texts || text.trim_start_matches(['[', ' ']).starts_with(['\'', '"']);
+        is_list.then(|| python_list(text)).flatten()
+    }
+
     /// Names of the fields that hold or name images.
     pub(super) fn image_fields(&self) -> Vec<String> {
-        let numbered = || (1..=MAX_IMAGES).map(|n| format!("image_{n}")).filter(|name| self.0.contains_key(name));
-        let one = IMAGE.iter().map(|name| (*name).to_owned()).find(|name| self.0.contains_key(name));
+        let numbered = || (1..=MAX_IMAGES).map(|n| format!("image_{n}")).filter(|name| self.fields.contains_key(name));
+        let one = IMAGE.iter().map(|name| (*name).to_owned()).find(|name| self.fields.contains_key(name));
         one.map_or_else(|| numbered().collect(), |name| vec![name])
     }
 
     /// The name of an image or of another row in a field; `None` if the field holds the image itself.
     pub(super) fn image_name(&self, field: &str) -> Option<String> {
-        let name = self.0.get(field).copied().and_then(text_of)?;
+        let name = self.fields.get(field).copied().and_then(text_of)?;
         (name.len() < MAX_NAME && !is_embedded(&name)).then_some(name)
     }
 }
@@ -108,11 +131,11 @@ pub(super) fn plain(name: &str) -> String {
     name.trim().to_lowercase().replace('-', "_")
 }
 
-/// Whether a field has a value; pandas writes `nan` where there is none.
+/// Whether a field has a value.
 fn is_set(value: &Value) -> bool {
     match value {
         Value::Null => false,
-        Value::String(text) => !text.trim().is_empty() && text != "nan",
+        Value::String(text) => !text.trim().is_empty(),
         Value::Array(values) => values.iter().any(is_set),
         _ => true,
     }
@@ -130,9 +153,10 @@ pub(super) fn text_of(value: &Value) -> Option<String> {
     }
 }
 
-/// Texts of a list of texts, or of objects with an `answer`.
+/// Texts of a list of texts, which keep the white space around them, or of objects with an `answer`.
 fn texts_of(value: &Value) -> Vec<String> {
     match value {
+        Value::String(text) => vec![text.clone()],
         Value::Array(values) => values.iter().flat_map(texts_of).collect(),
         Value::Object(fields) => ["answer", "raw"].iter().find_map(|name| fields.get(*name)).map_or(vec![], texts_of),
         other => text_of(other).into_iter().collect(),
@@ -152,14 +176,22 @@ fn lettered(text: &str) -> Vec<String> {
     options.split_off(1)
 }
 
+/// The letter of the option with a number from 0.
+fn letter_at(at: f64, options: &[String]) -> Option<char> {
+    let is_index = at.fract() == 0.0 && (0.0..options.len() as f64).contains(&at);
+    ('A'..='Z').nth(if is_index { at as usize } else { MAX_OPTIONS })
+}
+
 /// The letter of the option that an answer means: by letter, by text, or by number from 0.
 fn letter_of(answer: &str, options: &[String]) -> String {
+    let answer = answer.trim();
     let inside = answer.trim_matches(['(', ')', '.', ' ']);
     let letters = ('A'..='Z').take(options.len());
     let by_letter =
         letters.clone().find(|letter| inside.chars().eq([*letter]) || inside.chars().eq(letter.to_lowercase()));
-    let at = || options.iter().position(|option| option == answer).or_else(|| answer.parse().ok());
-    let letter = by_letter.or_else(|| at().and_then(|at| letters.clone().nth(at)));
+    let by_text = || options.iter().position(|option| option.trim() == answer).and_then(|at| letters.clone().nth(at));
+    let by_number = || answer.parse().ok().and_then(|at: usize| letter_at(at as f64, options));
+    let letter = by_letter.or_else(by_text).or_else(by_number);
     letter.map_or_else(|| answer.to_owned(), String::from)
 }
 
@@ -170,7 +202,11 @@ mod tests {
     use super::*;
 
     fn question(row: Value) -> Question {
-        FieldsOf::new(row.as_object().unwrap()).question("7").unwrap()
+        FieldsOf::new(row.as_object().unwrap(), false).question("7").unwrap()
+    }
+
+    fn table_question(row: Value) -> Question {
+        FieldsOf::new(row.as_object().unwrap(), true).question("7").unwrap()
     }
 
     #[test]
@@ -206,6 +242,42 @@ mod tests {
     }
 
     #[test]
+    fn a_number_is_an_index_though_options_are_numbers() {
+        let answer = |options: [&str; 3], answer: Value| {
+            question(json!({"question": "?", "choices": options, "answer": answer})).answers.concat()
+        };
+        assert_eq!(answer(["2", "1", "0"], json!(0)), "A");
+        assert_eq!(answer(["1", "2", "3"], json!(1.0)), "B");
+        assert_eq!(answer(["1", "2", "3"], json!("1")), "A");
+        assert_eq!(answer(["x", "y", "z"], json!("1")), "B");
+        assert_eq!((answer(["x", "y", "z"], json!(3)), answer(["x", "y", "z"], json!(-1))), ("3".into(), "-1".into()));
+    }
+
+    #[test]
+    fn options_behind_an_empty_column_keep_their_letters() {
+        let gap = json!({"question": "?", "A": "red", "B": "blue", "C": "nan", "D": "green", "E": "", "answer": "D"});
+        let question = table_question(gap);
+        assert_eq!(question.options, ["red", "blue", "", "green"]);
+        assert_eq!(question.answers, ["D"]);
+    }
+
+    #[test]
+    fn texts_of_tables_may_be_lists_or_missing() {
+        let row = |answer: &str| json!({"question": "nan", "query": "?", "answer": answer});
+        for (answer, in_table, in_json) in [
+            ("['a', 'b']", vec!["a", "b"], vec!["a", "b"]),
+            ("[2008, 2010]", vec!["2008", "2010"], vec!["[2008, 2010]"]),
+            ("[Yes, No]", vec!["Yes", "No"], vec!["[Yes, No]"]),
+            ("nan", vec![], vec!["nan"]),
+        ] {
+            let table = table_question(row(answer));
+            assert_eq!((table.text.as_str(), table.answers), ("?", in_table.into_iter().map(String::from).collect()));
+            let typed = question(row(answer));
+            assert_eq!((typed.text.as_str(), typed.answers), ("nan", in_json.into_iter().map(String::from).collect()));
+        }
+    }
+
+    #[test]
     fn a_text_alone_is_a_prompt() {
         let llava = question(json!({"question_id": 1, "image": "a.jpg", "text": "Is it?\nAnswer yes or no."}));
         assert!(llava.is_prompt && !question(json!({"question": "?", "text": "no"})).is_prompt);
@@ -214,10 +286,10 @@ mod tests {
     #[test]
     fn images_are_named_or_held() {
         let row = json!({"image_1": "a.png", "image_2": "b.png", "image_id": null});
-        let fields = FieldsOf::new(row.as_object().unwrap());
+        let fields = FieldsOf::new(row.as_object().unwrap(), false);
         assert_eq!(fields.image_fields(), ["image_1", "image_2"]);
         let row = json!({"image": "x".repeat(300), "image_path": "a.jpg"});
-        let fields = FieldsOf::new(row.as_object().unwrap());
+        let fields = FieldsOf::new(row.as_object().unwrap(), false);
         assert_eq!((fields.image_fields(), fields.image_name("image")), (vec!["image".to_owned()], None));
         assert_eq!(fields.image_name("image_path").as_deref(), Some("a.jpg"));
     }
@@ -225,7 +297,7 @@ mod tests {
     #[test]
     fn too_many_options_are_an_error() {
         let row = json!({"question": "?", "choices": vec!["x"; 27]});
-        let message = FieldsOf::new(row.as_object().unwrap()).question("").unwrap_err();
+        let message = FieldsOf::new(row.as_object().unwrap(), false).question("").unwrap_err();
         assert!(message.contains("27 options"), "{message}");
     }
 }

@@ -57,12 +57,16 @@ pub struct QuestionScore {
 
 impl Results {
     /// Scores the answers to questions, `predictions` in their order. Questions without a prediction or without a known
-    /// right answer are left out; those that the model failed at are wrong.
+    /// right answer are left out, as are those of POPE whose right answer is neither yes nor no; those that the model failed
+    /// at are wrong.
     pub fn of(questions: &QuestionSet, predictions: &[Option<&Prediction>]) -> Self {
         let metric = questions.benchmark().metric;
         let answered = questions.questions().iter().zip(predictions).enumerate();
         let answered = answered.filter_map(|(at, (question, prediction))| Some((at, question, (*prediction)?)));
         let (answered, unknown): (Vec<_>, Vec<_>) = answered.partition(|(_, question, _)| !question.answers.is_empty());
+        let is_yes_or_no = |question: &Question| question.answers.first().is_some_and(|a| YesNo::of_label(a).is_some());
+        let (answered, unclear): (Vec<_>, Vec<_>) =
+            answered.into_iter().partition(|(_, question, _)| metric != Metric::YesNo || is_yes_or_no(question));
         let captions = if metric == Metric::Captions { caption_scores(&answered) } else { Vec::new() };
         let score = |(n, (at, question, prediction)): (usize, &(usize, &Question, &Prediction))| {
             let (score, read_as, problem) = match (captions.get(n), &prediction.answer) {
@@ -76,6 +80,9 @@ impl Results {
         let mut problems = BTreeMap::new();
         if !unknown.is_empty() {
             problems.insert("no right answer is known, not scored", unknown.len());
+        }
+        if !unclear.is_empty() {
+            problems.insert("the right answer is neither yes nor no, not scored", unclear.len());
         }
         scores.iter().filter_map(|score| score.problem).for_each(|problem| *problems.entry(problem).or_default() += 1);
         let scored = Scored { metric, questions: questions.questions(), scores: &scores };
@@ -125,12 +132,14 @@ fn score_choice(question: &Question, answer: &str) -> AnswerScore {
 
 /// A question whose options are in its text has a letter for its answer, an open one a text.
 fn score_letter_or_text(question: &Question, answer: &str) -> AnswerScore {
-    let is_letter = |right: &String| right.len() == 1 && right.chars().all(|c| c.is_ascii_uppercase());
-    if !question.answers.iter().all(is_letter) {
+    let letter = |right: &String| right.bytes().next().filter(|c| right.len() == 1 && c.is_ascii_uppercase());
+    let Some(letters) = question.answers.iter().map(letter).collect::<Option<Vec<_>>>().filter(|_| !question.is_open)
+    else {
         return (f64::from(open_match(answer, &question.answers)), None, None);
-    }
+    };
     // Without texts of the options only letters are looked for.
-    let options = vec![String::new(); 8];
+    let last = letters.into_iter().map(|letter| usize::from(letter - b'A') + 1).max().unwrap_or(0);
+    let options = vec![String::new(); last.max(8)];
     score_choice(&Question { options, ..question.clone() }, answer)
 }
 

@@ -9,13 +9,13 @@ const THRESHOLD: f64 = 0.5;
 const MAX_CHARS: usize = 10_000;
 
 /// Similarity of an answer to the nearest of the right answers, 0 to 1: one minus their edit distance over the length of
-/// the longer one, in characters, or 0 below one half. Case and white space are ignored; two empty texts are equal.
+/// the longer one, in characters, or 0 below one half. The distance is that of the texts in lower case with single spaces;
+/// lengths are those of the texts as they are, in capitals, as in the published scorer. Two empty texts are equal.
 ///
 /// ANLS of a test set is the mean over its questions. Without any right answer the similarity is 0. Texts of more than
 /// 10,000 characters are similar only if they are equal.
 pub fn anls<A: AsRef<str>>(answer: &str, right: &[A]) -> f64 {
-    let answer = plain(answer);
-    let similarity = |right: &A| 1.0 - normalised_distance(&plain(right.as_ref()), &answer);
+    let similarity = |right: &A| 1.0 - normalised_distance(right.as_ref(), answer);
     let best = right.iter().map(similarity).fold(0.0, f64::max);
     if best < THRESHOLD { 0.0 } else { best }
 }
@@ -24,12 +24,18 @@ fn plain(text: &str) -> Vec<char> {
     Vec::from_iter(words(&text.to_lowercase())).join(" ").chars().collect()
 }
 
-fn normalised_distance(a: &[char], b: &[char]) -> f64 {
-    let longest = a.len().max(b.len());
-    if longest > MAX_CHARS {
+fn normalised_distance(a: &str, b: &str) -> f64 {
+    let longest = length(a).max(length(b));
+    let (a, b) = (plain(a), plain(b));
+    if a.len().max(b.len()) > MAX_CHARS {
         return f64::from(a != b);
     }
-    if longest == 0 { 0.0 } else { distance(a, b) as f64 / longest as f64 }
+    if longest == 0 { 0.0 } else { distance(&a, &b) as f64 / longest as f64 }
+}
+
+/// Characters of a text in capitals, white space included.
+fn length(text: &str) -> usize {
+    text.chars().map(|c| c.to_uppercase().count()).sum()
 }
 
 /// Levenshtein distance, in memory of one row.
@@ -64,6 +70,10 @@ mod tests {
         assert_eq!(anls("abxy", &["abcd"]), 0.5);
         assert_eq!(anls("axyz", &["abcd"]), 0.0);
         assert_eq!(anls("kitten", &["zzz", "sitting"]), 1.0 - 3.0 / 7.0);
+        // White space counts in the length, not in the distance; the capital of `ß` is two letters.
+        assert_eq!((anls("New Yorc", &["New  York"]), anls("ab", &["a  b"])), (1.0 - 1.0 / 9.0, 0.75));
+        assert_eq!((anls("b", &["a b", "a  b"]), anls("straße 5", &["strase 5"])), (0.5, 1.0 - 1.0 / 9.0));
+        assert_eq!(anls("t f riexl\n", &["t f riehl"]), 0.9);
         let long = "a".repeat(20_000);
         assert_eq!((anls(&long, &[&long]), anls(&long, &[format!("{long}a")])), (1.0, 0.0));
         assert_eq!((anls("", &["a"]), anls("", &[""]), anls::<&str>("a", &[])), (0.0, 1.0, 0.0));

@@ -10,8 +10,9 @@ use super::python_text::{strip, words};
 pub const MAX_OPTIONS: usize = 26;
 /// Characters beside a letter that do not belong to a word.
 const MARKS: [char; 13] = ['.', '(', ')', '[', ']', ',', ':', ';', '!', '*', '#', '{', '}'];
-/// Number of words up to which `A` is taken for a letter, not for an article.
-const SHORT: usize = 3;
+/// Words behind `A` or `I` that make it a letter, not an article or a pronoun: `A is right`.
+const BEHIND_LETTERS: [&str; 12] =
+    ["is", "was", "and", "or", "because", "since", "as", "seems", "looks", "would", "but", "for"];
 /// What stands before the letter in a sentence.
 const ANSWER_IS: &str = "answer is";
 
@@ -35,7 +36,8 @@ impl Choice {
     /// 1. The answer is a letter, also in brackets or lower case, or begins with one that a mark follows: `B`, `(b)`,
     ///    `B. a cat`.
     /// 2. It has `answer is` before a letter, once.
-    /// 3. Just one letter stands alone in it. `A` among more than three words may be an article and does not count.
+    /// 3. Just one letter stands alone in it. `A` before a word at the beginning of a sentence is an article and `I` before a
+    ///    word a pronoun, unless it is a word such as `is`: `A man is there` names no option, `A is right` and `it is A` do.
     /// 4. It is the text of just one option, or has that of just one in it and is at most twice as long as all options
     ///    together, in any case.
     ///
@@ -100,14 +102,27 @@ fn letter_after_phrase(answer: &str, letters: &[char]) -> Option<char> {
 
 /// The letters that stand alone in an answer.
 fn lone_letters(answer: &str, letters: &[char]) -> Vec<char> {
-    let plain = answer.replace(MARKS, " ");
-    let words = Vec::from_iter(words(&plain));
-    let is_named = |letter: &&char| words.iter().any(|word| word.chars().eq([**letter]));
-    let mut named = Vec::from_iter(letters.iter().filter(is_named).copied());
-    if words.len() > SHORT && named == ['A'] {
-        named.clear();
+    let words = Vec::from_iter(words(answer));
+    let mut named = Vec::new();
+    for (at, word) in words.iter().enumerate() {
+        let before = at.checked_sub(1).and_then(|at| words.get(at)).copied();
+        let behind = words.get(at + 1).copied();
+        let parts = word.split(MARKS).filter(|part| !part.is_empty());
+        let lone = parts.filter_map(|part| letters.iter().find(|letter| part.chars().eq([**letter])));
+        named.extend(lone.filter(|_| !is_word(before, word, behind)));
     }
+    named.sort_unstable();
+    named.dedup();
     named
+}
+
+/// Whether `A` is an article or `I` a pronoun, by the words around it.
+fn is_word(before: Option<&str>, word: &str, behind: Option<&str>) -> bool {
+    let begins = before.is_none_or(|before| before.ends_with(['.', '!', '?', ':', ';', ',']));
+    let leads = behind.is_some_and(|behind| {
+        behind.starts_with(char::is_lowercase) && !BEHIND_LETTERS.contains(&behind.trim_end_matches(MARKS))
+    });
+    leads && (word == "I" || (word == "A" && begins))
 }
 
 /// The option whose text is the answer, or the only one whose text is in it.
@@ -149,6 +164,13 @@ mod tests {
             ("The answer is B", 'B'),
             ("So the answer is: (C). Not A, since it is no cat", 'C'),
             ("I choose D", 'D'),
+            ("The correct option is A.", 'A'),
+            ("Therefore, A is correct.", 'A'),
+            ("Based on the image, the answer would be A.", 'A'),
+            ("So the right choice is (A).", 'A'),
+            ("It should be A, since it is red", 'A'),
+            ("I see A big bird", 'A'),
+            ("A dog is there, so it must be B", 'B'),
             ("Option B is what I see here", 'B'),
             ("two dogs.", 'C'),
             ("A red cat", 'A'),
@@ -164,7 +186,9 @@ mod tests {
         for (answer, choice) in [
             ("A or B", Choice::Ambiguous),
             ("a dog and a red cat", Choice::Ambiguous),
-            ("I see A big bird", Choice::Nothing),
+            ("A big bird sits in a tree", Choice::Nothing),
+            ("It is large. A big bird sits there", Choice::Nothing),
+            ("It could be A but also B", Choice::Ambiguous),
             ("E", Choice::Nothing),
             ("", Choice::Nothing),
             ("a horse", Choice::Nothing),
@@ -172,6 +196,8 @@ mod tests {
         ] {
             assert_eq!(Choice::find(answer, &OPTIONS), choice, "{answer}");
         }
+        assert_eq!(Choice::find("I think it is F because of it", &[""; 9]), Choice::Letter('F'));
+        assert_eq!(Choice::find("Option I is right", &[""; 9]), Choice::Letter('I'));
         let long = format!("a dog {}", "and more ".repeat(20));
         assert_eq!(Choice::find(&long, &OPTIONS), Choice::Nothing);
         assert_eq!(Choice::find::<&str>("A", &[]), Choice::Nothing);

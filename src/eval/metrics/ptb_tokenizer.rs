@@ -1,7 +1,7 @@
 //! Words of captions, as the COCO caption evaluation separates them: the Penn Treebank tokens of Stanford's tokenizer in
 //! lower case, without punctuation.
 
-use super::python_text::is_digit;
+use super::python_text;
 
 /// Tokens that the caption evaluation drops. Brackets are in its list as `-LRB-`, but lower case by then, so that they
 /// stay.
@@ -54,8 +54,11 @@ const APOSTROPHE_WORDS: [&str; 15] = [
 /// period are one word; brackets are `-lrb-`, `-rrb-`, `-lsb-`, `-lcb-` and so on; `£` is `#` and `€` is `$`; addresses of
 /// the web and of mail, `@names` and `#topics` stay whole; all is in lower case; and quotes, commas, periods, colons,
 /// semicolons, single `?` and `!`, and dashes are left out, as are characters that the tokenizer does not know, such as
-/// emoji. Not followed are the rules for phone numbers with spaces, markup with attributes (`<a href="x">`), Asian smileys,
-/// and characters of Windows-1252 in the place of control characters.
+/// emoji. Not followed are the rules for phone numbers with spaces, markup with attributes or a slash at its end
+/// (`<a href="x">`, `<br/>`), Asian smileys, characters of Windows-1252 in the place of control characters, escaped marks
+/// (`1\/2`, `-LRB-`), the signs of Indic and Southeast Asian scripts, Roman numerals of one character, a curly apostrophe at
+/// the beginning of a word, several curly quotes side by side, dates behind a hyphen, and an apostrophe beside a letter of
+/// another script.
 ///
 /// A few rules look at what follows a caption: `no.` keeps its period if the next one begins with a number.
 /// [`tokenize_captions`] follows them too.
@@ -604,6 +607,11 @@ fn lower(c: char) -> char {
 
 fn is_letter(c: char) -> bool {
     c.is_alphabetic() || matches!(c, '\u{ad}' | '\u{300}'..='\u{36f}')
+}
+
+/// Whether a character is a digit of the Basic Multilingual Plane; others are no digits there.
+fn is_digit(c: char) -> bool {
+    c <= '\u{ffff}' && python_text::is_digit(c)
 }
 
 fn is_alphanumeric(c: char) -> bool {
