@@ -41,9 +41,11 @@ fn designs_have_equal_parameters_and_operations_in_every_setting() {
         assert_eq!(costs["causal"].parameters, reference.parameters);
         assert!(costs["causal"].question() < reference.question());
     }
-    let scaled = options(Path::new(""), "hard", Suite::Scaling, &[]);
-    for size in ["small", "smallest"] {
-        costs(&scaled, Some(size), &["haplovl".into(), "llava".into()]).unwrap();
+    for (setting, size) in ["hard", "easy"].into_iter().flat_map(|setting| [(setting, "small"), (setting, "smallest")])
+    {
+        let scaled = options(Path::new(""), setting, Suite::Scaling, &[]);
+        let designs = Plan::read(&scaled.recipes).unwrap().scaling.designs;
+        costs(&scaled, Some(size), &designs).unwrap();
     }
 }
 
@@ -187,7 +189,7 @@ fn every_design_is_trained_and_a_stopped_comparison_goes_on() {
 #[test]
 fn data_and_parameters_are_scaled() {
     let folder = tempfile::tempdir().unwrap();
-    let mut options = options(folder.path(), "tiny", Suite::Scaling, &["haplovl"]);
+    let mut options = options(folder.path(), "tiny", Suite::Scaling, &[]);
     // The sizes of plan.toml are those of `hard`, with smaller ones for the test.
     options.recipes = folder.path().join("recipes");
     std::fs::create_dir(&options.recipes).unwrap();
@@ -197,7 +199,7 @@ fn data_and_parameters_are_scaled() {
     }
     let plan = std::fs::read_to_string(options.recipes.join("plan.toml")).unwrap();
     let (plan, _) = plan.split_once("[scaling]").unwrap();
-    let scaling = "[scaling]\ndesigns = ['haplovl']\nscenes = [4]\n[scaling.sizes.less]\n\
+    let scaling = "[scaling]\ndesigns = ['haplovl', 'no-stage-1']\nscenes = [4]\n[scaling.sizes.less]\n\
                    pre_decoder = { hidden_size = 16, num_attention_heads = 1, num_key_value_heads = 1 }\n";
     std::fs::write(options.recipes.join("plan.toml"), format!("{plan}{scaling}")).unwrap();
     assert_eq!(run_until(&options, usize::MAX).0, Outcome::Finished);
@@ -209,10 +211,20 @@ fn data_and_parameters_are_scaled() {
     assert!(!folder.path().join("tiny/seed-1/haplovl-4-images/distill").exists());
     assert!(folder.path().join("tiny/shared-less/vision/export").exists());
     let text = report(&options, &folder.path().join("page.md")).unwrap();
-    assert!(
-        text.contains("loss proportional to images^") && text.contains("loss proportional to parameters^"),
-        "{text}"
-    );
+    for what in ["images", "parameters"] {
+        let (_, table) = text.split_once(&format!("| design | {what} | right, % | difference from haplovl |")).unwrap();
+        assert!(table.contains(&format!("- no-stage-1: loss proportional to {what}^")), "{table}");
+        assert!(table.contains("the lines of the losses of haplovl and no-stage-1 "), "{table}");
+    }
+    // Only seeds that every size has are in these tables.
+    let mut second = full.clone();
+    second.seed = 2;
+    let second = serde_json::to_vec(&second).unwrap();
+    std::fs::create_dir_all(folder.path().join("tiny/seed-2/haplovl")).unwrap();
+    std::fs::write(folder.path().join("tiny/seed-2/haplovl/results.json"), second).unwrap();
+    let text = report(&options, &folder.path().join("page.md")).unwrap();
+    assert!(text.contains("\n| haplovl | 2 | ") && text.matches("\nOf seeds 1; ").count() == 2, "{text}");
+    std::fs::remove_dir_all(folder.path().join("tiny/seed-2")).unwrap();
     // A finished stage is not taken for one of changed recipes, even if its results are removed.
     let tune = std::fs::read_to_string(options.recipes.join("tune.toml")).unwrap();
     std::fs::write(options.recipes.join("tune.toml"), tune.replace("ema_decay = 0.99", "ema_decay = 0.9")).unwrap();

@@ -9,6 +9,7 @@ mod model;
 mod plan;
 mod report;
 mod results;
+mod scaling;
 mod stages;
 
 use std::fmt::Display;

@@ -1,6 +1,6 @@
 //! The page of a comparison: tables and charts, made from the results alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter, Write};
 use std::path::Path;
 
@@ -21,23 +21,39 @@ use super::{Options, Plan, chart, named};
 const IMAGES: &str = "images";
 
 /// Results of one entry, by seed.
-struct Row<'a> {
-    results: &'a [Results],
-    graded: Graded<'a>,
+pub(super) struct Row<'a> {
+    pub(super) results: Vec<&'a Results>,
+    pub(super) graded: Graded<'a>,
 }
 
 impl<'a> Row<'a> {
-    fn new(results: &'a [Results]) -> Self {
-        Self { results, graded: Graded::new(results.iter().map(|results| (results.seed, &results.correctness))) }
+    fn new(results: impl IntoIterator<Item = &'a Results>) -> Self {
+        let results = Vec::from_iter(results);
+        let graded = Graded::new(results.iter().map(|results| (results.seed, &results.correctness)));
+        Self { results, graded }
+    }
+
+    pub(super) fn seeds(&self) -> BTreeSet<u64> {
+        self.results.iter().map(|results| results.seed).collect()
+    }
+
+    /// The results of some seeds only.
+    pub(super) fn of_seeds(&self, seeds: &BTreeSet<u64>) -> Self {
+        Self::new(self.results.iter().copied().filter(|results| seeds.contains(&results.seed)))
     }
 
     /// Mean of a value over the seeds.
     fn mean(&self, value: impl Fn(&Results) -> f64) -> f64 {
-        self.results.iter().map(value).sum::<f64>() / self.results.len().max(1) as f64
+        self.results.iter().map(|results| value(results)).sum::<f64>() / self.results.len().max(1) as f64
     }
 
-    fn first(&self) -> Option<&Results> {
-        self.results.first()
+    /// Mean of the validation loss after the last step.
+    pub(super) fn loss(&self) -> f64 {
+        self.mean(|results| results.loss().unwrap_or(f64::NAN))
+    }
+
+    pub(super) fn first(&self) -> Option<&'a Results> {
+        self.results.first().copied()
     }
 
     /// Mean of a curve over the seeds.
@@ -89,12 +105,12 @@ fn check_questions(
     Ok(())
 }
 
-struct Report<'a> {
-    plan: &'a Plan,
+pub(super) struct Report<'a> {
+    pub(super) plan: &'a Plan,
     world: &'a Setting,
     /// Right answers of the test, see [`right_answers`].
     answers: BTreeMap<String, BTreeMap<String, usize>>,
-    rows: BTreeMap<String, Row<'a>>,
+    pub(super) rows: BTreeMap<String, Row<'a>>,
     setting: &'a str,
     recipes: &'a Path,
     images: &'a Path,
@@ -117,7 +133,7 @@ impl Report<'_> {
     /// Names the results that are not of the present plan.
     fn other_plans(&self, text: &mut String) -> Result<()> {
         let mut others = Vec::new();
-        for results in self.rows.values().flat_map(|row| row.results) {
+        for results in self.rows.values().flat_map(|row| &row.results) {
             let entry = results.entry();
             let is_planned = self.plan.design(&entry.design).is_ok()
                 && entry.size.as_ref().is_none_or(|size| self.plan.scaling.sizes.contains_key(size));
@@ -182,7 +198,7 @@ impl Report<'_> {
                 0 => "no common seed".into(),
                 _ => row.graded.difference(&base.graded, ALL).percent(),
             };
-            let loss = row.mean(|results| results.loss().unwrap_or(f64::NAN));
+            let loss = row.loss();
             writeln!(text, "| {name} | {} | {right} | {difference} | {loss:.4} |", row.results.len())?;
         }
         writeln!(text)?;
@@ -284,7 +300,7 @@ impl Report<'_> {
     }
 
     /// Draws a chart and names it in the text; without any series there is none.
-    fn plot(
+    pub(super) fn plot(
         &self,
         text: &mut String,
         file: &str,
@@ -308,44 +324,6 @@ impl Report<'_> {
     fn image(&self, name: &str) -> (String, std::path::PathBuf) {
         let file = format!("results-{}-{name}.svg", self.setting);
         (format!("{IMAGES}/{file}"), self.images.join(file))
-    }
-
-    fn scaling(&self, text: &mut String) -> Result<()> {
-        let data = |results: &Results| results.size.is_none().then(|| results.images() as f64);
-        let sizes = |results: &Results| results.scenes.is_none().then_some(results.parameters as f64);
-        self.scaled(text, "images", &data)?;
-        self.scaled(text, "parameters", &sizes)
-    }
-
-    /// Table, chart and fitted lines of loss and accuracy against a size, for the designs that have several.
-    fn scaled(&self, text: &mut String, what: &str, size: &dyn Fn(&Results) -> Option<f64>) -> Result<()> {
-        let mut lines: BTreeMap<&str, Vec<(f64, &Row<'_>)>> = BTreeMap::new();
-        for row in self.rows.values() {
-            let Some(results) = row.first() else { continue };
-            if let Some(size) = size(results) {
-                lines.entry(&results.design).or_default().push((size, row));
-            }
-        }
-        lines.retain(|_, rows| rows.len() > 1);
-        if lines.is_empty() {
-            return Ok(());
-        }
-        writeln!(text, "\n| design | {what} | right, % | validation loss |\n|---|---|---|---|")?;
-        let (mut series, mut fits) = (Vec::new(), Vec::new());
-        for (design, rows) in &mut lines {
-            rows.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let mut points = Vec::new();
-            for (size, row) in rows.iter() {
-                let loss = row.mean(|results| results.loss().unwrap_or(f64::NAN));
-                writeln!(text, "| {design} | {size} | {} | {loss:.4} |", row.graded.accuracy(ALL).percent())?;
-                points.push((size.log10(), loss));
-            }
-            fits.extend(fit(&points).map(|slope| format!("- {design}: loss proportional to {what}^{slope:.3}")));
-            series.push(Series { name: design.to_string(), points });
-        }
-        writeln!(text, "\nLines fitted to the logarithms of both, by least squares:\n\n{}", fits.join("\n"))?;
-        let (file, title) = (format!("by-{what}"), format!("Validation loss of stage 2 by {what}"));
-        self.plot(text, &file, &title, [&format!("log10 of {what}"), "validation loss"], true, series)
     }
 }
 
@@ -388,18 +366,9 @@ fn most_common(answers: &BTreeMap<String, BTreeMap<String, usize>>, kind: &str) 
     most as f64 / all.max(1) as f64
 }
 
-/// Slope of the least-squares line through points of (log10 x, y), with the logarithm of y.
-fn fit(points: &[(f64, f64)]) -> Option<f64> {
-    let points: Vec<(f64, f64)> = points.iter().map(|(x, y)| (*x, y.log10())).filter(|(_, y)| y.is_finite()).collect();
-    let count = points.len() as f64;
-    let [x, y] = [points.iter().map(|p| p.0).sum::<f64>() / count, points.iter().map(|p| p.1).sum::<f64>() / count];
-    let spread: f64 = points.iter().map(|p| (p.0 - x).powi(2)).sum();
-    (spread > 0.0).then(|| points.iter().map(|p| (p.0 - x) * (p.1 - y)).sum::<f64>() / spread)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Estimate, Verdict, fit};
+    use super::{Estimate, Verdict};
 
     #[test]
     fn a_claim_holds_if_its_interval_is_on_one_side() {
@@ -409,13 +378,5 @@ mod tests {
         assert_eq!(verdict(-0.01, 0.01, 0.0), Verdict::Open);
         assert_eq!(verdict(-0.01, 0.01, 0.02), Verdict::Yes);
         assert_eq!(verdict(-0.05, -0.01, 0.02), Verdict::Open);
-    }
-
-    #[test]
-    fn powers_are_recovered() {
-        let points = [10f64, 100.0, 1000.0].map(|x| (x.log10(), 3.0 * x.powf(-0.25)));
-        assert!((fit(&points).unwrap() + 0.25).abs() < 1e-12);
-        assert_eq!(fit(&points[..1]), None);
-        assert_eq!(fit(&[]), None);
     }
 }
