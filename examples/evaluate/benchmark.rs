@@ -109,6 +109,8 @@ impl BenchmarkOptions {
 
     fn score_file(&self, arguments: &Arguments, questions: &QuestionSet, file: &Path) -> Result<()> {
         self.make_folders(arguments, self.out.as_deref())?;
+        let is_data = self.data.as_ref().is_some_and(|data| same_file(data, file));
+        ensure!(!is_data, "{}: is --data, the file of the questions: name the predictions", file.display());
         let predictions = read_predictions(file)?;
         let matched = questions.matched(&predictions)?;
         let missing = matched.iter().filter(|prediction| prediction.is_none()).count();
@@ -138,6 +140,9 @@ impl BenchmarkOptions {
         let file = arguments.predictions.clone().unwrap_or_else(|| out.join("predictions.jsonl"));
         let model_name = arguments.model.source().to_string();
         let mut asked = Asked::open(questions, &file, self.resume, self.instruction.as_deref(), &model_name)?;
+        if questions.questions().iter().all(|question| question.answers.is_empty()) {
+            cli::note("note: no right answer is known, so that the answers are written and not scored");
+        }
         let model = arguments.model.load()?;
         let generation = arguments.sampling.generation(greedy(&model))?;
         let start = Instant::now();
@@ -162,14 +167,14 @@ impl BenchmarkOptions {
         out: Option<&Path>,
     ) -> Result<Results> {
         let results = Results::of(questions, predictions);
+        if let Some(sheet) = &self.sheet {
+            write_sheet(sheet, questions, predictions)?;
+        }
         ensure!(
             self.score.is_none() || !results.scores.is_empty(),
             "no question can be scored ({}): --data needs a file with the right answers",
             Vec::from_iter(results.problems.iter().map(|(problem, count)| format!("{count}: {problem}"))).join(", ")
         );
-        if let Some(sheet) = &self.sheet {
-            write_sheet(sheet, questions, predictions)?;
-        }
         let mut config = json!({
             "data": self.data, "images": arguments.images, "limit": self.limit, "batch": arguments.batch,
             "choice": format!("{:?}", self.choice).to_lowercase(), "instruction": self.instruction,
@@ -227,8 +232,21 @@ impl BenchmarkOptions {
     }
 }
 
+fn same_file(one: &Path, other: &Path) -> bool {
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+}
+
 fn note_left_out(questions: &QuestionSet) {
     let (count, named) = questions.left_out();
+    if let [first, others @ ..] = questions.paths() {
+        let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+        let (count, title) = (questions.questions().len(), questions.benchmark().title);
+        cli::note(cli::escaped(&format!("{count} questions of {title} from {}{more}", first.display())));
+    }
+    let bare = questions.without_image();
+    if bare > 0 {
+        cli::note(format_args!("note: {bare} of {} questions have no image", questions.questions().len()));
+    }
     if count > 0 {
         let named = cli::escaped(&named.join("; "));
         cli::note(format_args!("note: {count} records are no questions and left out ({named})"));

@@ -144,23 +144,56 @@ fn llavas_lines_are_whole_prompts() {
     assert_eq!((question.answers[0].as_str(), question.categories[0].as_str()), ("no", "adversarial"));
 }
 
+#[test]
+fn captions_are_known_by_the_numbers_of_their_images() {
+    let rows = r#"{"filename": "COCO_val2014_000000000042.jpg", "sentences": ["a cat"], "cocoid": 42}
+        {"image": "val2014/COCO_val2014_000000000007.jpg", "caption": ["a dog"]}"#;
+    let folder = folder(&[("captions.jsonl", rows), ("val2014/README", "")]);
+    std::fs::write(folder.path().join("val2014/COCO_val2014_000000000042.jpg"), png(5)).unwrap();
+    let questions = open("coco", &folder.path().join("captions.jsonl")).unwrap();
+    assert_eq!((ids(&questions), shade(&questions, 0), questions.without_image()), (vec!["42", "7"], 5, 0));
+    let named =
+        [Prediction::new("COCO_val2014_000000000042.jpg", "a".to_owned()), Prediction::new("7", "b".to_owned())];
+    assert!(questions.matched(&named).unwrap().iter().all(Option::is_some));
+}
+
+#[test]
+fn the_hubs_gqa_has_its_images_in_other_rows() {
+    let rows = format!(
+        "{{\"id\": \"n1\", \"image\": \"{}\"}}\n{{\"id\": \"q1\", \"imageId\": \"n1\", \"question\": \"?\", \"answer\": \"no\"}}\n",
+        base64_png(33)
+    );
+    let folder = folder(&[("q.jsonl", &rows)]);
+    let questions = open("gqa", &folder.path().join("q.jsonl")).unwrap();
+    assert_eq!((ids(&questions), shade(&questions, 0), questions.left_out().0), (vec!["q1"], 33, 0));
+}
+
 #[cfg(feature = "parquet")]
 #[test]
 fn the_hubs_parquet_holds_images() {
+    for schema in ["optional group image { optional binary bytes; }", "optional binary image;"] {
+        holds_images(schema, if schema.contains("group") { 2 } else { 1 });
+    }
+}
+
+#[cfg(feature = "parquet")]
+fn holds_images(image: &str, level: i16) {
     use std::sync::Arc;
 
     use parquet::data_type::{ByteArray, ByteArrayType};
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
 
-    let schema = "message m { optional binary question (UTF8); optional group image { optional binary bytes; }
-        optional binary answer (UTF8); optional binary question_id (UTF8); }";
+    let schema = format!(
+        "message m {{ optional binary question (UTF8); {image}
+        optional binary answer (UTF8); optional binary question_id (UTF8); }}"
+    );
     let folder = folder(&[("data/README", "")]);
     let file = std::fs::File::create(folder.path().join("data/test-00000-of-00001.parquet")).unwrap();
-    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let schema = Arc::new(parse_message_type(&schema).unwrap());
     let mut writer = SerializedFileWriter::new(file, schema, Arc::default()).unwrap();
     let mut group = writer.next_row_group().unwrap();
-    for (value, level) in [(b"a cat?".to_vec(), 1), (png(77), 2), (b"no".to_vec(), 1), (b"q1".to_vec(), 1)] {
+    for (value, level) in [(b"a cat?".to_vec(), 1), (png(77), level), (b"no".to_vec(), 1), (b"q1".to_vec(), 1)] {
         let mut column = group.next_column().unwrap().unwrap();
         column.typed::<ByteArrayType>().write_batch(&[ByteArray::from(value)], Some(&[level]), None).unwrap();
         column.close().unwrap();
@@ -230,7 +263,7 @@ fn predictions_of_another_file_with_the_same_numbers_are_refused() {
     assert_eq!(of(["is there a  cat?\\nAnswer yes or no.", "Another wording"]), Ok(2));
     let message = of(["Is there a car?", "Is there a bus?"]).unwrap_err();
     assert!(
-        message.contains("the prompt of 1 is `Is there a car?`, expected `Is there a cat?` in it (2 such)"),
+        message.contains("`prompt` of 1 is `Is there a car?`, expected `Is there a cat?` in it (2 such)"),
         "{message}"
     );
 }

@@ -110,8 +110,10 @@ fn json(value: Value) -> Json {
         Value::Bool(value) => value.into(),
         Value::Number(number) => serde_json::from_str(&number).unwrap_or(Json::String(number)),
         Value::Text(text) => text.into(),
-        // Bytes that are no text are those of an image, see `JsonObjects::images`.
-        Value::Bytes(bytes) => String::from_utf8(bytes).map_or(Json::Null, Json::String),
+        // Bytes that are no text are those of an image, see `JsonObjects::images`; that there are some is kept.
+        Value::Bytes(bytes) => {
+            String::from_utf8(bytes).map_or_else(|e| serde_json::json!({ "bytes": e.as_bytes().len() }), Json::String)
+        }
         Value::List(values) => values.into_iter().map(json).collect(),
         Value::Object(fields) => object(fields).into(),
     }

@@ -56,7 +56,9 @@ pub(super) struct AnnotatedAnswer {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct AnnotatedImage {
     pub(super) id: Value,
-    pub(super) file_name: String,
+    /// Missing in files of captions alone.
+    #[serde(default)]
+    pub(super) file_name: Option<String>,
 }
 
 /// An object with a list of annotations, whatever they are.
@@ -86,15 +88,15 @@ impl Container {
         if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
             return Err(error);
         }
-        match parse::<Annotations>(path) {
+        let broken = match parse::<Annotations>(path) {
             Ok(annotations) => return Ok(Self::Annotations(annotations)),
-            // What is wrong within the list that makes it a file of annotations.
-            Err(error) if parse::<HasAnnotations>(path).is_ok() => return Err(error),
-            Err(_) => {}
-        }
+            Err(broken) => broken,
+        };
         let keyless = |lists: Lists| lists.questions.into_iter().map(|record| (None, record)).collect::<Vec<_>>();
         match parse::<Lists>(path).map(keyless) {
             Ok(records) if !records.is_empty() => return Ok(Self::Records(records)),
+            // What is wrong within the list that makes it a file of annotations.
+            _ if parse::<HasAnnotations>(path).is_ok() => return Err(broken),
             _ => {}
         }
         let keyed: Map<String, Value> = parse(path)?;

@@ -7,7 +7,7 @@ use crate::data::within;
 use crate::{Error, Result};
 
 /// Subfolders in which published images lie.
-const IMAGE_FOLDERS: [&str; 14] = [
+const IMAGE_FOLDERS: [&str; 18] = [
     "",
     "images",
     "image",
@@ -20,11 +20,24 @@ const IMAGE_FOLDERS: [&str; 14] = [
     "png",
     "test",
     "images/test",
+    "images/val2014",
+    "images/train2014",
+    "images/val2017",
+    "spdocvqa_images",
     "MMVP Images",
     "SEED-Bench-image",
 ];
 /// Splits of a data set of Parquet files, the best first.
 const SPLITS: [&str; 4] = ["test", "validation", "val", "dev"];
+/// The same for benchmarks whose test split is published without answers.
+const HELD_BACK: [&str; 7] = ["vqav2", "okvqa", "textvqa", "docvqa", "mmbench", "mmmu", "coco"];
+/// Folders of the Hub's GQA, whose images are another data set than its questions.
+const GQA_FOLDERS: [&str; 2] = ["testdev_balanced_instructions", "testdev_balanced_images"];
+
+/// Splits of COCO and VQA, as they are in the names of files; the first that is there is taken.
+const SPLITS_OF_COCO: [&str; 4] = ["val2014", "val2017", "train2014", "test2015"];
+/// Most subfolders that are looked into for a message.
+const MAX_SUBFOLDERS: usize = 100;
 
 /// Parts of the names of a benchmark's own files; several files may match where `several` is set.
 struct Published {
@@ -38,22 +51,47 @@ struct Published {
 /// [`Error::Data`] that says which file is missing and where it is published, or that there are several.
 pub(super) fn find(benchmark: &Benchmark, data: &Path) -> Result<Vec<PathBuf>> {
     if data.is_file() {
-        return Ok(vec![data.to_path_buf()]);
+        return Ok(with_annotations(benchmark, data));
     }
-    let names = names_in(data)?;
-    let found = tables(benchmark, data, &names)?;
-    let found = if found.is_empty() { published(benchmark, data, &names)? } else { found };
-    let found = if found.is_empty() { parquet(data, &names)? } else { found };
+    let found = in_folder(benchmark, data)?;
     if found.is_empty() { Err(missing(benchmark, data)) } else { Ok(found) }
 }
 
-/// The error of a folder without the files of a benchmark.
+/// The files in a folder; none if it has none.
+fn in_folder(benchmark: &Benchmark, data: &Path) -> Result<Vec<PathBuf>> {
+    let names = names_in(data)?;
+    let found = published(benchmark, data, &names)?;
+    let found = if found.is_empty() { tables(benchmark, data, &names)? } else { found };
+    if found.is_empty() { parquet(benchmark, data, &names) } else { Ok(found) }
+}
+
+/// The error of a folder without the files of a benchmark, which names a subfolder that has them.
 pub(super) fn missing(benchmark: &Benchmark, data: &Path) -> Error {
     let Benchmark { title, files, published, .. } = benchmark;
-    Error::data(format!(
-        "{}: no file of {title}: expected {files} (published at {published}), VLMEvalKit's .tsv or the Hub's .parquet",
-        data.display()
-    ))
+    let has_files = |name: &String| in_folder(benchmark, &data.join(name)).is_ok_and(|found| !found.is_empty());
+    let inner = names_in(data).ok().and_then(|names| {
+        names.into_iter().filter(|name| data.join(name).is_dir()).take(MAX_SUBFOLDERS).find(has_files)
+    });
+    let hint = match inner {
+        Some(inner) => format!("there are some in {inner}/: name that folder"),
+        None => format!("expected {files} (published at {published}), VLMEvalKit's .tsv or the Hub's .parquet"),
+    };
+    Error::data(format!("{}: no file of {title}: {hint}", data.display()))
+}
+
+/// A file, with the other one of VQA's questions and annotations if it is one of them.
+fn with_annotations(benchmark: &Benchmark, file: &Path) -> Vec<PathBuf> {
+    let other = || {
+        let (folder, name) = (file.parent()?, file.file_name()?.to_string_lossy().into_owned());
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let wanted = if name.contains("questions") { "annotations" } else { "questions" };
+        let split = SPLITS_OF_COCO.iter().find(|split| name.contains(**split))?;
+        let is_other = |other: &String| other.contains(wanted) && other.contains(*split) && other.ends_with(".json");
+        let others = Vec::from_iter(names_in(folder).ok()?.into_iter().filter(is_other));
+        if let [other] = others.as_slice() { Some(folder.join(other)) } else { None }
+    };
+    let is_vqa = matches!(benchmark.name, "vqav2" | "okvqa");
+    [file.to_path_buf()].into_iter().chain(is_vqa.then(other).flatten()).collect()
 }
 
 fn names_in(folder: &Path) -> Result<Vec<String>> {
@@ -81,10 +119,20 @@ fn only(folder: &Path, names: Vec<&String>) -> Result<Vec<PathBuf>> {
 fn tables(benchmark: &Benchmark, folder: &Path, names: &[String]) -> Result<Vec<PathBuf>> {
     let plain = |name: &str| name.to_lowercase().replace(['-', '_'], "");
     let tables = Vec::from_iter(names.iter().filter(|name| name.to_lowercase().ends_with(".tsv")));
-    let named = tables.iter().copied().filter(|name| plain(name).contains(benchmark.name));
-    match Vec::from_iter(named) {
-        named if named.is_empty() => only(folder, tables),
-        named => only(folder, named),
+    let (named, others): (Vec<_>, Vec<_>) = tables.into_iter().partition(|name| plain(name).contains(benchmark.name));
+    // Another benchmark's table is none of this one.
+    let is_anothers = |name: &&String| Benchmark::ALL.iter().any(|other| plain(name).contains(other.name));
+    let others = others.into_iter().filter(|name| !is_anothers(name)).collect();
+    if named.is_empty() { only(folder, others) } else { only(folder, named) }
+}
+
+/// Parts of the names of the files that are taken where several are there, the best first.
+fn preferred_parts(benchmark: &Benchmark) -> &'static [&'static str] {
+    match benchmark.name {
+        "vqav2" | "okvqa" | "coco" => &SPLITS_OF_COCO,
+        "gqa" => &["testdev_balanced"],
+        "docvqa" => &["val"],
+        _ => &[],
     }
 }
 
@@ -106,8 +154,22 @@ fn published(benchmark: &Benchmark, folder: &Path, names: &[String]) -> Result<V
     };
     let mut found = Vec::new();
     for Published { parts, several } in published {
-        let matches = |name: &&String| parts.iter().all(|part| name.to_lowercase().contains(part));
-        let matching = Vec::from_iter(names.iter().filter(matches));
+        // The last part is the extension.
+        let matches = |name: &&String| {
+            let name = name.to_lowercase();
+            parts.iter().all(|part| name.contains(part)) && parts.last().is_none_or(|end| name.ends_with(end))
+        };
+        let mut matching = Vec::from_iter(names.iter().filter(matches));
+        let is_preferred = |name: &&String, part: &str| match benchmark.name {
+            // Not `infographicsVQA_val_v1.0_withQT.json`.
+            "docvqa" => name.starts_with(part),
+            _ => name.contains(part),
+        };
+        let preferred = preferred_parts(benchmark).iter().copied();
+        let mut preferred = preferred.filter(|part| matching.iter().any(|name| is_preferred(name, part)));
+        if let (false, Some(part)) = (several, preferred.next()) {
+            matching.retain(|name| is_preferred(name, part));
+        }
         match several {
             true => found.extend(matching.iter().map(|name| folder.join(name))),
             false => found.extend(only(folder, matching)?),
@@ -117,16 +179,30 @@ fn published(benchmark: &Benchmark, folder: &Path, names: &[String]) -> Result<V
 }
 
 /// The Parquet files of the first split that there is, in the folder or in its subfolder `data`.
-fn parquet(folder: &Path, names: &[String]) -> Result<Vec<PathBuf>> {
+fn parquet(benchmark: &Benchmark, folder: &Path, names: &[String]) -> Result<Vec<PathBuf>> {
+    if benchmark.name == "gqa" && GQA_FOLDERS.iter().all(|inner| folder.join(inner).is_dir()) {
+        let inner = GQA_FOLDERS.iter().map(|inner| {
+            let inner = folder.join(inner);
+            parquet(benchmark, &inner, &names_in(&inner)?)
+        });
+        return Ok(inner.collect::<Result<Vec<_>>>()?.concat());
+    }
     let inner = folder.join("data");
     let (folder, names) = match inner.is_dir() {
         true => (inner.as_path(), names_in(&inner)?),
         false => (folder, names.to_vec()),
     };
     let files = Vec::from_iter(names.iter().filter(|name| name.ends_with(".parquet")));
-    let of_split = |split: &&&str| files.iter().any(|name| name.starts_with(**split));
-    let split = SPLITS.iter().find(of_split).copied().unwrap_or("");
-    Ok(files.iter().filter(|name| name.starts_with(split)).map(|name| folder.join(name)).collect())
+    // `test-0.parquet`, `val2014-0.parquet`, but not `testdev-0.parquet`.
+    let is_of = |name: &str, split: &str| {
+        name.strip_prefix(split).is_some_and(|rest| split.is_empty() || !rest.starts_with(char::is_alphabetic))
+    };
+    let mut splits = SPLITS;
+    if HELD_BACK.contains(&benchmark.name) {
+        splits.rotate_left(1);
+    }
+    let split = splits.into_iter().find(|split| files.iter().any(|name| is_of(name, split))).unwrap_or("");
+    Ok(files.iter().filter(|name| is_of(name, split)).map(|name| folder.join(name)).collect())
 }
 
 /// The file of an image by the name or number that a question has of it.
@@ -152,6 +228,8 @@ pub(super) fn image_file(folder: &Path, name: &str) -> Result<PathBuf> {
 /// Names that the image of a name or number may have.
 fn image_names(name: &str) -> Vec<String> {
     let mut names = vec![name.to_owned()];
+    // A folder that the download does not have.
+    names.extend(name.rsplit_once('/').map(|(_, bare)| bare.to_owned()));
     if !name.rsplit('/').next().is_some_and(|last| last.contains('.')) {
         names.extend([format!("{name}.jpg"), format!("{name}.png")]);
     }
@@ -193,6 +271,38 @@ mod tests {
         assert_eq!(found("vqav2", &[&vqa[..], &["x.jpg"]].concat()).unwrap(), vqa);
         let hub = ["data/test-00000.parquet", "data/train-00000.parquet", "data/validation-00000.parquet", "README.md"];
         assert_eq!(found("gqa", &hub).unwrap(), ["data/test-00000.parquet"]);
+        assert_eq!(found("mmmu", &hub).unwrap(), ["data/validation-00000.parquet"]);
+        let two = ["testdev_balanced_images/testdev-0.parquet", "testdev_balanced_instructions/testdev-0.parquet"];
+        assert_eq!(found("gqa", &two).unwrap(), [two[1], two[0]]);
+        assert_eq!(found("vqav2", &["testdev-0.parquet", "test-0.parquet"]).unwrap(), ["test-0.parquet"]);
+        assert_eq!(found("okvqa", &["val2014-0.parquet"]).unwrap(), ["val2014-0.parquet"]);
+        // Its own files come before a table, which may be a result sheet, and tables of others are none.
+        assert_eq!(found("scienceqa", &["problems.json", "sheet.tsv"]).unwrap(), ["problems.json"]);
+        assert!(found("ai2d", &["MMStar.tsv"]).unwrap_err().to_string().contains("no file of AI2D"));
+        let captions = ["captions_train2014.json", "captions_val2014.json"];
+        assert_eq!(found("coco", &captions).unwrap(), [captions[1]]);
+        let gqa = ["testdev_balanced_questions.json", "val_balanced_questions.json"];
+        assert_eq!(found("gqa", &gqa).unwrap(), [gqa[0]]);
+        let doc = ["infographicsVQA_val_v1.0_withQT.json", "val_v1.0_withQT.json"];
+        assert_eq!(found("docvqa", &doc).unwrap(), [doc[1]]);
+        let lines = ["TextVQA_0.5.1_val.json", "llava_textvqa_val_v051_ocr.jsonl"];
+        assert_eq!(found("textvqa", &lines).unwrap(), [lines[0]]);
+    }
+
+    #[test]
+    fn questions_and_annotations_of_vqa_are_of_one_split() {
+        let names = [
+            "v2_OpenEnded_mscoco_train2014_questions.json",
+            "v2_OpenEnded_mscoco_val2014_questions.json",
+            "v2_mscoco_train2014_annotations.json",
+            "v2_mscoco_val2014_annotations.json",
+        ];
+        assert_eq!(found("vqav2", &names).unwrap(), [names[1], names[3]]);
+        let folder = folder(&names);
+        for (named, other) in [(0, 2), (2, 0), (1, 3)] {
+            let both = find(Benchmark::named("vqav2").unwrap(), &folder.path().join(names[named])).unwrap();
+            assert_eq!(both, [named, other].map(|n| folder.path().join(names[n])));
+        }
     }
 
     #[test]
@@ -202,6 +312,8 @@ mod tests {
             message.contains("no file of POPE: expected coco_pope_{random") && message.contains("RUCAIBox"),
             "{message}"
         );
+        let message = found("mmbench", &["cn/dev-0.parquet", "x.txt"]).unwrap_err().to_string();
+        assert!(message.contains("there are some in cn/: name that folder"), "{message}");
         let message = found("gqa", &["train_questions.json", "val_questions.json"]).unwrap_err().to_string();
         assert!(message.contains("both train_questions.json and val_questions.json"), "{message}");
     }
@@ -215,6 +327,7 @@ mod tests {
             ("n1", "images/n1.jpg"),
             ("7", "MMVP Images/7.jpg"),
             ("a/b.png", "a/b.png"),
+            ("documents/n1.jpg", "images/n1.jpg"),
         ] {
             assert_eq!(image_file(folder.path(), name).unwrap(), folder.path().join(file));
         }

@@ -14,6 +14,7 @@
 //! # }
 //! ```
 
+mod categories;
 mod circular;
 mod containers;
 mod files;

@@ -26,6 +26,13 @@ pub struct Prediction {
 }
 
 impl Prediction {
+    /// Whether two predictions answer the same, apart from white space around it.
+    pub(super) fn says_the_same(&self, other: &Self) -> bool {
+        self.answer.as_deref().map(str::trim) == other.answer.as_deref().map(str::trim)
+    }
+}
+
+impl Prediction {
     /// The answer to a question.
     pub fn new(id: impl Into<String>, answer: impl Into<Option<String>>) -> Self {
         Self { id: id.into(), answer: answer.into(), prompt: None }
@@ -41,6 +48,9 @@ impl Prediction {
 /// without a prediction, and the errors of reading.
 pub fn read_predictions(path: &Path) -> Result<Vec<Prediction>> {
     let table = JsonObjects::open_table(path)?;
+    if let Some(answers) = answers_by_id(&table) {
+        return Ok(answers);
+    }
     let read = |row: usize| match table.read(row) {
         Ok(record) => prediction(path, row, &record),
         Err(error) => {
@@ -49,6 +59,17 @@ pub fn read_predictions(path: &Path) -> Result<Vec<Prediction>> {
         }
     };
     (0..table.len()).map(read).collect()
+}
+
+/// The answers of one object that has them by the ids of their questions, as those of MMMU.
+fn answers_by_id(table: &JsonObjects) -> Option<Vec<Prediction>> {
+    let record = if table.len() == 1 { table.read(0).ok()? } else { return None };
+    let is_known = |name: &String| ID.iter().chain(&ANSWER).any(|known| name.eq_ignore_ascii_case(known));
+    if table.has_texts_only() || record.is_empty() || record.keys().any(is_known) {
+        return None;
+    }
+    let answer = |(id, answer): (String, Value)| Some(Prediction::new(id, answer.as_str()?.to_owned()));
+    record.into_iter().map(answer).collect()
 }
 
 fn prediction(path: &Path, row: usize, record: &Map<String, Value>) -> Result<Prediction> {
@@ -65,15 +86,17 @@ fn prediction(path: &Path, row: usize, record: &Map<String, Value>) -> Result<Pr
     let field = ANSWER.iter().find_map(|name| record.iter().find(|(field, _)| field.eq_ignore_ascii_case(name)));
     let (name, value) = field.ok_or_else(|| lacks("answer", &ANSWER))?;
     let has = |name: &str| fields.text(&[name]).is_some();
-    // Files of questions have the right answer as `answer`, and those of LLaVA the prompt as `text`.
+    // Files of questions have the right answer beside options as `answer`, and those of LLaVA the prompt as `text`.
     let is_question = match name.to_ascii_lowercase().as_str() {
-        "answer" => has("question"),
-        "text" => has("image") && !has("prompt") && !has("answer_id"),
+        "answer" => fields.has_options(),
+        "text" => has("image") && !["prompt", "answer_id", "model_id"].into_iter().any(has),
         _ => false,
     };
     if is_question {
-        let message =
-            format!("record {} is a question (`{name}` is not a model's answer): name the predictions", row + 1);
+        let message = format!(
+            "record {} is a question, and `{name}` no answer of a model: if it is one, call the field `prediction`",
+            row + 1
+        );
         return Err(Error::format(path, message));
     }
     let answer = match value {
@@ -122,6 +145,10 @@ mod tests {
             ("a.json", r#"[{"question_id": 5, "answer": "yes"}]"#, "5"),
             ("a.json", r#"[{"questionId": "x5", "prediction": "yes"}]"#, "x5"),
             ("a.json", r#"[{"image_id": 5, "caption": "yes"}]"#, "5"),
+            ("a.json", r#"[{"validation_Art_1": "yes"}]"#, "validation_Art_1"),
+            ("a.jsonl", r#"{"validation_Art_1": "yes"}"#, "validation_Art_1"),
+            ("a.json", r#"[{"question": "Is it?", "question_id": 5, "answer": "yes"}]"#, "5"),
+            ("a.jsonl", r#"{"question_id": 5, "image": "a.jpg", "text": "yes", "model_id": "m"}"#, "5"),
         ] {
             let read = read(name, content).unwrap();
             let found = Vec::from_iter(read.iter().map(|found| (found.id.as_str(), found.answer.as_deref())));
@@ -140,7 +167,6 @@ mod tests {
         for (name, content) in [
             ("a.tsv", "index\tquestion\tA\tB\tanswer\n5\tIs it?\tyes\tno\tA\n"),
             ("a.jsonl", r#"{"question_id": 5, "image": "a.jpg", "text": "Is it?", "category": "default"}"#),
-            ("a.json", r#"[{"questionId": "5", "question": "Is it?", "answer": "yes"}]"#),
         ] {
             let message = read(name, content).unwrap_err().to_string();
             assert!(message.contains("record 1 is a question"), "{message}");

@@ -48,13 +48,19 @@ pub(super) enum ImagePlace {
 }
 
 impl Question {
+    /// Whether the right answer is a letter though there are no options: these are in the question, as in MMStar of the Hub.
+    pub(super) fn has_letter_for_answer(&self) -> bool {
+        let is_letter = |right: &String| right.len() == 1 && right.bytes().all(|byte| byte.is_ascii_uppercase());
+        !self.is_open && !self.answers.is_empty() && self.answers.iter().all(is_letter)
+    }
+
     /// The prompt: the question, its options, and an instruction, each on lines of its own.
     pub fn prompt(&self, metric: Metric, instruction: Option<&str>) -> String {
         let mut lines = vec![self.text.clone()];
         if !self.is_prompt {
             let options = self.options.iter().zip('A'..='Z').filter(|(option, _)| !option.is_empty());
             lines.extend(options.map(|(option, letter)| format!("{letter}. {option}")));
-            let is_open = metric.is_choice() && self.options.is_empty();
+            let is_open = metric.is_choice() && self.options.is_empty() && !self.has_letter_for_answer();
             let usual = if is_open { Metric::ExactMatch.instruction() } else { metric.instruction() };
             lines.push(instruction.unwrap_or(usual).to_owned());
         }
@@ -79,6 +85,8 @@ mod tests {
         let open = Question { text: "Which?".into(), ..Question::default() };
         assert_eq!(open.prompt(Metric::AnswersMatch, None), "Which?");
         assert!(open.prompt(Metric::Choice, None).ends_with("word or phrase."));
+        let inside = Question { answers: vec!["B".into()], ..open.clone() };
+        assert!(inside.prompt(Metric::Choice, None).ends_with("from the given choices directly."));
         assert_eq!(Question { is_prompt: true, ..question }.prompt(Metric::Choice, Some("x")), "Which?");
     }
 }

@@ -30,6 +30,7 @@ const MAX_NAMED: usize = 5;
 pub struct QuestionSet {
     benchmark: &'static Benchmark,
     questions: Vec<Question>,
+    paths: Vec<PathBuf>,
     /// Files whose rows hold images.
     tables: Vec<JsonObjects>,
     images: PathBuf,
@@ -99,11 +100,11 @@ impl QuestionSet {
         }
         let (questions, left_out) = gathered.finish(benchmark)?;
         if questions.is_empty() {
-            let reason = left_out.named.first().cloned().unwrap_or_default();
+            let reason = left_out.named.first().cloned().unwrap_or_else(|| "its files have no records".into());
             return Err(Error::data(format!("{}: no question of {} ({reason})", data.display(), benchmark.title)));
         }
         let images = images.unwrap_or(folder).to_path_buf();
-        Ok(Self { benchmark, questions, tables, images, left_out, side: 0 })
+        Ok(Self { benchmark, questions, paths, tables, images, left_out, side: 0 })
     }
 
     /// One question of every kind about each of some held-out scenes of shapes world, drawn at this side in pixels.
@@ -127,7 +128,7 @@ impl QuestionSet {
         });
         let (benchmark, questions) = (Benchmark::named("shapes")?, questions.collect());
         let (tables, images, left_out) = (Vec::new(), PathBuf::new(), LeftOutRecords::default());
-        Ok(Self { benchmark, questions, tables, images, left_out, side })
+        Ok(Self { benchmark, questions, paths: Vec::new(), tables, images, left_out, side })
     }
 
     /// The benchmark.
@@ -138,6 +139,16 @@ impl QuestionSet {
     /// The questions, in the order of their files.
     pub fn questions(&self) -> &[Question] {
         &self.questions
+    }
+
+    /// The files that were read.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// Number of questions without an image.
+    pub fn without_image(&self) -> usize {
+        self.questions.iter().filter(|question| question.place == ImagePlace::Nowhere).count()
     }
 
     /// Number of records that are no questions, and why the first of them are not.
@@ -215,8 +226,12 @@ impl QuestionSet {
     pub fn matched<'p>(&self, predictions: &'p [Prediction]) -> Result<Vec<Option<&'p Prediction>>> {
         let mut by_id: HashMap<&str, &Prediction> = HashMap::new();
         for prediction in predictions {
-            let other = by_id.insert(&prediction.id, prediction);
-            if other.is_some_and(|other| other != prediction) {
+            let id = match self.benchmark.metric {
+                Metric::Captions => coco_number(&prediction.id).unwrap_or(&prediction.id),
+                _ => &prediction.id,
+            };
+            let other = by_id.insert(id, prediction);
+            if other.is_some_and(|other| !other.says_the_same(prediction)) {
                 let message = format!("the predictions have question {} twice, with other answers", prediction.id);
                 return Err(Error::data(message + ": remove one"));
             }
@@ -240,16 +255,24 @@ impl QuestionSet {
 
     /// Refuses predictions whose prompts are of other questions for the most part: numbers from 1 are ids in many files.
     fn check_prompts(&self, predictions: &[Option<&Prediction>]) -> Result<()> {
-        let plain = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
-        // A hint may stand elsewhere in the prompt of another tool.
-        let asked = |question: &Question| plain(question.text.lines().last().unwrap_or_default());
+        // What is asked for captions is no part of their files.
+        if self.benchmark.metric == Metric::Captions {
+            return Ok(());
+        }
+        // Hints, options and instructions may be others in the prompt of another tool, also behind the question.
+        let has_line = |question: &Question, prompt: &str| {
+            let prompt = plain_words(prompt);
+            let lines = question.text.lines().take(if question.is_prompt { 1 } else { usize::MAX });
+            let asked = lines.filter_map(|line| line.split_inclusive('?').next()).map(plain_words);
+            Vec::from_iter(asked.filter(|line| !line.is_empty())).iter().any(|line| prompt.contains(line))
+        };
         let pairs = self.questions.iter().zip(predictions).filter_map(|(question, found)| Some((question, (*found)?)));
         let with_prompt = pairs.filter_map(|(question, found)| Some((question, found.prompt.as_deref()?)));
-        let (same, others): (Vec<_>, Vec<_>) =
-            with_prompt.partition(|(question, prompt)| plain(prompt).contains(&asked(question)));
+        let (same, others): (Vec<_>, Vec<_>) = with_prompt.partition(|(question, prompt)| has_line(question, prompt));
         match others.first() {
             Some((question, prompt)) if others.len() > same.len() => Err(Error::data(format!(
-                "the predictions are of other questions: the prompt of {} is `{}`, expected `{}` in it ({} such)",
+                "the predictions are of other questions: `prompt` of {} is `{}`, expected `{}` in it ({} such): choose those of \
+                 this file, or remove `prompt`",
                 question.id,
                 short(prompt),
                 short(&question.text),
@@ -258,6 +281,16 @@ impl QuestionSet {
             _ => Ok(()),
         }
     }
+}
+
+/// The words of a text in lower case, without tags such as `<image 1>`.
+fn plain_words(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for (at, part) in text.split("<image").enumerate() {
+        let part = part.split_once('>').filter(|_| at > 0).map_or(part, |(_, rest)| rest);
+        plain.extend([" ", part]);
+    }
+    Vec::from_iter(plain.split_whitespace()).join(" ").to_lowercase()
 }
 
 /// The beginning of a text, in one line.
@@ -292,15 +325,27 @@ impl Gathered {
         if let Some(reason) = of_another_kind(benchmark, &fields) {
             return self.left_out.add(&name, reason);
         }
-        let mut question = match fields.question(&row.id) {
+        let mut question = match fields.question(benchmark, &row.id) {
             Ok(question) => question,
             Err(reason) => return self.left_out.add(&name, &reason),
         };
+        // An image alone, which questions refer to, as in the Hub's GQA.
+        let images = fields.image_fields();
+        if let (Some((file, row)), true, [field, ..]) = (row.table, question.text.is_empty(), images.as_slice())
+            && fields.image_name(field).is_none()
+            && benchmark.metric != Metric::Captions
+        {
+            self.held.insert(question.id, ImagePlace::Row { file, row, fields: images });
+            return;
+        }
         if question.text.is_empty() && benchmark.metric == Metric::Captions {
             question.text = DESCRIBE.into();
         }
         if question.text.is_empty() {
             return self.left_out.add(&name, "has no question");
+        }
+        if benchmark.metric == Metric::Captions {
+            name_by_number(&mut question, &fields.image_fields().iter().find_map(|field| fields.image_name(field)));
         }
         if question.categories.is_empty() && matches!(benchmark.name, "pope" | "chartqa") {
             question.categories.extend(split_of(row.path));
@@ -369,6 +414,24 @@ impl Gathered {
     }
 }
 
+/// Number of an image of COCO by its name: `42` of `COCO_val2014_000000000042.jpg`.
+fn coco_number(name: &str) -> Option<&str> {
+    let stem = name.rsplit('/').next()?.strip_suffix(".jpg")?;
+    let digits =
+        stem.strip_prefix("COCO_").map_or(Some(stem), |rest| rest.split_once('_').map(|(_, digits)| digits))?;
+    let is_number = digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| digits.trim_start_matches('0'))
+}
+
+/// Gives a caption's question the number of its image as id, by which predictions have it.
+fn name_by_number(question: &mut Question, image: &Option<String>) {
+    let named = coco_number(&question.id).or_else(|| image.as_deref().and_then(coco_number)).map(str::to_owned);
+    if let Some(number) = named {
+        question.group.clone_from(&number);
+        question.id = number;
+    }
+}
+
 /// Why a record is none of the questions that are evaluated.
 fn of_another_kind(benchmark: &Benchmark, fields: &FieldsOf<'_>) -> Option<&'static str> {
     let is = |name: &str, value: &str| fields.text(&[name]).is_some_and(|found| found == value);
@@ -397,7 +460,8 @@ fn captions(file: Annotations) -> Vec<Question> {
     };
     for image in file.images {
         let id = text_of(&image.id).unwrap_or_default();
-        place_of(&mut questions, id, image.file_name);
+        let name = image.file_name.unwrap_or_else(|| id.clone());
+        place_of(&mut questions, id, name);
     }
     for annotation in file.annotations {
         let (Some(id), Some(caption)) = (text_of(&annotation.image_id), annotation.caption) else { continue };

@@ -4,22 +4,32 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
+use super::Benchmark;
+use super::categories::categories;
 use super::python_list::python_list;
 use super::question::Question;
 use crate::data::is_embedded;
 use crate::eval::metrics::MAX_OPTIONS;
 
-const ID: [&str; 6] = ["index", "question_id", "questionid", "qid", "data_id", "id"];
+const ID: [&str; 7] = ["index", "question_id", "questionid", "qid", "data_id", "cocoid", "id"];
 const TEXT: [&str; 4] = ["question", "query", "text", "prompt"];
 const HINT: [&str; 1] = ["hint"];
 const OPTIONS: [&str; 2] = ["options", "choices"];
 const ANSWERS: [&str; 8] =
     ["answers", "answer", "label", "gt_answer", "correct answer", "caption", "captions", "sentences"];
-const CATEGORY: [&str; 5] = ["category", "answer_type", "question_type", "human_or_machine", "subfield"];
-const SUPER_CATEGORY: [&str; 1] = ["l2-category"];
 /// Fields that hold or name images, the first that is set counts.
-const IMAGE: [&str; 9] =
-    ["image", "images", "image_path", "imgname", "image_file", "file_name", "image_id", "imageid", "data_id"];
+const IMAGE: [&str; 10] = [
+    "image",
+    "images",
+    "image_path",
+    "imgname",
+    "image_file",
+    "file_name",
+    "filename",
+    "image_id",
+    "imageid",
+    "data_id",
+];
 /// Most images of a question, in fields `image_1` and so on.
 const MAX_IMAGES: usize = 16;
 /// Longest name of an image or row; what is longer is the image itself, in base64.
@@ -49,40 +59,62 @@ impl<'f> FieldsOf<'f> {
         self.first(names).and_then(text_of)
     }
 
+    /// Texts of the first of these fields that is set.
+    pub(super) fn texts(&self, names: &[&str]) -> Vec<String> {
+        match self.first(names) {
+            Some(Value::String(text)) => self.listed(text).unwrap_or_else(|| vec![text.trim().to_owned()]),
+            value => value.map(texts_of).unwrap_or_default(),
+        }
+    }
+
+    /// Text of a field of an object.
+    pub(super) fn inner(&self, object: &str, name: &str) -> Option<String> {
+        self.first(&[object])?.get(name).and_then(text_of)
+    }
+
     /// The question of a row, without its images, and with `id` if it has none of its own.
     ///
     /// # Errors
     /// What is missing.
-    pub(super) fn question(&self, id: &str) -> Result<Question, String> {
+    pub(super) fn question(&self, benchmark: &Benchmark, id: &str) -> Result<Question, String> {
         let options = self.options();
         if options.len() > MAX_OPTIONS {
             return Err(format!("has {} options, expected at most {MAX_OPTIONS}", options.len()));
         }
         let id = self.text(&ID).unwrap_or_else(|| id.to_owned());
         let text = self.text(&TEXT).unwrap_or_default();
-        // LLaVA's files have the whole prompt as `text`.
-        let is_prompt = self.first(&TEXT[..2]).is_none() && !text.is_empty();
-        let text = Vec::from_iter(self.text(&HINT).into_iter().chain([text])).join("\n");
-        let types = self.first(&["types"]).and_then(|types| text_of(types.get("structural")?));
-        let categories = [self.text(&CATEGORY), self.text(&SUPER_CATEGORY), types].into_iter().flatten().collect();
-        let answers = self.answers(&options);
+        // LLaVA's files have the whole prompt as `text`, POPE's the question alone, with its label.
+        let is_pope = self.first(&["label"]).is_some() && !text.contains('\n');
+        let is_prompt = self.first(&TEXT[..2]).is_none() && !text.is_empty() && !is_pope;
+        // The Hub's MMBench has `nan` as a text.
+        let hint = self.text(&HINT).filter(|hint| hint != "nan");
+        let text = Vec::from_iter(hint.into_iter().chain([text])).join("\n");
+        let categories = categories(benchmark, self, &id);
+        // AI2D of the Hub has indices as texts, beside options that are numbers.
+        let are_indices = benchmark.name == "ai2d" && !self.are_texts;
+        let answers = self.answers(&options, are_indices);
         // MMMU's open questions may have a single letter for their answer.
         let is_open = self.text(&["question_type"]).is_some_and(|kind| kind.eq_ignore_ascii_case("open"));
         let group = id.clone();
         Ok(Question { group, id, text, is_prompt, is_open, options, answers, categories, ..Question::default() })
     }
 
-    /// Options in columns A, B and so on, in a list, or in `choice_a`, `choice_b` and so on. A column without an option
-    /// before one that has one is an empty text, so that the others keep their letters.
+    /// Options in columns A, B and so on, in a list, or in `choice_a`, `choice_b` and so on. A single column without an
+    /// option between two that have one is an empty text, so that the others keep their letters; columns such as `x` and `y`
+    /// are no options.
     fn options(&self) -> Vec<String> {
         let columns = |prefix: &str| {
             let names = ('a'..='z').map(|letter| format!("{prefix}{letter}"));
-            let options = Vec::from_iter(names.map(|name| self.fields.get(&name).copied().and_then(text_of)));
-            let count = options.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+            let option = |name: String| self.fields.get(&name).copied().and_then(text_of).filter(|text| text != "nan");
+            let options = Vec::from_iter(names.map(option));
+            let gap = options.windows(2).position(|pair| pair.iter().all(Option::is_none));
+            let count = if options.first().is_some_and(Option::is_some) { gap.unwrap_or(options.len()) } else { 0 };
+            let count = options[..count].iter().rposition(Option::is_some).map_or(0, |last| last + 1);
             Vec::from_iter(options.into_iter().take(count).map(Option::unwrap_or_default))
         };
         let list = || match self.first(&OPTIONS) {
             Some(Value::String(text)) => python_list(text).unwrap_or_else(|| lettered(text)),
+            Some(Value::Array(values)) => values.iter().map(|value| text_of(value).unwrap_or_default()).collect(),
             Some(value) => texts_of(value),
             None => Vec::new(),
         };
@@ -91,19 +123,21 @@ impl<'f> FieldsOf<'f> {
         of_columns.unwrap_or_else(list)
     }
 
-    /// The right answers; of a question with options the letter of the right one.
-    fn answers(&self, options: &[String]) -> Vec<String> {
-        let texts = match self.first(&ANSWERS) {
-            // A number is an index, though an option may be the text of a number.
-            Some(Value::Number(number)) if !options.is_empty() => {
-                let letter = number.as_f64().and_then(|at| letter_at(at, options));
-                return vec![letter.map_or_else(|| number.to_string(), String::from)];
-            }
-            Some(Value::String(text)) => self.listed(text).unwrap_or_else(|| vec![text.trim().to_owned()]),
-            Some(value) => texts_of(value),
-            None => Vec::new(),
-        };
-        if options.is_empty() { texts } else { texts.iter().map(|text| letter_of(text, options)).collect() }
+    /// Whether there are options.
+    pub(super) fn has_options(&self) -> bool {
+        !self.options().is_empty()
+    }
+
+    /// The right answers; of a question with options the letter of the right one, none if it is no option.
+    fn answers(&self, options: &[String], are_indices: bool) -> Vec<String> {
+        // A number is an index, though an option may be the text of a number.
+        if let (Some(Value::Number(number)), false) = (self.first(&ANSWERS), options.is_empty()) {
+            let letter = number.as_f64().and_then(|at| letter_at(at, options));
+            return letter.map(String::from).into_iter().collect();
+        }
+        let texts = self.texts(&ANSWERS);
+        let letter = |text: &String| letter_of(text, options, are_indices);
+        if options.is_empty() { texts } else { texts.iter().filter_map(letter).map(String::from).collect() }
     }
 
     /// A list in a text: also of numbers where every field is a text, of quoted texts elsewhere.
@@ -182,8 +216,9 @@ fn letter_at(at: f64, options: &[String]) -> Option<char> {
     ('A'..='Z').nth(if is_index { at as usize } else { MAX_OPTIONS })
 }
 
-/// The letter of the option that an answer means: by letter, by text, or by number from 0.
-fn letter_of(answer: &str, options: &[String]) -> String {
+/// The letter of the option that an answer means: by letter, by text, or by number from 0, which come first if the answers
+/// are indices.
+fn letter_of(answer: &str, options: &[String], are_indices: bool) -> Option<char> {
     let answer = answer.trim();
     let inside = answer.trim_matches(['(', ')', '.', ' ']);
     let letters = ('A'..='Z').take(options.len());
@@ -191,8 +226,8 @@ fn letter_of(answer: &str, options: &[String]) -> String {
         letters.clone().find(|letter| inside.chars().eq([*letter]) || inside.chars().eq(letter.to_lowercase()));
     let by_text = || options.iter().position(|option| option.trim() == answer).and_then(|at| letters.clone().nth(at));
     let by_number = || answer.parse().ok().and_then(|at: usize| letter_at(at as f64, options));
-    let letter = by_letter.or_else(by_text).or_else(by_number);
-    letter.map_or_else(|| answer.to_owned(), String::from)
+    let of_index = by_number().filter(|_| are_indices);
+    of_index.or(by_letter).or_else(by_text).or_else(by_number)
 }
 
 #[cfg(test)]
@@ -202,11 +237,16 @@ mod tests {
     use super::*;
 
     fn question(row: Value) -> Question {
-        FieldsOf::new(row.as_object().unwrap(), false).question("7").unwrap()
+        of("mmstar", row, false).unwrap()
     }
 
     fn table_question(row: Value) -> Question {
-        FieldsOf::new(row.as_object().unwrap(), true).question("7").unwrap()
+        of("mmstar", row, true).unwrap()
+    }
+
+    fn of(benchmark: &str, row: Value, are_texts: bool) -> Result<Question, String> {
+        let fields = FieldsOf::new(row.as_object().unwrap(), are_texts);
+        fields.question(Benchmark::named(benchmark).unwrap(), "7")
     }
 
     #[test]
@@ -250,7 +290,26 @@ mod tests {
         assert_eq!(answer(["1", "2", "3"], json!(1.0)), "B");
         assert_eq!(answer(["1", "2", "3"], json!("1")), "A");
         assert_eq!(answer(["x", "y", "z"], json!("1")), "B");
-        assert_eq!((answer(["x", "y", "z"], json!(3)), answer(["x", "y", "z"], json!(-1))), ("3".into(), "-1".into()));
+        let hub = json!({"question": "?", "options": ["1", "2", "3", "4"], "answer": "2"});
+        assert_eq!((of("ai2d", hub.clone(), false).unwrap().answers, of("ai2d", hub, true).unwrap().answers), {
+            (vec!["C".to_owned()], vec!["B".to_owned()])
+        });
+    }
+
+    #[test]
+    fn an_answer_that_is_no_option_is_not_known() {
+        for answer in [json!(3), json!(-1), json!("?"), json!("nan"), json!("E"), json!("Berlin")] {
+            let row = json!({"question": "?", "choices": ["x", "y", "z"], "answer": answer});
+            assert_eq!(question(row).answers, Vec::<String>::new(), "{answer}");
+        }
+    }
+
+    #[test]
+    fn nan_of_the_hubs_mmbench_is_nothing() {
+        let row =
+            json!({"question": "Is it?", "hint": "nan", "A": "Yes", "B": "No", "C": "nan", "D": "nan", "answer": "B"});
+        let question = question(row);
+        assert_eq!((question.text.as_str(), question.options), ("Is it?", vec!["Yes".to_owned(), "No".into()]));
     }
 
     #[test]
@@ -259,6 +318,19 @@ mod tests {
         let question = table_question(gap);
         assert_eq!(question.options, ["red", "blue", "", "green"]);
         assert_eq!(question.answers, ["D"]);
+    }
+
+    #[test]
+    fn other_columns_of_one_letter_are_no_options() {
+        for row in [
+            json!({"question": "?", "x": 3, "y": 5, "answer": "M"}),
+            json!({"question": "?", "choices": ["red", "blue"], "x": 1, "y": 2, "answer": "blue"}),
+            json!({"question": "?", "A": "red", "B": "blue", "x": 1, "y": 2, "answer": "B"}),
+        ] {
+            assert!(question(row.clone()).options.len() < 3, "{row}");
+        }
+        let list = question(json!({"question": "?", "choices": ["x", null, " z "], "answer": "C"}));
+        assert_eq!((list.options, list.answers), (vec!["x".into(), String::new(), "z".into()], vec!["C".to_owned()]));
     }
 
     #[test]
@@ -281,6 +353,7 @@ mod tests {
     fn a_text_alone_is_a_prompt() {
         let llava = question(json!({"question_id": 1, "image": "a.jpg", "text": "Is it?\nAnswer yes or no."}));
         assert!(llava.is_prompt && !question(json!({"question": "?", "text": "no"})).is_prompt);
+        assert!(!question(json!({"question_id": 1, "image": "a.jpg", "text": "Is it?", "label": "yes"})).is_prompt);
     }
 
     #[test]
@@ -297,7 +370,7 @@ mod tests {
     #[test]
     fn too_many_options_are_an_error() {
         let row = json!({"question": "?", "choices": vec!["x"; 27]});
-        let message = FieldsOf::new(row.as_object().unwrap(), false).question("").unwrap_err();
+        let message = of("mmstar", row, false).unwrap_err();
         assert!(message.contains("27 options"), "{message}");
     }
 }

@@ -132,13 +132,12 @@ fn score_choice(question: &Question, answer: &str) -> AnswerScore {
 
 /// A question whose options are in its text has a letter for its answer, an open one a text.
 fn score_letter_or_text(question: &Question, answer: &str) -> AnswerScore {
-    let letter = |right: &String| right.bytes().next().filter(|c| right.len() == 1 && c.is_ascii_uppercase());
-    let Some(letters) = question.answers.iter().map(letter).collect::<Option<Vec<_>>>().filter(|_| !question.is_open)
-    else {
+    if !question.has_letter_for_answer() {
         return (f64::from(open_match(answer, &question.answers)), None, None);
-    };
+    }
     // Without texts of the options only letters are looked for.
-    let last = letters.into_iter().map(|letter| usize::from(letter - b'A') + 1).max().unwrap_or(0);
+    let letters = question.answers.iter().flat_map(|right| right.bytes());
+    let last = letters.map(|letter| usize::from(letter.saturating_sub(b'A')) + 1).max().unwrap_or(0);
     let options = vec![String::new(); last.max(8)];
     score_choice(&Question { options, ..question.clone() }, answer)
 }

@@ -9,10 +9,36 @@ use super::python_text::{strip, words};
 /// Most options of a question, one for each capital letter.
 pub const MAX_OPTIONS: usize = 26;
 /// Characters beside a letter that do not belong to a word.
-const MARKS: [char; 13] = ['.', '(', ')', '[', ']', ',', ':', ';', '!', '*', '#', '{', '}'];
-/// Words behind `A` or `I` that make it a letter, not an article or a pronoun: `A is right`.
-const BEHIND_LETTERS: [&str; 12] =
-    ["is", "was", "and", "or", "because", "since", "as", "seems", "looks", "would", "but", "for"];
+const MARKS: [char; 24] = [
+    '.', '(', ')', '[', ']', ',', ':', ';', '!', '?', '*', '#', '{', '}', '"', '`', '$', '/', '<', '>', '“', '”', '：',
+    '。',
+];
+/// Number of words up to which `A` is taken for a letter, not for an article.
+const SHORT: usize = 3;
+/// Words behind `A` that make it a letter, not an article: `A is right`.
+const BEHIND_A: [&str; 19] = [
+    "is",
+    "was",
+    "and",
+    "or",
+    "because",
+    "since",
+    "as",
+    "seems",
+    "looks",
+    "would",
+    "should",
+    "must",
+    "but",
+    "fits",
+    "matches",
+    "describes",
+    "does",
+    "has",
+    "makes",
+];
+/// Words before a letter that name an option.
+const BEFORE_LETTERS: [&str; 4] = ["option", "choice", "letter", "answer"];
 /// What stands before the letter in a sentence.
 const ANSWER_IS: &str = "answer is";
 
@@ -36,17 +62,20 @@ impl Choice {
     /// 1. The answer is a letter, also in brackets or lower case, or begins with one that a mark follows: `B`, `(b)`,
     ///    `B. a cat`.
     /// 2. It has `answer is` before a letter, once.
-    /// 3. Just one letter stands alone in it. `A` before a word at the beginning of a sentence is an article and `I` before a
-    ///    word a pronoun, unless it is a word such as `is`: `A man is there` names no option, `A is right` and `it is A` do.
-    /// 4. It is the text of just one option, or has that of just one in it and is at most twice as long as all options
-    ///    together, in any case.
+    /// 3. It is the text of just one option, in any case.
+    /// 4. Just one letter stands alone in it. Among more than three words, `A` before another word is an article: `A man is
+    ///    there` names no option, but `it is A`, `A is right` and `option A shows it` do. `I` is a pronoun, but in `(I)`,
+    ///    `I is right`, `it is I` and `option I`.
+    /// 5. It has the text of just one option in it, and is at most twice as long as all options together.
     ///
-    /// Rules 3 and 4 are the heuristic of VLMEvalKit, the others are those of LLaVA's scorer of ScienceQA; where
+    /// Rules 4 and 5 are the heuristic of VLMEvalKit, the others are those of LLaVA's scorer of ScienceQA; where
     /// VLMEvalKit asks another model or draws an option at random, the answer is wrong here, for a named reason.
     pub fn find<A: AsRef<str>>(answer: &str, options: &[A]) -> Self {
         let count = options.len().min(MAX_OPTIONS);
         let (answer, letters) = (strip(answer), Vec::from_iter(('A'..='Z').take(count)));
-        let found = leading_letter(answer, &letters).or_else(|| letter_after_phrase(answer, &letters));
+        let found = leading_letter(answer, &letters)
+            .or_else(|| letter_after_phrase(answer, &letters))
+            .or_else(|| same_text(answer, options, &letters));
         if let Some(letter) = found {
             return Self::Letter(letter);
         }
@@ -86,9 +115,11 @@ fn leading_letter(answer: &str, letters: &[char]) -> Option<char> {
     let letter = chars.next()?.to_ascii_uppercase();
     let behind = chars.as_str();
     let is_alone = behind.chars().all(|c| MARKS.contains(&c));
+    // `I, as one can see`
+    let is_pronoun = letter == 'I' && behind.starts_with(',');
     let is_marked = behind.starts_with([')', ']'])
         || (inside.starts_with(letter) && behind.starts_with(['.', ':', ',']) && behind[1..].starts_with([' ', '\n']));
-    (letters.contains(&letter) && (is_alone || is_marked)).then_some(letter)
+    (letters.contains(&letter) && (is_alone || (is_marked && !is_pronoun))).then_some(letter)
 }
 
 /// The letter behind `answer is`, if it is there once.
@@ -109,36 +140,57 @@ fn lone_letters(answer: &str, letters: &[char]) -> Vec<char> {
         let behind = words.get(at + 1).copied();
         let parts = word.split(MARKS).filter(|part| !part.is_empty());
         let lone = parts.filter_map(|part| letters.iter().find(|letter| part.chars().eq([**letter])));
-        named.extend(lone.filter(|_| !is_word(before, word, behind)));
+        named.extend(lone.filter(|letter| match letter {
+            'A' => words.len() <= SHORT || !is_article(before, word, behind),
+            'I' => !is_pronoun(before, word, behind),
+            _ => true,
+        }));
     }
     named.sort_unstable();
     named.dedup();
     named
 }
 
-/// Whether `A` is an article or `I` a pronoun, by the words around it.
-fn is_word(before: Option<&str>, word: &str, behind: Option<&str>) -> bool {
-    let begins = before.is_none_or(|before| before.ends_with(['.', '!', '?', ':', ';', ',']));
-    let leads = behind.is_some_and(|behind| {
-        behind.starts_with(char::is_lowercase) && !BEHIND_LETTERS.contains(&behind.trim_end_matches(MARKS))
-    });
-    leads && (word == "I" || (word == "A" && begins))
+/// A word without marks around it, in lower case.
+fn bare(word: Option<&str>) -> String {
+    word.unwrap_or_default().trim_matches(MARKS).to_lowercase()
 }
 
-/// The option whose text is the answer, or the only one whose text is in it.
+fn names_option(before: Option<&str>) -> bool {
+    BEFORE_LETTERS.contains(&bare(before).as_str())
+}
+
+/// Whether `A` is an article: another word follows without a mark between, and neither of those around it names an option.
+fn is_article(before: Option<&str>, word: &str, behind: Option<&str>) -> bool {
+    let leads = behind.is_some() && word.ends_with('A');
+    leads && !names_option(before) && !BEHIND_A.contains(&bare(behind).as_str())
+}
+
+/// Whether `I` is a pronoun: nothing around it makes it an option.
+fn is_pronoun(before: Option<&str>, word: &str, behind: Option<&str>) -> bool {
+    let is_enclosed = word.starts_with(MARKS) && word.ends_with(MARKS);
+    let follows = names_option(before) || ["is", "be"].contains(&bare(before).as_str());
+    !(is_enclosed || follows || bare(behind) == "is")
+}
+
+/// The only option whose text is the answer.
+fn same_text<A: AsRef<str>>(answer: &str, options: &[A], letters: &[char]) -> Option<char> {
+    let plain = |text: &str| strip(text).trim_end_matches('.').to_lowercase();
+    let answer = plain(answer);
+    let same = options.iter().zip(letters).filter(|(option, _)| plain(option.as_ref()) == answer);
+    match Vec::from_iter(same.map(|(_, letter)| *letter)).as_slice() {
+        [letter] if !answer.is_empty() => Some(*letter),
+        _ => None,
+    }
+}
+
+/// The only option whose text is in the answer.
 fn by_text<A: AsRef<str>>(answer: &str, options: &[A], letters: &[char]) -> Choice {
     let answer = answer.to_lowercase();
     let texts = Vec::from_iter(options.iter().map(|option| strip(option.as_ref()).to_lowercase()));
-    let bare = answer.trim_end_matches('.');
-    let chosen = |is_chosen: &dyn Fn(&String) -> bool| {
-        let found = texts.iter().zip(letters).filter(|(text, _)| !text.is_empty() && is_chosen(text));
-        Vec::from_iter(found.map(|(_, letter)| *letter))
-    };
-    if let [letter] = chosen(&|text| text.trim_end_matches('.') == bare).as_slice() {
-        return Choice::Letter(*letter);
-    }
+    let found = texts.iter().zip(letters).filter(|(text, _)| !text.is_empty() && answer.contains(text.as_str()));
     let is_long = answer.chars().count() > 2 * texts.iter().map(|text| text.chars().count()).sum::<usize>();
-    match chosen(&|text| answer.contains(text.as_str())).as_slice() {
+    match Vec::from_iter(found.map(|(_, letter)| *letter)).as_slice() {
         [letter] if !is_long => Choice::Letter(*letter),
         [_, _, ..] if !is_long => Choice::Ambiguous,
         _ => Choice::Nothing,
@@ -169,7 +221,12 @@ mod tests {
             ("Based on the image, the answer would be A.", 'A'),
             ("So the right choice is (A).", 'A'),
             ("It should be A, since it is red", 'A'),
-            ("I see A big bird", 'A'),
+            ("Therefore, A describes the picture", 'A'),
+            ("A fits best", 'A'),
+            ("Option A shows what is asked for", 'A'),
+            ("I think that \"A\" is right", 'A'),
+            ("<answer>A</answer>", 'A'),
+            ("答案：A", 'A'),
             ("A dog is there, so it must be B", 'B'),
             ("Option B is what I see here", 'B'),
             ("two dogs.", 'C'),
@@ -186,8 +243,14 @@ mod tests {
         for (answer, choice) in [
             ("A or B", Choice::Ambiguous),
             ("a dog and a red cat", Choice::Ambiguous),
+            ("I see A big bird", Choice::Nothing),
             ("A big bird sits in a tree", Choice::Nothing),
             ("It is large. A big bird sits there", Choice::Nothing),
+            ("A Chinese man is standing there", Choice::Nothing),
+            ("A \"STOP\" sign is visible in it", Choice::Nothing),
+            ("**A man** is standing over there", Choice::Nothing),
+            ("- A man is riding\n- A horse runs", Choice::Nothing),
+            ("A/B", Choice::Ambiguous),
             ("It could be A but also B", Choice::Ambiguous),
             ("E", Choice::Nothing),
             ("", Choice::Nothing),
@@ -197,7 +260,27 @@ mod tests {
             assert_eq!(Choice::find(answer, &OPTIONS), choice, "{answer}");
         }
         assert_eq!(Choice::find("I think it is F because of it", &[""; 9]), Choice::Letter('F'));
-        assert_eq!(Choice::find("Option I is right", &[""; 9]), Choice::Letter('I'));
+        for answer in
+            ["Option I is right", "It should be I", "I is right, as far as one can see", "So it is (I), I think"]
+        {
+            assert_eq!(Choice::find(answer, &[""; 9]), Choice::Letter('I'), "{answer}");
+        }
+        for answer in
+            ["I would say it is a cat", "I, as an AI, cannot see images", "So do I.", "I was not able to see it"]
+        {
+            assert_eq!(Choice::find(answer, &[""; 9]), Choice::Nothing, "{answer}");
+        }
+        let articles = ["A dog", "A TV", "A plane", "A T-shirt"];
+        for (answer, letter) in [
+            ("The answer is A plane.", 'C'),
+            ("A TV.", 'B'),
+            ("A TV is on the wall", 'B'),
+            ("In the image there is **A plane**.", 'C'),
+            ("It shows:\n\n- A plane in the sky", 'C'),
+            ("The correct option is A.", 'A'),
+        ] {
+            assert_eq!(Choice::find(answer, &articles), Choice::Letter(letter), "{answer}");
+        }
         let long = format!("a dog {}", "and more ".repeat(20));
         assert_eq!(Choice::find(&long, &OPTIONS), Choice::Nothing);
         assert_eq!(Choice::find::<&str>("A", &[]), Choice::Nothing);

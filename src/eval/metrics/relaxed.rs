@@ -6,9 +6,9 @@ use super::python_text::{float, strip};
 const TOLERANCE: f64 = 0.05;
 
 /// Whether an answer is right: a number within 5 % of the right one, or else the same text apart from case and white
-/// space around the answer. `50%` is the number 0.5. If the right number is 0, the texts must be equal.
+/// space around it. `50%` is the number 0.5. If the right number is 0, the texts must be equal.
 pub fn relaxed_match(answer: &str, right: &str) -> bool {
-    let answer = strip(answer);
+    let (answer, right) = (strip(answer), strip(right));
     match (number(answer), number(right)) {
         (Some(given), Some(expected)) if expected != 0.0 => ((given - expected) / expected).abs() <= TOLERANCE,
         _ => answer.to_lowercase() == right.to_lowercase(),
