@@ -215,6 +215,16 @@ fn data_and_parameters_are_scaled() {
         let (_, table) = text.split_once(&format!("| design | {what} | right, % | difference from haplovl |")).unwrap();
         assert!(table.contains(&format!("- no-stage-1: loss proportional to {what}^")), "{table}");
         assert!(table.contains("the lines of the losses of haplovl and no-stage-1 "), "{table}");
+        // One line of each design and size has a difference from the first design of the same size.
+        let lines = Vec::from_iter(table.lines().filter(|line| line.starts_with("| ")).take(4));
+        for (line, design) in lines.iter().zip(["haplovl", "haplovl", "no-stage-1", "no-stage-1"]) {
+            let cells = Vec::from_iter(line.split(" | "));
+            let is_zero = cells[3] == "0.0 (0.0 to 0.0)";
+            assert!(
+                cells[0] == format!("| {design}") && cells[3].contains(" to ") && (is_zero || design != "haplovl"),
+                "{line}"
+            );
+        }
     }
     // Only seeds that every size has are in these tables.
     let mut second = full.clone();

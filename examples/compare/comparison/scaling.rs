@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::ops::RangeInclusive;
 
 use anyhow::Result;
 use haplovl::train::plot::Series;
@@ -12,11 +11,13 @@ use super::plan::Entry;
 use super::report::{Report, Row};
 use super::results::Results;
 
-/// How far outside of what was measured two lines may meet, as a factor.
-const REACH: f64 = 10.0;
-
-/// A design's rows by size, smallest first.
-type Sizes<'a> = Vec<(f64, Row<'a>)>;
+/// Designs with their rows by size, smallest first.
+enum Sizes<'a> {
+    Of(Vec<(String, Vec<(f64, Row<'a>)>)>),
+    /// No design has several sizes.
+    None,
+    NoCommonSeed,
+}
 
 impl<'a> Report<'a> {
     /// Tables by images and by parameters, if any design has several sizes of either.
@@ -28,7 +29,14 @@ impl<'a> Report<'a> {
     }
 
     fn scaled(&self, text: &mut String, what: &str, size: &dyn Fn(&Results) -> Option<f64>) -> Result<()> {
-        let designs = self.sizes(size);
+        let designs = match self.sizes(size) {
+            Sizes::Of(designs) => designs,
+            Sizes::None => return Ok(()),
+            Sizes::NoCommonSeed => {
+                writeln!(text, "\nNothing by {what}: there is no seed that every size of every design has.")?;
+                return Ok(());
+            }
+        };
         let Some((reference, _)) = designs.first() else { return Ok(()) };
         writeln!(text, "\n| design | {what} | right, % | difference from {reference} | validation loss |")?;
         writeln!(text, "|---|---|---|---|---|")?;
@@ -36,7 +44,7 @@ impl<'a> Report<'a> {
         for (design, sizes) in &designs {
             for (size, row) in sizes {
                 let (right, loss) = (row.graded.accuracy(ALL).percent(), row.loss());
-                let difference = self.against(reference, row).unwrap_or_default();
+                let difference = self.against(reference, row).unwrap_or_else(|| "not run".into());
                 writeln!(text, "| {design} | {size} | {right} | {difference} | {loss:.4} |")?;
             }
             let points = |value: &dyn Fn(&Row<'_>) -> f64| -> Vec<(f64, f64)> {
@@ -62,7 +70,10 @@ impl<'a> Report<'a> {
         let (least, most) = measured.fold((f64::INFINITY, 0.0), |(a, b): (f64, f64), x| (a.min(x), b.max(x)));
         if let Some(((first, line), others)) = losses.split_first() {
             for (other, theirs) in others {
-                let meet = line.meets(theirs, least..=most);
+                let meet = match line.meets(theirs).filter(|at| (least..=most).contains(at)) {
+                    Some(at) => format!("meet at {at:.0} {what}"),
+                    None => "do not meet within what was measured".into(),
+                };
                 writeln!(text, "- the lines of the losses of {first} and {other} {meet}")?;
             }
         }
@@ -71,19 +82,22 @@ impl<'a> Report<'a> {
     }
 
     /// Designs that have several sizes, in the order of the plan, with the seeds that all of these sizes have.
-    fn sizes(&self, size: &dyn Fn(&Results) -> Option<f64>) -> Vec<(String, Sizes<'a>)> {
+    fn sizes(&self, size: &dyn Fn(&Results) -> Option<f64>) -> Sizes<'a> {
         let mut rows: BTreeMap<&str, Vec<(f64, &Row<'a>)>> = BTreeMap::new();
         for row in self.rows.values() {
             let Some(results) = row.first() else { continue };
-            if let Some(size) = size(results) {
+            if let (Some(size), Ok(_)) = (size(results), self.plan.design(&results.design)) {
                 rows.entry(&results.design).or_default().push((size, row));
             }
         }
         rows.retain(|_, rows| rows.len() > 1);
+        if rows.is_empty() {
+            return Sizes::None;
+        }
         let of_all = rows.values().flatten().map(|(_, row)| row.seeds()).reduce(|all, own| &all & &own);
         let of_all = of_all.unwrap_or_default();
         if of_all.is_empty() {
-            return Vec::new();
+            return Sizes::NoCommonSeed;
         }
         let restricted = |rows: &[(f64, &Row<'a>)]| {
             let mut sizes = Vec::from_iter(rows.iter().map(|(size, row)| (*size, row.of_seeds(&of_all))));
@@ -91,7 +105,7 @@ impl<'a> Report<'a> {
             sizes
         };
         let planned = self.plan.designs.iter().map(|design| design.name.as_str());
-        planned.filter_map(|name| Some((name.to_string(), restricted(rows.get(name)?)))).collect()
+        Sizes::Of(planned.filter_map(|name| Some((name.to_string(), restricted(rows.get(name)?)))).collect())
     }
 
     /// Right answers of a row more than those of a design of the same size with the same images.
@@ -121,15 +135,10 @@ impl Line {
         (spread > 0.0).then_some(Self { slope, intercept: y - slope * x })
     }
 
-    /// Where two lines over the logarithm of a size meet, in words; sizes were measured in a range.
-    fn meets(&self, other: &Self, measured: RangeInclusive<f64>) -> String {
+    /// The size at which two lines over its logarithm meet; `None` for parallel ones.
+    fn meets(&self, other: &Self) -> Option<f64> {
         let at = 10f64.powf((other.intercept - self.intercept) / (self.slope - other.slope));
-        let (least, most) = (measured.start() / REACH, measured.end() * REACH);
-        match at {
-            at if measured.contains(&at) => format!("meet at {at:.0}"),
-            at if (least..=most).contains(&at) => format!("meet at {at:.0}, outside of what was measured"),
-            _ => format!("do not meet within {REACH} times what was measured"),
-        }
+        at.is_finite().then_some(at)
     }
 }
 
@@ -152,9 +161,7 @@ mod tests {
         let line = |slope, intercept| Line { slope, intercept };
         // 10^(2 - x/2) and 10^(1 - x/4) are equal at x = 4.
         let (steep, flat) = (line(-0.5, 2.0), line(-0.25, 1.0));
-        assert_eq!(steep.meets(&flat, 1e3..=1e5), "meet at 10000");
-        assert_eq!(flat.meets(&steep, 1e2..=5e3), "meet at 10000, outside of what was measured");
-        assert_eq!(steep.meets(&flat, 1.0..=10.0), "do not meet within 10 times what was measured");
-        assert_eq!(steep.meets(&line(-0.5, 1.0), 1.0..=10.0), "do not meet within 10 times what was measured");
+        assert!((steep.meets(&flat).unwrap() - 1e4).abs() < 1e-6 && (flat.meets(&steep).unwrap() - 1e4).abs() < 1e-6);
+        assert_eq!((steep.meets(&line(-0.5, 1.0)), steep.meets(&steep)), (None, None));
     }
 }
