@@ -138,7 +138,7 @@ impl Line {
     /// The size at which two lines over its logarithm meet; `None` for parallel ones.
     fn meets(&self, other: &Self) -> Option<f64> {
         let at = 10f64.powf((other.intercept - self.intercept) / (self.slope - other.slope));
-        at.is_finite().then_some(at)
+        (at.is_finite() && at > 0.0).then_some(at)
     }
 }
 
