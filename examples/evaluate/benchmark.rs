@@ -1,6 +1,5 @@
 //! Evaluation on a public benchmark.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -120,8 +119,7 @@ impl BenchmarkOptions {
             "{}: {missing} of {total} questions have no prediction: add --partial to score the others alone",
             file.display()
         );
-        let ids = HashSet::<&str>::from_iter(questions.questions().iter().map(|question| question.id.as_str()));
-        let others = predictions.iter().filter(|prediction| !ids.contains(prediction.id.as_str())).count();
+        let others = questions.count_others(&predictions);
         if missing + others > 0 {
             cli::note(format_args!("note: {missing} questions have no prediction, {others} predictions no question"));
         }

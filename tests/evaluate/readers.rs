@@ -147,6 +147,7 @@ fn llavas_lines_are_whole_prompts() {
 #[test]
 fn captions_are_known_by_the_numbers_of_their_images() {
     let rows = r#"{"filename": "COCO_val2014_000000000042.jpg", "sentences": ["a cat"], "cocoid": 42}
+        {"filename": "COCO_val2014_000000000042.jpg", "caption": "the cat"}
         {"image": "val2014/COCO_val2014_000000000007.jpg", "caption": ["a dog"]}"#;
     let folder = folder(&[("captions.jsonl", rows), ("val2014/README", "")]);
     std::fs::write(folder.path().join("val2014/COCO_val2014_000000000042.jpg"), png(5)).unwrap();
@@ -155,6 +156,10 @@ fn captions_are_known_by_the_numbers_of_their_images() {
     let named =
         [Prediction::new("COCO_val2014_000000000042.jpg", "a".to_owned()), Prediction::new("7", "b".to_owned())];
     assert!(questions.matched(&named).unwrap().iter().all(Option::is_some));
+    assert_eq!(
+        (questions.count_others(&named), questions.questions()[0].answers.join(",")),
+        (0, "a cat,the cat".into())
+    );
 }
 
 #[test]
@@ -166,6 +171,12 @@ fn the_hubs_gqa_has_its_images_in_other_rows() {
     let folder = folder(&[("q.jsonl", &rows)]);
     let questions = open("gqa", &folder.path().join("q.jsonl")).unwrap();
     assert_eq!((ids(&questions), shade(&questions, 0), questions.left_out().0), (vec!["q1"], 33, 0));
+    // An image that no question names is a row without a question.
+    let stray = format!("{rows}{{\"id\": \"n2\", \"image\": \"{}\"}}\n", base64_png(33));
+    std::fs::write(folder.path().join("q.jsonl"), stray).unwrap();
+    let questions = open("gqa", &folder.path().join("q.jsonl")).unwrap();
+    let (count, named) = questions.left_out();
+    assert!(count == 1 && named[0].contains("record 3: has no question"), "{named:?}");
 }
 
 #[cfg(feature = "parquet")]

@@ -62,6 +62,8 @@ struct Gathered {
     annotations: Vec<Annotations>,
     /// Rows that hold an image, by the id of their question.
     held: HashMap<String, ImagePlace>,
+    /// Ids and names of rows that hold an image and ask nothing.
+    images: Vec<(String, String)>,
     left_out: LeftOutRecords,
 }
 
@@ -226,11 +228,7 @@ impl QuestionSet {
     pub fn matched<'p>(&self, predictions: &'p [Prediction]) -> Result<Vec<Option<&'p Prediction>>> {
         let mut by_id: HashMap<&str, &Prediction> = HashMap::new();
         for prediction in predictions {
-            let id = match self.benchmark.metric {
-                Metric::Captions => coco_number(&prediction.id).unwrap_or(&prediction.id),
-                _ => &prediction.id,
-            };
-            let other = by_id.insert(id, prediction);
+            let other = by_id.insert(self.question_id(prediction), prediction);
             if other.is_some_and(|other| !other.says_the_same(prediction)) {
                 let message = format!("the predictions have question {} twice, with other answers", prediction.id);
                 return Err(Error::data(message + ": remove one"));
@@ -251,6 +249,18 @@ impl QuestionSet {
         }
         self.check_prompts(&found)?;
         Ok(found)
+    }
+
+    /// Number of predictions that are of none of the questions.
+    pub fn count_others(&self, predictions: &[Prediction]) -> usize {
+        let ids = HashSet::<&str>::from_iter(self.questions.iter().map(|question| question.id.as_str()));
+        predictions.iter().filter(|prediction| !ids.contains(self.question_id(prediction))).count()
+    }
+
+    /// Id of the question of a prediction, which may have the name of an image for its number.
+    fn question_id<'p>(&self, prediction: &'p Prediction) -> &'p str {
+        let number = if self.benchmark.metric == Metric::Captions { coco_number(&prediction.id) } else { None };
+        number.unwrap_or(&prediction.id)
     }
 
     /// Refuses predictions whose prompts are of other questions for the most part: numbers from 1 are ids in many files.
@@ -335,7 +345,8 @@ impl Gathered {
             && fields.image_name(field).is_none()
             && benchmark.metric != Metric::Captions
         {
-            self.held.insert(question.id, ImagePlace::Row { file, row, fields: images });
+            self.held.insert(question.id.clone(), ImagePlace::Row { file, row, fields: images });
+            self.images.push((question.id, name));
             return;
         }
         if question.text.is_empty() && benchmark.metric == Metric::Captions {
@@ -345,7 +356,8 @@ impl Gathered {
             return self.left_out.add(&name, "has no question");
         }
         if benchmark.metric == Metric::Captions {
-            name_by_number(&mut question, &fields.image_fields().iter().find_map(|field| fields.image_name(field)));
+            let image = fields.image_fields().iter().find_map(|field| fields.image_name(field));
+            name_by_number(&mut question, image.as_deref());
         }
         if question.categories.is_empty() && matches!(benchmark.name, "pope" | "chartqa") {
             question.categories.extend(split_of(row.path));
@@ -384,6 +396,9 @@ impl Gathered {
             }
         }
         self.refer();
+        if benchmark.metric == Metric::Captions {
+            self.questions = gathered_by_id(self.questions);
+        }
         make_unique(&mut self.questions)?;
         let questions = match benchmark.metric {
             Metric::CircularChoice => circular::rotations(self.questions),
@@ -411,7 +426,24 @@ impl Gathered {
                 question.place = place.clone();
             }
         }
+        let named = HashSet::<&str>::from_iter(self.questions.iter().map(|question| question.image.as_str()));
+        for (_, name) in self.images.iter().filter(|(id, _)| !named.contains(id.as_str())) {
+            self.left_out.add(name, "has no question, and no question names its image");
+        }
     }
+}
+
+/// One question for the rows of each image, with the captions of all.
+fn gathered_by_id(rows: Vec<Question>) -> Vec<Question> {
+    let (mut questions, mut places): (Vec<Question>, HashMap<String, usize>) = Default::default();
+    for row in rows {
+        let at = *places.entry(row.id.clone()).or_insert(questions.len());
+        match questions.get_mut(at) {
+            Some(question) => question.answers.extend(row.answers),
+            None => questions.push(row),
+        }
+    }
+    questions
 }
 
 /// Number of an image of COCO by its name: `42` of `COCO_val2014_000000000042.jpg`.
@@ -424,8 +456,8 @@ fn coco_number(name: &str) -> Option<&str> {
 }
 
 /// Gives a caption's question the number of its image as id, by which predictions have it.
-fn name_by_number(question: &mut Question, image: &Option<String>) {
-    let named = coco_number(&question.id).or_else(|| image.as_deref().and_then(coco_number)).map(str::to_owned);
+fn name_by_number(question: &mut Question, image: Option<&str>) {
+    let named = coco_number(&question.id).or_else(|| image.and_then(coco_number)).map(str::to_owned);
     if let Some(number) = named {
         question.group.clone_from(&number);
         question.id = number;
