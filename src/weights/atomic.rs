@@ -8,13 +8,18 @@ use tempfile::{NamedTempFile, TempPath};
 
 use crate::{Error, Result};
 
+/// Most symbolic links on the way to a file, as in Linux.
+const MAX_LINKS: usize = 40;
+
 /// Writes `path` atomically: after a crash it has either its old content or all of the new content.
 ///
 /// The content is written to a temporary file in the same folder (which must exist), synced to disk and then renamed;
-/// the folder is synced too, so that the rename survives a power cut.
+/// the folder is synced too, so that the rename survives a power cut. A symbolic link stays, and the file that it names is
+/// written.
 ///
 /// # Errors
-/// Errors of `write`, and [`Error::Io`] naming `path`; the temporary file is removed in either case.
+/// Errors of `write`, and [`Error::Io`] naming `path`, which must not be a folder, pipe, socket or device; the temporary file
+/// is removed in either case.
 pub fn write_atomically<T>(path: impl AsRef<Path>, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
     let path = path.as_ref();
     let (staged, value) = StagedFile::write(path, write)?;
@@ -41,6 +46,7 @@ impl StagedFile {
     /// Writes and syncs a temporary file next to `path`.
     pub(super) fn write<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<(Self, T)> {
         let io = |e| Error::io(path, e);
+        let path = &destination(path)?;
         let (file, temporary) = temporary_file(folder_of(path)).map_err(io)?.into_parts();
         let mut writer = BufWriter::with_capacity(1 << 20, file);
         let value = write(&mut writer)?;
@@ -55,6 +61,26 @@ impl StagedFile {
         temporary.persist(&path).map_err(|e| Error::io(&path, e.error))?;
         sync_folder(folder_of(&path))
     }
+}
+
+/// The regular file that a path names, or would name, through symbolic links: renaming a file to the path would replace a
+/// link, or a device.
+fn destination(path: &Path) -> Result<PathBuf> {
+    let mut target = path.to_path_buf();
+    for _ in 0..MAX_LINKS {
+        match std::fs::symlink_metadata(&target) {
+            Ok(found) if found.is_symlink() => {
+                let link = std::fs::read_link(&target).map_err(|e| Error::io(path, e))?;
+                target = folder_of(&target).join(link);
+            }
+            Ok(found) if !found.is_file() => {
+                let kind = if found.is_dir() { "a folder" } else { "a pipe, socket or device" };
+                return Err(Error::io(path, io::Error::other(format!("is {kind}: name a file to write"))));
+            }
+            _ => return Ok(target),
+        }
+    }
+    Err(Error::io(path, io::Error::other(format!("leads through more than {MAX_LINKS} symbolic links: remove it"))))
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -100,6 +126,26 @@ mod tests {
         write_bytes_atomically(&path, b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(names(folder.path()), ["a.json"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_and_folders_pipes_and_devices_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::os::unix::fs::symlink("real.json", at("link.json")).unwrap();
+        std::os::unix::fs::symlink("loop.json", at("loop.json")).unwrap();
+        let socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        for content in [b"one", b"two"] {
+            write_bytes_atomically(at("link.json"), content).unwrap();
+            assert_eq!(std::fs::read(at("real.json")).unwrap(), content);
+            assert!(at("link.json").is_symlink());
+        }
+        let error = |path: &Path| write_bytes_atomically(path, b"x").unwrap_err().to_string();
+        assert!(error(folder.path()).contains("is a folder"));
+        assert!(error(&at("socket")).contains("pipe, socket or device"));
+        assert!(error(&at("loop.json")).contains("symbolic links"));
+        drop(socket);
     }
 
     #[test]
