@@ -1,7 +1,7 @@
 //! A file of results, one JSON line each, to which an interrupted run is added.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{BufReader, Write};
+use std::io::{BufReader, Read, Take, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -9,43 +9,49 @@ use serde_json::{Map, Value};
 use super::json_lines::next_line;
 use crate::{Error, Result, files};
 
-/// A JSONL file of results, in the order of their inputs. Each line is written whole, so that a run that is cut off
-/// leaves at most one torn line, which [`Self::resume`] drops.
+/// A JSONL file of results. Each line is written whole, so that a run that is cut off leaves at most one torn line, which
+/// the next result of a resumed run replaces.
 #[derive(Debug)]
 pub struct ResultFile {
     path: PathBuf,
     file: File,
-    /// Results of an earlier run that are not compared with their inputs yet.
-    earlier: Option<BufReader<File>>,
+    /// Complete lines of an earlier run that are not read yet.
+    earlier: Option<BufReader<Take<File>>>,
+    /// Length in bytes of all complete lines, if a torn one follows.
+    torn_at: Option<u64>,
     lines: usize,
     failed: usize,
 }
 
 impl ResultFile {
-    /// Creates a file, which must not exist, and the folders above it.
+    /// Creates a file, which must not exist unless it is empty, and the folders above it.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file exists, cannot be written, or is being written by another process.
+    /// [`Error::Io`] if the file has content, cannot be written, or is being written by another process.
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         }
-        let file = OpenOptions::new().create_new(true).append(true).open(path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::AlreadyExists => {
-                Error::io(path, std::io::Error::other("exists already: name another file, or remove it first"))
-            }
-            _ => Error::io(path, e),
-        })?;
+        let io = |e| Error::io(path, e);
+        if files::exists(path)? {
+            files::open(path)?;
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
         lock(&file, path)?;
-        Ok(Self { path: path.to_path_buf(), file, earlier: None, lines: 0, failed: 0 })
+        // A run that failed before its first result leaves an empty file.
+        if file.metadata().map_err(io)?.len() > 0 {
+            return Err(io(std::io::Error::other("exists already: name another file, or remove it first")));
+        }
+        Ok(Self { path: path.to_path_buf(), file, earlier: None, torn_at: None, lines: 0, failed: 0 })
     }
 
-    /// Opens a file that an earlier run of the same inputs left, or creates it. A torn last line is dropped;
-    /// [`Self::has`] then tells which inputs are done.
+    /// Opens a file that an earlier run left, or creates it. [`Self::has`] or [`Self::next_earlier`] then tell which inputs
+    /// are done. Nothing is changed before the first [`Self::write`].
     ///
     /// # Errors
-    /// [`Error::Io`] if the file is not a regular one, cannot be read or written, or is being written by another process.
+    /// [`Error::Io`] if the file is not a regular one, cannot be read or written, or is being written by another process, and
+    /// [`Error::Format`] if its last line has no line break and is not a torn result.
     pub fn resume(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if !files::exists(path)? {
@@ -55,10 +61,14 @@ impl ResultFile {
         files::open(path)?;
         let file = OpenOptions::new().append(true).open(path).map_err(io)?;
         lock(&file, path)?;
-        let length = complete_length(&mut BufReader::new(files::open(path)?)).map_err(io)?;
-        file.set_len(length).map_err(io)?;
-        let earlier = Some(BufReader::new(files::open(path)?));
-        Ok(Self { path: path.to_path_buf(), file, earlier, lines: 0, failed: 0 })
+        let (length, tail) = complete_length(&mut BufReader::new(files::open(path)?)).map_err(io)?;
+        if tail.as_ref().is_some_and(|tail| !is_torn(tail)) {
+            let message = "its last line is no part of a result, or is whole without a line break: name another file";
+            return Err(Error::format(path, message));
+        }
+        let earlier = Some(BufReader::new(files::open(path)?.take(length)));
+        let torn_at = tail.map(|_| length);
+        Ok(Self { path: path.to_path_buf(), file, earlier, torn_at, lines: 0, failed: 0 })
     }
 
     /// Whether the file holds the result of the next input already. `about` are the fields of the input that a result
@@ -67,32 +77,43 @@ impl ResultFile {
     /// # Errors
     /// [`Error::Format`] if the next line is not the result of that input, and [`Error::Io`].
     pub fn has(&mut self, about: &Map<String, Value>) -> Result<bool> {
-        let Some(earlier) = &mut self.earlier else { return Ok(false) };
+        let Some(result) = self.next_earlier()? else { return Ok(false) };
+        if about.iter().any(|(name, value)| result.get(name) != Some(value)) {
+            let input = format!("not the result of input {}, as in a run with other inputs", self.lines);
+            return Err(self.refuse(&input));
+        }
+        Ok(true)
+    }
+
+    /// The next result of an earlier run, in the order of the file; `None` after the last one.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if the next line is no result, and [`Error::Io`].
+    pub fn next_earlier(&mut self) -> Result<Option<Map<String, Value>>> {
+        let Some(earlier) = &mut self.earlier else { return Ok(None) };
         let Some(line) = next_line(earlier).map_err(|e| Error::io(&self.path, e))? else {
             self.earlier = None;
-            return Ok(false);
-        };
-        let result: Option<Map<String, Value>> = serde_json::from_slice(&line.content).ok();
-        let matches = |result: &&Map<String, Value>| {
-            is_result(result) && about.iter().all(|(name, value)| result.get(name) == Some(value))
+            return Ok(None);
         };
         self.lines += 1;
-        let Some(result) = result.as_ref().filter(matches) else {
-            let message = format!(
-                "line {} is not the result of input {}, as in a run with other inputs: name another file",
-                self.lines, self.lines
-            );
-            return Err(Error::format(&self.path, message));
-        };
+        let result: Option<Map<String, Value>> = serde_json::from_slice(&line.content).ok();
+        let Some(result) = result.filter(is_result) else { return Err(self.refuse("no result")) };
         self.failed += usize::from(result.contains_key("error"));
-        Ok(true)
+        Ok(Some(result))
+    }
+
+    fn refuse(&self, found: &str) -> Error {
+        Error::format(&self.path, format!("line {} is {found}: name another file", self.lines))
     }
 
     /// Appends a result.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be written, and [`Error::Format`] if results of an earlier run were not all compared.
+    /// [`Error::Io`] if it cannot be written.
     pub fn write(&mut self, result: &Map<String, Value>) -> Result<()> {
+        if let Some(length) = self.torn_at.take() {
+            self.file.set_len(length).map_err(|e| Error::io(&self.path, e))?;
+        }
         self.lines += 1;
         self.failed += usize::from(result.contains_key("error"));
         let mut line = serde_json::to_vec(result).map_err(|e| Error::io(&self.path, e.into()))?;
@@ -142,13 +163,25 @@ fn is_result(line: &Map<String, Value>) -> bool {
     ["text", "error"].iter().any(|name| line.get(*name).is_some_and(Value::is_string))
 }
 
-/// Length in bytes of all complete lines.
-fn complete_length(file: &mut BufReader<File>) -> std::io::Result<u64> {
+/// Whether an incomplete line is the beginning of a result: a whole one or another file's is not cut off. File systems leave
+/// zeros behind what a crash cut off.
+fn is_torn(line: &[u8]) -> bool {
+    let end = line.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let text = line.get(..end).unwrap_or_default();
+    let is_whole = || serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok();
+    b"{\"".starts_with(text) || text.starts_with(b"{\"") && !is_whole()
+}
+
+/// Length in bytes of all complete lines, and the incomplete one behind them.
+fn complete_length(file: &mut BufReader<File>) -> std::io::Result<(u64, Option<Vec<u8>>)> {
     let mut length = 0;
-    while let Some(line) = next_line(file)?.filter(|line| line.complete) {
+    while let Some(line) = next_line(file)? {
+        if !line.complete {
+            return Ok((length, Some(line.content)));
+        }
         length += line.length;
     }
-    Ok(length)
+    Ok((length, None))
 }
 
 #[cfg(test)]
@@ -190,6 +223,39 @@ mod tests {
     }
 
     #[test]
+    fn files_that_are_not_results_stay_as_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("some.json");
+        let result = r#"{"image": "a", "text": "x"}"#;
+        for (content, is_torn) in [
+            (r#"{"info": {}, "annotations": []}"#.to_owned(), false),
+            (format!("{result}\n\u{89}PNG"), false),
+            (format!("{result}\n[1, 2"), false),
+            (format!("{result}\n{result}"), false),
+            (format!("{result}\n\0\0"), true),
+            (format!("{result}\n{{\"ima\0\0"), true),
+            (format!("{result}\n{{"), true),
+            ("{\n  \"info\": {".to_owned(), false),
+        ] {
+            std::fs::write(&path, &content).unwrap();
+            let opened = ResultFile::resume(&path).and_then(|mut file| file.has(&about("a")));
+            assert_eq!(opened.is_ok(), is_torn, "{content:?}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+        }
+    }
+
+    #[test]
+    fn earlier_results_come_in_the_order_of_the_file_and_an_empty_file_is_created_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.jsonl");
+        std::fs::write(&path, "").unwrap();
+        ResultFile::create(&path).unwrap().write(&fields(json!({ "image": "b", "error": "y" }))).unwrap();
+        let mut file = ResultFile::resume(&path).unwrap();
+        assert_eq!(file.next_earlier().unwrap().unwrap()["image"], "b");
+        assert_eq!((file.next_earlier().unwrap(), file.lines(), file.failed()), (None, 1, 1));
+    }
+
+    #[test]
     fn a_file_that_is_being_written_is_not_resumed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.jsonl");
@@ -205,10 +271,15 @@ mod tests {
     fn results_of_other_inputs_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.jsonl");
-        for (line, name) in [(r#"{"image": "a", "text": "x"}"#, "b"), (r#"{"image": "a"}"#, "a"), ("nonsense", "a")] {
+        let [another, none] = ["line 1 is not the result of input 1", "line 1 is no result"];
+        for (line, name, expected) in [
+            (r#"{"image": "a", "text": "x"}"#, "b", another),
+            (r#"{"image": "a"}"#, "a", none),
+            ("nonsense", "a", none),
+        ] {
             std::fs::write(&path, format!("{line}\n")).unwrap();
             let message = ResultFile::resume(&path).unwrap().has(&about(name)).unwrap_err().to_string();
-            assert!(message.contains("line 1 is not the result of input 1"), "{message}");
+            assert!(message.contains(expected), "{message}");
         }
         std::fs::write(&path, "{\"image\": \"a\", \"text\": \"x\"}\n").unwrap();
         assert!(ResultFile::resume(&path).unwrap().finish().unwrap_err().to_string().contains("more than 0 lines"));
