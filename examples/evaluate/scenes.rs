@@ -102,10 +102,19 @@ fn caption(
     Ok(scores)
 }
 
-/// The most common answers among training scenes.
-fn most_common() -> CommonestAnswers {
+/// The most common answer to each form of question among training scenes.
+fn by_form() -> CommonestAnswers {
     let exams = (0..2000).map(|index| Exam::of(Split::Train, index, 16));
-    CommonestAnswers::of(exams.flat_map(|exam| exam.questions).map(|question| (question.kind, question.answer)))
+    CommonestAnswers::of(exams.flat_map(|exam| exam.questions).map(|question| (question.form(), question.answer)))
+}
+
+/// Accuracy of an answer to each question.
+fn judge<'a>(questions: &[(&Exam, &Question)], answers: impl Iterator<Item = &'a str>) -> Accuracy {
+    let mut accuracy = Accuracy::default();
+    for ((_, question), answer) in questions.iter().zip(answers) {
+        accuracy.add(question.kind, answer, &question.answer);
+    }
+    accuracy
 }
 
 fn report(
@@ -114,15 +123,10 @@ fn report(
     captions: &[CaptionScore],
     as_json: bool,
 ) -> Result<()> {
-    let judge = |answers: &[String]| {
-        let mut accuracy = Accuracy::default();
-        for ((_, question), answer) in questions.iter().zip(answers) {
-            accuracy.add(question.kind, answer, &question.answer);
-        }
-        accuracy
-    };
-    let (model, without) = (judge(seen), judge(blind));
-    let common = most_common().accuracy(questions.iter().map(|(_, question)| (question.kind, &question.answer)));
+    let of_model = |answers: &[String]| judge(questions, answers.iter().map(String::as_str));
+    let (model, without) = (of_model(seen), of_model(blind));
+    let by_form = by_form();
+    let common = judge(questions, questions.iter().map(|(_, question)| by_form.answer(question.form())));
     let mut tallies = [Tally::default(); 2];
     for score in captions {
         tallies[0].add(score.all_right());
@@ -135,7 +139,7 @@ fn report(
             json!({ "questions": model, "commonest": common, "no_picture": without, "captions": captions }),
         );
     }
-    cli::print("| question | asked | right | most common | no image |\n|---|---|---|---|---|")?;
+    cli::print("| question | asked | right | question alone | no image |\n|---|---|---|---|---|")?;
     let row = |kind: &str, [model, common, without]: [Tally; 3]| {
         let percent = |tally: Tally| format!("{:.1} %", 100.0 * tally.accuracy());
         let [right, common, without_image] = [model, common, without].map(percent);

@@ -212,7 +212,8 @@ fn data_and_parameters_are_scaled() {
     assert!(folder.path().join("tiny/shared-less/vision/export").exists());
     let text = report(&options, &folder.path().join("page.md")).unwrap();
     for what in ["images", "parameters"] {
-        let (_, table) = text.split_once(&format!("| design | {what} | right, % | difference from haplovl |")).unwrap();
+        let (_, table) =
+            text.split_once(&format!("| design | {what} | accuracy, % | difference from haplovl |")).unwrap();
         assert!(table.contains(&format!("- no-stage-1: loss proportional to {what}^")), "{table}");
         assert!(table.contains("the lines of the losses of haplovl and no-stage-1 "), "{table}");
         // One line of each design and size has a difference from the first design of the same size.
@@ -233,7 +234,7 @@ fn data_and_parameters_are_scaled() {
     std::fs::create_dir_all(folder.path().join("tiny/seed-2/haplovl")).unwrap();
     std::fs::write(folder.path().join("tiny/seed-2/haplovl/results.json"), second).unwrap();
     let text = report(&options, &folder.path().join("page.md")).unwrap();
-    assert!(text.contains("\n| haplovl | 2 | ") && text.matches("\nOf seeds 1; ").count() == 2, "{text}");
+    assert!(text.contains("\n| haplovl | 2 | ") && text.matches(", seed 1:").count() == 2, "{text}");
     std::fs::remove_dir_all(folder.path().join("tiny/seed-2")).unwrap();
     // A finished stage is not taken for one of changed recipes, even if its results are removed.
     let tune = std::fs::read_to_string(options.recipes.join("tune.toml")).unwrap();

@@ -41,7 +41,7 @@ fn draw(
         .disable_x_mesh()
         .x_labels(2 * kinds.len() + 1)
         .x_label_formatter(&name)
-        .y_desc("right, %")
+        .y_desc("accuracy, %")
         .max_light_lines(0)
         .draw()?;
     for (n, (label, estimates)) in series.iter().enumerate() {

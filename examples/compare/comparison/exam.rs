@@ -1,6 +1,5 @@
 //! Questions about held-out scenes, and a model's answers to them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -8,7 +7,7 @@ use candle_core::Device;
 use haplovl::config::GenerationConfig;
 use haplovl::data::shapes::{Question, Scene, Split};
 use haplovl::data::{IMAGE_MARKER, ImageSource, Record, Turn};
-use haplovl::eval::answers_match;
+use haplovl::eval::{Accuracy, CommonestAnswers, answers_match};
 use haplovl::generation::{CausalModel, Generator};
 use haplovl::processor::{Conversation, Processor};
 use rand::SeedableRng;
@@ -21,6 +20,9 @@ use super::plan::Setting;
 const BATCH: usize = 32;
 /// Longest answer in tokens; right ones have one or two, and the end.
 const MAX_NEW_TOKENS: usize = 6;
+
+/// Training scenes whose answers are counted by form of question.
+const FORM_SCENES: u64 = 4000;
 
 /// Questions about scenes, one of each kind that a scene allows.
 pub struct Exam {
@@ -55,14 +57,20 @@ fn questions(scene: &Scene, setting: &Setting) -> Vec<Question> {
     scene.questions_of(setting.kinds(), 1, &mut ChaCha8Rng::seed_from_u64(scene.seed))
 }
 
-/// The right answers to the questions of the test: for each kind, how often an answer is right.
-pub fn right_answers(setting: &Setting) -> BTreeMap<String, BTreeMap<String, usize>> {
-    let mut answers = BTreeMap::<String, BTreeMap<String, usize>>::new();
-    let scenes = (0..setting.test_scenes).map(|scene| Split::Test.scene(scene, &setting.shapes));
-    for Question { kind, answer, .. } in scenes.flat_map(|scene| questions(&scene, setting)) {
-        *answers.entry(kind.to_string()).or_default().entry(answer).or_default() += 1;
+/// Answers to the questions of the test by their form alone: the most common answer to each form of question among training
+/// scenes.
+pub fn question_alone(setting: &Setting) -> Accuracy {
+    let of = |split: Split, scenes: u64| {
+        let scenes = (0..scenes).map(move |scene| split.scene(scene, &setting.shapes));
+        scenes.flat_map(|scene| questions(&scene, setting))
+    };
+    let training = of(Split::Train, FORM_SCENES).map(|question| (question.form(), question.answer));
+    let commonest = CommonestAnswers::of(training);
+    let mut accuracy = Accuracy::default();
+    for question in of(Split::Test, setting.test_scenes) {
+        accuracy.add(question.kind, commonest.answer(question.form()), &question.answer);
     }
-    answers
+    accuracy
 }
 
 impl Exam {

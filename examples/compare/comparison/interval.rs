@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use super::correctness::Correctness;
 
 /// Number of resamples.
-const RESAMPLES: usize = 2000;
+pub(super) const RESAMPLES: usize = 2000;
 /// Seed of the resamples, the same for every interval, so that those of two entries are paired.
 const SEED: u64 = 1;
 

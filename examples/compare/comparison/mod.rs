@@ -103,7 +103,7 @@ pub fn run(options: &Options, stop: impl Fn() -> bool + Send + Sync + 'static, n
             }
         };
         let accuracy = 100.0 * results.correctness.accuracy().overall().accuracy();
-        note(&format!("{place}: {accuracy:.1} % right"));
+        note(&format!("{place}: accuracy {accuracy:.1} %"));
     }
     Ok(Outcome::Finished)
 }

@@ -121,13 +121,13 @@ fn whole() -> f64 {
     1.0
 }
 
-/// A sentence that the right answers of two designs support or not.
+/// A claim about the accuracy of two designs.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Claim {
     /// The sentence, without a period.
     pub says: String,
-    /// Name of the design that has more right answers if it is so.
+    /// Name of the design with the higher accuracy if the claim holds.
     pub design: String,
     /// Name of the other one.
     pub against: String,

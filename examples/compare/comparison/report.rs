@@ -6,13 +6,14 @@ use std::path::Path;
 
 use anyhow::Result;
 use haplovl::data::shapes::QuestionKind;
+use haplovl::eval::Accuracy;
 use haplovl::train::plot::{Plot, Series};
 use haplovl::weights::write_bytes_atomically;
 
 use super::correctness::ALL;
 use super::cost::FORMULA;
-use super::exam::right_answers;
-use super::interval::{Estimate, Graded};
+use super::exam::question_alone;
+use super::interval::{Estimate, Graded, RESAMPLES};
 use super::plan::{Design, Setting};
 use super::results::{Point, Results, read_all};
 use super::{Options, Plan, chart, named};
@@ -75,26 +76,22 @@ pub fn report(options: &Options, page: &Path) -> Result<String> {
     let rows: BTreeMap<String, Row<'_>> = all.iter().map(|(name, seeds)| (name.clone(), Row::new(seeds))).collect();
     anyhow::ensure!(!rows.is_empty(), "{} holds no results yet: let a run finish", options.out.display());
     let world = plan.setting(&options.setting)?;
-    let answers = right_answers(world);
-    all.values().flatten().try_for_each(|results| check_questions(results, world, &answers))?;
+    let question_alone = question_alone(world);
+    all.values().flatten().try_for_each(|results| check_questions(results, world, &question_alone))?;
     let images = page.parent().unwrap_or(Path::new("")).join(IMAGES);
     std::fs::create_dir_all(&images).map_err(|e| named(&images, e))?;
     let (setting, recipes) = (options.setting.as_str(), options.recipes.as_path());
-    let report = Report { plan: &plan, world, answers, rows, setting, recipes, images: &images };
+    let report = Report { plan: &plan, world, question_alone, rows, setting, recipes, images: &images };
     let text = report.text()?;
     write_bytes_atomically(page, text.as_bytes())?;
     Ok(text)
 }
 
 /// Refuses results of other questions than the test's.
-fn check_questions(
-    results: &Results,
-    world: &Setting,
-    answers: &BTreeMap<String, BTreeMap<String, usize>>,
-) -> Result<()> {
+fn check_questions(results: &Results, world: &Setting, test: &Accuracy) -> Result<()> {
     let found = results.correctness.accuracy();
-    let expected = answers.iter().map(|(kind, answers)| (kind.as_str(), answers.values().sum::<usize>()));
-    let found = found.kinds().iter().map(|(kind, tally)| (kind.as_str(), tally.total));
+    let [found, expected] =
+        [&found, test].map(|accuracy| accuracy.kinds().iter().map(|(kind, tally)| (kind, tally.total)));
     if results.correctness.scenes() as u64 != world.test_scenes || !found.eq(expected) {
         let (name, Results { setting, seed, .. }) = (results.name(), results);
         anyhow::bail!(
@@ -108,8 +105,8 @@ fn check_questions(
 pub(super) struct Report<'a> {
     pub(super) plan: &'a Plan,
     world: &'a Setting,
-    /// Right answers of the test, see [`right_answers`].
-    answers: BTreeMap<String, BTreeMap<String, usize>>,
+    /// Answers to the questions of the test, see [`question_alone`].
+    question_alone: Accuracy,
     pub(super) rows: BTreeMap<String, Row<'a>>,
     setting: &'a str,
     recipes: &'a Path,
@@ -157,7 +154,7 @@ impl Report<'_> {
     fn claims(&self, text: &mut String) -> Result<()> {
         writeln!(
             text,
-            "| claim | verdict | more right answers, points | of questions | seeds |\n|---|---|---|---|---|"
+            "| claim | verdict | difference in accuracy, points | questions | seeds |\n|---|---|---|---|---|"
         )?;
         for claim in &self.plan.claims {
             let kind = claim.kind.map_or(ALL, QuestionKind::name);
@@ -181,16 +178,19 @@ impl Report<'_> {
         }
         writeln!(
             text,
-            "\nPoints have a 95 % interval, drawn over seeds and scenes together. The verdict is **yes** or **no** if the whole \
-             interval says so, otherwise **open**.\n"
+            "\nThe 95 % intervals are percentiles of {RESAMPLES} resamples of seeds and scenes, paired in differences. With one \
+             seed they cover the choice of test scenes alone, and with two or three they are too narrow, since so few seeds \
+             hardly show how runs differ. The verdict is **yes** or **no** if the whole interval says so, otherwise **open**; \
+             {} claims are tested without correction.\n",
+            self.plan.claims.len()
         )?;
         Ok(())
     }
 
     fn overall(&self, text: &mut String, designs: &[(&str, &Row<'_>)]) -> Result<()> {
         let Some((reference, base)) = designs.first() else { return Ok(()) };
-        writeln!(text, "Right answers in percent with 95 % intervals (bootstrap over seeds and scenes).\n")?;
-        writeln!(text, "| design | seeds | right | difference from {reference} | validation loss |")?;
+        writeln!(text, "Accuracy in percent with 95 % intervals.\n")?;
+        writeln!(text, "| design | seeds | accuracy | difference from {reference} | validation loss |")?;
         writeln!(text, "|---|---|---|---|---|")?;
         for (name, row) in designs {
             let right = row.graded.accuracy(ALL).percent();
@@ -211,8 +211,8 @@ impl Report<'_> {
     }
 
     fn by_kind(&self, text: &mut String, designs: &[(&str, &Row<'_>)]) -> Result<()> {
-        let answers = &self.answers;
-        let kinds: Vec<String> = answers.keys().cloned().chain([ALL.to_string()]).collect();
+        let alone = &self.question_alone;
+        let kinds: Vec<String> = alone.kinds().keys().cloned().chain([ALL.to_string()]).collect();
         writeln!(text, "\n| design | {} |\n|---|{}", kinds.join(" | "), "---|".repeat(kinds.len()))?;
         let mut series = Vec::new();
         for (name, row) in designs {
@@ -221,9 +221,17 @@ impl Report<'_> {
             writeln!(text, "| {name} | {} |", cells.join(" | "))?;
             series.push((name.to_string(), estimates));
         }
-        let shares = kinds.iter().map(|kind| format!("{:.1}", 100.0 * most_common(answers, kind)));
-        writeln!(text, "| *most common answer* | {} |", Vec::from_iter(shares).join(" | "))?;
-        let title = format!("Right answers by kind of question, {}", self.setting);
+        let tallies = Vec::from_iter(alone.kinds().values().copied().chain([alone.overall()]));
+        let percent = tallies.iter().map(|tally| format!("{:.1}", 100.0 * tally.accuracy()));
+        writeln!(text, "| *question alone* | {} |", Vec::from_iter(percent).join(" | "))?;
+        let asked = tallies.iter().map(|tally| tally.total.to_string());
+        writeln!(text, "| *questions* | {} |", Vec::from_iter(asked).join(" | "))?;
+        writeln!(
+            text,
+            "\n*Question alone* gives the most common answer to each form of question among training scenes, whatever objects it \
+             describes: the accuracy that needs no image."
+        )?;
+        let title = format!("Accuracy by kind of question, {}", self.setting);
         let (link, path) = self.image("kinds");
         chart::write_svg(&path, &title, &kinds, &series)?;
         writeln!(text, "\n![{title}]({link})")?;
@@ -267,7 +275,7 @@ impl Report<'_> {
         self.losses(text, designs)?;
         self.curve(text, "starts", "Validation loss of stage 2 by its start", &starts, true, |point| point.loss)?;
         self.curve(text, "losses", "Validation loss of stage 2 by design", designs, true, |point| point.loss)?;
-        let title = "Right answers by samples of stage 2, %";
+        let title = "Accuracy by samples of stage 2, %";
         self.curve(text, "accuracy", title, designs, false, |point| 100.0 * point.accuracy)
     }
 
@@ -354,16 +362,6 @@ impl Display for Verdict {
             Self::Open => "open",
         })
     }
-}
-
-/// Share of the questions of a kind, or of all, that the most common answer of each kind is right for.
-fn most_common(answers: &BTreeMap<String, BTreeMap<String, usize>>, kind: &str) -> f64 {
-    let of_kind = answers.iter().filter(|(name, _)| kind == ALL || *name == kind).map(|(_, answers)| answers);
-    let add = |(most, all), answers: &BTreeMap<String, usize>| {
-        (most + answers.values().max().copied().unwrap_or(0), all + answers.values().sum::<usize>())
-    };
-    let (most, all) = of_kind.fold((0, 0), add);
-    most as f64 / all.max(1) as f64
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ impl<'a> Report<'a> {
             }
         };
         let Some((reference, _)) = designs.first() else { return Ok(()) };
-        writeln!(text, "\n| design | {what} | right, % | difference from {reference} | validation loss |")?;
+        writeln!(text, "\n| design | {what} | accuracy, % | difference from {reference} | validation loss |")?;
         writeln!(text, "|---|---|---|---|---|")?;
         let (mut series, mut losses, mut fits) = (Vec::new(), Vec::new(), Vec::new());
         for (design, sizes) in &designs {
@@ -54,17 +54,25 @@ impl<'a> Report<'a> {
             let right = Line::fit(&points(&|row| 100.0 * row.graded.accuracy(ALL).value));
             if let Some((loss, right)) = loss.zip(right) {
                 let (power, gain) = (loss.slope, right.slope);
-                fits.push(format!(
-                    "- {design}: loss proportional to {what}^{power:.3}, {gain:+.1} points of right answers for ten times \
+                let mut fitted = format!(
+                    "- {design}: loss proportional to {what}^{power:.3}, {gain:+.1} points of accuracy for ten times \
                      the {what}"
-                ));
+                );
+                let lost =
+                    sizes.iter().filter(|(_, row)| !row.loss().log10().is_finite()).map(|(size, _)| size.to_string());
+                let lost = Vec::from_iter(lost).join(", ");
+                if !lost.is_empty() {
+                    fitted += &format!("; the line of the loss is without {lost}, whose loss is not a positive number");
+                }
+                fits.push(fitted);
                 losses.push((design.as_str(), loss));
             }
             series.push(Series { name: design.clone(), points: points(&|row| row.loss()) });
         }
         let seeds = designs.iter().find_map(|(_, sizes)| Some(sizes.first()?.1.seeds())).unwrap_or_default();
+        let of = if seeds.len() == 1 { "seed" } else { "seeds" };
         let seeds = Vec::from_iter(seeds.iter().map(u64::to_string)).join(", ");
-        writeln!(text, "\nOf seeds {seeds}; lines fitted by least squares to the logarithm of {what}:\n")?;
+        writeln!(text, "\nLines are fitted by least squares to the logarithm of {what}, {of} {seeds}:\n")?;
         writeln!(text, "{}", fits.join("\n"))?;
         let measured = designs.iter().flat_map(|(_, sizes)| sizes.iter().map(|(size, _)| *size));
         let (least, most) = measured.fold((f64::INFINITY, 0.0), |(a, b): (f64, f64), x| (a.min(x), b.max(x)));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::attributes::{Description, Naming, Size};
 use super::scene::{Object, Scene, shuffled};
-use super::words::{NUMBERS, Templates, phrase};
+use super::words::{NUMBERS, Templates, is_descriptive, phrase, words};
 use super::{fine_grained, location, relation, spatial};
 
 pub(super) const EXISTENCE: Templates = &["is there {a}?", "do you see {a}?", "does the picture contain {a}?"];
@@ -135,6 +135,14 @@ pub struct Question {
     pub question: String,
     /// Text of the answer, for example `red`.
     pub answer: String,
+}
+
+impl Question {
+    /// The question without the words that describe objects: `what color is the ?` for `what color is the small circle?`.
+    /// A model that answers by the form alone has not looked at the image.
+    pub fn form(&self) -> String {
+        Vec::from_iter(words(&self.question).filter(|word| !is_descriptive(word))).join(" ")
+    }
 }
 
 /// Question and answer without their kind; `None` if the scene allows no question of the kind.
@@ -294,4 +302,23 @@ impl Scene {
 /// Returns the answer to a yes/no question.
 pub(super) fn yes_no(holds: bool) -> String {
     if holds { "yes" } else { "no" }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_form_is_a_question_without_descriptions() {
+        for (question, form) in [
+            ("what color is the small circle?", "what color is the ?"),
+            ("is there an orange object?", "is there ?"),
+            ("count the red crosses.", "count the ."),
+            ("which is larger, the pink ring or the blue star?", "which is larger , the or the ?"),
+            ("which edge is the large object nearest to?", "which edge is the nearest to ?"),
+        ] {
+            let question = Question { kind: QuestionKind::Colour, question: question.into(), answer: String::new() };
+            assert_eq!(question.form(), form);
+        }
+    }
 }

@@ -31,6 +31,15 @@ pub fn words(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
+/// Whether a word is part of a description of objects: an attribute, `object`, or an article that depends on it.
+pub(super) fn is_descriptive(word: &str) -> bool {
+    let is_shape = |shape: &Shape| shape.word() == word || shape.plural() == word;
+    matches!(word, "a" | "an" | "object" | "objects")
+        || Shape::ALL.iter().any(is_shape)
+        || Colour::from_word(word).is_some()
+        || Size::from_word(word).is_some()
+}
+
 /// Lists every word and punctuation mark that occurs in texts of the default configuration, sorted. Scenes of more than
 /// six objects also need the number words above six.
 pub fn vocabulary() -> Vec<String> {
