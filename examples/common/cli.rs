@@ -10,7 +10,8 @@ use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, Parser};
 
 /// Runs an example. An error is printed as one line on stderr, with exit code 1.
 pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<()>) -> ExitCode {
@@ -33,6 +34,15 @@ fn print_usage(error: &clap::Error) -> ExitCode {
     let printed = error.print();
     let unwritten = printed.is_err_and(|e| e.kind() != ErrorKind::BrokenPipe);
     if error.use_stderr() || unwritten { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Long names of the options that the command line has.
+pub fn given<A: CommandFactory>() -> Vec<String> {
+    let Ok(matches) = A::command().try_get_matches() else { return Vec::new() };
+    let command = A::command();
+    let is_given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let given = command.get_arguments().filter(|argument| is_given(argument.get_id().as_str()));
+    given.filter_map(|argument| argument.get_long().map(str::to_owned)).collect()
 }
 
 /// Writes text to stdout and flushes it.

@@ -51,6 +51,11 @@ struct Report {
 }
 
 impl QuestionOptions {
+    /// Whether a test set is given.
+    pub fn is_given(&self) -> bool {
+        self.questions.is_some()
+    }
+
     /// Opens the test set, if one is given, before the model is loaded.
     pub fn open(&self, images: Option<&Path>, predictions: Option<&Path>) -> Result<Option<TestSet>> {
         let Some(path) = &self.questions else { return Ok(None) };

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 use haplovl::config::{GenerationConfig, GenerationOverrides};
+use serde_json::{Map, Value, json};
 
 use crate::cli;
 
@@ -57,6 +58,17 @@ impl SamplingOptions {
             ));
         }
         self.changed(own)
+    }
+
+    /// The settings that the options change, by name; the seed only where tokens are sampled.
+    #[allow(dead_code, reason = "each example compiles this module and uses a part of it")]
+    pub fn settings(&self) -> Result<Map<String, Value>> {
+        let own = GenerationConfig::default();
+        let changed = self.changed(own.clone())?;
+        let [own, new] = [json!(own), json!(changed)];
+        let is_new = |name: &String, value: &Value| own[name] != *value && (name != "seed" || changed.do_sample);
+        let fields = new.as_object().into_iter().flatten().filter(|(name, value)| is_new(name, value));
+        Ok(fields.map(|(name, value)| (name.clone(), value.clone())).collect())
     }
 
     fn changed(&self, own: GenerationConfig) -> Result<GenerationConfig> {

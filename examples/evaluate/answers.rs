@@ -1,9 +1,10 @@
 //! The answers of a model to the questions of a benchmark.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
+use clap::ValueEnum;
 use haplovl::config::GenerationConfig;
 use haplovl::eval::benchmark::{Question, QuestionSet, llava_answer};
 use haplovl::generation::Answer;
@@ -12,8 +13,35 @@ use haplovl::pipeline::{Engine, EngineConfig, Handle, LoadedModel, OptionScorer,
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
-use crate::benchmark::{ChoiceBy, Effort};
 use crate::cli;
+
+/// How the model chooses among options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ChoiceBy {
+    /// The letter that it writes
+    Letter,
+    /// The option whose text it finds most likely
+    Likelihood,
+}
+
+/// What a run took.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Effort {
+    pub seconds: f64,
+    pub new_tokens: usize,
+    /// Answers that an earlier run left.
+    pub resumed: usize,
+}
+
+impl ChoiceBy {
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Letter => "letter",
+            Self::Likelihood => "likelihood",
+        }
+    }
+}
 
 /// A model and how it answers.
 pub struct Answerer<'a> {
@@ -22,95 +50,122 @@ pub struct Answerer<'a> {
     pub batch: usize,
 }
 
+/// What answers are asked for with.
+#[derive(Clone)]
+pub struct Ask<'a> {
+    pub instruction: Option<&'a str>,
+    pub choice: ChoiceBy,
+    pub model_name: &'a str,
+    /// What answers depend on beside the prompt, kept with each of them.
+    pub settings: Map<String, Value>,
+}
+
 /// Questions under way, and the file of their answers.
 pub struct Asked<'a> {
     questions: &'a QuestionSet,
+    ask: Ask<'a>,
     file: ResultFile,
-    instruction: Option<&'a str>,
-    model_name: &'a str,
+    /// Whether the file has an answer, by question.
+    done: Vec<bool>,
 }
 
 /// A question that the engine answers.
 struct Waiting<'q> {
     question: &'q Question,
-    prompt: String,
     handle: haplovl::Result<Handle>,
 }
 
 impl<'a> Asked<'a> {
-    /// Opens the file of answers, before the model is loaded.
-    pub fn open(
-        questions: &'a QuestionSet,
-        path: &Path,
-        resume: bool,
-        instruction: Option<&'a str>,
-        model_name: &'a str,
-    ) -> Result<Self> {
+    /// Opens the file of answers, before the model is loaded, and reads those of an earlier run.
+    ///
+    /// # Errors
+    /// If the file exists and is not to be continued, or holds other answers.
+    pub fn open(questions: &'a QuestionSet, ask: Ask<'a>, path: &Path, resume: bool) -> Result<Self> {
         ensure!(
-            resume || !path.exists(),
+            resume || std::fs::metadata(path).map_or(0, |found| found.len()) == 0,
             "{}: exists already: add --resume to continue it, or name another file as --predictions",
             path.display()
         );
         let file = if resume { ResultFile::resume(path)? } else { ResultFile::create(path)? };
-        Ok(Self { questions, file, instruction, model_name })
+        let mut asked = Self { questions, ask, file, done: vec![false; questions.questions().len()] };
+        asked.read_earlier(path)?;
+        Ok(asked)
+    }
+
+    /// Marks the questions that an earlier run answered; those that it failed at are asked again.
+    fn read_earlier(&mut self, path: &Path) -> Result<()> {
+        let ids = self.questions.questions().iter().enumerate().map(|(at, question)| (question.id.as_str(), at));
+        let ids: HashMap<&str, usize> = ids.collect();
+        while let Some(result) = self.file.next_earlier()? {
+            let differs = |what: String| {
+                let line = self.file.lines();
+                anyhow!("{}: line {line} {what}: name another file as --predictions", path.display())
+            };
+            let id = result.get("question_id").map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned));
+            let Some((at, question)) =
+                id.and_then(|id| ids.get(id.as_str())).and_then(|at| Some((*at, self.questions.questions().get(*at)?)))
+            else {
+                return Err(differs("answers none of the questions (is --limit smaller than before?)".into()));
+            };
+            let expected = self.line(question, "", json!({}));
+            for field in ["prompt", "model_id"] {
+                if result.get(field) != expected.get(field) {
+                    return Err(differs(format!("has another `{field}`")));
+                }
+            }
+            let settings = result.get("metadata").and_then(|metadata| metadata["settings"].as_object());
+            if let Some(difference) = difference(settings.unwrap_or(&Map::new()), &self.ask.settings) {
+                return Err(differs(format!("was answered with {difference}")));
+            }
+            let is_answer = !result.contains_key("error");
+            match self.done.get_mut(at) {
+                Some(done) if *done => return Err(differs("answers a question again".into())),
+                Some(done) => *done = is_answer,
+                None => {}
+            }
+        }
+        Ok(())
     }
 
     /// Answers all questions that have no answer in the file.
-    pub fn answer(&mut self, by: &Answerer<'_>, choice: ChoiceBy) -> Result<Effort> {
-        let total = self.questions.questions().len();
-        let bar = ProgressBar::new(total as u64);
+    pub fn answer(&mut self, by: &Answerer<'_>) -> Result<Effort> {
+        let bar = ProgressBar::new(self.done.len() as u64);
         bar.set_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} answers, {per_sec}, {eta} left")?);
-        let resumed = self.skip_done()?;
+        let resumed = self.done.iter().filter(|done| **done).count();
         // Answers of an earlier run say nothing about the time left.
         bar.set_position(resumed as u64);
         bar.reset_eta();
-        let is_choice = self.questions.benchmark().metric.is_choice();
-        let new_tokens = match choice {
-            ChoiceBy::Likelihood if is_choice => self.choose(by, resumed, &bar)?,
-            _ => self.generate(by, resumed, &bar)?,
-        };
+        let left = self.questions.questions().iter().enumerate().zip(&self.done).filter(|(_, done)| !**done);
+        let left = left.map(|(left, _)| left);
+        let (chosen, written): (Vec<_>, Vec<_>) =
+            left.partition(|(_, question)| self.ask.choice == ChoiceBy::Likelihood && !question.options.is_empty());
+        self.choose(by, &chosen, &bar)?;
+        let new_tokens = self.generate(by, &written, &bar)?;
         bar.finish_and_clear();
-        if self.file.failed() > 0 {
-            let (failed, lines) = (self.file.failed(), self.file.lines());
-            cli::note(format_args!("note: {failed} of {lines} questions failed and count as wrong; see their `error`"));
-        }
         Ok(Effort { new_tokens, resumed, ..Effort::default() })
     }
 
-    /// Number of questions whose answers an earlier run left.
-    fn skip_done(&mut self) -> Result<usize> {
-        let mut done = 0;
-        for question in self.questions.questions() {
-            let about = self.line(question, &self.prompt(question), "", json!({}));
-            let is_about = |name: &String| matches!(name.as_str(), "question_id" | "prompt" | "model_id");
-            if !self.file.has(&about.into_iter().filter(|(name, _)| is_about(name)).collect())? {
-                break;
-            }
-            done += 1;
-        }
-        Ok(done)
-    }
-
     fn prompt(&self, question: &Question) -> String {
-        question.prompt(self.questions.benchmark().metric, self.instruction)
+        question.prompt(self.questions.benchmark().metric, self.ask.instruction)
     }
 
-    fn line(&self, question: &Question, prompt: &str, text: &str, metadata: Value) -> Map<String, Value> {
-        llava_answer(&question.id, prompt, text, self.model_name, metadata)
+    fn line(&self, question: &Question, text: &str, mut metadata: Value) -> Map<String, Value> {
+        if !self.ask.settings.is_empty() {
+            metadata["settings"] = json!(self.ask.settings);
+        }
+        llava_answer(&question.id, &self.prompt(question), text, self.ask.model_name, metadata)
     }
 
     /// Generates answers with an engine, so that questions behind each other share the prefill of their image.
-    fn generate(&mut self, by: &Answerer<'_>, first: usize, bar: &ProgressBar) -> Result<usize> {
-        let config = EngineConfig::default().with_max_batch(by.batch).with_queue(by.batch);
-        let engine = Engine::new(by.model.clone(), config)?;
+    fn generate(&mut self, by: &Answerer<'_>, questions: &[(usize, &Question)], bar: &ProgressBar) -> Result<usize> {
+        let engine = Engine::new(by.model.clone(), engine_config(by.batch)?)?;
         let (mut waiting, mut new_tokens) = (VecDeque::new(), 0);
-        for (number, question) in self.questions.questions().iter().enumerate().skip(first) {
+        for (number, question) in questions {
             if waiting.len() >= 2 * by.batch {
                 new_tokens += self.finish(waiting.pop_front(), bar)?;
             }
-            let prompt = self.prompt(question);
-            let handle = self.submit(&engine, by, question, &prompt, number as u64);
-            waiting.push_back(Waiting { question, prompt, handle });
+            let handle = self.submit(&engine, by, question, *number as u64);
+            waiting.push_back(Waiting { question, handle });
         }
         while !waiting.is_empty() {
             new_tokens += self.finish(waiting.pop_front(), bar)?;
@@ -118,28 +173,22 @@ impl<'a> Asked<'a> {
         Ok(new_tokens)
     }
 
-    fn submit(
-        &self,
-        engine: &Engine,
-        by: &Answerer<'_>,
-        question: &Question,
-        prompt: &str,
-        stream: u64,
-    ) -> haplovl::Result<Handle> {
-        let conversation = self.questions.conversation(question, prompt, by.model.processor())?;
+    fn submit(&self, engine: &Engine, by: &Answerer<'_>, question: &Question, stream: u64) -> haplovl::Result<Handle> {
+        let prompt = self.prompt(question);
+        let conversation = self.questions.conversation(question, &prompt, by.model.processor())?;
         let request = Request::new(conversation, by.generation.clone()).with_random_stream(stream);
         Ok(engine.submit(request)?)
     }
 
     /// Waits for an answer and writes it.
     fn finish(&mut self, waiting: Option<Waiting<'_>>, bar: &ProgressBar) -> Result<usize> {
-        let Some(Waiting { question, prompt, handle }) = waiting else { return Ok(0) };
+        let Some(Waiting { question, handle }) = waiting else { return Ok(0) };
         let answer = handle.and_then(Handle::answer);
         let (text, new_tokens, metadata) = match &answer {
             Ok(answer) => (answer.text(), answer.sequence.tokens.len(), metadata(answer)),
             Err(_) => ("", 0, json!({})),
         };
-        let line = self.line(question, &prompt, text, metadata);
+        let line = self.line(question, text, metadata);
         self.write(question, line, answer.err(), bar)?;
         Ok(new_tokens)
     }
@@ -161,11 +210,10 @@ impl<'a> Asked<'a> {
         Ok(())
     }
 
-    /// Chooses the option that is most likely as an answer to the question alone. Open questions are answered with the
-    /// empty text, which is wrong.
-    fn choose(&mut self, by: &Answerer<'_>, first: usize, bar: &ProgressBar) -> Result<usize> {
+    /// Chooses the option that is most likely as an answer to the question alone.
+    fn choose(&mut self, by: &Answerer<'_>, questions: &[(usize, &Question)], bar: &ProgressBar) -> Result<()> {
         let mut scorer = OptionScorer::new(by.model);
-        for question in self.questions.questions().iter().skip(first) {
+        for (_, question) in questions {
             let conversation = self.questions.conversation(question, &question.text, by.model.processor());
             // A letter without an option is not chosen.
             let options = question.options.iter().zip('A'..='Z').filter(|(option, _)| !option.is_empty());
@@ -174,12 +222,28 @@ impl<'a> Asked<'a> {
             let likelihoods = scored.as_deref().unwrap_or_default();
             let best = likelihoods.iter().zip(letters).max_by(|a, b| a.0.total_cmp(b.0));
             let text = best.map_or(String::new(), |(_, letter): (_, char)| letter.to_string());
-            let metadata = json!({ "log_likelihoods": likelihoods });
-            let line = self.line(question, &self.prompt(question), &text, metadata);
+            let line = self.line(question, &text, json!({ "log_likelihoods": likelihoods }));
             self.write(question, line, scored.err(), bar)?;
         }
-        Ok(0)
+        Ok(())
     }
+}
+
+/// Configuration of an engine for so many questions at once.
+///
+/// # Errors
+/// If these are too many.
+pub fn engine_config(batch: usize) -> Result<EngineConfig> {
+    let config = EngineConfig::default().with_max_batch(batch).with_queue(batch);
+    config.validate().map_err(|e| anyhow!("--batch {batch}: {e}"))?;
+    Ok(config)
+}
+
+/// The first setting in which the answers of an earlier run differ from those of this one.
+fn difference(then: &Map<String, Value>, now: &Map<String, Value>) -> Option<String> {
+    let name = then.keys().chain(now.keys()).find(|name| then.get(*name) != now.get(*name))?;
+    let of = |settings: &Map<String, Value>| settings.get(name).map_or("the default".into(), Value::to_string);
+    Some(format!("`{name}` {}, not {}", of(then), of(now)))
 }
 
 fn metadata(answer: &Answer) -> Value {

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use haplovl::eval::benchmark::{Benchmark, Prediction, QuestionSet, Results, read_predictions, write_sheet};
 use haplovl::pipeline::LoadedModel;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::answers::{Answerer, Asked};
+use crate::answers::{Answerer, Ask, Asked, ChoiceBy, Effort, engine_config};
+use crate::outputs::Outputs;
 use crate::{Arguments, cli, greedy, report, results};
 
 /// Options of a benchmark.
@@ -25,7 +26,7 @@ pub struct BenchmarkOptions {
     /// Ask the first N questions only; rotations of a question and pairs count once
     #[arg(long, value_name = "N", requires = "benchmark", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
-    /// Continue after the answers that --predictions holds already
+    /// Ask what has no answer in --predictions yet, or failed
     #[arg(long, requires = "benchmark")]
     resume: bool,
     /// Folder for predictions.jsonl, results.json and report.html [default: runs/evaluate/NAME]
@@ -52,28 +53,20 @@ pub struct BenchmarkOptions {
     report: u64,
 }
 
-/// How the model chooses among options.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ChoiceBy {
-    /// The letter that it writes
-    Letter,
-    /// The option whose text it finds most likely
-    Likelihood,
-}
-
-/// What a run took.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Effort {
-    pub seconds: f64,
-    pub new_tokens: usize,
-    /// Answers that an earlier run left.
-    pub resumed: usize,
-}
-
 impl BenchmarkOptions {
+    /// Name of the benchmark, if one is asked for.
+    pub fn name(&self) -> Option<&str> {
+        self.benchmark.as_deref()
+    }
+
     /// Whether a benchmark is asked for.
     pub fn is_given(&self) -> bool {
         self.benchmark.is_some()
+    }
+
+    /// Whether predictions are scored, without a model.
+    pub fn scores_a_file(&self) -> bool {
+        self.score.is_some()
     }
 
     /// Evaluates a model, or scores predictions.
@@ -86,11 +79,25 @@ impl BenchmarkOptions {
         }
     }
 
-    /// Makes the folders of all results before hours go into them.
-    fn make_folders(&self, arguments: &Arguments, out: Option<&Path>) -> Result<()> {
-        let files = [&arguments.predictions, &self.sheet].into_iter().flatten().filter_map(|file| file.parent());
-        for folder in out.into_iter().chain(files) {
-            std::fs::create_dir_all(folder).map_err(|e| anyhow::anyhow!("making {}: {e}", folder.display()))?;
+    /// Refuses options without an effect on these questions.
+    fn check(&self, questions: &QuestionSet) -> Result<()> {
+        let (title, all) = (questions.benchmark().title, questions.questions());
+        let has_options = all.iter().any(|question| !question.options.is_empty());
+        ensure!(
+            self.choice == ChoiceBy::Letter || has_options,
+            "--choice likelihood: the questions of {title} have no options to choose from: leave it out"
+        );
+        let prompts = all.iter().filter(|question| question.is_prompt).count();
+        ensure!(
+            self.instruction.is_none() || prompts < all.len(),
+            "--instruction has no effect: the questions in the file are whole prompts"
+        );
+        if self.instruction.is_some() && prompts > 0 {
+            cli::note(format_args!("note: {prompts} questions are whole prompts, without --instruction"));
+        }
+        let open = all.iter().filter(|question| question.options.is_empty()).count();
+        if self.choice == ChoiceBy::Likelihood && open > 0 {
+            cli::note(format_args!("note: {open} questions have no options, and their answers are generated"));
         }
         Ok(())
     }
@@ -107,9 +114,11 @@ impl BenchmarkOptions {
     }
 
     fn score_file(&self, arguments: &Arguments, questions: &QuestionSet, file: &Path) -> Result<()> {
-        self.make_folders(arguments, self.out.as_deref())?;
         let is_data = self.data.as_ref().is_some_and(|data| same_file(data, file));
         ensure!(!is_data, "{}: is --data, the file of the questions: name the predictions", file.display());
+        let (folder, sheet) = (self.out.clone(), self.sheet.clone());
+        let outputs = Outputs { folder, predictions: file.to_path_buf(), is_written: false, sheet };
+        outputs.prepare(questions.paths())?;
         let predictions = read_predictions(file)?;
         let matched = questions.matched(&predictions)?;
         let missing = matched.iter().filter(|prediction| prediction.is_none()).count();
@@ -123,21 +132,28 @@ impl BenchmarkOptions {
         if missing + others > 0 {
             cli::note(format_args!("note: {missing} questions have no prediction, {others} predictions no question"));
         }
-        let about = json!({ "predictions": file, "model": null });
-        let results = self.finish(arguments, questions, &matched, about, Effort::default(), self.out.as_deref())?;
-        let seed = arguments.sampling.seed;
-        match &self.out {
-            Some(out) => self.write_report(questions, &matched, &results, (None, seed), out),
-            None => Ok(()),
-        }
+        let run =
+            Scored { questions, predictions: &matched, outputs: &outputs, model: None, effort: Effort::default() };
+        self.finish(arguments, &run, json!({ "model": null }))
     }
 
     fn evaluate(&self, arguments: &Arguments, questions: &QuestionSet) -> Result<()> {
+        self.check(questions)?;
+        engine_config(arguments.batch as usize)?;
         let out = self.out.clone().unwrap_or_else(|| Path::new("runs/evaluate").join(questions.benchmark().name));
-        self.make_folders(arguments, Some(&out))?;
         let file = arguments.predictions.clone().unwrap_or_else(|| out.join("predictions.jsonl"));
+        let (folder, sheet) = (Some(out), self.sheet.clone());
+        let outputs = Outputs { folder, predictions: file.clone(), is_written: true, sheet };
+        outputs.prepare(questions.paths())?;
         let model_name = arguments.model.source().to_string();
-        let mut asked = Asked::open(questions, &file, self.resume, self.instruction.as_deref(), &model_name)?;
+        let settings = self.settings(arguments, questions)?;
+        let ask = Ask {
+            instruction: self.instruction.as_deref(),
+            choice: self.choice,
+            model_name: &model_name,
+            settings: settings.clone(),
+        };
+        let mut asked = Asked::open(questions, ask, &file, self.resume)?;
         if questions.questions().iter().all(|question| question.answers.is_empty()) {
             cli::note("note: no right answer is known, so that the answers are written and not scored");
         }
@@ -145,45 +161,72 @@ impl BenchmarkOptions {
         let generation = arguments.sampling.generation(greedy(&model))?;
         let start = Instant::now();
         let answerer = Answerer { model: &model, generation: &generation, batch: arguments.batch as usize };
-        let mut effort = asked.answer(&answerer, self.choice)?;
+        let mut effort = asked.answer(&answerer)?;
         effort.seconds = start.elapsed().as_secs_f64();
         let predictions = read_predictions(&file)?;
         let matched = questions.matched(&predictions)?;
-        let about = json!({ "predictions": file, "model": model_name, "generation": generation });
-        let results = self.finish(arguments, questions, &matched, about, effort, Some(&out))?;
-        self.write_report(questions, &matched, &results, (Some(&model), arguments.sampling.seed), &out)
+        let mut about = json!({
+            "model": model_name, "device": format!("{:?}", model.model().device().location()), "generation": generation,
+        });
+        settings.into_iter().for_each(|(name, value)| about[name] = value);
+        let run = Scored { questions, predictions: &matched, outputs: &outputs, model: Some(&model), effort };
+        self.finish(arguments, &run, about)?;
+        let (failed, total) = (matched.iter().filter(|given| is_failed(given)).count(), matched.len());
+        ensure!(
+            failed == 0,
+            "{failed} of {total} questions failed and count as wrong: see `error` in {}, and ask them again by --resume",
+            file.display()
+        );
+        Ok(())
     }
 
-    /// Scores, prints and writes results.
-    fn finish(
-        &self,
-        arguments: &Arguments,
-        questions: &QuestionSet,
-        predictions: &[Option<&Prediction>],
-        about: Value,
-        effort: Effort,
-        out: Option<&Path>,
-    ) -> Result<Results> {
-        let results = Results::of(questions, predictions);
-        if let Some(sheet) = &self.sheet {
-            write_sheet(sheet, questions, predictions)?;
+    /// What answers depend on beside their prompts, without what is left at its default.
+    fn settings(&self, arguments: &Arguments, questions: &QuestionSet) -> Result<Map<String, Value>> {
+        let mut settings = arguments.model.settings();
+        settings.extend(arguments.sampling.settings()?);
+        if self.choice != ChoiceBy::Letter {
+            settings.insert("choice".into(), self.choice.name().into());
         }
+        if questions.benchmark().name == "shapes" {
+            settings.insert("side".into(), arguments.side.into());
+        }
+        Ok(settings)
+    }
+
+    /// Scores answers, writes all files, and prints the results.
+    fn finish(&self, arguments: &Arguments, run: &Scored<'_>, about: Value) -> Result<()> {
+        let Scored { questions, predictions, outputs, effort, model } = run;
+        let results = Results::of(questions, predictions);
         ensure!(
             self.score.is_none() || !results.scores.is_empty(),
-            "no question can be scored ({}): --data needs a file with the right answers",
+            "no question can be scored ({}): give --data the right answers, and predictions of whole pairs or rotations",
             Vec::from_iter(results.problems.iter().map(|(problem, count)| format!("{count}: {problem}"))).join(", ")
         );
+        if let Some(sheet) = &outputs.sheet {
+            write_sheet(sheet, questions, predictions)?;
+        }
+        let text = |path: Option<&PathBuf>| path.map(|path| path.to_string_lossy().into_owned());
+        let is_shapes = questions.benchmark().name == "shapes";
         let mut config = json!({
-            "data": self.data, "images": arguments.images, "limit": self.limit, "batch": arguments.batch,
-            "choice": format!("{:?}", self.choice).to_lowercase(), "instruction": self.instruction,
+            "data": text(self.data.as_ref()), "images": text(arguments.images.as_ref()), "limit": self.limit,
+            "scenes": is_shapes.then_some(arguments.scenes), "batch": arguments.batch, "choice": self.choice.name(),
+            "instruction": self.instruction, "predictions": outputs.predictions.to_string_lossy(),
         });
         for (name, value) in about.as_object().into_iter().flatten() {
             config[name] = value.clone();
         }
-        let summary = results::Summary { questions, results: &results, config, effort, seed: arguments.sampling.seed };
+        let (seed, effort) = (arguments.sampling.seed, *effort);
+        let summary = results::Summary { questions, results: &results, config: config.clone(), effort, seed };
         let json = summary.to_json();
-        if let Some(out) = out {
-            results::write(&out.join("results.json"), &json)?;
+        if let Some(path) = outputs.results() {
+            results::write(&path, &json)?;
+        }
+        if let Some(path) = outputs.report().filter(|_| self.report > 0) {
+            let instruction = self.instruction.as_deref();
+            let report =
+                report::Report { questions, predictions, results: &results, instruction, seed, config: &config };
+            report.write(&path, self.report as usize, *model)?;
+            cli::note(format_args!("report: {}", path.display()));
         }
         if arguments.json {
             cli::print(results::without_units(json))?
@@ -191,7 +234,7 @@ impl BenchmarkOptions {
             summary.print(&json)?
         }
         self.show_wrong(questions, predictions, &results, arguments.show);
-        Ok(results)
+        Ok(())
     }
 
     /// Prints the first wrong answers on stderr.
@@ -209,25 +252,19 @@ impl BenchmarkOptions {
             cli::note(cli::escaped(&line.replace('\n', " ")));
         }
     }
+}
 
-    fn write_report(
-        &self,
-        questions: &QuestionSet,
-        predictions: &[Option<&Prediction>],
-        results: &Results,
-        (model, seed): (Option<&LoadedModel>, u64),
-        out: &Path,
-    ) -> Result<()> {
-        if self.report == 0 {
-            return Ok(());
-        }
-        let path = out.join("report.html");
-        let instruction = self.instruction.as_deref();
-        let report = report::Report { questions, predictions, results, instruction, seed };
-        report.write(&path, self.report as usize, model)?;
-        cli::note(format_args!("report: {}", path.display()));
-        Ok(())
-    }
+/// Answers to questions, and where what they are worth is written.
+struct Scored<'a> {
+    questions: &'a QuestionSet,
+    predictions: &'a [Option<&'a Prediction>],
+    outputs: &'a Outputs,
+    model: Option<&'a LoadedModel>,
+    effort: Effort,
+}
+
+fn is_failed(prediction: &Option<&Prediction>) -> bool {
+    prediction.is_some_and(|prediction| prediction.answer.is_none())
 }
 
 fn same_file(one: &Path, other: &Path) -> bool {
@@ -246,7 +283,7 @@ fn note_left_out(questions: &QuestionSet) {
         cli::note(format_args!("note: {bare} of {} questions have no image", questions.questions().len()));
     }
     if count > 0 {
-        let named = cli::escaped(&named.join("; "));
+        let named: String = cli::escaped(&named.join("; ")).chars().take(200).collect();
         cli::note(format_args!("note: {count} records are no questions and left out ({named})"));
     }
 }

@@ -32,7 +32,7 @@ pub fn run(files: &[PathBuf], seed: u64, as_json: bool) -> Result<()> {
 }
 
 fn read(path: &Path) -> Result<Value> {
-    let text = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let text = std::fs::read(path).map_err(|e| anyhow::anyhow!("{}: {e}: expected a results.json", path.display()))?;
     serde_json::from_slice(&text).map_err(|e| anyhow::anyhow!("{}: is no results.json ({e})", path.display()))
 }
 

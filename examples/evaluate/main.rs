@@ -14,6 +14,8 @@ mod download;
 mod memory;
 #[path = "../common/model.rs"]
 mod model;
+mod modes;
+mod outputs;
 #[path = "../common/questions.rs"]
 mod questions;
 mod report;
@@ -31,6 +33,7 @@ use haplovl::pipeline::LoadedModel;
 
 use benchmark::BenchmarkOptions;
 use model::ModelOptions;
+use modes::Mode;
 use questions::QuestionOptions;
 use sampling::SamplingOptions;
 
@@ -44,10 +47,10 @@ use sampling::SamplingOptions;
 /// matches after normalisation (lower case; without articles and punctuation; number words as digits), and of the
 /// baseline that always gives the most common right answer of the kind.
 ///
-/// Shapes world: one question of every kind and a caption for each scene.
-/// A table of accuracy by kind of question stands beside two baselines that do not see the image: "most common" always
-/// gives the most common answer among training scenes, "no image" is the same model without the image. Captions are
-/// counted as correct if they contain no wrong statement, and as complete if they also name every object.
+/// Shapes world: one question of every kind and a caption for each scene. A table of accuracy by kind of question stands
+/// beside two baselines that do not see the image: "question alone" gives the most common answer to that form of question among training scenes, "no image" is the same model without the
+/// image. Captions are counted as correct if they contain no wrong statement, and as complete if they also name every
+/// object.
 ///
 /// Answers are the most likely ones unless a sampling option is given.
 #[derive(Debug, Parser)]
@@ -84,7 +87,7 @@ struct Arguments {
     /// Side of the images in pixels
     #[arg(long, default_value_t = 64, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(16..=1024))]
     side: u32,
-    /// Questions per batch
+    /// Questions per batch, at most 256 with --benchmark
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
     /// Number of wrong answers to print on stderr
@@ -98,6 +101,7 @@ struct Arguments {
 fn main() -> ExitCode {
     cli::main(|arguments: Arguments| {
         memory::keep();
+        arguments.mode().check(&cli::given::<Arguments>())?;
         if !arguments.compare.is_empty() {
             return compare::run(&arguments.compare, arguments.sampling.seed, arguments.json);
         }
@@ -112,6 +116,18 @@ fn main() -> ExitCode {
         let config = arguments.sampling.generation(greedy(&model))?;
         test_set.evaluate(&model, config, arguments.batch as usize, arguments.show, arguments.json)
     })
+}
+
+impl Arguments {
+    fn mode(&self) -> Mode<'_> {
+        match self.benchmark.name() {
+            Some(benchmark) if self.benchmark.scores_a_file() => Mode::Score(benchmark),
+            Some(benchmark) => Mode::Benchmark(benchmark),
+            None if self.questions.is_given() => Mode::Questions,
+            None if self.compare.is_empty() => Mode::Scenes,
+            None => Mode::Compare,
+        }
+    }
 }
 
 /// The model's generation settings without sampling, so that scores are reproducible.

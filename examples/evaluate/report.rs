@@ -37,6 +37,8 @@ pub struct Report<'a> {
     pub instruction: Option<&'a str>,
     /// Seed of the intervals.
     pub seed: u64,
+    /// What was evaluated, by name; what is null is not shown.
+    pub config: &'a Value,
 }
 
 /// Attention maps of the images of a question, or why there are none.
@@ -51,7 +53,8 @@ impl Report<'_> {
     pub fn write(&self, path: &Path, count: usize, model: Option<&LoadedModel>) -> Result<()> {
         let mut attention = Attention::default();
         let chosen = self.chosen(count);
-        let cases = chosen.iter().map(|score| self.case(score, model, &mut attention)).collect::<Vec<_>>();
+        let cases = chosen.into_iter().map(|(at, score)| self.case(at, score, model, &mut attention));
+        let cases = Vec::from_iter(cases);
         let benchmark = self.questions.benchmark();
         let measures = self.results.rows.iter().map(|row| {
             let interval = row.measure.interval(self.seed);
@@ -63,6 +66,7 @@ impl Report<'_> {
         let data = json!({
             "title": benchmark.title, "scored": self.results.scores.len(), "problems": self.results.problems,
             "measures": measures.collect::<Vec<_>>(), "cases": cases, "attention_left_out": attention.left_out,
+            "most_attentions": MAX_ATTENTIONS, "facts": self.facts(),
         });
         // Scripts run only with the nonce, which no text in the data can know.
         let nonce = format!("{:032x}", rand::random::<u128>());
@@ -70,33 +74,53 @@ impl Report<'_> {
         Ok(write_bytes_atomically(path, page.as_bytes())?)
     }
 
-    /// The worst answers, and a quarter from all others, worst first.
-    fn chosen(&self, count: usize) -> Vec<&QuestionScore> {
-        let mut scores = Vec::from_iter(&self.results.scores);
-        scores.sort_by(|a, b| a.score.total_cmp(&b.score));
-        if scores.len() <= count {
-            return scores;
-        }
-        let worst = count - count / 4;
-        let (worst, rest) = scores.split_at(worst);
-        let others = count - worst.len();
-        let spread = (0..others).filter_map(|n| rest.get(n * rest.len() / others.max(1)));
-        worst.iter().chain(spread).copied().collect()
+    /// What was evaluated, as texts.
+    fn facts(&self) -> Vec<[String; 2]> {
+        let fields = self.config.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        fields
+            .map(|(name, value)| [name.clone(), short(&text(value))])
+            .chain([["seed".into(), self.seed.to_string()]])
+            .collect()
     }
 
-    fn case(&self, score: &QuestionScore, model: Option<&LoadedModel>, attention: &mut Attention) -> Value {
-        let Some(question) = self.questions.questions().get(score.question) else { return Value::Null };
-        let answer = self.predictions.get(score.question).copied().flatten().and_then(|given| given.answer.as_deref());
+    /// Questions with their scores: the worst answers, and a quarter from all others, worst first. Without any score the
+    /// first answers.
+    fn chosen(&self, count: usize) -> Vec<(usize, Option<&QuestionScore>)> {
+        let mut scores = Vec::from_iter(&self.results.scores);
+        if scores.is_empty() {
+            let answered = self.predictions.iter().enumerate().filter(|(_, prediction)| prediction.is_some());
+            return answered.take(count).map(|(at, _)| (at, None)).collect();
+        }
+        let of = |score: &'_ QuestionScore| score.question;
+        scores.sort_by(|a, b| a.score.total_cmp(&b.score));
+        let (worst, rest) = scores.split_at(scores.len().min(count - count / 4));
+        let others = count.saturating_sub(worst.len()).min(rest.len());
+        let spread = (0..others).filter_map(|n| rest.get(n * rest.len() / others.max(1)));
+        worst.iter().chain(spread).map(|score| (of(score), Some(*score))).collect()
+    }
+
+    fn case(
+        &self,
+        at: usize,
+        score: Option<&QuestionScore>,
+        model: Option<&LoadedModel>,
+        attention: &mut Attention,
+    ) -> Value {
+        let Some(question) = self.questions.questions().get(at) else { return Value::Null };
+        let given = self.predictions.get(at).copied().flatten();
+        let answer = given.and_then(|given| given.answer.as_deref());
         let prompt = question.prompt(self.questions.benchmark().metric, self.instruction);
         let (images, problem) = match self.images(question, &prompt, model, attention) {
             Ok(images) => (images, None),
             Err(error) => (Vec::new(), Some(error.to_string())),
         };
+        let error = given.and_then(|given| given.error.as_deref()).filter(|error| problem.as_deref() != Some(*error));
         json!({
-            "id": question.id, "categories": question.categories, "prompt": short(&prompt),
+            "id": question.id, "categories": Vec::from_iter(question.category_names()), "prompt": short(&prompt),
             "right": question.answers.iter().map(|right| short(right)).collect::<Vec<_>>(), "answer": answer.map(short),
-            "read_as": score.read_as, "problem": score.problem, "score": score.score, "images": images,
-            "image_problem": problem,
+            "read_as": score.and_then(|score| score.read_as.as_deref()), "problem": score.and_then(|score| score.problem),
+            "score": score.map(|score| score.score), "images": images, "image_problem": problem, "error": error.map(short),
         })
     }
 

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::UNIX_EPOCH;
 
 use anyhow::Result;
 use haplovl::eval::benchmark::{QuestionSet, Results, Row};
 use haplovl::weights::write_bytes_atomically;
 use serde_json::{Map, Value, json};
 
-use crate::benchmark::Effort;
+use crate::answers::Effort;
 use crate::cli;
 
 /// What is printed and written about a run.
@@ -41,7 +42,9 @@ impl Summary<'_> {
 
     /// Prints the table of results.
     pub fn print(&self, json: &Value) -> Result<()> {
-        cli::print("| category | measure | value | 95 % interval | of |\n|---|---|---|---|---|")?;
+        if !self.results.rows.is_empty() {
+            cli::print("| category | measure | value | 95 % interval | of |\n|---|---|---|---|---|")?;
+        }
         for measure in json["measures"].as_array().into_iter().flatten() {
             let text =
                 |name: &str| measure[name].as_str().unwrap_or_default().replace('|', "/").escape_debug().to_string();
@@ -96,9 +99,17 @@ pub fn write(path: &Path, json: &Value) -> Result<()> {
     Ok(write_bytes_atomically(path, text.as_bytes())?)
 }
 
-/// The commit of the source tree that the program was built in, if it is still there.
+/// The commit of the source tree that the program was built in, with `-dirty` if files of it are changed; none if the tree
+/// is gone, or newer than the program.
 fn commit() -> Option<String> {
-    let git = Command::new("git").args(["-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "HEAD"]).output().ok()?;
-    let commit = String::from_utf8(git.stdout).ok()?.trim().to_owned();
-    (git.status.success() && !commit.is_empty()).then_some(commit)
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(["-C", env!("CARGO_MANIFEST_DIR")]).args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let head = git(&["log", "-1", "--format=%H %ct"])?;
+    let (commit, time) = head.split_once(' ')?;
+    let built = std::env::current_exe().and_then(|program| program.metadata()?.modified()).ok()?;
+    let built = built.duration_since(UNIX_EPOCH).ok()?.as_secs();
+    let is_dirty = git(&["status", "--porcelain", "--untracked-files=no"]).is_none_or(|changes| !changes.is_empty());
+    (built >= time.parse().ok()?).then(|| format!("{commit}{}", if is_dirty { "-dirty" } else { "" }))
 }

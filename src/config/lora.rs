@@ -116,6 +116,9 @@ impl LoraConfig {
     /// The errors of reading the file, and those of [`Self::from_json`], naming the file.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join(Self::FILE);
+        if !files::exists(&path)? {
+            return Err(Error::format(&path, "does not exist: name the folder of an adapter in PEFT's form"));
+        }
         Self::from_json(files::read_json(&path)?).map_err(|e| e.in_file(&path))
     }
 

@@ -3,16 +3,27 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 #[cfg(feature = "builtin")]
+#[path = "../../examples/evaluate/answers.rs"]
+mod answers;
+#[cfg(feature = "builtin")]
 #[path = "../serve/browser.rs"]
 mod browser;
+#[path = "../../examples/common/cli.rs"]
+mod cli;
 #[cfg(feature = "builtin")]
 #[path = "../serve/http.rs"]
 mod http;
+#[path = "../../examples/evaluate/modes.rs"]
+mod modes;
+mod options;
+#[path = "../../examples/evaluate/outputs.rs"]
+mod outputs;
 mod page;
 mod readers;
 #[cfg(feature = "builtin")]
 #[path = "../../examples/evaluate/report.rs"]
 mod report;
+mod resume;
 mod scores;
 
 use std::io::Cursor;

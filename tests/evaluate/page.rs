@@ -25,8 +25,9 @@ fn the_report_shows_answers_and_runs_nothing_from_them() {
     let results = Results::of(&questions, &predictions);
     let model = LoadedModel::load(&ModelSource::Builtin, LoadOptions::default()).unwrap();
     let path = folder.path().join("report.html");
-    let report =
-        Report { questions: &questions, predictions: &predictions, results: &results, instruction: None, seed: 0 };
+    let config = json!({ "model": format!("m {MARKUP}"), "adapter": null });
+    let (questions, predictions, results) = (&questions, &predictions[..], &results);
+    let report = Report { questions, predictions, results, instruction: None, seed: 0, config: &config };
     report.write(&path, 10, Some(&model)).unwrap();
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(!text.contains("<b id=bold>") && !text.contains("http://") && !text.contains("https://"));
@@ -38,6 +39,10 @@ fn the_report_shows_answers_and_runs_nothing_from_them() {
     browser.wait("document.querySelectorAll('article').length === 2");
     browser.wait("[...document.querySelectorAll('.picture canvas')].every(canvas => canvas.width === 96)");
     assert_eq!(browser.value("document.querySelectorAll('.picture canvas').length"), 2);
+    assert_eq!(
+        browser.value("[...document.querySelectorAll('#facts dt')].map(fact => fact.textContent).join()"),
+        "model,seed"
+    );
     assert_eq!(browser.value("document.querySelector('article').className"), "wrong");
     assert_eq!(browser.value("document.querySelector('article .prompt').textContent.includes('window.ran=1')"), true);
     browser.run("at('verdict').value = 'right'; render()", json!([]));

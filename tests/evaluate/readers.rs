@@ -236,7 +236,7 @@ fn result_sheets_are_read_back() {
                  {\"question\": \"d?\", \"answer\": \"A\", \"id\": 2, \"options\": [\"x\", \"y\"]}\n";
     let folder = folder(&[("q.jsonl", lines)]);
     let questions = open("mmstar", &folder.path().join("q.jsonl")).unwrap();
-    let predictions = [Prediction::new("2", "A\n\"so\"".to_owned()), Prediction::new("1", "B".to_owned())];
+    let predictions = [Prediction::new("2", "A\n\"so\"".to_owned()), Prediction::new("1", None)];
     let path = folder.path().join("sheet.tsv");
     write_sheet(&path, &questions, &questions.matched(&predictions).unwrap()).unwrap();
     let read = read_predictions(&path).unwrap();
@@ -255,6 +255,10 @@ fn predictions_must_agree_and_belong() {
     let twice = questions.matched(&of(&[("1", "b"), ("1", "c")])).map(drop).unwrap_err().to_string();
     assert!(twice.contains("question 1 twice"), "{twice}");
     assert_eq!(questions.matched(&of(&[("1", "b"), ("1", "b"), ("7", "x")])).unwrap().len(), 1);
+    // A question that failed and was asked again.
+    let again = [Prediction::new("1", None), Prediction::new("1", "b".to_owned()), Prediction::new("1", None)];
+    let matched = questions.matched(&again).unwrap();
+    assert_eq!(matched[0].and_then(|found| found.answer.as_deref()), Some("b"));
     let none = questions.matched(&of(&[("x", "b")])).map(drop).unwrap_err().to_string();
     assert!(none.contains("ids are like x, expected like 1"), "{none}");
 }

@@ -109,6 +109,24 @@ fn questions_without_a_prediction_are_left_out() {
 }
 
 #[test]
+fn rotations_and_pairs_that_are_answered_in_part_are_left_out() {
+    let questions = r#"{"index": 1, "question": "?", "A": "x", "B": "y", "answer": "A"}
+        {"index": 2, "question": "?", "A": "x", "B": "y", "answer": "B"}"#;
+    let found = results("mmbench", questions, &[("1", Some("A")), ("2", Some("B")), ("1000002", Some("B"))]);
+    assert_eq!((measure(&found, "overall", "circular accuracy"), found.units.len()), (0.0, 1));
+    assert_eq!(found.problems["others of their pair or rotations have no prediction, not scored"], 1);
+}
+
+#[test]
+fn a_category_may_be_called_overall_and_nothing_scored_has_no_measure() {
+    let questions = "{\"question\": \"a?\", \"answer\": \"b\", \"id\": 1, \"category\": \"overall\"}";
+    let found = results("mmstar", questions, &[("1", Some("b"))]);
+    let categories = Vec::from_iter(found.rows.iter().map(|row| row.category.as_str()));
+    assert_eq!(categories, ["overall", "overall (category)"]);
+    assert!(results("gqa", "{\"question\": \"a?\", \"id\": 1}", &[("1", Some("b"))]).rows.is_empty());
+}
+
+#[test]
 fn questions_without_a_right_answer_are_counted_and_not_scored() {
     let questions = "{\"question\": \"a?\", \"id\": 1}\n{\"question\": \"c?\", \"answer\": \"d\", \"id\": 2}\n";
     let found = results("gqa", questions, &[("1", Some("x")), ("2", Some("d"))]);

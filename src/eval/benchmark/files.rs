@@ -53,6 +53,13 @@ pub(super) fn find(benchmark: &Benchmark, data: &Path) -> Result<Vec<PathBuf>> {
     if data.is_file() {
         return Ok(with_annotations(benchmark, data));
     }
+    if !crate::files::exists(data)? {
+        let Benchmark { title, files, published, .. } = benchmark;
+        let folder = data.display();
+        let message =
+            format!("{folder}: does not exist: name the folder of {title}'s {files} (published at {published})");
+        return Err(Error::data(message));
+    }
     let found = in_folder(benchmark, data)?;
     if found.is_empty() { Err(missing(benchmark, data)) } else { Ok(found) }
 }
@@ -118,7 +125,8 @@ fn only(folder: &Path, names: Vec<&String>) -> Result<Vec<PathBuf>> {
 /// The table of VLMEvalKit, which has the benchmark's name or is the only one.
 fn tables(benchmark: &Benchmark, folder: &Path, names: &[String]) -> Result<Vec<PathBuf>> {
     let plain = |name: &str| name.to_lowercase().replace(['-', '_'], "");
-    let tables = Vec::from_iter(names.iter().filter(|name| name.to_lowercase().ends_with(".tsv")));
+    let is_table = |name: &&String| name.to_lowercase().trim_end_matches(".gz").ends_with(".tsv");
+    let tables = Vec::from_iter(names.iter().filter(is_table));
     let (named, others): (Vec<_>, Vec<_>) = tables.into_iter().partition(|name| plain(name).contains(benchmark.name));
     // Another benchmark's table is none of this one.
     let is_anothers = |name: &&String| Benchmark::ALL.iter().any(|other| plain(name).contains(other.name));
@@ -218,7 +226,7 @@ pub(super) fn image_file(folder: &Path, name: &str) -> Result<PathBuf> {
             }
         }
     }
-    let shown: String = name.chars().take(80).collect();
+    let shown: String = name.chars().take(60).collect();
     Err(Error::data(format!(
         "{}: no image {shown}, also not in images/, val2014/ and other usual folders: name the images' folder",
         folder.display()
@@ -265,6 +273,7 @@ mod tests {
     fn files_are_found_by_their_usual_names() {
         assert_eq!(found("mmbench", &["MMBench_DEV_EN.tsv", "AI2D_TEST.tsv"]).unwrap(), ["MMBench_DEV_EN.tsv"]);
         assert_eq!(found("mmstar", &["table.tsv"]).unwrap(), ["table.tsv"]);
+        assert_eq!(found("mmstar", &["MMStar.tsv.gz"]).unwrap(), ["MMStar.tsv.gz"]);
         let pope = ["coco_pope_adversarial.json", "coco_pope_popular.json", "coco_pope_random.json"];
         assert_eq!(found("pope", &pope).unwrap(), pope);
         let vqa = ["v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"];

@@ -13,6 +13,9 @@ const ID: [&str; 5] = ["question_id", "questionid", "index", "id", "image_id"];
 /// Names of answers; tables of VLMEvalKit have the right one as `answer`.
 const ANSWER: [&str; 8] = ["prediction", "text", "caption", "response", "output", "pred", "model_answer", "answer"];
 
+/// What VLMEvalKit's result sheets have in place of an answer that could not be had.
+pub(super) const FAILED: &str = "Failed to obtain answer via API.";
+
 /// The answer of a model to a question.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -23,6 +26,8 @@ pub struct Prediction {
     pub answer: Option<String>,
     /// The prompt that was answered, where the file has it.
     pub prompt: Option<String>,
+    /// Why the question could not be answered, where the file says it.
+    pub error: Option<String>,
 }
 
 impl Prediction {
@@ -35,7 +40,7 @@ impl Prediction {
 impl Prediction {
     /// The answer to a question.
     pub fn new(id: impl Into<String>, answer: impl Into<Option<String>>) -> Self {
-        Self { id: id.into(), answer: answer.into(), prompt: None }
+        Self { id: id.into(), answer: answer.into(), prompt: None, error: None }
     }
 }
 
@@ -78,9 +83,9 @@ fn prediction(path: &Path, row: usize, record: &Map<String, Value>) -> Result<Pr
         let names = names.join("`, `");
         Error::format(path, format!("record {} has no {what}: expected one of `{names}`", row + 1))
     };
-    let id = fields.text(&ID).ok_or_else(|| lacks("id", &ID))?;
-    if fields.text(&["error"]).is_some() {
-        return Ok(Prediction::new(id, None));
+    let id = fields.id(&ID).ok_or_else(|| lacks("id", &ID))?;
+    if let Some(error) = fields.text(&["error"]) {
+        return Ok(Prediction { error: Some(error), ..Prediction::new(id, None) });
     }
     // An answer may be empty, which is not the same as none.
     let field = ANSWER.iter().find_map(|name| record.iter().find(|(field, _)| field.eq_ignore_ascii_case(name)));
@@ -100,6 +105,7 @@ fn prediction(path: &Path, row: usize, record: &Map<String, Value>) -> Result<Pr
         return Err(Error::format(path, message));
     }
     let answer = match value {
+        Value::String(text) if text == FAILED => None,
         Value::String(text) => Some(text.clone()),
         Value::Null => None,
         other => Some(text_of(other).ok_or_else(|| {
@@ -190,7 +196,10 @@ mod tests {
     #[test]
     fn failed_and_empty_answers_differ() {
         let lines = "{\"question_id\": 1, \"text\": \"\"}\n{\"question_id\": 2, \"error\": \"no image\"}\n";
-        assert_eq!(read("a.jsonl", lines).unwrap(), [Prediction::new("1", String::new()), Prediction::new("2", None)]);
+        let failed = Prediction { error: Some("no image".into()), ..Prediction::new("2", None) };
+        assert_eq!(read("a.jsonl", lines).unwrap(), [Prediction::new("1", String::new()), failed]);
+        let sheet = format!("index\tquestion\tprediction\n5.0\tIs it?\t{FAILED}\n");
+        assert_eq!(read("a.tsv", &sheet).unwrap(), [Prediction::new("5", None)]);
         let message = read("a.jsonl", "{\"question_id\": 1}").unwrap_err().to_string();
         assert!(message.contains("record 1 has no answer"), "{message}");
         assert!(read("a.jsonl", "{\"text\": \"a\"}").unwrap_err().to_string().contains("has no id"));

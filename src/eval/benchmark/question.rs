@@ -48,6 +48,11 @@ pub(super) enum ImagePlace {
 }
 
 impl Question {
+    /// Categories that the question is counted in: names with a comma, as of VLMEvalKit's POPE, are several.
+    pub fn category_names(&self) -> impl Iterator<Item = &str> {
+        self.categories.iter().flat_map(|names| names.split(',')).map(str::trim)
+    }
+
     /// Whether the right answer is a letter though there are no options: these are in the question, as in MMStar of the Hub.
     pub(super) fn has_letter_for_answer(&self) -> bool {
         let is_letter = |right: &String| right.len() == 1 && right.bytes().all(|byte| byte.is_ascii_uppercase());

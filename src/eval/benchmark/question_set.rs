@@ -85,8 +85,12 @@ impl QuestionSet {
     ///
     /// # Errors
     /// [`Error::Data`] that says which file is missing and where it is published, [`Error::Format`] for a file of another
-    /// form, and [`Error::Data`] without any question, or if two have the same id.
+    /// form, and [`Error::Data`] without any question, if two have the same id, or if `images` is no folder.
     pub fn open(benchmark: &'static Benchmark, data: &Path, images: Option<&Path>) -> Result<Self> {
+        if let Some(images) = images.filter(|images| !images.is_dir()) {
+            let found = if images.exists() { "is a file" } else { "does not exist" };
+            return Err(Error::data(format!("{}: {found}: name the folder of the images", images.display())));
+        }
         let paths = files::find(benchmark, data)?;
         let folder = if data.is_file() { data.parent().unwrap_or(Path::new("")) } else { data };
         let (mut gathered, mut tables) = (Gathered::default(), Vec::new());
@@ -228,8 +232,12 @@ impl QuestionSet {
     pub fn matched<'p>(&self, predictions: &'p [Prediction]) -> Result<Vec<Option<&'p Prediction>>> {
         let mut by_id: HashMap<&str, &Prediction> = HashMap::new();
         for prediction in predictions {
-            let other = by_id.insert(self.question_id(prediction), prediction);
-            if other.is_some_and(|other| !other.says_the_same(prediction)) {
+            let found = by_id.entry(self.question_id(prediction)).or_insert(prediction);
+            // A resumed run asks questions again that failed.
+            if found.answer.is_none() {
+                *found = prediction;
+            }
+            if prediction.answer.is_some() && !found.says_the_same(prediction) {
                 let message = format!("the predictions have question {} twice, with other answers", prediction.id);
                 return Err(Error::data(message + ": remove one"));
             }
@@ -452,7 +460,8 @@ fn coco_number(name: &str) -> Option<&str> {
     let digits =
         stem.strip_prefix("COCO_").map_or(Some(stem), |rest| rest.split_once('_').map(|(_, digits)| digits))?;
     let is_number = digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| digits.trim_start_matches('0'))
+    let number = digits.trim_start_matches('0');
+    is_number.then_some(if number.is_empty() { "0" } else { number })
 }
 
 /// Gives a caption's question the number of its image as id, by which predictions have it.

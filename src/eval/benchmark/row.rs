@@ -59,6 +59,14 @@ impl<'f> FieldsOf<'f> {
         self.first(names).and_then(text_of)
     }
 
+    /// Id in the first of these fields that is set. Tables that pandas wrote may have whole numbers as `3.0`.
+    pub(super) fn id(&self, names: &[&str]) -> Option<String> {
+        let id = self.text(names)?;
+        let whole =
+            id.strip_suffix(".0").filter(|whole| !whole.is_empty() && whole.bytes().all(|b| b.is_ascii_digit()));
+        Some(whole.map_or_else(|| id.clone(), str::to_owned))
+    }
+
     /// Texts of the first of these fields that is set.
     pub(super) fn texts(&self, names: &[&str]) -> Vec<String> {
         match self.first(names) {
@@ -81,7 +89,7 @@ impl<'f> FieldsOf<'f> {
         if options.len() > MAX_OPTIONS {
             return Err(format!("has {} options, expected at most {MAX_OPTIONS}", options.len()));
         }
-        let id = self.text(&ID).unwrap_or_else(|| id.to_owned());
+        let id = self.id(&ID).unwrap_or_else(|| id.to_owned());
         let text = self.text(&TEXT).unwrap_or_default();
         // LLaVA's files have the whole prompt as `text`, POPE's the question alone, with its label.
         let is_pope = self.first(&["label"]).is_some() && !text.contains('\n');
@@ -109,7 +117,6 @@ impl<'f> FieldsOf<'f> {
             let options = Vec::from_iter(names.map(option));
             let gap = options.windows(2).position(|pair| pair.iter().all(Option::is_none));
             let count = if options.first().is_some_and(Option::is_some) { gap.unwrap_or(options.len()) } else { 0 };
-            let count = options[..count].iter().rposition(Option::is_some).map_or(0, |last| last + 1);
             Vec::from_iter(options.into_iter().take(count).map(Option::unwrap_or_default))
         };
         let list = || match self.first(&OPTIONS) {
@@ -120,7 +127,10 @@ impl<'f> FieldsOf<'f> {
         };
         let is_several = |options: &Vec<String>| options.iter().filter(|option| !option.is_empty()).count() > 1;
         let of_columns = [columns(""), columns("choice_")].into_iter().find(is_several);
-        of_columns.unwrap_or_else(list)
+        let mut options = of_columns.unwrap_or_else(list);
+        // Behind the last option there is none to choose, nor a rotation.
+        options.truncate(options.iter().rposition(|option| !option.is_empty()).map_or(0, |last| last + 1));
+        options
     }
 
     /// Whether there are options.
@@ -331,6 +341,8 @@ mod tests {
         }
         let list = question(json!({"question": "?", "choices": ["x", null, " z "], "answer": "C"}));
         assert_eq!((list.options, list.answers), (vec!["x".into(), String::new(), "z".into()], vec!["C".to_owned()]));
+        let padded = question(json!({"question": "?", "choices": ["x", "y", null, " "], "answer": "D"}));
+        assert_eq!((padded.options, padded.answers), (vec!["x".into(), "y".into()], vec![]));
     }
 
     #[test]

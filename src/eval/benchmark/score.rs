@@ -1,6 +1,6 @@
 //! Scores of a model's answers to the questions of a benchmark.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::Metric;
 use super::predictions::Prediction;
@@ -57,12 +57,19 @@ pub struct QuestionScore {
 
 impl Results {
     /// Scores the answers to questions, `predictions` in their order. Questions without a prediction or without a known
-    /// right answer are left out, as are those of POPE whose right answer is neither yes nor no; those that the model failed
-    /// at are wrong.
+    /// right answer are left out, as are pairs and rotations that have predictions in part, and those of POPE whose right
+    /// answer is neither yes nor no; those that the model failed at are wrong. Without a score there are no measures.
     pub fn of(questions: &QuestionSet, predictions: &[Option<&Prediction>]) -> Self {
         let metric = questions.benchmark().metric;
-        let answered = questions.questions().iter().zip(predictions).enumerate();
+        let asked = || questions.questions().iter().zip(predictions);
+        let without =
+            asked().filter(|(_, prediction)| prediction.is_none()).map(|(question, _)| question.group.as_str());
+        let incomplete = HashSet::<&str>::from_iter(without);
+        let answered = asked().enumerate();
         let answered = answered.filter_map(|(at, (question, prediction))| Some((at, question, (*prediction)?)));
+        let (answered, partial): (Vec<_>, Vec<_>) =
+            answered.partition(|(_, question, _)| !incomplete.contains(question.group.as_str()));
+        let answered = answered.into_iter();
         let (answered, unknown): (Vec<_>, Vec<_>) = answered.partition(|(_, question, _)| !question.answers.is_empty());
         let is_yes_or_no = |question: &Question| question.answers.first().is_some_and(|a| YesNo::of_label(a).is_some());
         let (answered, unclear): (Vec<_>, Vec<_>) =
@@ -81,13 +88,19 @@ impl Results {
         if !unknown.is_empty() {
             problems.insert("no right answer is known, not scored", unknown.len());
         }
+        if !partial.is_empty() {
+            problems.insert("others of their pair or rotations have no prediction, not scored", partial.len());
+        }
         if !unclear.is_empty() {
             problems.insert("the right answer is neither yes nor no, not scored", unclear.len());
         }
         scores.iter().filter_map(|score| score.problem).for_each(|problem| *problems.entry(problem).or_default() += 1);
         let scored = Scored { metric, questions: questions.questions(), scores: &scores };
-        let (mut rows, units) = (scored.main_rows(&captions), scored.units());
-        rows.extend(scored.category_rows());
+        let (mut rows, units) = (Vec::new(), scored.units());
+        if !scores.is_empty() {
+            rows.extend(scored.main_rows(&captions));
+            rows.extend(scored.category_rows());
+        }
         Self { scores, rows, units, problems }
     }
 }
@@ -201,8 +214,8 @@ impl<'s> Scored<'s> {
     fn category_rows(&self) -> Vec<Row> {
         let mut categories: BTreeMap<&str, Vec<(&Question, &QuestionScore)>> = BTreeMap::new();
         for (question, score) in self.pairs() {
-            for category in question.categories.iter().flat_map(|category| category.split(',')) {
-                categories.entry(category.trim()).or_default().push((question, score));
+            for category in question.category_names() {
+                categories.entry(category).or_default().push((question, score));
             }
         }
         let rows = categories.into_iter().flat_map(|(category, pairs)| {
@@ -210,15 +223,15 @@ impl<'s> Scored<'s> {
                 Metric::YesNo => yes_no_of(counts_of(pairs.into_iter())),
                 _ => vec![self.group_measure(grouped(pairs.into_iter()))],
             };
-            measures.into_iter().map(move |measure| Row { category: category.to_owned(), measure })
+            let name = if category == OVERALL { format!("{category} (category)") } else { category.to_owned() };
+            measures.into_iter().map(move |measure| Row { category: name.clone(), measure })
         });
         rows.collect()
     }
 
     /// POPE's measures over all questions, and their means over its splits.
     fn yes_no_measures(&self) -> Vec<Measure> {
-        let splits =
-            Vec::from_iter(std::collections::BTreeSet::from_iter(self.pairs().flat_map(|(q, _)| splits_of(q))));
+        let splits = Vec::from_iter(BTreeSet::from_iter(self.pairs().flat_map(|(q, _)| q.category_names())));
         let mut measures = yes_no_of(counts_of(self.pairs()));
         if splits.len() != SPLITS {
             return measures;
@@ -226,7 +239,8 @@ impl<'s> Scored<'s> {
         let statistics = self.pairs().filter_map(|(question, score)| {
             let counts = counts(question, score)?;
             let mut all = [0.0; 4 * SPLITS];
-            for (at, _) in splits.iter().enumerate().filter(|(_, split)| splits_of(question).any(|own| own == **split))
+            for (at, _) in
+                splits.iter().enumerate().filter(|(_, split)| question.category_names().any(|own| own == **split))
             {
                 all[4 * at..4 * at + 4].copy_from_slice(&counts);
             }
@@ -239,10 +253,6 @@ impl<'s> Scored<'s> {
         measures.push(Measure::new("accuracy, mean of splits", "question", statistics.iter().copied(), accuracy));
         measures
     }
-}
-
-fn splits_of(question: &Question) -> impl Iterator<Item = &str> {
-    question.categories.iter().flat_map(|category| category.split(',')).map(str::trim)
 }
 
 fn mean_of_splits(sums: &[f64], of: fn(&YesNoCounts) -> f64) -> f64 {

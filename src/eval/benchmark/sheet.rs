@@ -4,13 +4,14 @@ use std::path::Path;
 
 use csv::WriterBuilder;
 
-use super::predictions::Prediction;
+use super::predictions::{FAILED, Prediction};
 use super::question_set::QuestionSet;
 use crate::weights::write_bytes_atomically;
 use crate::{Error, Result};
 
 /// Writes questions with their predictions as a result sheet: `index`, `question`, options, `answer`, `category` and
-/// `prediction`. Questions without a prediction are left out.
+/// `prediction`. Questions without a prediction are left out; those that could not be answered have VLMEvalKit's text for
+/// it, so that they stay wrong.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be written.
@@ -29,7 +30,7 @@ pub fn write_sheet(path: &Path, questions: &QuestionSet, predictions: &[Option<&
             [one] => one.clone(),
             several => serde_json::Value::from(several).to_string(),
         };
-        let rest = [answers, question.categories.join(","), prediction.answer.clone().unwrap_or_default()];
+        let rest = [answers, question.categories.join(","), prediction.answer.clone().unwrap_or_else(|| FAILED.into())];
         let record = [question.id.clone(), question.text.clone()].into_iter().chain(options).chain(rest);
         sheet.write_record(Vec::from_iter(record)).map_err(broken)?;
     }

@@ -1,0 +1,94 @@
+//! Answers of an interrupted run are continued, and others refused.
+#![cfg(feature = "builtin")]
+
+use std::path::Path;
+
+use haplovl::config::GenerationConfig;
+use haplovl::eval::benchmark::{QuestionSet, read_predictions};
+use haplovl::pipeline::{LoadOptions, LoadedModel, ModelSource};
+use serde_json::{Map, Value, json};
+
+use super::answers::{Answerer, Ask, Asked, ChoiceBy, Effort};
+use super::{folder, open, png};
+
+const CHOICE: ChoiceBy = ChoiceBy::Letter;
+
+fn ask(settings: &Value) -> Ask<'_> {
+    let settings = settings.as_object().cloned().unwrap_or_default();
+    Ask { instruction: None, choice: CHOICE, model_name: "builtin", settings }
+}
+
+fn answer(questions: &QuestionSet, settings: &Value, path: &Path, resume: bool) -> anyhow::Result<Effort> {
+    let mut asked = Asked::open(questions, ask(settings), path, resume)?;
+    let model = LoadedModel::load(&ModelSource::Builtin, LoadOptions::default())?;
+    asked.answer(&Answerer { model: &model, generation: &GenerationConfig::default(), batch: 4 })
+}
+
+fn texts(path: &Path) -> Vec<(String, Option<String>)> {
+    Vec::from_iter(read_predictions(path).unwrap().into_iter().map(|found| (found.id, found.answer)))
+}
+
+#[test]
+fn a_resumed_run_asks_what_is_left_and_what_failed() {
+    let row = |id: u32| json!({ "question_id": id, "image": format!("{id}.png"), "question": "what color is it?" });
+    let rows = Vec::from_iter((1..=3).map(|id| row(id).to_string())).join("\n");
+    let folder = folder(&[("q.jsonl", &rows)]);
+    for id in ["1", "3"] {
+        std::fs::write(folder.path().join(format!("{id}.png")), png(200)).unwrap();
+    }
+    let questions = open("gqa", &folder.path().join("q.jsonl")).unwrap();
+    let [whole, cut] = ["whole.jsonl", "cut.jsonl"].map(|name| folder.path().join(name));
+    let none = json!({});
+    let effort = answer(&questions, &none, &whole, false).unwrap();
+    assert!(effort.resumed == 0 && effort.new_tokens > 0 && effort.seconds == 0.0 && CHOICE.name() == "letter");
+    let first = texts(&whole);
+    assert_eq!(first.iter().filter(|(_, text)| text.is_none()).map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["2"]);
+    assert!(answer(&questions, &none, &whole, false).unwrap_err().to_string().contains("add --resume"));
+
+    // Cut within the last line; the image that lacked is there now.
+    let text = std::fs::read_to_string(&whole).unwrap();
+    std::fs::write(&cut, &text[..text.len() - 20]).unwrap();
+    std::fs::write(folder.path().join("2.png"), png(90)).unwrap();
+    assert_eq!(answer(&questions, &none, &cut, true).unwrap().resumed, 1);
+    let predictions = read_predictions(&cut).unwrap();
+    let answers = Vec::from_iter(questions.matched(&predictions).unwrap().into_iter().flatten());
+    assert!(answers.iter().all(|answer| answer.answer.is_some()));
+    assert_eq!((answers.len(), &answers[2].answer), (3, &first[2].1));
+
+    // Another order of the lines, as of a smaller limit, is none of another run.
+    let mut lines = Vec::from_iter(text.lines());
+    lines.reverse();
+    std::fs::write(&cut, lines.join("\n") + "\n").unwrap();
+    assert_eq!(answer(&questions, &none, &cut, true).unwrap().resumed, 2);
+}
+
+#[test]
+fn answers_of_other_settings_questions_and_models_are_refused() {
+    let row = json!({ "question_id": 1, "image": "1.png", "question": "what color is it?" }).to_string();
+    let folder = folder(&[("q.jsonl", &row)]);
+    std::fs::write(folder.path().join("1.png"), png(200)).unwrap();
+    let questions = open("gqa", &folder.path().join("q.jsonl")).unwrap();
+    let path = folder.path().join("a.jsonl");
+    let settings = json!({ "quantize": "q8_0" });
+    answer(&questions, &settings, &path, false).unwrap();
+    let line: Map<String, Value> = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let refused = |settings: &Value, change: &dyn Fn(&mut Map<String, Value>)| {
+        let mut line = line.clone();
+        change(&mut line);
+        std::fs::write(&path, format!("{}\n", json!(line))).unwrap();
+        Asked::open(&questions, ask(settings), &path, true).map(drop).unwrap_err().to_string()
+    };
+    let message = refused(&json!({}), &|_| ());
+    assert!(message.contains("was answered with `quantize` \"q8_0\", not the default"), "{message}");
+    let message = refused(&json!({ "quantize": "q8_0", "side": 32 }), &|_| ());
+    assert!(message.contains("`side` the default, not 32"), "{message}");
+    let set = |name: &'static str, value: Value| {
+        move |line: &mut Map<String, Value>| drop(line.insert(name.into(), value.clone()))
+    };
+    let message = refused(&settings, &set("model_id", json!("other")));
+    assert!(message.contains("line 1 has another `model_id`"), "{message}");
+    let message = refused(&settings, &set("prompt", json!("why?")));
+    assert!(message.contains("line 1 has another `prompt`"), "{message}");
+    let message = refused(&settings, &set("question_id", json!(7)));
+    assert!(message.contains("answers none of the questions"), "{message}");
+}
