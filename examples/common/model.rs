@@ -1,7 +1,5 @@
 //! Model options of the examples, and loading of the model.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -52,19 +50,20 @@ impl ModelOptions {
         self.base.source()
     }
 
-    /// The options that answers depend on, without those that are left at their defaults, and checksums of the weights in
-    /// folders, which tell a model that was trained again.
+    /// Where the adapter is.
+    pub fn adapter(&self) -> Option<&Path> {
+        self.adapter.as_deref()
+    }
+
+    /// The options that answers depend on beside the model and its adapter, without those that are left at their defaults.
     pub fn settings(&self) -> Map<String, Value> {
-        let BaseOptions { model, dtype, quantize, cache, .. } = &self.base;
-        let folder = if let ModelSource::Path(folder) = model { checksum(folder) } else { None };
-        let adapter = self.adapter.as_ref();
+        let BaseOptions { device, dtype, quantize, cache, .. } = &self.base;
+        let name = |choice: String| Value::from(choice.to_lowercase());
         let settings = [
-            ("weights", folder.map(Value::from)),
-            ("adapter", adapter.map(|adapter| adapter.to_string_lossy().into())),
-            ("adapter_weights", adapter.and_then(|adapter| checksum(adapter)).map(Value::from)),
-            ("dtype", (*dtype != DtypeChoice::default()).then(|| format!("{dtype:?}").to_lowercase().into())),
-            ("quantize", quantize.map(|quantize| quantize.to_string().into())),
-            ("cache", (*cache != KvCacheDtype::default()).then(|| format!("{cache:?}").to_lowercase().into())),
+            ("device", (*device != DeviceChoice::default()).then(|| name(format!("{device:?}")))),
+            ("dtype", (*dtype != DtypeChoice::default()).then(|| name(format!("{dtype:?}")))),
+            ("quantize", quantize.map(|quantize| name(quantize.to_string()))),
+            ("cache", (*cache != KvCacheDtype::default()).then(|| name(format!("{cache:?}")))),
         ];
         settings.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
     }
@@ -77,33 +76,6 @@ impl ModelOptions {
             None => loaded,
         })
     }
-}
-
-/// A checksum of the lengths of the files of weights in a folder, or of one such file, and of parts of them.
-fn checksum(path: &Path) -> Option<String> {
-    const PART: u64 = 1 << 16;
-    let is_weights = |path: &PathBuf| {
-        let ends = ["safetensors", "bin", "gguf", "pt", "pth"];
-        path.is_file() && path.extension().is_some_and(|extension| ends.iter().any(|end| extension == *end))
-    };
-    let mut files = match path.is_dir() {
-        true => path.read_dir().ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(is_weights).collect(),
-        false => Vec::from_iter(path.is_file().then(|| path.to_path_buf())),
-    };
-    files.sort();
-    let mut sum = crc32fast::Hasher::new();
-    for file in &files {
-        let mut file = File::open(file).ok()?;
-        let length = file.metadata().ok()?.len();
-        sum.update(&length.to_le_bytes());
-        for start in [0, length / 2, length.saturating_sub(PART)] {
-            let mut part = Vec::new();
-            file.seek(SeekFrom::Start(start)).ok()?;
-            (&mut file).take(PART).read_to_end(&mut part).ok()?;
-            sum.update(&part);
-        }
-    }
-    (!files.is_empty()).then(|| format!("{:08x}", sum.finalize()))
 }
 
 impl BaseOptions {

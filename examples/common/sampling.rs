@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 use haplovl::config::{GenerationConfig, GenerationOverrides};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::cli;
 
@@ -60,15 +60,24 @@ impl SamplingOptions {
         self.changed(own)
     }
 
-    /// The settings that the options change, by name; the seed only where tokens are sampled.
+    /// The options that are given, by name; the seed only where tokens are sampled.
     #[allow(dead_code, reason = "each example compiles this module and uses a part of it")]
     pub fn settings(&self) -> Result<Map<String, Value>> {
-        let own = GenerationConfig::default();
-        let changed = self.changed(own.clone())?;
-        let [own, new] = [json!(own), json!(changed)];
-        let is_new = |name: &String, value: &Value| own[name] != *value && (name != "seed" || changed.do_sample);
-        let fields = new.as_object().into_iter().flatten().filter(|(name, value)| is_new(name, value));
-        Ok(fields.map(|(name, value)| (name.clone(), value.clone())).collect())
+        let is_sampled = self.changed(GenerationConfig::default())?.do_sample;
+        let stops = &self.stop_strings;
+        let settings = [
+            ("max_new_tokens", self.max_new_tokens.map(Value::from)),
+            ("temperature", self.temperature.filter(|_| is_sampled).map(Value::from)),
+            ("top_p", self.top_p.map(Value::from)),
+            ("top_k", self.top_k.map(Value::from)),
+            ("min_p", self.min_p.map(Value::from)),
+            ("repetition_penalty", self.repetition_penalty.map(Value::from)),
+            ("frequency_penalty", self.frequency_penalty.map(Value::from)),
+            ("presence_penalty", self.presence_penalty.map(Value::from)),
+            ("stop_strings", (!stops.is_empty()).then(|| Value::from(stops.as_slice()))),
+            ("seed", is_sampled.then(|| Value::from(self.seed))),
+        ];
+        Ok(settings.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect())
     }
 
     fn changed(&self, own: GenerationConfig) -> Result<GenerationConfig> {

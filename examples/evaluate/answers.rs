@@ -56,7 +56,8 @@ pub struct Ask<'a> {
     pub instruction: Option<&'a str>,
     pub choice: ChoiceBy,
     pub model_name: &'a str,
-    /// What answers depend on beside the prompt, kept with each of them.
+    /// What answers depend on beside the prompt, kept with each of them: the model, and options that are not at their
+    /// defaults.
     pub settings: Map<String, Value>,
 }
 
@@ -82,7 +83,7 @@ impl<'a> Asked<'a> {
     /// If the file exists and is not to be continued, or holds other answers.
     pub fn open(questions: &'a QuestionSet, ask: Ask<'a>, path: &Path, resume: bool) -> Result<Self> {
         ensure!(
-            resume || std::fs::metadata(path).map_or(0, |found| found.len()) == 0,
+            resume || !std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() > 0),
             "{}: exists already: add --resume to continue it, or name another file as --predictions",
             path.display()
         );
@@ -107,20 +108,22 @@ impl<'a> Asked<'a> {
             else {
                 return Err(differs("answers none of the questions (is --limit smaller than before?)".into()));
             };
-            let expected = self.line(question, "", json!({}));
-            for field in ["prompt", "model_id"] {
-                if result.get(field) != expected.get(field) {
-                    return Err(differs(format!("has another `{field}`")));
-                }
+            // It is asked again, whatever it was asked with.
+            if result.contains_key("error") {
+                continue;
             }
-            let settings = result.get("metadata").and_then(|metadata| metadata["settings"].as_object());
-            if let Some(difference) = difference(settings.unwrap_or(&Map::new()), &self.ask.settings) {
+            if result.get("prompt").and_then(Value::as_str) != Some(&*self.prompt(question)) {
+                return Err(differs("has another `prompt`".into()));
+            }
+            let Some(settings) = result.get("metadata").and_then(|metadata| metadata["settings"].as_object()) else {
+                return Err(differs("has no `metadata.settings` to say what it was answered with".into()));
+            };
+            if let Some(difference) = difference(settings, &self.ask.settings) {
                 return Err(differs(format!("was answered with {difference}")));
             }
-            let is_answer = !result.contains_key("error");
             match self.done.get_mut(at) {
                 Some(done) if *done => return Err(differs("answers a question again".into())),
-                Some(done) => *done = is_answer,
+                Some(done) => *done = true,
                 None => {}
             }
         }
@@ -135,10 +138,10 @@ impl<'a> Asked<'a> {
         // Answers of an earlier run say nothing about the time left.
         bar.set_position(resumed as u64);
         bar.reset_eta();
-        let left = self.questions.questions().iter().enumerate().zip(&self.done).filter(|(_, done)| !**done);
-        let left = left.map(|(left, _)| left);
+        let left = self.questions.questions().iter().zip(&self.done).filter(|(_, done)| !**done);
+        let left = left.map(|(question, _)| question);
         let (chosen, written): (Vec<_>, Vec<_>) =
-            left.partition(|(_, question)| self.ask.choice == ChoiceBy::Likelihood && !question.options.is_empty());
+            left.partition(|question| self.ask.choice == ChoiceBy::Likelihood && !question.options.is_empty());
         self.choose(by, &chosen, &bar)?;
         let new_tokens = self.generate(by, &written, &bar)?;
         bar.finish_and_clear();
@@ -150,21 +153,19 @@ impl<'a> Asked<'a> {
     }
 
     fn line(&self, question: &Question, text: &str, mut metadata: Value) -> Map<String, Value> {
-        if !self.ask.settings.is_empty() {
-            metadata["settings"] = json!(self.ask.settings);
-        }
+        metadata["settings"] = json!(self.ask.settings);
         llava_answer(&question.id, &self.prompt(question), text, self.ask.model_name, metadata)
     }
 
     /// Generates answers with an engine, so that questions behind each other share the prefill of their image.
-    fn generate(&mut self, by: &Answerer<'_>, questions: &[(usize, &Question)], bar: &ProgressBar) -> Result<usize> {
+    fn generate(&mut self, by: &Answerer<'_>, questions: &[&Question], bar: &ProgressBar) -> Result<usize> {
         let engine = Engine::new(by.model.clone(), engine_config(by.batch)?)?;
         let (mut waiting, mut new_tokens) = (VecDeque::new(), 0);
-        for (number, question) in questions {
+        for question in questions {
             if waiting.len() >= 2 * by.batch {
                 new_tokens += self.finish(waiting.pop_front(), bar)?;
             }
-            let handle = self.submit(&engine, by, question, *number as u64);
+            let handle = self.submit(&engine, by, question);
             waiting.push_back(Waiting { question, handle });
         }
         while !waiting.is_empty() {
@@ -173,10 +174,12 @@ impl<'a> Asked<'a> {
         Ok(new_tokens)
     }
 
-    fn submit(&self, engine: &Engine, by: &Answerer<'_>, question: &Question, stream: u64) -> haplovl::Result<Handle> {
+    fn submit(&self, engine: &Engine, by: &Answerer<'_>, question: &Question) -> haplovl::Result<Handle> {
         let prompt = self.prompt(question);
         let conversation = self.questions.conversation(question, &prompt, by.model.processor())?;
-        let request = Request::new(conversation, by.generation.clone()).with_random_stream(stream);
+        // Of the question alone, so that what is sampled does not depend on which others are asked.
+        let stream = crc32fast::hash(question.id.as_bytes());
+        let request = Request::new(conversation, by.generation.clone()).with_random_stream(stream.into());
         Ok(engine.submit(request)?)
     }
 
@@ -211,9 +214,9 @@ impl<'a> Asked<'a> {
     }
 
     /// Chooses the option that is most likely as an answer to the question alone.
-    fn choose(&mut self, by: &Answerer<'_>, questions: &[(usize, &Question)], bar: &ProgressBar) -> Result<()> {
+    fn choose(&mut self, by: &Answerer<'_>, questions: &[&Question], bar: &ProgressBar) -> Result<()> {
         let mut scorer = OptionScorer::new(by.model);
-        for (_, question) in questions {
+        for question in questions {
             let conversation = self.questions.conversation(question, &question.text, by.model.processor());
             // A letter without an option is not chosen.
             let options = question.options.iter().zip('A'..='Z').filter(|(option, _)| !option.is_empty());

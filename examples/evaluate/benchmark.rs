@@ -6,11 +6,12 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 use haplovl::eval::benchmark::{Benchmark, Prediction, QuestionSet, Results, read_predictions, write_sheet};
-use haplovl::pipeline::LoadedModel;
+use haplovl::pipeline::{LoadedModel, ModelSource};
 use serde_json::{Map, Value, json};
 
 use crate::answers::{Answerer, Ask, Asked, ChoiceBy, Effort, engine_config};
-use crate::outputs::Outputs;
+use crate::checksum::checksum;
+use crate::outputs::{Outputs, place};
 use crate::{Arguments, cli, greedy, report, results};
 
 /// Options of a benchmark.
@@ -54,9 +55,9 @@ pub struct BenchmarkOptions {
 }
 
 impl BenchmarkOptions {
-    /// Name of the benchmark, if one is asked for.
-    pub fn name(&self) -> Option<&str> {
-        self.benchmark.as_deref()
+    /// The benchmark, if one is asked for.
+    pub fn benchmark(&self) -> Result<Option<&'static Benchmark>> {
+        Ok(self.benchmark.as_deref().map(Benchmark::named).transpose()?)
     }
 
     /// Whether a benchmark is asked for.
@@ -165,10 +166,12 @@ impl BenchmarkOptions {
         effort.seconds = start.elapsed().as_secs_f64();
         let predictions = read_predictions(&file)?;
         let matched = questions.matched(&predictions)?;
-        let mut about = json!({
-            "model": model_name, "device": format!("{:?}", model.model().device().location()), "generation": generation,
+        let adapter = arguments.model.adapter().map(Path::to_string_lossy);
+        let about = json!({
+            "model": model_name, "adapter": adapter, "device": format!("{:?}", model.model().device().location()),
+            "batch": arguments.batch, "choice": self.choice.name(),
+            "generation": generation, "settings": settings,
         });
-        settings.into_iter().for_each(|(name, value)| about[name] = value);
         let run = Scored { questions, predictions: &matched, outputs: &outputs, model: Some(&model), effort };
         self.finish(arguments, &run, about)?;
         let (failed, total) = (matched.iter().filter(|given| is_failed(given)).count(), matched.len());
@@ -182,7 +185,12 @@ impl BenchmarkOptions {
 
     /// What answers depend on beside their prompts, without what is left at its default.
     fn settings(&self, arguments: &Arguments, questions: &QuestionSet) -> Result<Map<String, Value>> {
-        let mut settings = arguments.model.settings();
+        let (model, adapter) = (arguments.model.source(), arguments.model.adapter());
+        // A path may be spelled in several ways, and hold another model later.
+        let folder = if let ModelSource::Path(folder) = model { checksum(folder) } else { None };
+        let mut settings = Map::from_iter([("model".into(), folder.unwrap_or_else(|| model.to_string()).into())]);
+        settings.extend(adapter.map(|adapter| ("adapter".to_owned(), checksum(adapter).into())));
+        settings.extend(arguments.model.settings());
         settings.extend(arguments.sampling.settings()?);
         if self.choice != ChoiceBy::Letter {
             settings.insert("choice".into(), self.choice.name().into());
@@ -209,8 +217,8 @@ impl BenchmarkOptions {
         let is_shapes = questions.benchmark().name == "shapes";
         let mut config = json!({
             "data": text(self.data.as_ref()), "images": text(arguments.images.as_ref()), "limit": self.limit,
-            "scenes": is_shapes.then_some(arguments.scenes), "batch": arguments.batch, "choice": self.choice.name(),
-            "instruction": self.instruction, "predictions": outputs.predictions.to_string_lossy(),
+            "scenes": is_shapes.then_some(arguments.scenes), "side": is_shapes.then_some(arguments.side),
+            "instruction": self.instruction, "predictions": place(&outputs.predictions).to_string_lossy(),
         });
         for (name, value) in about.as_object().into_iter().flatten() {
             config[name] = value.clone();

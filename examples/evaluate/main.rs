@@ -5,6 +5,8 @@
 
 mod answers;
 mod benchmark;
+#[path = "../common/checksum.rs"]
+mod checksum;
 #[path = "../common/cli.rs"]
 mod cli;
 mod compare;
@@ -27,6 +29,7 @@ mod scenes;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{ArgGroup, Parser};
 use haplovl::config::GenerationConfig;
 use haplovl::pipeline::LoadedModel;
@@ -101,7 +104,7 @@ struct Arguments {
 fn main() -> ExitCode {
     cli::main(|arguments: Arguments| {
         memory::keep();
-        arguments.mode().check(&cli::given::<Arguments>())?;
+        arguments.mode()?.check(&cli::given::<Arguments>())?;
         if !arguments.compare.is_empty() {
             return compare::run(&arguments.compare, arguments.sampling.seed, arguments.json);
         }
@@ -119,14 +122,14 @@ fn main() -> ExitCode {
 }
 
 impl Arguments {
-    fn mode(&self) -> Mode<'_> {
-        match self.benchmark.name() {
-            Some(benchmark) if self.benchmark.scores_a_file() => Mode::Score(benchmark),
-            Some(benchmark) => Mode::Benchmark(benchmark),
+    fn mode(&self) -> Result<Mode> {
+        Ok(match self.benchmark.benchmark()? {
+            Some(benchmark) if self.benchmark.scores_a_file() => Mode::Score(benchmark.name),
+            Some(benchmark) => Mode::Benchmark(benchmark.name),
             None if self.questions.is_given() => Mode::Questions,
             None if self.compare.is_empty() => Mode::Scenes,
             None => Mode::Compare,
-        }
+        })
     }
 }
 

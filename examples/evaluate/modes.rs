@@ -21,17 +21,17 @@ const SCORED: &[&str] = &["benchmark", "limit", "out", "sheet", "report", "seed"
 
 /// What is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode<'a> {
+pub enum Mode {
     Compare,
     Questions,
     Scenes,
     /// A model on a benchmark.
-    Benchmark(&'a str),
+    Benchmark(&'static str),
     /// Predictions of a benchmark.
-    Score(&'a str),
+    Score(&'static str),
 }
 
-impl Mode<'_> {
+impl Mode {
     /// Refuses options without an effect: a user who gives one means something by it.
     ///
     /// # Errors
@@ -60,7 +60,7 @@ impl Mode<'_> {
                 let asked = &["resume", "choice", "instruction", "predictions", "batch"];
                 vec![source(benchmark), SCORED, asked, MODEL, SAMPLING]
             }
-            Self::Score(benchmark) => vec![source(benchmark), SCORED, &["score", "partial"]],
+            Self::Score(benchmark) => vec![source(benchmark), SCORED, &["score", "partial", "instruction"]],
         }
     }
 }

@@ -35,8 +35,10 @@ impl Outputs {
         if let Some(sheet) = self.sheet.as_ref().filter(|sheet| !ends_in(sheet, "tsv")) {
             bail!("--sheet {}: is written as TSV: give it a name that ends in .tsv", sheet.display());
         }
+        // The other names would be read as what they say.
+        let is_lines = ["jsonl", "json", "ndjson", "txt"].iter().any(|end| ends_in(&self.predictions, end));
         ensure!(
-            !self.is_written || ends_in(&self.predictions, "jsonl"),
+            !self.is_written || is_lines || self.predictions.extension().is_none(),
             "--predictions {}: are written as JSON lines: give the file a name that ends in .jsonl",
             self.predictions.display()
         );
@@ -66,7 +68,7 @@ impl Outputs {
         let results: Value = serde_json::from_slice(&text).unwrap_or_default();
         let of = results["config"]["predictions"].as_str();
         ensure!(
-            of == Some(&*self.predictions.to_string_lossy()),
+            of == Some(&*place(&self.predictions).to_string_lossy()),
             "{}: holds the results of {}: name another --out, or remove it",
             path.display(),
             of.unwrap_or("something else")
@@ -80,7 +82,7 @@ fn ends_in(path: &Path, extension: &str) -> bool {
 }
 
 /// Where a path leads, so that two names of one file are equal.
-fn place(path: &Path) -> PathBuf {
+pub fn place(path: &Path) -> PathBuf {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let absent = || Some(folder.canonicalize().ok()?.join(path.file_name()?));
     path.canonicalize().ok().or_else(absent).unwrap_or_else(|| path.to_path_buf())

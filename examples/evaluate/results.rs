@@ -1,8 +1,7 @@
 //! Results of a benchmark: the table, and results.json.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::UNIX_EPOCH;
 
 use anyhow::Result;
 use haplovl::eval::benchmark::{QuestionSet, Results, Row};
@@ -99,17 +98,29 @@ pub fn write(path: &Path, json: &Value) -> Result<()> {
     Ok(write_bytes_atomically(path, text.as_bytes())?)
 }
 
-/// The commit of the source tree that the program was built in, with `-dirty` if files of it are changed; none if the tree
-/// is gone, or newer than the program.
+/// Parts of the source tree that the program is built from.
+const SOURCES: [&str; 5] = ["src", "examples", "assets", "Cargo.toml", "Cargo.lock"];
+
+/// The commit of the source tree that the program was built in, with `-dirty` if sources are changed; none if the tree is
+/// gone, or a source is newer than the program.
 fn commit() -> Option<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let git = |arguments: &[&str]| {
-        let output = Command::new("git").args(["-C", env!("CARGO_MANIFEST_DIR")]).args(arguments).output().ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        let mut git = Command::new("git");
+        git.env_remove("GIT_DIR").env_remove("GIT_WORK_TREE").arg("-C").arg(root).args(arguments).args(["--"]);
+        let output = git.args(SOURCES).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    let head = git(&["log", "-1", "--format=%H %ct"])?;
-    let (commit, time) = head.split_once(' ')?;
-    let built = std::env::current_exe().and_then(|program| program.metadata()?.modified()).ok()?;
-    let built = built.duration_since(UNIX_EPOCH).ok()?.as_secs();
-    let is_dirty = git(&["status", "--porcelain", "--untracked-files=no"]).is_none_or(|changes| !changes.is_empty());
-    (built >= time.parse().ok()?).then(|| format!("{commit}{}", if is_dirty { "-dirty" } else { "" }))
+    // Files of another repository around the tree are not tracked.
+    let files = git(&["ls-files", "-z"]).filter(|files| !files.is_empty())?;
+    let time = |path: PathBuf| path.metadata().and_then(|found| found.modified()).ok();
+    let built = time(std::env::current_exe().ok()?)?;
+    let is_older = |name: &str| time(root.join(name)).is_none_or(|changed| changed <= built);
+    let is_dirty = !git(&["status", "--porcelain"])?.is_empty();
+    // The newest commit of all, not that of the sources.
+    let head =
+        Command::new("git").env_remove("GIT_DIR").arg("-C").arg(root).args(["rev-parse", "HEAD"]).output().ok()?;
+    let head = String::from_utf8_lossy(&head.stdout).trim().to_owned();
+    let is_current = files.split_terminator('\0').all(is_older) && !head.is_empty();
+    is_current.then(|| format!("{head}{}", if is_dirty { "-dirty" } else { "" }))
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use haplovl::config::GenerationConfig;
-use haplovl::data::shapes::{CaptionScore, Question, Scene, ShapesConfig, Split, check_caption};
+use haplovl::data::shapes::{CaptionScore, Question, QuestionKind, Scene, ShapesConfig, Split, check_caption};
 use haplovl::eval::{Accuracy, CommonestAnswers, Tally};
 use haplovl::pipeline::{Captioner, LoadedModel, VisualQuestionAnswerer};
 use haplovl::processor::Content;
@@ -102,12 +102,6 @@ fn caption(
     Ok(scores)
 }
 
-/// The most common answer to each form of question among training scenes.
-fn by_form() -> CommonestAnswers {
-    let exams = (0..2000).map(|index| Exam::of(Split::Train, index, 16));
-    CommonestAnswers::of(exams.flat_map(|exam| exam.questions).map(|question| (question.form(), question.answer)))
-}
-
 /// Accuracy of an answer to each question.
 fn judge<'a>(questions: &[(&Exam, &Question)], answers: impl Iterator<Item = &'a str>) -> Accuracy {
     let mut accuracy = Accuracy::default();
@@ -125,7 +119,7 @@ fn report(
 ) -> Result<()> {
     let of_model = |answers: &[String]| judge(questions, answers.iter().map(String::as_str));
     let (model, without) = (of_model(seen), of_model(blind));
-    let by_form = by_form();
+    let by_form = CommonestAnswers::by_form(&ShapesConfig::default(), &QuestionKind::ALL);
     let common = judge(questions, questions.iter().map(|(_, question)| by_form.answer(question.form())));
     let mut tallies = [Tally::default(); 2];
     for score in captions {

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::answers::{answers_match, normalise_answer};
+use crate::data::shapes::{Question, QuestionKind, ShapesConfig, Split};
 
 /// Count of right answers among all answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +83,9 @@ impl fmt::Display for Accuracy {
     }
 }
 
+/// Training scenes of [`CommonestAnswers::by_form`].
+const FORM_SCENES: u64 = 2000;
+
 /// The most common answer of each kind of question: a baseline that needs no image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CommonestAnswers {
@@ -99,6 +105,15 @@ impl CommonestAnswers {
             best.map(|(answer, _)| answer).unwrap_or_default()
         };
         Self { kinds: counts.into_iter().map(|(kind, answers)| (kind, commonest(answers))).collect() }
+    }
+
+    /// The most common answer to each form of question, see [`Question::form`], among 2,000 training scenes of shapes world.
+    pub fn by_form(scenes: &ShapesConfig, kinds: &[QuestionKind]) -> Self {
+        let questions = (0..FORM_SCENES).flat_map(|index| {
+            let scene = Split::Train.scene(index, scenes);
+            scene.questions_of(kinds, 1, &mut ChaCha8Rng::seed_from_u64(scene.seed))
+        });
+        Self::of(questions.map(|question: Question| (question.form(), question.answer)))
     }
 
     /// The most common answer to a question of this kind; empty for an unknown kind.
@@ -123,6 +138,15 @@ mod tests {
 
     const ANSWERS: [(&str, &str); 6] =
         [("colour", "red"), ("colour", "Red."), ("colour", "blue"), ("count", "2"), ("count", "two"), ("count", "1")];
+
+    #[test]
+    fn a_form_has_one_answer_of_those_that_it_allows() {
+        let commonest = CommonestAnswers::by_form(&ShapesConfig::default(), &QuestionKind::ALL);
+        let edge = commonest.answer("which edge is the nearest to ?");
+        assert!(["left", "right", "top", "bottom"].iter().any(|side| edge.contains(side)), "{edge}");
+        assert!(["yes", "no"].contains(&commonest.answer("is there ?")));
+        assert_eq!(commonest.answer("why ?"), "");
+    }
 
     #[test]
     fn the_table_sums_all_kinds() {

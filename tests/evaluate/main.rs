@@ -3,11 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 #[cfg(feature = "builtin")]
+#[allow(dead_code, reason = "the tests use a part of it")]
 #[path = "../../examples/evaluate/answers.rs"]
 mod answers;
 #[cfg(feature = "builtin")]
 #[path = "../serve/browser.rs"]
 mod browser;
+#[path = "../../examples/common/checksum.rs"]
+mod checksum;
 #[path = "../../examples/common/cli.rs"]
 mod cli;
 #[cfg(feature = "builtin")]
@@ -24,6 +27,9 @@ mod readers;
 #[path = "../../examples/evaluate/report.rs"]
 mod report;
 mod resume;
+#[allow(dead_code, reason = "the tests use a part of it")]
+#[path = "../../examples/common/sampling.rs"]
+mod sampling;
 mod scores;
 
 use std::io::Cursor;

@@ -40,7 +40,7 @@ fn a_resumed_run_asks_what_is_left_and_what_failed() {
     let [whole, cut] = ["whole.jsonl", "cut.jsonl"].map(|name| folder.path().join(name));
     let none = json!({});
     let effort = answer(&questions, &none, &whole, false).unwrap();
-    assert!(effort.resumed == 0 && effort.new_tokens > 0 && effort.seconds == 0.0 && CHOICE.name() == "letter");
+    assert!(effort.resumed == 0 && effort.new_tokens >= 2, "{effort:?}");
     let first = texts(&whole);
     assert_eq!(first.iter().filter(|(_, text)| text.is_none()).map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["2"]);
     assert!(answer(&questions, &none, &whole, false).unwrap_err().to_string().contains("add --resume"));
@@ -85,8 +85,8 @@ fn answers_of_other_settings_questions_and_models_are_refused() {
     let set = |name: &'static str, value: Value| {
         move |line: &mut Map<String, Value>| drop(line.insert(name.into(), value.clone()))
     };
-    let message = refused(&settings, &set("model_id", json!("other")));
-    assert!(message.contains("line 1 has another `model_id`"), "{message}");
+    let message = refused(&settings, &set("metadata", json!({})));
+    assert!(message.contains("line 1 has no `metadata.settings`"), "{message}");
     let message = refused(&settings, &set("prompt", json!("why?")));
     assert!(message.contains("line 1 has another `prompt`"), "{message}");
     let message = refused(&settings, &set("question_id", json!(7)));

@@ -21,9 +21,6 @@ const BATCH: usize = 32;
 /// Longest answer in tokens; right ones have one or two, and the end.
 const MAX_NEW_TOKENS: usize = 6;
 
-/// Training scenes whose answers are counted by form of question.
-const FORM_SCENES: u64 = 4000;
-
 /// Questions about scenes, one of each kind that a scene allows.
 pub struct Exam {
     asked: Vec<Asked>,
@@ -57,17 +54,12 @@ fn questions(scene: &Scene, setting: &Setting) -> Vec<Question> {
     scene.questions_of(setting.kinds(), 1, &mut ChaCha8Rng::seed_from_u64(scene.seed))
 }
 
-/// Answers to the questions of the test by their form alone: the most common answer to each form of question among training
-/// scenes.
+/// Answers to the questions of the test by their form alone, see [`CommonestAnswers::by_form`].
 pub fn question_alone(setting: &Setting) -> Accuracy {
-    let of = |split: Split, scenes: u64| {
-        let scenes = (0..scenes).map(move |scene| split.scene(scene, &setting.shapes));
-        scenes.flat_map(|scene| questions(&scene, setting))
-    };
-    let training = of(Split::Train, FORM_SCENES).map(|question| (question.form(), question.answer));
-    let commonest = CommonestAnswers::of(training);
+    let commonest = CommonestAnswers::by_form(&setting.shapes, setting.kinds());
+    let scenes = (0..setting.test_scenes).map(|scene| Split::Test.scene(scene, &setting.shapes));
     let mut accuracy = Accuracy::default();
-    for question in of(Split::Test, setting.test_scenes) {
+    for question in scenes.flat_map(|scene| questions(&scene, setting)) {
         accuracy.add(question.kind, commonest.answer(question.form()), &question.answer);
     }
     accuracy

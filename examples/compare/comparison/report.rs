@@ -229,7 +229,7 @@ impl Report<'_> {
         writeln!(
             text,
             "\n*Question alone* gives the most common answer to each form of question among training scenes, whatever objects it \
-             describes: the accuracy that needs no image."
+             describes: a baseline that never looks at the image."
         )?;
         let title = format!("Accuracy by kind of question, {}", self.setting);
         let (link, path) = self.image("kinds");
@@ -270,7 +270,8 @@ impl Report<'_> {
     }
 
     fn curves(&self, text: &mut String, designs: &[(&str, &Row<'_>)]) -> Result<()> {
-        let is_start = |name: &str| ["haplovl", "no-stage-1"].contains(&name) || name.starts_with("connector-");
+        let is_start =
+            |name: &str| name == "haplovl" || ["no-stage-1", "connector-"].iter().any(|start| name.starts_with(start));
         let starts: Vec<_> = designs.iter().filter(|(name, _)| is_start(name)).copied().collect();
         self.losses(text, designs)?;
         self.curve(text, "starts", "Validation loss of stage 2 by its start", &starts, true, |point| point.loss)?;

@@ -34,7 +34,8 @@ impl ResultFile {
             std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         }
         let io = |e| Error::io(path, e);
-        if files::exists(path)? {
+        // A symbolic link may name a file that does not exist yet.
+        if path.exists() {
             files::open(path)?;
         }
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
@@ -62,8 +63,9 @@ impl ResultFile {
         let file = OpenOptions::new().append(true).open(path).map_err(io)?;
         lock(&file, path)?;
         let (length, tail) = complete_length(&mut BufReader::new(files::open(path)?)).map_err(io)?;
-        if tail.as_ref().is_some_and(|tail| !is_torn(tail)) {
-            let message = "its last line is no part of a result, or is whole without a line break: name another file";
+        if tail.as_ref().is_some_and(|tail| !is_torn(tail, length > 0)) {
+            let message = "its last line has no line break and is no result cut off: add a line break if it is whole, or name \
+                           another file";
             return Err(Error::format(path, message));
         }
         let earlier = Some(BufReader::new(files::open(path)?.take(length)));
@@ -163,13 +165,13 @@ fn is_result(line: &Map<String, Value>) -> bool {
     ["text", "error"].iter().any(|name| line.get(*name).is_some_and(Value::is_string))
 }
 
-/// Whether an incomplete line is the beginning of a result: a whole one or another file's is not cut off. File systems leave
-/// zeros behind what a crash cut off.
-fn is_torn(line: &[u8]) -> bool {
+/// Whether an incomplete line is the beginning of a result: only behind whole ones, which are checked before it is cut off,
+/// and not if it is whole. File systems leave zeros behind what a crash cut off.
+fn is_torn(line: &[u8], has_results: bool) -> bool {
     let end = line.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     let text = line.get(..end).unwrap_or_default();
     let is_whole = || serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok();
-    b"{\"".starts_with(text) || text.starts_with(b"{\"") && !is_whole()
+    text.is_empty() || has_results && (b"{\"".starts_with(text) || text.starts_with(b"{\"") && !is_whole())
 }
 
 /// Length in bytes of all complete lines, and the incomplete one behind them.
@@ -229,6 +231,8 @@ mod tests {
         let result = r#"{"image": "a", "text": "x"}"#;
         for (content, is_torn) in [
             (r#"{"info": {}, "annotations": []}"#.to_owned(), false),
+            (r#"{"info": {"score": NaN}, "annotations": []}"#.to_owned(), false),
+            (r#"{"info": {"sco"#.to_owned(), false),
             (format!("{result}\n\u{89}PNG"), false),
             (format!("{result}\n[1, 2"), false),
             (format!("{result}\n{result}"), false),
