@@ -141,11 +141,9 @@ impl BenchmarkOptions {
     fn evaluate(&self, arguments: &Arguments, questions: &QuestionSet) -> Result<()> {
         self.check(questions)?;
         engine_config(arguments.batch as usize)?;
-        let out = self.out.clone().unwrap_or_else(|| Path::new("runs/evaluate").join(questions.benchmark().name));
-        let file = arguments.predictions.clone().unwrap_or_else(|| out.join("predictions.jsonl"));
-        let (folder, sheet) = (Some(out), self.sheet.clone());
-        let outputs = Outputs { folder, predictions: file.clone(), is_written: true, sheet };
+        let outputs = self.outputs(arguments, questions);
         outputs.prepare(questions.paths())?;
+        let file = &outputs.predictions;
         let model_name = arguments.model.source().to_string();
         let settings = self.settings(arguments, questions)?;
         let ask = Ask {
@@ -154,7 +152,7 @@ impl BenchmarkOptions {
             model_name: &model_name,
             settings: settings.clone(),
         };
-        let mut asked = Asked::open(questions, ask, &file, self.resume)?;
+        let mut asked = Asked::open(questions, ask, file, self.resume)?;
         if questions.questions().iter().all(|question| question.answers.is_empty()) {
             cli::note("note: no right answer is known, so that the answers are written and not scored");
         }
@@ -164,7 +162,7 @@ impl BenchmarkOptions {
         let answerer = Answerer { model: &model, generation: &generation, batch: arguments.batch as usize };
         let mut effort = asked.answer(&answerer)?;
         effort.seconds = start.elapsed().as_secs_f64();
-        let predictions = read_predictions(&file)?;
+        let predictions = read_predictions(file)?;
         let matched = questions.matched(&predictions)?;
         let adapter = arguments.model.adapter().map(Path::to_string_lossy);
         let about = json!({
@@ -181,6 +179,13 @@ impl BenchmarkOptions {
             file.display()
         );
         Ok(())
+    }
+
+    /// The files that a model's evaluation writes.
+    fn outputs(&self, arguments: &Arguments, questions: &QuestionSet) -> Outputs {
+        let out = self.out.clone().unwrap_or_else(|| Path::new("runs/evaluate").join(questions.benchmark().name));
+        let predictions = arguments.predictions.clone().unwrap_or_else(|| out.join("predictions.jsonl"));
+        Outputs { folder: Some(out), predictions, is_written: true, sheet: self.sheet.clone() }
     }
 
     /// What answers depend on beside their prompts, without what is left at its default.
@@ -213,16 +218,7 @@ impl BenchmarkOptions {
         if let Some(sheet) = &outputs.sheet {
             write_sheet(sheet, questions, predictions)?;
         }
-        let text = |path: Option<&PathBuf>| path.map(|path| path.to_string_lossy().into_owned());
-        let is_shapes = questions.benchmark().name == "shapes";
-        let mut config = json!({
-            "data": text(self.data.as_ref()), "images": text(arguments.images.as_ref()), "limit": self.limit,
-            "scenes": is_shapes.then_some(arguments.scenes), "side": is_shapes.then_some(arguments.side),
-            "instruction": self.instruction, "predictions": place(&outputs.predictions).to_string_lossy(),
-        });
-        for (name, value) in about.as_object().into_iter().flatten() {
-            config[name] = value.clone();
-        }
+        let config = self.config(arguments, run, about);
         let (seed, effort) = (arguments.sampling.seed, *effort);
         let summary = results::Summary { questions, results: &results, config: config.clone(), effort, seed };
         let json = summary.to_json();
@@ -243,6 +239,21 @@ impl BenchmarkOptions {
         }
         self.show_wrong(questions, predictions, &results, arguments.show);
         Ok(())
+    }
+
+    /// What was evaluated, in results.json and report.html; `about` is what is known of the model.
+    fn config(&self, arguments: &Arguments, run: &Scored<'_>, about: Value) -> Value {
+        let text = |path: Option<&PathBuf>| path.map(|path| path.to_string_lossy().into_owned());
+        let is_shapes = run.questions.benchmark().name == "shapes";
+        let mut config = json!({
+            "data": text(self.data.as_ref()), "images": text(arguments.images.as_ref()), "limit": self.limit,
+            "scenes": is_shapes.then_some(arguments.scenes), "side": is_shapes.then_some(arguments.side),
+            "instruction": self.instruction, "predictions": place(&run.outputs.predictions).to_string_lossy(),
+        });
+        for (name, value) in about.as_object().into_iter().flatten() {
+            config[name] = value.clone();
+        }
+        config
     }
 
     /// Prints the first wrong answers on stderr.
