@@ -256,7 +256,7 @@ fn unknown_names_are_errors_that_list_the_known_ones() {
         run(&options, || true, |_| ()).unwrap_err().to_string()
     };
     let setting = error("harder", &[]);
-    assert!(setting.contains("`harder`, only easy, hard, tiny"), "{setting}");
+    assert!(setting.contains("`harder`, only easy, hard, long, tiny"), "{setting}");
     let design = error("tiny", &["haplovl", "flamingo"]);
     assert!(design.contains("`flamingo`, only haplovl, no-stage-1"), "{design}");
     let none = options(folder.path(), "tiny", Suite::Designs, &[]);
