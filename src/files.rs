@@ -3,7 +3,7 @@
 //! All files that this crate reads as a whole are read by this module. Files of weights are mapped, see [`MappedBytes`]. A FIFO or device is an error instead of a hang
 //! or unbounded memory, and a dangling symbolic link is an unreadable file, not an absent one.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read, Seek};
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
@@ -30,6 +30,11 @@ pub(crate) fn in_home(path: impl AsRef<Path>) -> Option<PathBuf> {
 /// First bytes of the small text that a clone has in place of a large file if Git LFS is not installed.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
+/// What something is that is no regular file, for messages.
+pub(crate) fn kind_of(found: &Metadata) -> &'static str {
+    if found.is_dir() { "a folder" } else { "a pipe, socket or device" }
+}
+
 /// Opens a regular file for reading.
 ///
 /// # Errors
@@ -39,7 +44,7 @@ pub(crate) fn open(path: impl AsRef<Path>) -> Result<File> {
     // Checked before opening, since opening a FIFO waits for a writer.
     let found = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if !found.is_file() {
-        let kind = if found.is_dir() { "a folder" } else { "a pipe, socket or device" };
+        let kind = kind_of(&found);
         return Err(Error::io(path, std::io::Error::other(format!("is {kind}, expected a regular file"))));
     }
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;

@@ -109,7 +109,7 @@ impl BatchOptions {
             Some(path) if path == Path::new("-") => {
                 bail!("--output - names no file: leave it out for results on stdout, with --json as JSON")
             }
-            Some(path) if !self.resume && path.metadata().is_ok_and(|found| found.is_file() && found.len() > 0) => {
+            Some(path) if !self.resume && ResultFile::is_begun(path) => {
                 bail!("{}: exists already: add --resume to continue it, or name another file", path.display())
             }
             Some(path) if self.resume => Some(ResultFile::resume(path)?),

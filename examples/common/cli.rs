@@ -38,8 +38,8 @@ fn print_usage(error: &clap::Error) -> ExitCode {
 
 /// Long names of the options that the command line has.
 pub fn given<A: CommandFactory>() -> Vec<String> {
-    let Ok(matches) = A::command().try_get_matches() else { return Vec::new() };
     let command = A::command();
+    let Ok(matches) = command.clone().try_get_matches() else { return Vec::new() };
     let is_given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
     let given = command.get_arguments().filter(|argument| is_given(argument.get_id().as_str()));
     given.filter_map(|argument| argument.get_long().map(str::to_owned)).collect()

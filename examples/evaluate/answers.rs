@@ -83,7 +83,7 @@ impl<'a> Asked<'a> {
     /// If the file exists and is not to be continued, or holds other answers.
     pub fn open(questions: &'a QuestionSet, ask: Ask<'a>, path: &Path, resume: bool) -> Result<Self> {
         ensure!(
-            resume || !std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() > 0),
+            resume || !ResultFile::is_begun(path),
             "{}: exists already: add --resume to continue it, or name another file as --predictions",
             path.display()
         );

@@ -115,7 +115,7 @@ impl BenchmarkOptions {
     }
 
     fn score_file(&self, arguments: &Arguments, questions: &QuestionSet, file: &Path) -> Result<()> {
-        let is_data = self.data.as_ref().is_some_and(|data| same_file(data, file));
+        let is_data = self.data.as_ref().is_some_and(|data| place(data) == place(file));
         ensure!(!is_data, "{}: is --data, the file of the questions: name the predictions", file.display());
         let (folder, sheet) = (self.out.clone(), self.sheet.clone());
         let outputs = Outputs { folder, predictions: file.to_path_buf(), is_written: false, sheet };
@@ -284,10 +284,6 @@ struct Scored<'a> {
 
 fn is_failed(prediction: &Option<&Prediction>) -> bool {
     prediction.is_some_and(|prediction| prediction.answer.is_none())
-}
-
-fn same_file(one: &Path, other: &Path) -> bool {
-    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 fn note_left_out(questions: &QuestionSet) {

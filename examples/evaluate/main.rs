@@ -51,9 +51,9 @@ use sampling::SamplingOptions;
 /// baseline that always gives the most common right answer of the kind.
 ///
 /// Shapes world: one question of every kind and a caption for each scene. A table of accuracy by kind of question stands
-/// beside two baselines that do not see the image: "question alone" gives the most common answer to that form of question among training scenes, "no image" is the same model without the
-/// image. Captions are counted as correct if they contain no wrong statement, and as complete if they also name every
-/// object.
+/// beside two baselines that do not see the image: "question alone" gives the most common answer to that form of question
+/// among training scenes, "no image" is the same model without the image. Captions are counted as correct if they contain
+/// no wrong statement, and as complete if they also name every object.
 ///
 /// Answers are the most likely ones unless a sampling option is given.
 #[derive(Debug, Parser)]

@@ -92,12 +92,11 @@ impl Report<'_> {
             let answered = self.predictions.iter().enumerate().filter(|(_, prediction)| prediction.is_some());
             return answered.take(count).map(|(at, _)| (at, None)).collect();
         }
-        let of = |score: &'_ QuestionScore| score.question;
         scores.sort_by(|a, b| a.score.total_cmp(&b.score));
         let (worst, rest) = scores.split_at(scores.len().min(count - count / 4));
         let others = count.saturating_sub(worst.len()).min(rest.len());
         let spread = (0..others).filter_map(|n| rest.get(n * rest.len() / others.max(1)));
-        worst.iter().chain(spread).map(|score| (of(score), Some(*score))).collect()
+        worst.iter().chain(spread).map(|score| (score.question, Some(*score))).collect()
     }
 
     fn case(

@@ -107,20 +107,17 @@ fn commit() -> Option<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let git = |arguments: &[&str]| {
         let mut git = Command::new("git");
-        git.env_remove("GIT_DIR").env_remove("GIT_WORK_TREE").arg("-C").arg(root).args(arguments).args(["--"]);
-        let output = git.args(SOURCES).output().ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        let git = git.env_remove("GIT_DIR").env_remove("GIT_WORK_TREE").arg("-C").arg(root).args(arguments);
+        let output = git.output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
+    let of_sources = |arguments: &[&str]| git(&[arguments, &["--"], &SOURCES].concat());
     // Files of another repository around the tree are not tracked.
-    let files = git(&["ls-files", "-z"]).filter(|files| !files.is_empty())?;
+    let files = of_sources(&["ls-files", "-z"]).filter(|files| !files.is_empty())?;
     let time = |path: PathBuf| path.metadata().and_then(|found| found.modified()).ok();
     let built = time(std::env::current_exe().ok()?)?;
     let is_older = |name: &str| time(root.join(name)).is_none_or(|changed| changed <= built);
-    let is_dirty = !git(&["status", "--porcelain"])?.is_empty();
-    // The newest commit of all, not that of the sources.
-    let head =
-        Command::new("git").env_remove("GIT_DIR").arg("-C").arg(root).args(["rev-parse", "HEAD"]).output().ok()?;
-    let head = String::from_utf8_lossy(&head.stdout).trim().to_owned();
-    let is_current = files.split_terminator('\0').all(is_older) && !head.is_empty();
-    is_current.then(|| format!("{head}{}", if is_dirty { "-dirty" } else { "" }))
+    let dirty = if of_sources(&["status", "--porcelain"])?.is_empty() { "" } else { "-dirty" };
+    let head = git(&["rev-parse", "HEAD"])?;
+    files.split_terminator('\0').all(is_older).then(|| head + dirty)
 }

@@ -7,8 +7,6 @@ use haplovl::eval::{Accuracy, CommonestAnswers, Tally};
 use haplovl::pipeline::{Captioner, LoadedModel, VisualQuestionAnswerer};
 use haplovl::processor::Content;
 use indicatif::{ProgressBar, ProgressStyle};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
 use crate::{Arguments, cli, greedy};
@@ -26,7 +24,7 @@ struct Exam {
 impl Exam {
     fn of(split: Split, index: u64, side: u32) -> Self {
         let scene = split.scene(index, &ShapesConfig::default());
-        let questions = scene.questions(&mut ChaCha8Rng::seed_from_u64(scene.seed));
+        let questions = scene.test_questions(&QuestionKind::ALL);
         Self { image: scene.render(side).into(), questions, scene }
     }
 }

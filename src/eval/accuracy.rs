@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::answers::{answers_match, normalise_answer};
-use crate::data::shapes::{Question, QuestionKind, ShapesConfig, Split};
+use crate::data::shapes::{QuestionKind, ShapesConfig, Split};
 
 /// Count of right answers among all answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,13 +105,10 @@ impl CommonestAnswers {
         Self { kinds: counts.into_iter().map(|(kind, answers)| (kind, commonest(answers))).collect() }
     }
 
-    /// The most common answer to each form of question, see [`Question::form`], among 2,000 training scenes of shapes world.
+    /// The most common answer to each form of question, see [`Question::form`](crate::data::shapes::Question::form), among 2,000 training scenes of shapes world.
     pub fn by_form(scenes: &ShapesConfig, kinds: &[QuestionKind]) -> Self {
-        let questions = (0..FORM_SCENES).flat_map(|index| {
-            let scene = Split::Train.scene(index, scenes);
-            scene.questions_of(kinds, 1, &mut ChaCha8Rng::seed_from_u64(scene.seed))
-        });
-        Self::of(questions.map(|question: Question| (question.form(), question.answer)))
+        let questions = (0..FORM_SCENES).flat_map(|index| Split::Train.scene(index, scenes).test_questions(kinds));
+        Self::of(questions.map(|question| (question.form(), question.answer)))
     }
 
     /// The most common answer to a question of this kind; empty for an unknown kind.

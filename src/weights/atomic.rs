@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, TempPath};
 
+use crate::files::kind_of;
 use crate::{Error, Result};
 
 /// Most symbolic links on the way to a file, as in Linux.
@@ -74,7 +75,7 @@ fn destination(path: &Path) -> Result<PathBuf> {
                 target = folder_of(&target).join(link);
             }
             Ok(found) if !found.is_file() => {
-                let kind = if found.is_dir() { "a folder" } else { "a pipe, socket or device" };
+                let kind = kind_of(&found);
                 return Err(Error::io(path, io::Error::other(format!("is {kind}: name a file to write"))));
             }
             _ => return Ok(target),

@@ -5,13 +5,11 @@ use std::sync::Arc;
 use anyhow::Result;
 use candle_core::Device;
 use haplovl::config::GenerationConfig;
-use haplovl::data::shapes::{Question, Scene, Split};
+use haplovl::data::shapes::{Question, Split};
 use haplovl::data::{IMAGE_MARKER, ImageSource, Record, Turn};
 use haplovl::eval::{Accuracy, CommonestAnswers, answers_match};
 use haplovl::generation::{CausalModel, Generator};
 use haplovl::processor::{Conversation, Processor};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Setting;
@@ -49,17 +47,12 @@ pub struct Answered {
     pub right: bool,
 }
 
-/// Questions about a scene, one of each kind that it allows.
-fn questions(scene: &Scene, setting: &Setting) -> Vec<Question> {
-    scene.questions_of(setting.kinds(), 1, &mut ChaCha8Rng::seed_from_u64(scene.seed))
-}
-
 /// Answers to the questions of the test by their form alone, see [`CommonestAnswers::by_form`].
 pub fn question_alone(setting: &Setting) -> Accuracy {
     let commonest = CommonestAnswers::by_form(&setting.shapes, setting.kinds());
     let scenes = (0..setting.test_scenes).map(|scene| Split::Test.scene(scene, &setting.shapes));
     let mut accuracy = Accuracy::default();
-    for question in scenes.flat_map(|scene| questions(&scene, setting)) {
+    for question in scenes.flat_map(|scene| scene.test_questions(setting.kinds())) {
         accuracy.add(question.kind, commonest.answer(question.form()), &question.answer);
     }
     accuracy
@@ -72,7 +65,7 @@ impl Exam {
         for scene in 0..scenes {
             let drawn = split.scene(scene, &setting.shapes);
             let image = Arc::new(drawn.render(setting.side));
-            for question in questions(&drawn, setting) {
+            for question in drawn.test_questions(setting.kinds()) {
                 let record = record(&question, ImageSource::Pixels(Arc::clone(&image)), image_last)?;
                 asked.push(Asked { scene, question, record });
             }

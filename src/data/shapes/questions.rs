@@ -3,7 +3,8 @@
 use std::fmt;
 
 use rand::seq::IndexedRandom;
-use rand::{Rng, RngExt};
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::attributes::{Description, Naming, Size};
@@ -152,6 +153,11 @@ impl Scene {
     /// Draws one question of every kind of [`QuestionKind::ALL`] for which the scene allows an unambiguous question, in random order.
     pub fn questions(&self, rng: &mut impl Rng) -> Vec<Question> {
         self.questions_of(&QuestionKind::ALL, 1, rng)
+    }
+
+    /// Draws the questions of a test about this scene, at most one of every kind of `kinds`: the same each time.
+    pub fn test_questions(&self, kinds: &[QuestionKind]) -> Vec<Question> {
+        self.questions_of(kinds, 1, &mut ChaCha8Rng::seed_from_u64(self.seed))
     }
 
     /// Draws `rounds` rounds of questions, each with at most one question of every kind of `kinds` in random order. No

@@ -4,8 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value};
 
 use super::containers::{Annotation, Annotations, Container};
@@ -14,7 +12,7 @@ use super::python_list::python_list;
 use super::question::{ImagePlace, Question};
 use super::row::{FieldsOf, plain, text_of};
 use super::{Benchmark, Metric, circular, files};
-use crate::data::shapes::{ShapesConfig, Split};
+use crate::data::shapes::{QuestionKind, ShapesConfig, Split};
 use crate::data::{ImageSource, JsonObjects, Record, Turn};
 use crate::error::one_line;
 use crate::processor::{Conversation, ImageDecoder, Processor, RgbImage};
@@ -120,7 +118,7 @@ impl QuestionSet {
     pub fn shapes(scenes: u64, side: u32) -> Result<Self> {
         let questions = (0..scenes).flat_map(|index| {
             let scene = Split::Test.scene(index, &ShapesConfig::default());
-            let questions = scene.questions(&mut ChaCha8Rng::seed_from_u64(scene.seed));
+            let questions = scene.test_questions(&QuestionKind::ALL);
             questions.into_iter().enumerate().map(move |(n, question)| Question {
                 id: format!("{index}-{n}"),
                 group: format!("{index}-{n}"),

@@ -24,6 +24,11 @@ pub struct ResultFile {
 }
 
 impl ResultFile {
+    /// Whether there is a file of an earlier run that wrote something.
+    pub fn is_begun(path: impl AsRef<Path>) -> bool {
+        path.as_ref().metadata().is_ok_and(|found| found.is_file() && found.len() > 0)
+    }
+
     /// Creates a file, which must not exist unless it is empty, and the folders above it.
     ///
     /// # Errors
