@@ -1,12 +1,12 @@
 //! The answers of a model to the questions of a benchmark.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::Path;
 
 use anyhow::{Result, anyhow, ensure};
 use clap::ValueEnum;
 use haplovl::config::GenerationConfig;
-use haplovl::eval::benchmark::{Question, QuestionSet, llava_answer};
+use haplovl::eval::benchmark::{Prediction, Question, QuestionSet, llava_answer};
 use haplovl::generation::Answer;
 use haplovl::pipeline::batch::ResultFile;
 use haplovl::pipeline::{Engine, EngineConfig, Handle, LoadedModel, OptionScorer, Request};
@@ -95,31 +95,24 @@ impl<'a> Asked<'a> {
 
     /// Marks the questions that an earlier run answered; those that it failed at are asked again.
     fn read_earlier(&mut self, path: &Path) -> Result<()> {
-        let ids = self.questions.questions().iter().enumerate().map(|(at, question)| (question.id.as_str(), at));
-        let ids: HashMap<&str, usize> = ids.collect();
+        let (mut results, mut predictions) = (Vec::new(), Vec::new());
         while let Some(result) = self.file.next_earlier()? {
-            let differs = |what: String| {
-                let line = self.file.lines();
-                anyhow!("{}: line {line} {what}: name another file as --predictions", path.display())
-            };
-            let id = result.get("question_id").map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned));
-            let Some((at, question)) =
-                id.and_then(|id| ids.get(id.as_str())).and_then(|at| Some((*at, self.questions.questions().get(*at)?)))
-            else {
+            predictions.push(earlier_prediction(&result));
+            results.push(result);
+        }
+        let positions = self.questions.positions(&predictions);
+        for (line, (result, at)) in (1..).zip(results.iter().zip(positions)) {
+            let differs =
+                |what: String| anyhow!("{}: line {line} {what}: name another file as --predictions", path.display());
+            let Some((at, question)) = at.and_then(|at| Some((at, self.questions.questions().get(at)?))) else {
                 return Err(differs("answers none of the questions (is --limit smaller than before?)".into()));
             };
             // It is asked again, whatever it was asked with.
             if result.contains_key("error") {
                 continue;
             }
-            if result.get("prompt").and_then(Value::as_str) != Some(&*self.prompt(question)) {
-                return Err(differs("has another `prompt`".into()));
-            }
-            let Some(settings) = result.get("metadata").and_then(|metadata| metadata["settings"].as_object()) else {
-                return Err(differs("has no `metadata.settings` to say what it was answered with".into()));
-            };
-            if let Some(difference) = difference(settings, &self.ask.settings) {
-                return Err(differs(format!("was answered with {difference}")));
+            if let Some(difference) = self.difference(result, question) {
+                return Err(differs(difference));
             }
             match self.done.get_mut(at) {
                 Some(done) if *done => return Err(differs("answers a question again".into())),
@@ -128,6 +121,17 @@ impl<'a> Asked<'a> {
             }
         }
         Ok(())
+    }
+
+    /// What an earlier result was asked with, if it is not what is asked now.
+    fn difference(&self, result: &Map<String, Value>, question: &Question) -> Option<String> {
+        if result.get("prompt").and_then(Value::as_str) != Some(&*self.prompt(question)) {
+            return Some("has another `prompt`".into());
+        }
+        match result.get("metadata").and_then(|metadata| metadata["settings"].as_object()) {
+            Some(settings) => Some(format!("was answered with {}", difference(settings, &self.ask.settings)?)),
+            None => Some("has no `metadata.settings` to say what it was answered with".into()),
+        }
     }
 
     /// Answers all questions that have no answer in the file.
@@ -154,7 +158,13 @@ impl<'a> Asked<'a> {
 
     fn line(&self, question: &Question, text: &str, mut metadata: Value) -> Map<String, Value> {
         metadata["settings"] = json!(self.ask.settings);
-        llava_answer(&question.id, &self.prompt(question), text, self.ask.model_name, metadata)
+        llava_answer(
+            question.shared_id.as_ref().unwrap_or(&question.id),
+            &self.prompt(question),
+            text,
+            self.ask.model_name,
+            metadata,
+        )
     }
 
     /// Generates answers with an engine, so that questions behind each other share the prefill of their image.
@@ -247,6 +257,15 @@ fn difference(then: &Map<String, Value>, now: &Map<String, Value>) -> Option<Str
     let name = then.keys().chain(now.keys()).find(|name| then.get(*name) != now.get(*name))?;
     let of = |settings: &Map<String, Value>| settings.get(name).map_or("the default".into(), Value::to_string);
     Some(format!("`{name}` {}, not {}", of(then), of(now)))
+}
+
+/// What tells the question of an earlier result.
+fn earlier_prediction(result: &Map<String, Value>) -> Prediction {
+    let text = |name: &str| result.get(name).and_then(Value::as_str).map(str::to_owned);
+    let id = result.get("question_id").map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned));
+    let mut prediction = Prediction::new(id.unwrap_or_default(), text("text"));
+    prediction.prompt = text("prompt");
+    prediction
 }
 
 fn metadata(answer: &Answer) -> Value {

@@ -297,6 +297,12 @@ fn note_left_out(questions: &QuestionSet) {
     if bare > 0 {
         cli::note(format_args!("note: {bare} of {} questions have no image", questions.questions().len()));
     }
+    let shared = questions.with_shared_ids();
+    if shared > 0 {
+        cli::note(format_args!(
+            "note: {shared} questions share their ids with others, and are told apart by their prompts"
+        ));
+    }
     if count > 0 {
         let named: String = cli::escaped(&named.join("; ")).chars().take(200).collect();
         cli::note(format_args!("note: {count} records are no questions and left out ({named})"));

@@ -16,6 +16,7 @@ mod cli;
 #[cfg(feature = "builtin")]
 #[path = "../serve/http.rs"]
 mod http;
+mod llava;
 #[path = "../../examples/evaluate/modes.rs"]
 mod modes;
 mod options;

@@ -63,6 +63,28 @@ fn a_resumed_run_asks_what_is_left_and_what_failed() {
 }
 
 #[test]
+fn questions_that_share_an_id_are_resumed_by_their_prompts() {
+    let row = |text: &str| json!({ "question_id": "scene", "image": "scene.png", "text": text }).to_string();
+    let texts = ["what color is it?\nOne word.", "how many are there?\nOne word.", "is it red?\nOne word."];
+    let folder = folder(&[("q.jsonl", &texts.map(row).join("\n"))]);
+    std::fs::write(folder.path().join("scene.png"), png(200)).unwrap();
+    let questions = open("textvqa", &folder.path().join("q.jsonl")).unwrap();
+    let path = folder.path().join("a.jsonl");
+    answer(&questions, &json!({}), &path, false).unwrap();
+    let whole = std::fs::read_to_string(&path).unwrap();
+    let lines = Vec::from_iter(whole.lines());
+    for (line, text) in lines.iter().zip(texts) {
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!((&line["question_id"], &line["prompt"]), (&json!("scene"), &json!(text)));
+    }
+    std::fs::write(&path, format!("{}\n{}\n", lines[2], lines[0])).unwrap();
+    assert_eq!(answer(&questions, &json!({}), &path, true).unwrap().resumed, 2);
+    let answered = read_predictions(&path).unwrap();
+    assert!(questions.matched(&answered).unwrap().iter().all(Option::is_some));
+    assert_eq!(answered[2].prompt.as_deref(), Some(texts[1]));
+}
+
+#[test]
 fn answers_of_other_settings_questions_and_models_are_refused() {
     let row = json!({ "question_id": 1, "image": "1.png", "question": "what color is it?" }).to_string();
     let folder = folder(&[("q.jsonl", &row)]);

@@ -21,6 +21,8 @@ pub(super) enum Container {
     Records(Vec<(Option<String>, Map<String, Value>)>),
     /// Right answers of VQA, or captions of COCO.
     Annotations(Annotations),
+    /// Images with their captions and the split of each.
+    Captioned(Vec<CaptionedImage>),
 }
 
 /// Right answers or captions beside the questions or images that they belong to.
@@ -61,6 +63,29 @@ pub(super) struct AnnotatedImage {
     pub(super) file_name: Option<String>,
 }
 
+/// Karpathy's files of splits, of COCO or Flickr30k.
+#[derive(Deserialize)]
+struct Captioned {
+    images: Vec<CaptionedImage>,
+}
+
+/// An image of Karpathy's files.
+#[derive(Deserialize)]
+pub(super) struct CaptionedImage {
+    /// Missing in files of other data sets than COCO.
+    #[serde(default)]
+    pub(super) cocoid: Value,
+    pub(super) filename: String,
+    pub(super) split: String,
+    pub(super) sentences: Vec<Sentence>,
+}
+
+/// A caption before it was split into words.
+#[derive(Deserialize)]
+pub(super) struct Sentence {
+    pub(super) raw: String,
+}
+
 /// An object with a list of annotations, whatever they are.
 #[derive(Deserialize)]
 struct HasAnnotations {
@@ -98,6 +123,9 @@ impl Container {
             // What is wrong within the list that makes it a file of annotations.
             _ if parse::<HasAnnotations>(path).is_ok() => return Err(broken),
             _ => {}
+        }
+        if let Ok(Captioned { images }) = parse(path) {
+            return Ok(Self::Captioned(images));
         }
         let keyed: Map<String, Value> = parse(path)?;
         let record = |(key, value)| if let Value::Object(record) = value { Some((Some(key), record)) } else { None };

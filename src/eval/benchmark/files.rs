@@ -183,7 +183,15 @@ fn published(benchmark: &Benchmark, folder: &Path, names: &[String]) -> Result<V
             false => found.extend(only(folder, matching)?),
         }
     }
+    if found.is_empty() && benchmark.name == "coco" {
+        return only(folder, names.iter().filter(|name| is_karpathys(name)).collect());
+    }
     Ok(found)
+}
+
+/// Whether this is the name of one of Karpathy's files, such as `dataset_coco.json`.
+fn is_karpathys(name: &str) -> bool {
+    name.starts_with("dataset_") && name.ends_with(".json")
 }
 
 /// The Parquet files of the first split that there is, in the folder or in its subfolder `data`.

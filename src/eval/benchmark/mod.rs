@@ -18,6 +18,7 @@ mod categories;
 mod circular;
 mod containers;
 mod files;
+mod matching;
 mod predictions;
 mod python_list;
 mod question;

@@ -10,6 +10,9 @@ use super::Metric;
 pub struct Question {
     /// Id, unique in the test set.
     pub id: String,
+    /// The id in its file, if questions about one image share it there; `id` has a number behind it. Predictions are written
+    /// with it.
+    pub shared_id: Option<String>,
     /// Name of the image; questions of the same name have the same images. Empty for no image.
     pub image: String,
     /// The question, a hint before it included.
@@ -51,6 +54,12 @@ impl Question {
     /// Categories that the question is counted in: names with a comma, as of VLMEvalKit's POPE, are several.
     pub fn category_names(&self) -> impl Iterator<Item = &str> {
         self.categories.iter().flat_map(|names| names.split(',')).map(str::trim)
+    }
+
+    /// Name of the image without folders and extension.
+    pub(super) fn image_stem(&self) -> &str {
+        let name = self.image.rsplit_once('/').map_or(self.image.as_str(), |(_, name)| name);
+        name.rsplit_once('.').map_or(name, |(stem, _)| stem)
     }
 
     /// Whether the right answer is a letter though there are no options: these are in the question, as in MMStar of the Hub.

@@ -6,15 +6,13 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::containers::{Annotation, Annotations, Container};
-use super::predictions::Prediction;
+use super::containers::{Annotation, Annotations, CaptionedImage, Container};
 use super::python_list::python_list;
 use super::question::{ImagePlace, Question};
 use super::row::{FieldsOf, plain, text_of};
 use super::{Benchmark, Metric, circular, files};
 use crate::data::shapes::{QuestionKind, ShapesConfig, Split};
 use crate::data::{ImageSource, JsonObjects, Record, Turn};
-use crate::error::one_line;
 use crate::processor::{Conversation, ImageDecoder, Processor, RgbImage};
 use crate::{Error, Result};
 
@@ -100,6 +98,7 @@ impl QuestionSet {
                 }
                 Container::Records(records) => gathered.read_records(benchmark, path, records),
                 Container::Annotations(annotations) => gathered.annotations.push(annotations),
+                Container::Captioned(images) => gathered.read_captioned(benchmark, path, images),
             }
         }
         let (questions, left_out) = gathered.finish(benchmark)?;
@@ -153,6 +152,11 @@ impl QuestionSet {
     /// Number of questions without an image.
     pub fn without_image(&self) -> usize {
         self.questions.iter().filter(|question| question.place == ImagePlace::Nowhere).count()
+    }
+
+    /// Number of questions whose file has one id for several, see [`Question::shared_id`].
+    pub fn with_shared_ids(&self) -> usize {
+        self.questions.iter().filter(|question| question.shared_id.is_some()).count()
     }
 
     /// Number of records that are no questions, and why the first of them are not.
@@ -222,96 +226,6 @@ impl QuestionSet {
             }
         }
     }
-
-    /// The prediction of each question, by id; `None` where there is none.
-    ///
-    /// # Errors
-    /// [`Error::Data`] for two predictions of one id that differ, and if there is none of any question.
-    pub fn matched<'p>(&self, predictions: &'p [Prediction]) -> Result<Vec<Option<&'p Prediction>>> {
-        let mut by_id: HashMap<&str, &Prediction> = HashMap::new();
-        for prediction in predictions {
-            let found = by_id.entry(self.question_id(prediction)).or_insert(prediction);
-            // A resumed run asks questions again that failed.
-            if found.answer.is_none() {
-                *found = prediction;
-            }
-            if prediction.answer.is_some() && !found.says_the_same(prediction) {
-                let message = format!("the predictions have question {} twice, with other answers", prediction.id);
-                return Err(Error::data(message + ": remove one"));
-            }
-        }
-        let found = self.questions.iter().map(|question| by_id.get(question.id.as_str()).copied());
-        let found = Vec::from_iter(found);
-        if found.iter().all(Option::is_none) {
-            let id = |ids: Option<&str>| ids.unwrap_or_default().to_owned();
-            let (theirs, ours) =
-                (predictions.first().map(|p| p.id.as_str()), self.questions.first().map(|q| q.id.as_str()));
-            return Err(Error::data(format!(
-                "no prediction is of a question of {}: ids are like {}, expected like {}",
-                self.benchmark.title,
-                id(theirs),
-                id(ours)
-            )));
-        }
-        self.check_prompts(&found)?;
-        Ok(found)
-    }
-
-    /// Number of predictions that are of none of the questions.
-    pub fn count_others(&self, predictions: &[Prediction]) -> usize {
-        let ids = HashSet::<&str>::from_iter(self.questions.iter().map(|question| question.id.as_str()));
-        predictions.iter().filter(|prediction| !ids.contains(self.question_id(prediction))).count()
-    }
-
-    /// Id of the question of a prediction, which may have the name of an image for its number.
-    fn question_id<'p>(&self, prediction: &'p Prediction) -> &'p str {
-        let number = if self.benchmark.metric == Metric::Captions { coco_number(&prediction.id) } else { None };
-        number.unwrap_or(&prediction.id)
-    }
-
-    /// Refuses predictions whose prompts are of other questions for the most part: numbers from 1 are ids in many files.
-    fn check_prompts(&self, predictions: &[Option<&Prediction>]) -> Result<()> {
-        // What is asked for captions is no part of their files.
-        if self.benchmark.metric == Metric::Captions {
-            return Ok(());
-        }
-        // Hints, options and instructions may be others in the prompt of another tool, also behind the question.
-        let has_line = |question: &Question, prompt: &str| {
-            let prompt = plain_words(prompt);
-            let lines = question.text.lines().take(if question.is_prompt { 1 } else { usize::MAX });
-            let asked = lines.filter_map(|line| line.split_inclusive('?').next()).map(plain_words);
-            Vec::from_iter(asked.filter(|line| !line.is_empty())).iter().any(|line| prompt.contains(line))
-        };
-        let pairs = self.questions.iter().zip(predictions).filter_map(|(question, found)| Some((question, (*found)?)));
-        let with_prompt = pairs.filter_map(|(question, found)| Some((question, found.prompt.as_deref()?)));
-        let (same, others): (Vec<_>, Vec<_>) = with_prompt.partition(|(question, prompt)| has_line(question, prompt));
-        match others.first() {
-            Some((question, prompt)) if others.len() > same.len() => Err(Error::data(format!(
-                "the predictions are of other questions: `prompt` of {} is `{}`, expected `{}` in it ({} such): choose those of \
-                 this file, or remove `prompt`",
-                question.id,
-                short(prompt),
-                short(&question.text),
-                others.len()
-            ))),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// The words of a text in lower case, without tags such as `<image 1>`.
-fn plain_words(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    for (at, part) in text.split("<image").enumerate() {
-        let part = part.split_once('>').filter(|_| at > 0).map_or(part, |(_, rest)| rest);
-        plain.extend([" ", part]);
-    }
-    Vec::from_iter(plain.split_whitespace()).join(" ").to_lowercase()
-}
-
-/// The beginning of a text, in one line.
-fn short(text: &str) -> String {
-    one_line(text).chars().take(60).collect()
 }
 
 impl Gathered {
@@ -332,6 +246,20 @@ impl Gathered {
         for (number, (key, fields)) in (1..).zip(records) {
             let id = key.unwrap_or_else(|| number.to_string());
             self.read(benchmark, Row { fields, are_texts: false, id, table: None, path });
+        }
+    }
+
+    /// Reads the images of Karpathy's test split.
+    fn read_captioned(&mut self, benchmark: &Benchmark, path: &Path, images: Vec<CaptionedImage>) {
+        for image in images {
+            let name = format!("{} image {}", path.display(), image.filename);
+            if image.split != "test" {
+                self.left_out.add(&name, "is of another split than test");
+            } else if benchmark.metric != Metric::Captions {
+                self.left_out.add(&name, "has captions, and no question");
+            } else {
+                self.questions.push(captioned(image));
+            }
         }
     }
 
@@ -379,7 +307,8 @@ impl Gathered {
         let id = question.id.clone();
         if names.len() == image_fields.len() && !names.is_empty() {
             let names = names.iter().flat_map(|name| python_list(name).unwrap_or_else(|| vec![name.clone()]));
-            let within = |name: String| if benchmark.name == "scienceqa" { format!("{id}/{name}") } else { name };
+            let is_inside = |name: &String| benchmark.name == "scienceqa" && !name.contains('/');
+            let within = |name: String| if is_inside(&name) { format!("{id}/{name}") } else { name };
             let names = Vec::from_iter(names.map(|name| PathBuf::from(within(name))));
             question.image = Vec::from_iter(names.iter().map(|name| name.to_string_lossy())).join(",");
             question.place = ImagePlace::Files(names);
@@ -453,7 +382,7 @@ fn gathered_by_id(rows: Vec<Question>) -> Vec<Question> {
 }
 
 /// Number of an image of COCO by its name: `42` of `COCO_val2014_000000000042.jpg`.
-fn coco_number(name: &str) -> Option<&str> {
+pub(super) fn coco_number(name: &str) -> Option<&str> {
     let stem = name.rsplit('/').next()?.strip_suffix(".jpg")?;
     let digits =
         stem.strip_prefix("COCO_").map_or(Some(stem), |rest| rest.split_once('_').map(|(_, digits)| digits))?;
@@ -513,22 +442,56 @@ fn captions(file: Annotations) -> Vec<Question> {
     questions
 }
 
-/// Puts the category before ids that are unique only within one, as POPE's are.
+/// The question for an image of Karpathy's file.
+fn captioned(image: CaptionedImage) -> Question {
+    let stem = image.filename.rsplit_once('.').map_or(image.filename.as_str(), |(stem, _)| stem);
+    let id = text_of(&image.cocoid).unwrap_or_else(|| stem.to_owned());
+    let (text, place) = (DESCRIBE.to_owned(), ImagePlace::Files(vec![image.filename.clone().into()]));
+    let answers = image.sentences.into_iter().map(|sentence| sentence.raw).collect();
+    Question { group: id.clone(), id, image: image.filename, text, answers, place, ..Question::default() }
+}
+
+/// Makes ids unique: behind the category, as those of POPE, which are unique within one, or before the number among the
+/// questions about an image, as those of LLaVA's TextVQA, which are names of images.
 fn make_unique(questions: &mut [Question]) -> Result<()> {
-    let twice = |questions: &[Question]| {
-        let mut seen = HashSet::new();
-        questions.iter().find(|question| !seen.insert(question.id.clone())).map(|question| question.id.clone())
-    };
-    if twice(questions).is_none() {
+    if first_twice(questions, |question| question.id.clone()).is_none() {
         return Ok(());
     }
-    for question in questions.iter_mut() {
-        let category = question.categories.first().cloned().unwrap_or_default();
-        question.id = format!("{category}/{}", question.id);
-        question.group = question.id.clone();
+    let of_category =
+        |question: &Question| format!("{}/{}", question.categories.first().map_or("", String::as_str), question.id);
+    let Some(id) = first_twice(questions, of_category) else {
+        questions.iter_mut().for_each(|question| rename(question, of_category(question)));
+        return Ok(());
+    };
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    for question in questions.iter() {
+        *counts.entry(question.id.clone()).or_default() += 1;
     }
-    match twice(questions) {
-        None => Ok(()),
-        Some(id) => Err(Error::data(format!("two questions have the id {id}, also within their category: rename one"))),
+    counts.retain(|_, count| *count > 1);
+    let are_images = questions.iter().all(|asked| !counts.contains_key(&asked.id) || asked.id == asked.image_stem());
+    let same = first_twice(questions, |question| format!("{}\n{}", question.id, question.text));
+    if !are_images || same.is_some() {
+        return Err(Error::data(format!("two questions have the id {id}, also within their category: rename one")));
     }
+    // Backwards, so that what is left of a count is the number of the question.
+    for question in questions.iter_mut().rev() {
+        if let Some(number) = counts.get_mut(&question.id) {
+            let shared = question.id.clone();
+            rename(question, format!("{shared}/{number}"));
+            question.shared_id = Some(shared);
+            *number -= 1;
+        }
+    }
+    Ok(())
+}
+
+fn rename(question: &mut Question, id: String) {
+    question.group.clone_from(&id);
+    question.id = id;
+}
+
+/// The first of these names that two questions have.
+fn first_twice(questions: &[Question], name: impl Fn(&Question) -> String) -> Option<String> {
+    let mut seen = HashSet::new();
+    questions.iter().map(name).find(|name| !seen.insert(name.clone()))
 }

@@ -90,10 +90,11 @@ impl<'f> FieldsOf<'f> {
             return Err(format!("has {} options, expected at most {MAX_OPTIONS}", options.len()));
         }
         let id = self.id(&ID).unwrap_or_else(|| id.to_owned());
-        let text = self.text(&TEXT).unwrap_or_default();
+        let turns = self.conversation()?;
+        let text = self.text(&TEXT).or_else(|| turns.as_ref().map(|turns| turns.0.clone())).unwrap_or_default();
         // LLaVA's files have the whole prompt as `text`, POPE's the question alone, with its label.
         let is_pope = self.first(&["label"]).is_some() && !text.contains('\n');
-        let is_prompt = self.first(&TEXT[..2]).is_none() && !text.is_empty() && !is_pope;
+        let is_prompt = self.first(&TEXT[..2]).is_none() && !text.is_empty() && !is_pope && turns.is_none();
         // The Hub's MMBench has `nan` as a text.
         let hint = self.text(&HINT).filter(|hint| hint != "nan");
         let text = Vec::from_iter(hint.into_iter().chain([text])).join("\n");
@@ -101,10 +102,24 @@ impl<'f> FieldsOf<'f> {
         // AI2D of the Hub has indices as texts, beside options that are numbers.
         let are_indices = benchmark.name == "ai2d" && !self.are_texts;
         let answers = self.answers(&options, are_indices);
+        let answers = if answers.is_empty() { turns.map(|turns| turns.1).into_iter().collect() } else { answers };
         // MMMU's open questions may have a single letter for their answer.
         let is_open = self.text(&["question_type"]).is_some_and(|kind| kind.eq_ignore_ascii_case("open"));
         let group = id.clone();
         Ok(Question { group, id, text, is_prompt, is_open, options, answers, categories, ..Question::default() })
+    }
+
+    /// Question and right answer of a conversation in LLaVA's form, as of its ScienceQA; `None` without one.
+    fn conversation(&self) -> Result<Option<(String, String)>, String> {
+        let Some(Value::Array(turns)) = self.first(&["conversations"]) else { return Ok(None) };
+        let said = |turn: &Value| turn.get("value").and_then(Value::as_str).map(str::to_owned);
+        match turns.iter().map(said).collect::<Option<Vec<_>>>().as_deref() {
+            Some([question, answer]) => {
+                let question = question.replace("<image>", "");
+                Ok(Some((question.trim().to_owned(), answer.trim().to_owned())))
+            }
+            _ => Err(format!("has {} turns in `conversations`, expected a question and its answer", turns.len())),
+        }
     }
 
     /// Options in columns A, B and so on, in a list, or in `choice_a`, `choice_b` and so on. A single column without an
