@@ -95,24 +95,27 @@ impl<'a> Asked<'a> {
 
     /// Marks the questions that an earlier run answered; those that it failed at are asked again.
     fn read_earlier(&mut self, path: &Path) -> Result<()> {
-        let (mut results, mut predictions) = (Vec::new(), Vec::new());
+        let (mut predictions, mut others) = (Vec::new(), Vec::new());
         while let Some(result) = self.file.next_earlier()? {
             predictions.push(earlier_prediction(&result));
-            results.push(result);
+            others.push(self.other_settings(&result));
         }
         let positions = self.questions.positions(&predictions);
-        for (line, (result, at)) in (1..).zip(results.iter().zip(positions)) {
+        for (line, ((result, at), other)) in (1..).zip(predictions.iter().zip(positions).zip(others)) {
             let differs =
                 |what: String| anyhow!("{}: line {line} {what}: name another file as --predictions", path.display());
             let Some((at, question)) = at.and_then(|at| Some((at, self.questions.questions().get(at)?))) else {
                 return Err(differs("answers none of the questions (is --limit smaller than before?)".into()));
             };
             // It is asked again, whatever it was asked with.
-            if result.contains_key("error") {
+            if result.answer.is_none() {
                 continue;
             }
-            if let Some(difference) = self.difference(result, question) {
-                return Err(differs(difference));
+            if result.prompt.as_deref() != Some(&*self.prompt(question)) {
+                return Err(differs("has another `prompt`".into()));
+            }
+            if let Some(other) = other {
+                return Err(differs(other));
             }
             match self.done.get_mut(at) {
                 Some(done) if *done => return Err(differs("answers a question again".into())),
@@ -123,11 +126,8 @@ impl<'a> Asked<'a> {
         Ok(())
     }
 
-    /// What an earlier result was asked with, if it is not what is asked now.
-    fn difference(&self, result: &Map<String, Value>, question: &Question) -> Option<String> {
-        if result.get("prompt").and_then(Value::as_str) != Some(&*self.prompt(question)) {
-            return Some("has another `prompt`".into());
-        }
+    /// How the settings of an earlier result differ from those of this run.
+    fn other_settings(&self, result: &Map<String, Value>) -> Option<String> {
         match result.get("metadata").and_then(|metadata| metadata["settings"].as_object()) {
             Some(settings) => Some(format!("was answered with {}", difference(settings, &self.ask.settings)?)),
             None => Some("has no `metadata.settings` to say what it was answered with".into()),
@@ -158,13 +158,7 @@ impl<'a> Asked<'a> {
 
     fn line(&self, question: &Question, text: &str, mut metadata: Value) -> Map<String, Value> {
         metadata["settings"] = json!(self.ask.settings);
-        llava_answer(
-            question.shared_id.as_ref().unwrap_or(&question.id),
-            &self.prompt(question),
-            text,
-            self.ask.model_name,
-            metadata,
-        )
+        llava_answer(question, &self.prompt(question), text, self.ask.model_name, metadata)
     }
 
     /// Generates answers with an engine, so that questions behind each other share the prefill of their image.
@@ -259,11 +253,12 @@ fn difference(then: &Map<String, Value>, now: &Map<String, Value>) -> Option<Str
     Some(format!("`{name}` {}, not {}", of(then), of(now)))
 }
 
-/// What tells the question of an earlier result.
+/// An earlier result without what is not needed to tell its question.
 fn earlier_prediction(result: &Map<String, Value>) -> Prediction {
     let text = |name: &str| result.get(name).and_then(Value::as_str).map(str::to_owned);
     let id = result.get("question_id").map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned));
-    let mut prediction = Prediction::new(id.unwrap_or_default(), text("text"));
+    let answer = if result.contains_key("error") { None } else { Some(String::new()) };
+    let mut prediction = Prediction::new(id.unwrap_or_default(), answer);
     prediction.prompt = text("prompt");
     prediction
 }

@@ -129,7 +129,10 @@ impl BenchmarkOptions {
             "{}: {missing} of {total} questions have no prediction: add --partial to score the others alone",
             file.display()
         );
-        let others = questions.count_others(&predictions);
+        let (others, prompts) = (questions.count_others(&predictions), questions.count_other_prompts(&matched));
+        if prompts > 0 {
+            cli::note(format_args!("note: {prompts} predictions have a `prompt` without their question in it"));
+        }
         if missing + others > 0 {
             cli::note(format_args!("note: {missing} questions have no prediction, {others} predictions no question"));
         }
@@ -283,7 +286,7 @@ struct Scored<'a> {
 }
 
 fn is_failed(prediction: &Option<&Prediction>) -> bool {
-    prediction.is_some_and(|prediction| prediction.answer.is_none())
+    prediction.is_none_or(|prediction| prediction.answer.is_none())
 }
 
 fn note_left_out(questions: &QuestionSet) {

@@ -271,7 +271,7 @@ fn predictions_of_another_file_with_the_same_numbers_are_refused() {
         let line = |(id, prompt)| format!("{{\"question_id\": {id}, \"prompt\": \"{prompt}\", \"text\": \"yes\"}}\n");
         let answers = String::from_iter((1..).zip(prompts).map(line));
         let folder = folder(&[("q.jsonl", questions), ("answers.jsonl", &answers)]);
-        let set = open("pope", &folder.path().join("q.jsonl")).unwrap();
+        let set = open("gqa", &folder.path().join("q.jsonl")).unwrap();
         let predictions = read_predictions(&folder.path().join("answers.jsonl")).unwrap();
         set.matched(&predictions).map(|found| found.iter().flatten().count()).map_err(|error| error.to_string())
     };

@@ -93,6 +93,15 @@ struct HasAnnotations {
     _annotations: Vec<IgnoredAny>,
 }
 
+/// An object with a list of images and the name of their data set, as Karpathy's.
+#[derive(Deserialize)]
+struct HasDataset {
+    #[serde(rename = "images")]
+    _images: Vec<IgnoredAny>,
+    #[serde(rename = "dataset")]
+    _dataset: String,
+}
+
 /// Lists of records in an object.
 #[derive(Deserialize)]
 struct Lists {
@@ -124,8 +133,10 @@ impl Container {
             _ if parse::<HasAnnotations>(path).is_ok() => return Err(broken),
             _ => {}
         }
-        if let Ok(Captioned { images }) = parse(path) {
-            return Ok(Self::Captioned(images));
+        match parse::<Captioned>(path) {
+            Ok(Captioned { images }) => return Ok(Self::Captioned(images)),
+            Err(broken) if parse::<HasDataset>(path).is_ok() => return Err(broken),
+            Err(_) => {}
         }
         let keyed: Map<String, Value> = parse(path)?;
         let record = |(key, value)| if let Value::Object(record) = value { Some((Some(key), record)) } else { None };

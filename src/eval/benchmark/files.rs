@@ -184,14 +184,16 @@ fn published(benchmark: &Benchmark, folder: &Path, names: &[String]) -> Result<V
         }
     }
     if found.is_empty() && benchmark.name == "coco" {
-        return only(folder, names.iter().filter(|name| is_karpathys(name)).collect());
+        return karpathys(folder, names);
     }
     Ok(found)
 }
 
-/// Whether this is the name of one of Karpathy's files, such as `dataset_coco.json`.
-fn is_karpathys(name: &str) -> bool {
-    name.starts_with("dataset_") && name.ends_with(".json")
+/// Karpathy's file, `dataset_coco.json` before `dataset_flickr30k.json` and the like.
+fn karpathys(folder: &Path, names: &[String]) -> Result<Vec<PathBuf>> {
+    let named = |start: &str| names.iter().filter(|name| name.starts_with(start) && name.ends_with(".json")).collect();
+    let coco: Vec<&String> = named("dataset_coco");
+    only(folder, if coco.is_empty() { named("dataset_flickr") } else { coco })
 }
 
 /// The Parquet files of the first split that there is, in the folder or in its subfolder `data`.
@@ -300,6 +302,9 @@ mod tests {
         assert_eq!(found("coco", &captions).unwrap(), [captions[1]]);
         let gqa = ["testdev_balanced_questions.json", "val_balanced_questions.json"];
         assert_eq!(found("gqa", &gqa).unwrap(), [gqa[0]]);
+        let splits = ["COCO_VAL.tsv", "dataset_coco.json", "dataset_flickr30k.json", "dataset_infos.json"];
+        assert_eq!(found("coco", &splits).unwrap(), [splits[1]]);
+        assert_eq!(found("coco", &[splits[0], splits[3]]).unwrap(), [splits[0]]);
         let doc = ["infographicsVQA_val_v1.0_withQT.json", "val_v1.0_withQT.json"];
         assert_eq!(found("docvqa", &doc).unwrap(), [doc[1]]);
         let lines = ["TextVQA_0.5.1_val.json", "llava_textvqa_val_v051_ocr.jsonl"];

@@ -1,6 +1,6 @@
 //! Which question a prediction answers: by its id, or by the ids that LLaVA's lists of questions have.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::predictions::Prediction;
 use super::question::Question;
@@ -39,8 +39,9 @@ impl QuestionSet {
         if found.iter().all(Option::is_none) {
             let (theirs, ours) =
                 (predictions.first().map(|p| p.id.as_str()), self.questions().first().map(|q| q.id.as_str()));
+            let or_images = if self.has_ids_of_images() { ", or names of images beside a `prompt`" } else { "" };
             return Err(Error::data(format!(
-                "no prediction is of a question of {}: ids are like {}, expected like {}",
+                "no prediction is of a question of {}: ids are like {}, expected like {}{or_images}",
                 self.benchmark().title,
                 theirs.unwrap_or_default(),
                 ours.unwrap_or_default()
@@ -51,20 +52,30 @@ impl QuestionSet {
     }
 
     /// The place among [`Self::questions`] of what each prediction answers; `None` for another question. Ids that are none
-    /// of the questions' own are those of LLaVA's lists: names of images, where the prompt says which question about the
-    /// image it is (TextVQA), and numbers of all splits (POPE: 10,000,000 more in the random one, 20,000,000 in the popular).
-    /// The id of a caption may be the name of COCO's image.
+    /// of the questions' own may be those of LLaVA's lists: names of images, where the prompt says which question about the
+    /// image it is (TextVQA, and files whose questions share ids), and numbers of all splits (POPE: 10,000,000 more in the
+    /// random one, 20,000,000 in the popular). The id of a caption may be the name of COCO's image. Predictions that answer
+    /// the same question about an image as others are taken in the order of the questions.
     pub fn positions(&self, predictions: &[Prediction]) -> Vec<Option<usize>> {
-        let by_id = HashMap::from_iter(self.questions().iter().enumerate().map(|(at, asked)| (asked.id.as_str(), at)));
-        let lookup = Lookup { benchmark: self.benchmark(), questions: self.questions(), by_id };
-        if lookup.are_llavas(predictions) {
-            return predictions.iter().map(|prediction| lookup.of_llavas_pope(&prediction.id)).collect();
-        }
-        let mut found = Vec::from_iter(predictions.iter().map(|prediction| lookup.of_id(&prediction.id)));
-        if found.iter().any(Option::is_none) {
-            lookup.add_by_image(predictions, &mut found);
-        }
-        found
+        // What a limit leaves out is answered, too, and by no other question.
+        let questions = Vec::from_iter(self.questions().iter().chain(self.beyond()));
+        let by_id = HashMap::from_iter(questions.iter().enumerate().map(|(at, asked)| (asked.id.as_str(), at)));
+        let by_image = self.has_ids_of_images();
+        let lookup = Lookup { benchmark: self.benchmark(), questions: &questions, by_id, by_image };
+        let within = |at: &Option<usize>| at.filter(|at| *at < self.questions().len());
+        lookup.positions(predictions).iter().map(within).collect()
+    }
+
+    /// Number of predictions whose prompts do not have the questions in them, among those of [`Self::matched`].
+    pub fn count_other_prompts(&self, matched: &[Option<&Prediction>]) -> usize {
+        self.prompts(matched).filter(|(question, prompt)| !asks(question, prompt)).count()
+    }
+
+    /// The questions with their prompts in the predictions. What is asked for captions is no part of their files.
+    fn prompts<'a>(&'a self, matched: &[Option<&'a Prediction>]) -> impl Iterator<Item = (&'a Question, &'a str)> {
+        let are_questions = self.benchmark().metric != Metric::Captions;
+        let pairs = self.questions().iter().zip(matched).filter(move |_| are_questions);
+        pairs.filter_map(|(question, found)| Some((question, (*found)?.prompt.as_deref()?)))
     }
 
     /// Number of predictions that are of none of the questions.
@@ -72,17 +83,16 @@ impl QuestionSet {
         self.positions(predictions).iter().filter(|at| at.is_none()).count()
     }
 
+    /// Whether predictions may have the names of images for ids.
+    fn has_ids_of_images(&self) -> bool {
+        self.benchmark().name == "textvqa" || self.with_shared_ids() > 0
+    }
+
     /// Refuses predictions whose prompts are of other questions for the most part: numbers from 1 are ids in many files.
     fn check_prompts(&self, predictions: &[Option<&Prediction>]) -> Result<()> {
-        // What is asked for captions is no part of their files.
-        if self.benchmark().metric == Metric::Captions {
-            return Ok(());
-        }
         let mut counts: HashMap<&str, Prompts<'_>> = HashMap::new();
-        for (question, found) in self.questions().iter().zip(predictions) {
-            let Some(prompt) = found.and_then(|found| found.prompt.as_deref()) else { continue };
+        for (question, prompt) in self.prompts(predictions) {
             let same = asks(question, prompt);
-            // The splits of POPE may be of different versions.
             let split = question.categories.first().filter(|_| self.benchmark().metric == Metric::YesNo);
             for category in std::iter::once("").chain(split.map(String::as_str)) {
                 let count = counts.entry(category).or_default();
@@ -91,8 +101,11 @@ impl QuestionSet {
                 count.first_other = count.first_other.or((!same).then_some((question, prompt)));
             }
         }
-        let mut wrong = Vec::from_iter(counts.iter().filter(|(_, count)| count.others > count.same));
-        wrong.sort_by_key(|(category, _)| **category);
+        // Splits of POPE ask much the same under the same numbers.
+        let tolerated = |count: &Prompts<'_>| if self.benchmark().metric == Metric::YesNo { 0 } else { count.same };
+        let mut wrong = Vec::from_iter(counts.iter().filter(|(_, count)| count.others > tolerated(count)));
+        // The splits that are wrong, before all.
+        wrong.sort_by_key(|(category, _)| (category.is_empty(), **category));
         let Some((category, Prompts { others, first_other: Some((question, prompt)), .. })) = wrong.first() else {
             return Ok(());
         };
@@ -118,17 +131,42 @@ struct Prompts<'q> {
 /// The questions by what predictions name them with.
 struct Lookup<'q> {
     benchmark: &'static Benchmark,
-    questions: &'q [Question],
+    questions: &'q [&'q Question],
     by_id: HashMap<&'q str, usize>,
+    /// Whether predictions may have the names of images for ids.
+    by_image: bool,
+}
+
+/// Questions with the same words about images of one name.
+#[derive(Default)]
+struct Same {
+    places: Vec<usize>,
+    /// Number of them that have an answer.
+    answered: usize,
 }
 
 impl Lookup<'_> {
+    fn positions(&self, predictions: &[Prediction]) -> Vec<Option<usize>> {
+        if self.are_llavas(predictions) {
+            let found = Vec::from_iter(predictions.iter().map(|prediction| self.of_llavas_pope(&prediction.id)));
+            if found.iter().any(Option::is_some) {
+                return found;
+            }
+        }
+        let mut found = Vec::from_iter(predictions.iter().map(|prediction| self.of_id(&prediction.id)));
+        if self.by_image && found.iter().any(Option::is_none) {
+            self.add_by_image(predictions, &mut found, |text| text.trim().to_owned());
+            self.add_by_image(predictions, &mut found, plain_words);
+        }
+        found
+    }
+
     fn of_id(&self, id: &str) -> Option<usize> {
         let number = if self.benchmark.metric == Metric::Captions { coco_number(id) } else { None };
         self.by_id.get(number.unwrap_or(id)).copied()
     }
 
-    /// Whether predictions have the ids of LLaVA's list of POPE, and the questions those of POPE.
+    /// Whether predictions may have the ids of LLaVA's list of POPE, and the questions those of POPE.
     fn are_llavas(&self, predictions: &[Prediction]) -> bool {
         let is_of_a_split = |id: &str| id.parse().is_ok_and(|id: u64| (10_000_001..END_OF_LLAVA).contains(&id));
         let is_foreign =
@@ -148,24 +186,25 @@ impl Lookup<'_> {
         self.of_id(&format!("{split}/{number}")).or_else(|| self.of_id(&number).filter(of_split))
     }
 
-    /// Adds the questions of predictions whose ids are names of images.
-    fn add_by_image(&self, predictions: &[Prediction], found: &mut [Option<usize>]) {
-        let mut by_words: HashMap<(&str, String), Vec<usize>> = HashMap::new();
-        for (at, question) in self.questions.iter().enumerate() {
-            by_words.entry((question.image_stem(), plain_words(&question.text))).or_default().push(at);
+    /// Adds the questions of predictions whose ids are names of images, by what `key` makes of question and prompt.
+    fn add_by_image(&self, predictions: &[Prediction], found: &mut [Option<usize>], key: impl Fn(&str) -> String) {
+        let answered = predictions.iter().zip(found.iter()).filter(|(prediction, _)| prediction.answer.is_some());
+        let answered: HashSet<usize> = answered.filter_map(|(_, at)| *at).collect();
+        let mut by_words: HashMap<(&str, String), Same> = HashMap::new();
+        for (at, question) in self.questions.iter().enumerate().filter(|(at, _)| !answered.contains(at)) {
+            by_words.entry((question.image_stem(), key(&question.text))).or_default().places.push(at);
         }
-        let mut answered = vec![false; self.questions.len()];
+        // An image of another folder may have the same name.
+        let image = |at: &usize| self.questions.get(*at).map(|question| &question.image);
+        by_words.retain(|_, same| same.places.iter().all(|at| image(at) == same.places.first().and_then(image)));
         for (prediction, slot) in predictions.iter().zip(found).filter(|(_, slot)| slot.is_none()) {
             let Some(prompt) = &prediction.prompt else { continue };
-            let parts = std::iter::once(prompt.as_str()).chain(prompt.lines()).map(plain_words);
-            let mut asked = parts.filter_map(|words| by_words.get(&(prediction.id.as_str(), words)));
-            let Some(same) = asked.next() else { continue };
-            // The same question about an image twice is answered in the order of the file.
-            let next = same.iter().find(|at| answered.get(**at) == Some(&false)).or(same.last()).copied();
-            if let (Some(answered), true) = (next.and_then(|at| answered.get_mut(at)), prediction.answer.is_some()) {
-                *answered = true;
-            }
-            *slot = next;
+            let parts = std::iter::once(prompt.as_str()).chain(prompt.lines());
+            let mut keys = parts.map(|part| (prediction.id.as_str(), key(part)));
+            let Some(asked) = keys.find(|key| by_words.contains_key(key)) else { continue };
+            let Some(same) = by_words.get_mut(&asked) else { continue };
+            *slot = same.places.get(same.answered).or(same.places.last()).copied();
+            same.answered += usize::from(prediction.answer.is_some());
         }
     }
 }
@@ -173,9 +212,9 @@ impl Lookup<'_> {
 /// Whether a prompt has a line of the question in it. Hints, options and instructions may be others in the prompt of another
 /// tool, also behind the question.
 fn asks(question: &Question, prompt: &str) -> bool {
-    let prompt = plain_words(prompt);
+    let prompt = without_typo(&plain_words(prompt));
     let lines = question.text.lines().take(if question.is_prompt { 1 } else { usize::MAX });
-    let asked = lines.filter_map(|line| line.split_inclusive('?').next()).map(plain_words);
+    let asked = lines.filter_map(|line| line.split_inclusive('?').next()).map(|line| without_typo(&plain_words(line)));
     Vec::from_iter(asked.filter(|line| !line.is_empty())).iter().any(|line| prompt.contains(line))
 }
 
@@ -189,7 +228,12 @@ fn plain_words(text: &str) -> String {
     Vec::from_iter(plain.split_whitespace()).join(" ").to_lowercase()
 }
 
+/// A question of POPE without the error of its first version, which LLaVA's list has.
+fn without_typo(question: &str) -> String {
+    question.replace("imange", "image")
+}
+
 /// The beginning of a text, in one line.
-fn short(text: &str) -> String {
+pub(super) fn short(text: &str) -> String {
     one_line(text).chars().take(60).collect()
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::question::Question;
 use super::row::{FieldsOf, text_of};
 use crate::data::JsonObjects;
 use crate::error::one_line;
@@ -85,7 +86,7 @@ fn prediction(path: &Path, row: usize, record: &Map<String, Value>) -> Result<Pr
     };
     let id = fields.id(&ID).ok_or_else(|| lacks("id", &ID))?;
     if let Some(error) = fields.text(&["error"]) {
-        return Ok(Prediction { error: Some(error), ..Prediction::new(id, None) });
+        return Ok(Prediction { prompt: fields.text(&["prompt"]), error: Some(error), ..Prediction::new(id, None) });
     }
     // An answer may be empty, which is not the same as none.
     let field = ANSWER.iter().find_map(|name| record.iter().find(|(field, _)| field.eq_ignore_ascii_case(name)));
@@ -116,15 +117,15 @@ fn prediction(path: &Path, row: usize, record: &Map<String, Value>) -> Result<Pr
     Ok(Prediction { prompt: fields.text(&["prompt"]), ..Prediction::new(id, answer) })
 }
 
-/// A line of LLaVA's answer file.
-pub fn llava_answer(id: &str, prompt: &str, text: &str, model: &str, metadata: Value) -> Map<String, Value> {
-    // Ids that are numbers were numbers.
-    let number = id.parse::<u64>().ok().filter(|number| number.to_string() == id);
+/// A line of LLaVA's answer file, with the id that the question has in its own file.
+pub fn llava_answer(question: &Question, prompt: &str, text: &str, model: &str, metadata: Value) -> Map<String, Value> {
+    let id = question.shared_id.as_ref().unwrap_or(&question.id);
+    let number = id.parse::<u64>().ok().filter(|number| !question.has_text_id && number.to_string() == *id);
     let line = [
         ("question_id", number.map_or_else(|| json!(id), |number| json!(number))),
         ("prompt", json!(prompt)),
         ("text", json!(text)),
-        ("answer_id", json!(format!("{model}-{id}"))),
+        ("answer_id", json!(format!("{model}-{}", question.id))),
         ("model_id", json!(model)),
         ("metadata", metadata),
     ];
@@ -144,7 +145,12 @@ mod tests {
 
     #[test]
     fn answers_of_every_tool_are_read() {
-        let ours = Value::from(llava_answer("5", "Is it?", "yes", "m", json!({}))).to_string();
+        let question = Question { id: "5".into(), ..Question::default() };
+        let ours = Value::from(llava_answer(&question, "Is it?", "yes", "m", json!({})));
+        assert_eq!(ours["question_id"], json!(5));
+        let text = Question { has_text_id: true, ..question };
+        assert_eq!(llava_answer(&text, "Is it?", "yes", "m", json!({}))["question_id"], json!("5"));
+        let ours = ours.to_string();
         for (name, content, id) in [
             ("a.jsonl", ours.as_str(), "5"),
             ("a.tsv", "index\tquestion\tanswer\tprediction\n5\tIs it?\tno\tyes\n", "5"),
@@ -195,8 +201,10 @@ mod tests {
 
     #[test]
     fn failed_and_empty_answers_differ() {
-        let lines = "{\"question_id\": 1, \"text\": \"\"}\n{\"question_id\": 2, \"error\": \"no image\"}\n";
-        let failed = Prediction { error: Some("no image".into()), ..Prediction::new("2", None) };
+        let lines = "{\"question_id\": 1, \"text\": \"\"}\n\
+                     {\"question_id\": 2, \"prompt\": \"Is it?\", \"error\": \"no image\"}\n";
+        let (prompt, error) = (Some("Is it?".into()), Some("no image".into()));
+        let failed = Prediction { prompt, error, ..Prediction::new("2", None) };
         assert_eq!(read("a.jsonl", lines).unwrap(), [Prediction::new("1", String::new()), failed]);
         let sheet = format!("index\tquestion\tprediction\n5.0\tIs it?\t{FAILED}\n");
         assert_eq!(read("a.tsv", &sheet).unwrap(), [Prediction::new("5", None)]);

@@ -13,6 +13,8 @@ pub struct Question {
     /// The id in its file, if questions about one image share it there; `id` has a number behind it. Predictions are written
     /// with it.
     pub shared_id: Option<String>,
+    /// Whether its file has the id as a text though it may be a number; predictions then have, too.
+    pub has_text_id: bool,
     /// Name of the image; questions of the same name have the same images. Empty for no image.
     pub image: String,
     /// The question, a hint before it included.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::containers::{Annotation, Annotations, CaptionedImage, Container};
+use super::matching::short;
 use super::python_list::python_list;
 use super::question::{ImagePlace, Question};
 use super::row::{FieldsOf, plain, text_of};
@@ -26,6 +27,8 @@ const MAX_NAMED: usize = 5;
 pub struct QuestionSet {
     benchmark: &'static Benchmark,
     questions: Vec<Question>,
+    /// Questions that [`Self::limited`] left out.
+    beyond: Vec<Question>,
     paths: Vec<PathBuf>,
     /// Files whose rows hold images.
     tables: Vec<JsonObjects>,
@@ -70,6 +73,8 @@ struct Row<'r> {
     are_texts: bool,
     /// Id of a question that has none of its own.
     id: String,
+    /// Whether that is its key in an object.
+    is_key: bool,
     /// Place of the row in a table.
     table: Option<(usize, usize)>,
     path: &'r Path,
@@ -107,7 +112,7 @@ impl QuestionSet {
             return Err(Error::data(format!("{}: no question of {} ({reason})", data.display(), benchmark.title)));
         }
         let images = images.unwrap_or(folder).to_path_buf();
-        Ok(Self { benchmark, questions, paths, tables, images, left_out, side: 0 })
+        Ok(Self { benchmark, questions, beyond: Vec::new(), paths, tables, images, left_out, side: 0 })
     }
 
     /// One question of every kind about each of some held-out scenes of shapes world, drawn at this side in pixels.
@@ -131,7 +136,8 @@ impl QuestionSet {
         });
         let (benchmark, questions) = (Benchmark::named("shapes")?, questions.collect());
         let (tables, images, left_out) = (Vec::new(), PathBuf::new(), LeftOutRecords::default());
-        Ok(Self { benchmark, questions, paths: Vec::new(), tables, images, left_out, side })
+        let (beyond, paths) = (Vec::new(), Vec::new());
+        Ok(Self { benchmark, questions, beyond, paths, tables, images, left_out, side })
     }
 
     /// The benchmark.
@@ -142,6 +148,11 @@ impl QuestionSet {
     /// The questions, in the order of their files.
     pub fn questions(&self) -> &[Question] {
         &self.questions
+    }
+
+    /// The questions that a limit left out.
+    pub(super) fn beyond(&self) -> &[Question] {
+        &self.beyond
     }
 
     /// The files that were read.
@@ -168,9 +179,10 @@ impl QuestionSet {
     #[must_use]
     pub fn limited(mut self, count: usize) -> Self {
         let mut groups = HashSet::new();
-        self.questions.retain(|question| {
+        let (within, beyond) = self.questions.into_iter().partition(|question| {
             groups.contains(&question.group) || (groups.len() < count && groups.insert(question.group.clone()))
         });
+        (self.questions, self.beyond) = (within, beyond);
         self
     }
 
@@ -235,7 +247,7 @@ impl Gathered {
             match table.read(row) {
                 Ok(fields) => {
                     let (id, table) = ((row + 1).to_string(), Some((file, row)));
-                    self.read(benchmark, Row { fields, are_texts, id, table, path });
+                    self.read(benchmark, Row { fields, are_texts, id, is_key: false, table, path });
                 }
                 Err(error) => self.left_out.add(&table.describe(row), &error.to_string()),
             }
@@ -244,8 +256,9 @@ impl Gathered {
 
     fn read_records(&mut self, benchmark: &Benchmark, path: &Path, records: Vec<(Option<String>, Map<String, Value>)>) {
         for (number, (key, fields)) in (1..).zip(records) {
+            let is_key = key.is_some();
             let id = key.unwrap_or_else(|| number.to_string());
-            self.read(benchmark, Row { fields, are_texts: false, id, table: None, path });
+            self.read(benchmark, Row { fields, are_texts: false, id, is_key, table: None, path });
         }
     }
 
@@ -273,6 +286,7 @@ impl Gathered {
             Ok(question) => question,
             Err(reason) => return self.left_out.add(&name, &reason),
         };
+        question.has_text_id = fields.has_text_id().unwrap_or(row.is_key);
         // An image alone, which questions refer to, as in the Hub's GQA.
         let images = fields.image_fields();
         if let (Some((file, row)), true, [field, ..]) = (row.table, question.text.is_empty(), images.as_slice())
@@ -454,24 +468,25 @@ fn captioned(image: CaptionedImage) -> Question {
 /// Makes ids unique: behind the category, as those of POPE, which are unique within one, or before the number among the
 /// questions about an image, as those of LLaVA's TextVQA, which are names of images.
 fn make_unique(questions: &mut [Question]) -> Result<()> {
-    if first_twice(questions, |question| question.id.clone()).is_none() {
-        return Ok(());
-    }
+    let Some(id) = first_twice(questions, |question| question.id.clone()) else { return Ok(()) };
     let of_category =
         |question: &Question| format!("{}/{}", question.categories.first().map_or("", String::as_str), question.id);
-    let Some(id) = first_twice(questions, of_category) else {
+    if first_twice(questions, of_category).is_none() {
         questions.iter_mut().for_each(|question| rename(question, of_category(question)));
         return Ok(());
-    };
+    }
     let mut counts: HashMap<String, usize> = HashMap::new();
     for question in questions.iter() {
         *counts.entry(question.id.clone()).or_default() += 1;
     }
     counts.retain(|_, count| *count > 1);
-    let are_images = questions.iter().all(|asked| !counts.contains_key(&asked.id) || asked.id == asked.image_stem());
-    let same = first_twice(questions, |question| format!("{}\n{}", question.id, question.text));
-    if !are_images || same.is_some() {
-        return Err(Error::data(format!("two questions have the id {id}, also within their category: rename one")));
+    let other = questions.iter().find(|asked| counts.contains_key(&asked.id) && asked.id != asked.image_stem());
+    let same = first_twice(questions, |question| format!("{}` and the text `{}", question.id, question.text));
+    if other.is_some() || same.is_some() {
+        let twice = short(&same.unwrap_or_else(|| other.map_or(id, |other| other.id.clone())));
+        return Err(Error::data(format!(
+            "two questions have the id `{twice}`, and the same category or none: remove one, or give each its own id"
+        )));
     }
     // Backwards, so that what is left of a count is the number of the question.
     for question in questions.iter_mut().rev() {

@@ -67,6 +67,11 @@ impl<'f> FieldsOf<'f> {
         Some(whole.map_or_else(|| id.clone(), str::to_owned))
     }
 
+    /// Whether the id of the question is a text; `None` if there is none, or all fields are texts.
+    pub(super) fn has_text_id(&self) -> Option<bool> {
+        self.first(&ID).filter(|_| !self.are_texts).map(Value::is_string)
+    }
+
     /// Texts of the first of these fields that is set.
     pub(super) fn texts(&self, names: &[&str]) -> Vec<String> {
         match self.first(names) {
@@ -90,8 +95,9 @@ impl<'f> FieldsOf<'f> {
             return Err(format!("has {} options, expected at most {MAX_OPTIONS}", options.len()));
         }
         let id = self.id(&ID).unwrap_or_else(|| id.to_owned());
-        let turns = self.conversation()?;
-        let text = self.text(&TEXT).or_else(|| turns.as_ref().map(|turns| turns.0.clone())).unwrap_or_default();
+        let written = self.text(&TEXT);
+        let turns = if written.is_none() { self.conversation()? } else { None };
+        let text = written.or_else(|| turns.as_ref().map(|turns| turns.0.clone())).unwrap_or_default();
         // LLaVA's files have the whole prompt as `text`, POPE's the question alone, with its label.
         let is_pope = self.first(&["label"]).is_some() && !text.contains('\n');
         let is_prompt = self.first(&TEXT[..2]).is_none() && !text.is_empty() && !is_pope && turns.is_none();
@@ -110,16 +116,23 @@ impl<'f> FieldsOf<'f> {
     }
 
     /// Question and right answer of a conversation in LLaVA's form, as of its ScienceQA; `None` without one.
+    ///
+    /// # Errors
+    /// What is wrong in it.
     fn conversation(&self) -> Result<Option<(String, String)>, String> {
         let Some(Value::Array(turns)) = self.first(&["conversations"]) else { return Ok(None) };
-        let said = |turn: &Value| turn.get("value").and_then(Value::as_str).map(str::to_owned);
-        match turns.iter().map(said).collect::<Option<Vec<_>>>().as_deref() {
-            Some([question, answer]) => {
-                let question = question.replace("<image>", "");
-                Ok(Some((question.trim().to_owned(), answer.trim().to_owned())))
-            }
-            _ => Err(format!("has {} turns in `conversations`, expected a question and its answer", turns.len())),
-        }
+        let [question, answer] = turns.as_slice() else {
+            return Err(format!("has {} turns in `conversations`, expected a question and its answer", turns.len()));
+        };
+        let said = |turn: &Value| {
+            let text = turn.get("value").and_then(Value::as_str).map(str::trim);
+            text.map(str::to_owned).ok_or("has a turn in `conversations` without a text as `value`")
+        };
+        let (question, answer) = (said(question)?.replace("<image>", ""), said(answer)?);
+        // LLaVA's own conversion may write a sentence.
+        let letter = answer.strip_prefix("The answer is ").map(|rest| rest.trim_end_matches('.'));
+        let letter = letter.filter(|letter| letter.len() == 1).map(str::to_owned);
+        Ok(Some((question.trim().to_owned(), letter.unwrap_or(answer))))
     }
 
     /// Options in columns A, B and so on, in a list, or in `choice_a`, `choice_b` and so on. A single column without an
