@@ -158,6 +158,20 @@ fn the_question_as_it_is_written_comes_before_other_spellings() {
 }
 
 #[test]
+fn questions_of_several_lines_are_found_in_prompts() {
+    let row = |hint: &str, question: &str| {
+        json!({ "question_id": "a", "image": "a.png", "hint": hint, "question": question, "answers": ["x"] })
+            .to_string()
+    };
+    let rows = [row("Look.", "what is\nit?"), row("Look.", "what is\nnext to it?"), row("Listen.", "what is\nit?")];
+    let folder = folder(&[("q.jsonl", &rows.join("\n"))]);
+    let questions = open("textvqa", &folder.path().join("q.jsonl")).unwrap();
+    let prompts = questions.questions().iter().map(|asked| asked.prompt(questions.benchmark().metric, None));
+    let lines = Vec::from_iter(prompts.zip(["1", "2", "3"]).map(|(prompt, text)| line(json!("a"), &prompt, text)));
+    assert_eq!(matched(&questions, &answers(&lines)), texts(&["1", "2", "3"]));
+}
+
+#[test]
 fn ids_are_images_in_text_vqa_alone() {
     let file = r#"{"question_id": 2971450, "image_id": 297145, "question": "What is this?", "answers": ["dog"]}"#;
     let folder = folder(&[("q.jsonl", file)]);

@@ -11,6 +11,8 @@ use crate::{Error, Result};
 
 /// Splits of POPE in LLaVA's list of questions, and what is added to the ids of each.
 const SPLITS_OF_LLAVA: [(&str, u64); 3] = [("popular", 20_000_000), ("random", 10_000_000), ("adversarial", 0)];
+/// Most lines of a question that shares its id with others and is found in a prompt.
+const MAX_QUESTION_LINES: usize = 16;
 /// The first id behind all of these.
 const END_OF_LLAVA: u64 = 30_000_000;
 
@@ -18,8 +20,8 @@ impl QuestionSet {
     /// The prediction of each question; `None` where there is none. See [`Self::positions`].
     ///
     /// # Errors
-    /// [`Error::Data`] for two predictions of one question that differ, if there is none of any question, or if prompts are
-    /// of other questions for the most part, in all or in a category.
+    /// [`Error::Data`] for two predictions of one question that differ, if there is none of any question, or if most prompts,
+    /// or one of POPE, do not have their question in them.
     pub fn matched<'p>(&self, predictions: &'p [Prediction]) -> Result<Vec<Option<&'p Prediction>>> {
         let mut found: Vec<Option<&Prediction>> = vec![None; self.questions().len()];
         for (prediction, at) in predictions.iter().zip(self.positions(predictions)) {
@@ -88,7 +90,7 @@ impl QuestionSet {
         self.benchmark().name == "textvqa" || self.with_shared_ids() > 0
     }
 
-    /// Refuses predictions whose prompts are of other questions for the most part: numbers from 1 are ids in many files.
+    /// Refuses predictions whose prompts are of other questions: numbers from 1 are ids in many files.
     fn check_prompts(&self, predictions: &[Option<&Prediction>]) -> Result<()> {
         let mut counts: HashMap<&str, Prompts<'_>> = HashMap::new();
         for (question, prompt) in self.prompts(predictions) {
@@ -199,8 +201,8 @@ impl Lookup<'_> {
         by_words.retain(|_, same| same.places.iter().all(|at| image(at) == same.places.first().and_then(image)));
         for (prediction, slot) in predictions.iter().zip(found).filter(|(_, slot)| slot.is_none()) {
             let Some(prompt) = &prediction.prompt else { continue };
-            let parts = std::iter::once(prompt.as_str()).chain(prompt.lines());
-            let mut keys = parts.map(|part| (prediction.id.as_str(), key(part)));
+            let parts = beginnings(prompt).chain(prompt.lines().map(str::to_owned));
+            let mut keys = parts.map(|part| (prediction.id.as_str(), key(&part)));
             let Some(asked) = keys.find(|key| by_words.contains_key(key)) else { continue };
             let Some(same) = by_words.get_mut(&asked) else { continue };
             *slot = same.places.get(same.answered).or(same.places.last()).copied();
@@ -209,13 +211,22 @@ impl Lookup<'_> {
     }
 }
 
-/// Whether a prompt has a line of the question in it. Hints, options and instructions may be others in the prompt of another
-/// tool, also behind the question.
+/// A prompt without more and more of its last lines: a question may have several.
+fn beginnings(prompt: &str) -> impl Iterator<Item = String> {
+    let lines = Vec::from_iter(prompt.lines());
+    let cut = move |count: usize| Some(lines.get(..count)?.join("\n"));
+    let count = prompt.lines().count();
+    std::iter::once(prompt.to_owned()).chain((2..count.min(MAX_QUESTION_LINES)).rev().filter_map(cut))
+}
+
+/// Whether a prompt has a line of the question in it, if that has any words. Hints, options and instructions may be others in
+/// the prompt of another tool, also behind the question.
 fn asks(question: &Question, prompt: &str) -> bool {
     let prompt = without_typo(&plain_words(prompt));
-    let lines = question.text.lines().take(if question.is_prompt { 1 } else { usize::MAX });
-    let asked = lines.filter_map(|line| line.split_inclusive('?').next()).map(|line| without_typo(&plain_words(line)));
-    Vec::from_iter(asked.filter(|line| !line.is_empty())).iter().any(|line| prompt.contains(line))
+    let asked = question.text.lines().filter_map(|line| line.split_inclusive('?').next());
+    let asked = asked.map(|line| without_typo(&plain_words(line))).filter(|line| !line.is_empty());
+    let lines = Vec::from_iter(asked.take(if question.is_prompt { 1 } else { usize::MAX }));
+    lines.is_empty() || lines.iter().any(|line| prompt.contains(line))
 }
 
 /// The words of a text in lower case, without tags such as `<image 1>`.

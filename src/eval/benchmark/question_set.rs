@@ -409,8 +409,8 @@ pub(super) fn coco_number(name: &str) -> Option<&str> {
 fn name_by_number(question: &mut Question, image: Option<&str>) {
     let named = coco_number(&question.id).or_else(|| image.and_then(coco_number)).map(str::to_owned);
     if let Some(number) = named {
-        question.group.clone_from(&number);
-        question.id = number;
+        question.has_text_id = false;
+        rename(question, number);
     }
 }
 
