@@ -4,6 +4,8 @@
 
 #[path = "common/batch.rs"]
 mod batch;
+#[path = "common/checksum.rs"]
+mod checksum;
 #[path = "common/cli.rs"]
 mod cli;
 mod common;
@@ -15,6 +17,8 @@ mod images;
 mod model;
 #[path = "common/sampling.rs"]
 mod sampling;
+#[path = "common/settings.rs"]
+mod settings;
 #[path = "common/words.rs"]
 mod words;
 
@@ -77,7 +81,8 @@ fn stream(images: Images, prompt: String, options: &common::Options) -> Result<(
 }
 
 fn several(options: &BatchOptions, prompt: &str, common: &common::Options) -> Result<()> {
-    let run = options.open(Asked { field: "prompt", text: prompt }, common.json)?;
+    let settings = || settings::settings(&common.model, &common.sampling, true);
+    let run = options.open(Asked { field: "prompt", text: prompt }, common.json, settings)?;
     let model = common.load()?;
     words::note_unknown(&model, prompt)?;
     run.answer(&model, common.generation(&model)?)

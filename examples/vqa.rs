@@ -5,6 +5,8 @@
 
 #[path = "common/batch.rs"]
 mod batch;
+#[path = "common/checksum.rs"]
+mod checksum;
 #[path = "common/cli.rs"]
 mod cli;
 mod common;
@@ -16,6 +18,8 @@ mod images;
 mod model;
 #[path = "common/sampling.rs"]
 mod sampling;
+#[path = "common/settings.rs"]
+mod settings;
 #[path = "common/words.rs"]
 mod words;
 
@@ -84,7 +88,8 @@ fn stream(images: Images, question: &str, options: &common::Options) -> Result<(
 }
 
 fn several(options: &BatchOptions, question: &str, common: &common::Options) -> Result<()> {
-    let run = options.open(Asked { field: "question", text: question }, common.json)?;
+    let settings = || settings::settings(&common.model, &common.sampling, true);
+    let run = options.open(Asked { field: "question", text: question }, common.json, settings)?;
     let model = common.load()?;
     words::note_unknown(&model, question)?;
     run.answer(&model, common.generation(&model)?)

@@ -1,7 +1,9 @@
 //! Batch inference for the examples: many images or records, one result each.
 
+use std::collections::BTreeMap;
 use std::iter;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use clap::Args;
@@ -13,6 +15,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
 use crate::{cli, images};
+
+/// Time after which answers to inputs that failed before are written.
+const SAVE_EVERY: Duration = Duration::from_secs(30);
 
 /// Number of left-out files that a note names.
 const LEFT_OUT_SHOWN: usize = 3;
@@ -36,7 +41,7 @@ pub struct BatchOptions {
     /// File to write, one line of JSON for each input, in order
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Continue after the results that --output holds already
+    /// Ask the inputs again that failed, and continue after the results that --output holds already
     #[arg(long, requires = "output")]
     resume: bool,
     /// Images per batch
@@ -50,10 +55,14 @@ pub struct Run<'a> {
     inputs: Box<dyn Iterator<Item = Input> + 'a>,
     /// The first input without a result.
     next: Option<Input>,
+    failed: Vec<Failed>,
     sink: Sink,
     asked: Asked<'a>,
     batch: usize,
 }
+
+/// An input that failed in an earlier run, with the number of its line.
+type Failed = (usize, Input);
 
 /// A question for all inputs that have none, under a name for results.
 pub struct Asked<'a> {
@@ -81,13 +90,22 @@ impl BatchOptions {
         !self.names.is_empty() || !self.videos.is_empty() || self.input.is_some() || self.output.is_some()
     }
 
-    /// Opens inputs and output, and passes over inputs that have a result.
-    pub fn open<'a>(&self, asked: Asked<'a>, json: bool) -> Result<Run<'a>> {
+    /// Opens inputs and output, and passes over inputs that have a result. `settings` are what answers depend on beside the
+    /// input, for a file of results.
+    pub fn open<'a>(
+        &self,
+        asked: Asked<'a>,
+        json: bool,
+        settings: impl FnOnce() -> Result<Map<String, Value>>,
+    ) -> Result<Run<'a>> {
         let mut inputs = self.inputs()?.peekable();
         ensure!(inputs.peek().is_some(), "there is no input: the list is empty");
         let mut sink = self.sink(json)?;
-        let next = sink.skip_done(&mut inputs, &asked)?;
-        Ok(Run { inputs: Box::new(inputs), next, sink, asked, batch: self.batch as usize })
+        if sink.file.is_some() {
+            sink.settings = settings()?;
+        }
+        let (next, failed) = sink.skip_done(&mut inputs, &asked)?;
+        Ok(Run { inputs: Box::new(inputs), next, failed, sink, asked, batch: self.batch as usize })
     }
 
     fn inputs<'a>(&self) -> Result<Box<dyn Iterator<Item = Input> + 'a>> {
@@ -116,23 +134,33 @@ impl BatchOptions {
             Some(path) => Some(ResultFile::create(path)?),
             None => None,
         };
-        Ok(Sink { file, json, written: 0, failed: 0 })
+        let (settings, again, saved) = (Map::new(), BTreeMap::new(), Instant::now());
+        Ok(Sink { file, settings, again, saved, json, written: 0, failed: 0 })
     }
 }
 
 impl Run<'_> {
     /// Answers all inputs. Failed ones are reported and passed over, and are an error at the end.
     pub fn answer(self, model: &LoadedModel, generation: GenerationConfig) -> Result<()> {
-        let Self { inputs, next, mut sink, asked, batch } = self;
+        let Self { inputs, next, failed, mut sink, asked, batch } = self;
         let done = sink.count();
-        let bar = progress_bar(inputs.size_hint().1.map(|left| left + usize::from(next.is_some())), done)?;
+        let left = inputs.size_hint().1.map(|left| left + usize::from(next.is_some()) + failed.len());
+        let bar = progress_bar(left, done - failed.len())?;
         let runner = BatchRunner::new(model).with_generation(generation).with_batch_size(batch);
-        let requests = next.into_iter().chain(inputs).map(|input| {
-            let about = asked.with(input.about().clone());
-            ((input.name(), about), input.request(asked.text))
-        });
-        for ((name, about), answer) in runner.with_first_stream(done as u64).run(requests)? {
+        let settings = sink.settings.clone();
+        let request = |input: Input| ((input.name(), asked.about(&input, &settings)), input.request(asked.text));
+        let requests = next.into_iter().chain(inputs).map(request);
+        for ((name, about), answer) in runner.clone().with_first_stream(done as u64).run(requests)? {
             bar.suspend(|| sink.write(&name, about, answer))?;
+            bar.inc(1);
+        }
+        // Each draws from the random stream of its line.
+        let requests = failed.into_iter().map(|(line, input)| {
+            let (about, request) = request(input);
+            ((line, about), request.with_random_stream(line as u64 - 1))
+        });
+        for ((line, (name, about)), answer) in runner.run(requests)? {
+            bar.suspend(|| sink.write_again(line, &name, about, &answer))?;
             bar.inc(1);
         }
         bar.finish_and_clear();
@@ -141,10 +169,14 @@ impl Run<'_> {
 }
 
 impl Asked<'_> {
-    /// The fields of an input with the question that is asked about it.
-    fn with(&self, mut about: Map<String, Value>) -> Map<String, Value> {
+    /// The fields of an input, the question that is asked about it, and what its answer depends on beside both.
+    fn about(&self, input: &Input, settings: &Map<String, Value>) -> Map<String, Value> {
+        let mut about = input.about().clone();
         if !about.contains_key("question") && !self.text.is_empty() {
             about.insert(self.field.into(), self.text.into());
+        }
+        if !settings.is_empty() {
+            about.insert("settings".into(), settings.clone().into());
         }
         about
     }
@@ -153,21 +185,35 @@ impl Asked<'_> {
 /// The place of results: a file, or stdout.
 struct Sink {
     file: Option<ResultFile>,
+    /// What answers depend on beside their inputs.
+    settings: Map<String, Value>,
+    /// Answers to inputs that failed before, by line, that are not in the file yet.
+    again: BTreeMap<usize, Map<String, Value>>,
+    saved: Instant,
     json: bool,
     written: usize,
     failed: usize,
 }
 
 impl Sink {
-    /// Passes over the inputs whose results are in the file, and returns the first one that has none.
-    fn skip_done(&mut self, inputs: &mut impl Iterator<Item = Input>, asked: &Asked<'_>) -> Result<Option<Input>> {
-        let Some(file) = &mut self.file else { return Ok(inputs.next()) };
+    /// Passes over the inputs whose results are in the file; returns the first one that has none, and those that failed with
+    /// the numbers of their lines.
+    fn skip_done(
+        &mut self,
+        inputs: &mut impl Iterator<Item = Input>,
+        asked: &Asked<'_>,
+    ) -> Result<(Option<Input>, Vec<Failed>)> {
+        let Some(file) = &mut self.file else { return Ok((inputs.next(), Vec::new())) };
+        let mut failed = Vec::new();
         for input in inputs.by_ref() {
-            if !file.has(&asked.with(input.about().clone()))? {
-                return Ok(Some(input));
+            match file.earlier(&asked.about(&input, &self.settings))? {
+                None => return Ok((Some(input), failed)),
+                Some(result) if result.contains_key("error") => failed.push((file.lines(), input)),
+                Some(_) => {}
             }
         }
-        Ok(None)
+        file.check_end()?;
+        Ok((None, failed))
     }
 
     /// Number of results so far.
@@ -178,22 +224,12 @@ impl Sink {
     fn write(
         &mut self,
         name: &str,
-        mut line: Map<String, Value>,
+        about: Map<String, Value>,
         answer: haplovl::Result<GeneratedSequence>,
     ) -> Result<()> {
+        let line = result(name, about, &answer);
         self.written += 1;
-        match &answer {
-            Ok(answer) => {
-                line.insert("text".into(), answer.text.trim().into());
-                line.insert("finish_reason".into(), answer.finish_reason.to_string().into());
-                line.insert("new_tokens".into(), answer.tokens.len().into());
-            }
-            Err(error) => {
-                self.failed += 1;
-                line.insert("error".into(), error.to_string().into());
-                cli::note_error(&named_error(name, error));
-            }
-        }
+        self.failed += usize::from(answer.is_err());
         match (&mut self.file, &answer) {
             (Some(file), _) => Ok(file.write(&line)?),
             (None, _) if self.json => cli::print(json!(line)),
@@ -202,14 +238,36 @@ impl Sink {
         }
     }
 
+    /// Writes the answer to an input that failed before in the place of its error. All lines are copied for it, so that
+    /// answers are gathered for a while.
+    fn write_again(
+        &mut self,
+        line: usize,
+        name: &str,
+        about: Map<String, Value>,
+        answer: &haplovl::Result<GeneratedSequence>,
+    ) -> Result<()> {
+        let result = result(name, about, answer);
+        // What fails again keeps its error.
+        if answer.is_ok() {
+            self.again.insert(line, result);
+        }
+        if self.saved.elapsed() > SAVE_EVERY { self.save() } else { Ok(()) }
+    }
+
+    fn save(&mut self) -> Result<()> {
+        if let Some(file) = &mut self.file {
+            file.replace(&std::mem::take(&mut self.again))?;
+        }
+        self.saved = Instant::now();
+        Ok(())
+    }
+
     /// Reports the number of results.
-    fn finish(self) -> Result<()> {
-        let (total, failed) = match self.file {
-            Some(file) => {
-                let counts = (file.lines(), file.failed());
-                file.finish()?;
-                counts
-            }
+    fn finish(mut self) -> Result<()> {
+        self.save()?;
+        let (total, failed) = match &self.file {
+            Some(file) => (file.lines(), file.failed()),
             None => (self.written, self.failed),
         };
         if failed > 0 {
@@ -217,6 +275,22 @@ impl Sink {
         }
         Ok(())
     }
+}
+
+/// The result of an input; an error is reported.
+fn result(name: &str, mut line: Map<String, Value>, answer: &haplovl::Result<GeneratedSequence>) -> Map<String, Value> {
+    match answer {
+        Ok(answer) => {
+            line.insert("text".into(), answer.text.trim().into());
+            line.insert("finish_reason".into(), answer.finish_reason.to_string().into());
+            line.insert("new_tokens".into(), answer.tokens.len().into());
+        }
+        Err(error) => {
+            line.insert("error".into(), error.to_string().into());
+            cli::note_error(&named_error(name, error));
+        }
+    }
+    line
 }
 
 /// The inputs of names on a command line.

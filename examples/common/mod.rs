@@ -17,7 +17,7 @@ use crate::sampling::SamplingOptions;
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
-    model: ModelOptions,
+    pub model: ModelOptions,
     #[command(flatten)]
     pub sampling: SamplingOptions,
     /// Print one line of JSON: text, token counts, seconds to the first token, tokens per second

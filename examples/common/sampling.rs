@@ -60,10 +60,11 @@ impl SamplingOptions {
         self.changed(own)
     }
 
-    /// The options that are given, by name; the seed only where tokens are sampled.
+    /// The options that are given, by name; seed and temperature only where tokens may be sampled: by the options, or by the
+    /// model's own settings if these count.
     #[allow(dead_code, reason = "each example compiles this module and uses a part of it")]
-    pub fn settings(&self) -> Result<Map<String, Value>> {
-        let is_sampled = self.changed(GenerationConfig::default())?.do_sample;
+    pub fn settings(&self, own_count: bool) -> Result<Map<String, Value>> {
+        let is_sampled = own_count || self.changed(GenerationConfig::default())?.do_sample;
         let stops = &self.stop_strings;
         let settings = [
             ("max_new_tokens", self.max_new_tokens.map(Value::from)),

@@ -6,12 +6,12 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 use haplovl::eval::benchmark::{Benchmark, Prediction, QuestionSet, Results, read_predictions, write_sheet};
-use haplovl::pipeline::{LoadedModel, ModelSource};
+use haplovl::pipeline::LoadedModel;
 use serde_json::{Map, Value, json};
 
 use crate::answers::{Answerer, Ask, Asked, ChoiceBy, Effort, engine_config};
-use crate::checksum::checksum;
 use crate::outputs::{Outputs, place};
+use crate::settings::settings;
 use crate::{Arguments, cli, greedy, report, results};
 
 /// Options of a benchmark.
@@ -174,7 +174,9 @@ impl BenchmarkOptions {
             "generation": generation, "settings": settings,
         });
         let run = Scored { questions, predictions: &matched, outputs: &outputs, model: Some(&model), effort };
-        self.finish(arguments, &run, about)?;
+        // A closed stdout hides no failed question.
+        let finished = self.finish(arguments, &run, about);
+        finished.or_else(|error| if error.is::<cli::ReaderGone>() { Ok(()) } else { Err(error) })?;
         let (failed, total) = (matched.iter().filter(|given| is_failed(given)).count(), matched.len());
         ensure!(
             failed == 0,
@@ -193,13 +195,7 @@ impl BenchmarkOptions {
 
     /// What answers depend on beside their prompts, without what is left at its default.
     fn settings(&self, arguments: &Arguments, questions: &QuestionSet) -> Result<Map<String, Value>> {
-        let (model, adapter) = (arguments.model.source(), arguments.model.adapter());
-        // A path may be spelled in several ways, and hold another model later.
-        let folder = if let ModelSource::Path(folder) = model { checksum(folder) } else { None };
-        let mut settings = Map::from_iter([("model".into(), folder.unwrap_or_else(|| model.to_string()).into())]);
-        settings.extend(adapter.map(|adapter| ("adapter".to_owned(), checksum(adapter).into())));
-        settings.extend(arguments.model.settings());
-        settings.extend(arguments.sampling.settings()?);
+        let mut settings = settings(&arguments.model, &arguments.sampling, false)?;
         if self.choice != ChoiceBy::Letter {
             settings.insert("choice".into(), self.choice.name().into());
         }
@@ -234,6 +230,8 @@ impl BenchmarkOptions {
                 report::Report { questions, predictions, results: &results, instruction, seed, config: &config };
             report.write(&path, self.report as usize, *model)?;
             cli::note(format_args!("report: {}", path.display()));
+        } else if let Some(path) = outputs.report().filter(|path| path.exists()) {
+            cli::note(format_args!("note: {} is of an earlier run", path.display()));
         }
         if arguments.json {
             cli::print(results::without_units(json))?

@@ -25,6 +25,8 @@ mod results;
 #[path = "../common/sampling.rs"]
 mod sampling;
 mod scenes;
+#[path = "../common/settings.rs"]
+mod settings;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -7,6 +7,10 @@
 #[path = "../../examples/evaluate/answers.rs"]
 mod answers;
 #[cfg(feature = "builtin")]
+#[allow(dead_code, reason = "the tests use a part of it")]
+#[path = "../../examples/common/batch.rs"]
+mod batch;
+#[cfg(feature = "builtin")]
 #[path = "../serve/browser.rs"]
 mod browser;
 #[path = "../../examples/common/checksum.rs"]
@@ -16,6 +20,9 @@ mod cli;
 #[cfg(feature = "builtin")]
 #[path = "../serve/http.rs"]
 mod http;
+#[cfg(feature = "builtin")]
+#[path = "../../examples/common/images.rs"]
+mod images;
 mod llava;
 #[path = "../../examples/evaluate/modes.rs"]
 mod modes;

@@ -34,10 +34,13 @@ struct Sampling {
 
 #[test]
 fn settings_are_the_options_that_are_given() {
-    let settings = |arguments: &[&str]| {
+    let of = |arguments: &[&str], own_count: bool| {
         let options = Sampling::parse_from([&["evaluate"], arguments].concat()).options;
-        serde_json::json!(options.settings().unwrap()).to_string()
+        serde_json::json!(options.settings(own_count).unwrap()).to_string()
     };
+    let settings = |arguments: &[&str]| of(arguments, false);
+    // A model may sample by its own settings.
+    assert_eq!(of(&["--seed", "5", "--temperature", "0"], true), r#"{"temperature":0.0,"seed":5}"#);
     assert_eq!(settings(&["--seed", "5", "--temperature", "0"]), "{}");
     assert_eq!(settings(&["--max-new-tokens", "512"]), r#"{"max_new_tokens":512}"#);
     assert_eq!(settings(&["--temperature", "0.5", "--seed", "5"]), r#"{"temperature":0.5,"seed":5}"#);

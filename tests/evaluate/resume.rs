@@ -3,12 +3,14 @@
 
 use std::path::Path;
 
+use clap::Parser;
 use haplovl::config::GenerationConfig;
 use haplovl::eval::benchmark::{QuestionSet, read_predictions};
 use haplovl::pipeline::{LoadOptions, LoadedModel, ModelSource};
 use serde_json::{Map, Value, json};
 
 use super::answers::{Answerer, Ask, Asked, ChoiceBy, Effort};
+use super::batch::{self, BatchOptions};
 use super::{folder, open, png};
 
 const CHOICE: ChoiceBy = ChoiceBy::Letter;
@@ -113,4 +115,48 @@ fn answers_of_other_settings_questions_and_models_are_refused() {
     assert!(message.contains("line 1 has another `prompt`"), "{message}");
     let message = refused(&settings, &set("question_id", json!(7)));
     assert!(message.contains("answers none of the questions"), "{message}");
+}
+
+/// Options of `caption` and `vqa` that name inputs and results.
+#[derive(Parser)]
+struct Inputs {
+    #[command(flatten)]
+    options: BatchOptions,
+}
+
+/// Answers a list of images as `vqa --input` does.
+fn answer_list(folder: &Path, output: &str, seed: u64, more: &[&str]) -> anyhow::Result<()> {
+    let (input, output) = (folder.join("list.txt"), folder.join(output));
+    let named = ["vqa", "--input", input.to_str().unwrap(), "--output", output.to_str().unwrap(), "--batch", "2"];
+    let Inputs { options } = Inputs::parse_from(named.iter().chain(more));
+    let settings = || Ok(json!({ "seed": seed }).as_object().cloned().unwrap_or_default());
+    let run = options.open(batch::Asked { field: "question", text: "what color is it?" }, false, settings)?;
+    let model = LoadedModel::load(&ModelSource::Builtin, LoadOptions::default())?;
+    let sampled = GenerationConfig { do_sample: true, temperature: Some(1.5), seed, ..GenerationConfig::default() };
+    run.answer(&model, sampled)
+}
+
+#[test]
+fn inputs_that_failed_are_asked_again_in_their_places() {
+    let names = Vec::from_iter((1..=6).map(|n| format!("{n}.png")));
+    let folder = folder(&[("list.txt", &names.join("\n"))]);
+    let draw =
+        |name: &str| std::fs::write(folder.path().join(name), png(40 * name.as_bytes()[0].wrapping_sub(b'0'))).unwrap();
+    ["1.png", "4.png", "6.png"].into_iter().for_each(draw);
+    let message = answer_list(folder.path(), "a.jsonl", 5, &[]).unwrap_err().to_string();
+    assert!(message.starts_with("3 of 6 inputs failed"), "{message}");
+    // Cut within the last line.
+    let path = folder.path().join("a.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, &text[..text.len() - 5]).unwrap();
+    ["2.png", "3.png"].into_iter().for_each(draw);
+    let message = answer_list(folder.path(), "a.jsonl", 5, &["--resume"]).unwrap_err().to_string();
+    assert!(message.starts_with("1 of 6 inputs failed"), "{message}");
+    draw("5.png");
+    answer_list(folder.path(), "a.jsonl", 5, &["--resume"]).unwrap();
+    answer_list(folder.path(), "whole.jsonl", 5, &[]).unwrap();
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    assert_eq!(read("a.jsonl"), read("whole.jsonl"));
+    let message = answer_list(folder.path(), "a.jsonl", 6, &["--resume"]).unwrap_err().to_string();
+    assert!(message.contains("in `settings`, `seed` is 5, not 6"), "{message}");
 }

@@ -1,13 +1,18 @@
 //! A file of results, one JSON line each, to which an interrupted run is added.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{BufReader, Read, Take, Write};
+use std::io::{BufReader, BufWriter, Read, Take, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::json_lines::next_line;
+use crate::weights::write_atomically;
 use crate::{Error, Result, files};
+
+/// Longest part of a value that a message shows, in characters.
+const SHOWN_CHARS: usize = 60;
 
 /// A JSONL file of results. Each line is written whole, so that a run that is cut off leaves at most one torn line, which
 /// the next result of a resumed run replaces.
@@ -52,8 +57,8 @@ impl ResultFile {
         Ok(Self { path: path.to_path_buf(), file, earlier: None, torn_at: None, lines: 0, failed: 0 })
     }
 
-    /// Opens a file that an earlier run left, or creates it. [`Self::has`] or [`Self::next_earlier`] then tell which inputs
-    /// are done. Nothing is changed before the first [`Self::write`].
+    /// Opens a file that an earlier run left, or creates it. [`Self::earlier`] or [`Self::next_earlier`] then tell which
+    /// inputs are done. Nothing is changed before the first [`Self::write`] or [`Self::replace`].
     ///
     /// # Errors
     /// [`Error::Io`] if the file is not a regular one, cannot be read or written, or is being written by another process, and
@@ -78,18 +83,18 @@ impl ResultFile {
         Ok(Self { path: path.to_path_buf(), file, earlier, torn_at, lines: 0, failed: 0 })
     }
 
-    /// Whether the file holds the result of the next input already. `about` are the fields of the input that a result
-    /// repeats, see [`Input::about`](super::Input::about).
+    /// The result of the next input if the file holds it already. `about` are fields that an answer repeats, such as
+    /// [`Input::about`](super::Input::about); an error may be of an input that was corrected since.
     ///
     /// # Errors
-    /// [`Error::Format`] if the next line is not the result of that input, and [`Error::Io`].
-    pub fn has(&mut self, about: &Map<String, Value>) -> Result<bool> {
-        let Some(result) = self.next_earlier()? else { return Ok(false) };
-        if about.iter().any(|(name, value)| result.get(name) != Some(value)) {
-            let input = format!("not the result of input {}, as in a run with other inputs", self.lines);
-            return Err(self.refuse(&input));
+    /// [`Error::Format`] if the next line is not the answer to that input, which says what differs, and [`Error::Io`].
+    pub fn earlier(&mut self, about: &Map<String, Value>) -> Result<Option<Map<String, Value>>> {
+        let Some(result) = self.next_earlier()? else { return Ok(None) };
+        let is_error = result.contains_key("error");
+        if let Some(difference) = difference(&result, about).filter(|_| !is_error) {
+            return Err(self.refuse(&format!("not the result of input {}: {difference}", self.lines)));
         }
-        Ok(true)
+        Ok(Some(result))
     }
 
     /// The next result of an earlier run, in the order of the file; `None` after the last one.
@@ -128,16 +133,40 @@ impl ResultFile {
         self.file.write_all(&line).map_err(|e| Error::io(&self.path, e))
     }
 
+    /// Puts results in the places of earlier ones, by the numbers of their lines from 1. The file is whole at any time, and
+    /// keeps its permissions; its folder must be writable.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if there is no such line, or results of an earlier run are left that were not read; and
+    /// [`Error::Io`].
+    pub fn replace(&mut self, results: &BTreeMap<usize, Map<String, Value>>) -> Result<()> {
+        if results.is_empty() {
+            return Ok(());
+        }
+        self.check_end()?;
+        if let Some(line) = results.keys().find(|line| !(1..=self.lines).contains(*line)) {
+            let message = format!("line {line} is to be replaced, and there are {}: name another file", self.lines);
+            return Err(Error::format(&self.path, message));
+        }
+        let failed = write_atomically(&self.path, |file| copy_with(file, &self.path, results))?;
+        let file = OpenOptions::new().append(true).open(&self.path).map_err(|e| Error::io(&self.path, e))?;
+        lock(&file, &self.path)?;
+        (self.file, self.failed, self.torn_at) = (file, failed, None);
+        Ok(())
+    }
+
     /// Checks that no result is left of inputs that do not exist, after the last input.
     ///
     /// # Errors
     /// [`Error::Format`] if there is one, and [`Error::Io`].
-    pub fn finish(mut self) -> Result<()> {
+    pub fn check_end(&mut self) -> Result<()> {
         let Some(earlier) = &mut self.earlier else { return Ok(()) };
         match next_line(earlier).map_err(|e| Error::io(&self.path, e))? {
             None => Ok(()),
             Some(_) => {
-                Err(Error::format(&self.path, format!("has more than {} lines, one for each input", self.lines)))
+                let lines = self.lines;
+                let message = format!("has more than {lines} lines, one for each input: name another file");
+                Err(Error::format(&self.path, message))
             }
         }
     }
@@ -151,6 +180,65 @@ impl ResultFile {
     pub fn failed(&self) -> usize {
         self.failed
     }
+}
+
+/// Copies the complete lines of a file of results with others in their places, and returns how many are errors.
+fn copy_with(to: &mut BufWriter<File>, path: &Path, results: &BTreeMap<usize, Map<String, Value>>) -> Result<usize> {
+    let io = |e| Error::io(path, e);
+    let from = files::open(path)?;
+    to.get_ref().set_permissions(from.metadata().map_err(io)?.permissions()).map_err(io)?;
+    let (mut lines, mut number, mut failed) = (BufReader::new(from), 0, 0);
+    while let Some(line) = next_line(&mut lines).map_err(io)?.filter(|line| line.complete) {
+        number += 1;
+        let is_error = match results.get(&number) {
+            Some(result) => {
+                serde_json::to_writer(&mut *to, result).map_err(|e| io(e.into()))?;
+                result.contains_key("error")
+            }
+            None => {
+                to.write_all(&line.content).map_err(io)?;
+                serde_json::from_slice(&line.content).is_ok_and(|line: Map<String, Value>| line.contains_key("error"))
+            }
+        };
+        to.write_all(b"\n").map_err(io)?;
+        failed += usize::from(is_error);
+    }
+    Ok(failed)
+}
+
+/// The first field in which a result differs, also inside an object such as `settings`.
+fn difference(result: &Map<String, Value>, about: &Map<String, Value>) -> Option<String> {
+    let (name, value) = about.iter().find(|(name, value)| result.get(*name) != Some(value))?;
+    Some(match (result.get(name), value) {
+        (Some(Value::Object(found)), Value::Object(value)) => {
+            let inner = difference(found, value).or_else(|| {
+                let more = found.keys().find(|name| !value.contains_key(*name))?;
+                Some(format!("`{more}` is {}, not the default", found.get(more).map_or_else(String::new, short)))
+            });
+            format!("in `{name}`, {}", inner.unwrap_or_else(|| "other fields".into()))
+        }
+        (Some(Value::String(found)), Value::String(value)) => {
+            let [found, value] = from_difference(found, value);
+            format!("`{name}` is {found:?}, not {value:?}")
+        }
+        (found, value) => {
+            let found = found.map_or_else(|| "missing".into(), short);
+            format!("`{name}` is {found}, not {}", short(value))
+        }
+    })
+}
+
+/// Two texts, shortened to the place where they begin to differ if that is far behind.
+fn from_difference(a: &str, b: &str) -> [String; 2] {
+    let same = a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count();
+    let skipped = if same > SHOWN_CHARS / 2 { same - SHOWN_CHARS / 4 } else { 0 };
+    let dots = if skipped > 0 { "..." } else { "" };
+    [a, b].map(|text| format!("{dots}{}", String::from_iter(text.chars().skip(skipped).take(SHOWN_CHARS))))
+}
+
+/// The beginning of a value.
+fn short(value: &Value) -> String {
+    value.to_string().chars().take(SHOWN_CHARS).collect()
 }
 
 /// Locks a file of results while it is open, so that no two processes mix their lines.
@@ -208,6 +296,67 @@ mod tests {
         fields(json!({ "image": name }))
     }
 
+    fn has(file: &mut ResultFile, name: &str) -> bool {
+        file.earlier(&about(name)).unwrap().is_some()
+    }
+
+    #[test]
+    fn errors_are_replaced_in_their_places() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.jsonl");
+        let line = |name: &str, field: &str| json!({ "image": name, field: "x" }).to_string();
+        let lines = [line("a", "error"), line("b", "text"), line("c", "error")];
+        std::fs::write(&path, lines.join("\n") + "\n{\"ima").unwrap();
+        let mut file = ResultFile::resume(&path).unwrap();
+        let first = BTreeMap::from([(1, fields(json!({ "image": "a", "text": "y" })))]);
+        assert!(file.replace(&first).unwrap_err().to_string().contains("more than 0 lines"));
+        drop(file);
+        let mut file = ResultFile::resume(&path).unwrap();
+        assert!(["a", "b", "c"].iter().all(|name| has(&mut file, name)) && !has(&mut file, "d"));
+        file.replace(&first).unwrap();
+        assert_eq!((file.lines(), file.failed()), (3, 1));
+        assert!(ResultFile::resume(&path).is_err(), "the new file is locked");
+        let beyond = BTreeMap::from([(4, fields(json!({ "text": "y" })))]);
+        assert!(file.replace(&beyond).unwrap_err().to_string().contains("line 4 is to be replaced, and there are 3"));
+        file.write(&fields(json!({ "image": "d", "text": "z" }))).unwrap();
+        file.check_end().unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let first = r#"{"image":"a","text":"y"}"#;
+        assert_eq!(Vec::from_iter(text.lines()), [first, &lines[1], &lines[2], r#"{"image":"d","text":"z"}"#]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_private_file_stays_private() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.jsonl");
+        std::fs::write(&path, "{\"image\": \"a\", \"error\": \"x\"}\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let mut file = ResultFile::resume(&path).unwrap();
+        assert!(has(&mut file, "a"));
+        file.replace(&BTreeMap::from([(1, fields(json!({ "image": "a", "text": "y" })))])).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_differs_is_said() {
+        let [long, other] = ["x", "y"].map(|end| format!("{}{end}", "word ".repeat(40)));
+        let found = fields(json!({ "image": long, "settings": { "model": "a", "seed": 3, "top_k": 5 }, "id": 7 }));
+        for (about, expected) in [
+            (json!({ "image": long, "settings": { "model": "a", "seed": 4 } }), "in `settings`, `seed` is 3, not 4"),
+            (json!({ "settings": { "model": "a", "seed": 3 } }), "in `settings`, `top_k` is 5, not the default"),
+            (json!({ "id": "7" }), "`id` is 7, not \"7\""),
+            (json!({ "video": "7" }), "`video` is missing, not \"7\""),
+        ] {
+            assert_eq!(difference(&found, &fields(about)).as_deref(), Some(expected));
+        }
+        let text = difference(&found, &fields(json!({ "image": other }))).unwrap();
+        assert_eq!(text, "`image` is \"...word word word x\", not \"...word word word y\"");
+        assert_eq!(difference(&found, &fields(json!({ "id": 7 }))), None);
+    }
+
     #[test]
     fn a_torn_last_line_is_dropped_and_later_results_follow() {
         let folder = tempfile::tempdir().unwrap();
@@ -219,10 +368,11 @@ mod tests {
         drop(first);
         std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"image\": \"c\", \"te").unwrap();
         let mut next = ResultFile::resume(&path).unwrap();
-        assert!(next.has(&about("a")).unwrap() && next.has(&about("b")).unwrap() && !next.has(&about("c")).unwrap());
+        assert!(has(&mut next, "a") && has(&mut next, "b") && !has(&mut next, "c"));
         next.write(&fields(json!({ "image": "c", "text": "z" }))).unwrap();
         assert_eq!((next.lines(), next.failed()), (3, 1));
-        next.finish().unwrap();
+        next.check_end().unwrap();
+        drop(next);
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 3);
         assert!(text.ends_with("{\"image\":\"c\",\"text\":\"z\"}\n"), "{text}");
@@ -247,7 +397,7 @@ mod tests {
             ("{\n  \"info\": {".to_owned(), false),
         ] {
             std::fs::write(&path, &content).unwrap();
-            let opened = ResultFile::resume(&path).and_then(|mut file| file.has(&about("a")));
+            let opened = ResultFile::resume(&path).and_then(|mut file| file.earlier(&about("a")));
             assert_eq!(opened.is_ok(), is_torn, "{content:?}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
         }
@@ -273,25 +423,26 @@ mod tests {
         let message = ResultFile::resume(&path).unwrap_err().to_string();
         assert!(message.contains("written by another process"), "{message}");
         drop(first);
-        assert!(ResultFile::resume(&path).unwrap().has(&about("a")).unwrap());
+        assert!(has(&mut ResultFile::resume(&path).unwrap(), "a"));
     }
 
     #[test]
     fn results_of_other_inputs_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.jsonl");
-        let [another, none] = ["line 1 is not the result of input 1", "line 1 is no result"];
+        let another = "line 1 is not the result of input 1: `image` is \"a\", not \"b\": name another file";
+        let none = "line 1 is no result";
         for (line, name, expected) in [
             (r#"{"image": "a", "text": "x"}"#, "b", another),
             (r#"{"image": "a"}"#, "a", none),
             ("nonsense", "a", none),
         ] {
             std::fs::write(&path, format!("{line}\n")).unwrap();
-            let message = ResultFile::resume(&path).unwrap().has(&about(name)).unwrap_err().to_string();
+            let message = ResultFile::resume(&path).unwrap().earlier(&about(name)).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
         }
         std::fs::write(&path, "{\"image\": \"a\", \"text\": \"x\"}\n").unwrap();
-        assert!(ResultFile::resume(&path).unwrap().finish().unwrap_err().to_string().contains("more than 0 lines"));
+        assert!(ResultFile::resume(&path).unwrap().check_end().unwrap_err().to_string().contains("more than 0 lines"));
         assert!(ResultFile::resume(folder.path()).is_err());
     }
 }

@@ -27,12 +27,22 @@ const BATCHES_AHEAD: usize = 2;
 type Prepare = Box<dyn FnOnce(&Processor) -> Result<Conversation> + Send>;
 
 /// A request to the model: a conversation that awaits an answer, and whose images are not decoded yet.
-pub struct Request(Prepare);
+pub struct Request {
+    prepare: Prepare,
+    stream: Option<u64>,
+}
 
 impl Request {
     /// A request that `prepare`, called on a worker thread with the model's processor, turns into a conversation.
     pub fn new(prepare: impl FnOnce(&Processor) -> Result<Conversation> + Send + 'static) -> Self {
-        Self(Box::new(prepare))
+        Self { prepare: Box::new(prepare), stream: None }
+    }
+
+    /// The same request with this random stream of the seed, in place of that of its place among the requests: it samples
+    /// what the request of that number would.
+    #[must_use]
+    pub fn with_random_stream(self, stream: u64) -> Self {
+        Self { stream: Some(stream), ..self }
     }
 }
 
@@ -111,7 +121,7 @@ impl BatchRunner {
         I: IntoIterator<Item = (T, Request)>,
     {
         let model = self.model.clone();
-        let prefetch = Prefetch::new(self.workers, move |Request(prepare): Request| {
+        let prefetch = Prefetch::new(self.workers, move |prepare: Prepare| {
             let processor = model.processor();
             let sequence = || processor.sequence(&prepare(processor)?, true);
             guarded(|| Ok(sequence()?)).map_err(Error::from)
@@ -156,6 +166,14 @@ enum State {
     Done(Result<GeneratedSequence>),
 }
 
+/// A request in the queue.
+struct Entry<T> {
+    tag: T,
+    /// Its random stream, if it is not that of its place.
+    stream: Option<u64>,
+    state: State,
+}
+
 /// Answers in the order of their requests, each with the request's tag.
 ///
 /// A request that fails, because an image cannot be read or a prompt is too long, is an error in its place; the others
@@ -164,9 +182,9 @@ enum State {
 pub struct BatchAnswers<T, I> {
     runner: BatchRunner,
     requests: I,
-    prefetch: Prefetch<Request, Result<Sequence>>,
+    prefetch: Prefetch<Prepare, Result<Sequence>>,
     /// Requests in order; those with a worker are the last ones.
-    queue: VecDeque<(T, State)>,
+    queue: VecDeque<Entry<T>>,
     /// Number of requests at the front of the queue that came back from the workers.
     prepared: usize,
     /// Random stream of the first request in the queue.
@@ -177,12 +195,13 @@ impl<T, I: Iterator<Item = (T, Request)>> BatchAnswers<T, I> {
     /// Hands requests to the workers until enough are in memory.
     fn request(&mut self) {
         let unanswered =
-            |queue: &VecDeque<(T, State)>| queue.iter().filter(|(_, state)| !matches!(state, State::Done(_))).count();
+            |queue: &VecDeque<Entry<T>>| queue.iter().filter(|entry| !matches!(entry.state, State::Done(_))).count();
         let most = BATCHES_AHEAD * self.runner.batch_size;
         for _ in unanswered(&self.queue)..most {
             let Some((tag, request)) = self.requests.next() else { break };
-            self.prefetch.push(request);
-            self.queue.push_back((tag, State::Queued));
+            let Request { prepare, stream } = request;
+            self.prefetch.push(prepare);
+            self.queue.push_back(Entry { tag, stream, state: State::Queued });
         }
     }
 
@@ -194,7 +213,7 @@ impl<T, I: Iterator<Item = (T, Request)>> BatchAnswers<T, I> {
                 Err(error) => State::Done(Err(error)),
             };
             if let Some(entry) = self.queue.get_mut(self.prepared) {
-                entry.1 = state;
+                entry.state = state;
             }
             self.prepared += 1;
         }
@@ -206,11 +225,14 @@ impl<T, I: Iterator<Item = (T, Request)>> BatchAnswers<T, I> {
             State::Prepared(sequence) => Some(sequence.len()),
             _ => None,
         };
-        let ready = self.queue.iter().enumerate().filter_map(|(at, (_, state))| Some((at, length(state)?)));
+        let ready = self.queue.iter().enumerate().filter_map(|(at, entry)| Some((at, length(&entry.state)?)));
         let places = similar(ready.collect(), self.runner.batch_size);
-        let take = |&at: &usize| match std::mem::replace(&mut self.queue.get_mut(at)?.1, State::Queued) {
-            State::Prepared(sequence) => Some((self.first + at as u64, sequence)),
-            _ => None,
+        let take = |&at: &usize| {
+            let entry = self.queue.get_mut(at)?;
+            match std::mem::replace(&mut entry.state, State::Queued) {
+                State::Prepared(sequence) => Some((entry.stream.unwrap_or(self.first + at as u64), sequence)),
+                _ => None,
+            }
         };
         let sequences = places.iter().filter_map(take).collect();
         (places, sequences)
@@ -235,7 +257,7 @@ impl<T, I: Iterator<Item = (T, Request)>> Iterator for BatchAnswers<T, I> {
     type Item = (T, Result<GeneratedSequence>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        while !matches!(self.queue.front(), Some((_, State::Done(_)))) {
+        while !matches!(self.queue.front(), Some(Entry { state: State::Done(_), .. })) {
             self.request();
             self.collect();
             let (places, sequences) = self.take_batch();
@@ -246,11 +268,11 @@ impl<T, I: Iterator<Item = (T, Request)>> Iterator for BatchAnswers<T, I> {
             self.request();
             for (place, answer) in places.into_iter().zip(self.runner.answer(&sequences)) {
                 if let Some(entry) = self.queue.get_mut(place) {
-                    entry.1 = State::Done(answer);
+                    entry.state = State::Done(answer);
                 }
             }
         }
-        let (tag, state) = self.queue.pop_front()?;
+        let Entry { tag, state, .. } = self.queue.pop_front()?;
         self.prepared = self.prepared.saturating_sub(1);
         self.first += 1;
         match state {
