@@ -1,7 +1,8 @@
 //! Safe reading of files: only regular files, up to a size limit.
 //!
-//! All files that this crate reads as a whole are read by this module. Files of weights are mapped, see [`MappedBytes`]. A FIFO or device is an error instead of a hang
-//! or unbounded memory, and a dangling symbolic link is an unreadable file, not an absent one.
+//! All files that this crate reads as a whole are read by this module. Files of weights are mapped, see [`MappedBytes`]. A
+//! FIFO or device is an error instead of a hang or unbounded memory, and a dangling symbolic link is an unreadable file, not
+//! an absent one.
 
 use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read, Seek};

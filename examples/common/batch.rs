@@ -58,6 +58,8 @@ pub struct Run<'a> {
     failed: Vec<Failed>,
     sink: Sink,
     asked: Asked<'a>,
+    /// What answers depend on beside their inputs, for a file of results.
+    settings: Map<String, Value>,
     batch: usize,
 }
 
@@ -101,11 +103,9 @@ impl BatchOptions {
         let mut inputs = self.inputs()?.peekable();
         ensure!(inputs.peek().is_some(), "there is no input: the list is empty");
         let mut sink = self.sink(json)?;
-        if sink.file.is_some() {
-            sink.settings = settings()?;
-        }
-        let (next, failed) = sink.skip_done(&mut inputs, &asked)?;
-        Ok(Run { inputs: Box::new(inputs), next, failed, sink, asked, batch: self.batch as usize })
+        let settings = if sink.file.is_some() { settings()? } else { Map::new() };
+        let (next, failed) = sink.skip_done(&mut inputs, |input| asked.about(input, &settings))?;
+        Ok(Run { inputs: Box::new(inputs), next, failed, sink, asked, settings, batch: self.batch as usize })
     }
 
     fn inputs<'a>(&self) -> Result<Box<dyn Iterator<Item = Input> + 'a>> {
@@ -134,20 +134,18 @@ impl BatchOptions {
             Some(path) => Some(ResultFile::create(path)?),
             None => None,
         };
-        let (settings, again, saved) = (Map::new(), BTreeMap::new(), Instant::now());
-        Ok(Sink { file, settings, again, saved, json, written: 0, failed: 0 })
+        Ok(Sink { file, again: BTreeMap::new(), saved: Instant::now(), json, written: 0, failed: 0 })
     }
 }
 
 impl Run<'_> {
     /// Answers all inputs. Failed ones are reported and passed over, and are an error at the end.
     pub fn answer(self, model: &LoadedModel, generation: GenerationConfig) -> Result<()> {
-        let Self { inputs, next, failed, mut sink, asked, batch } = self;
+        let Self { inputs, next, failed, mut sink, asked, settings, batch } = self;
         let done = sink.count();
         let left = inputs.size_hint().1.map(|left| left + usize::from(next.is_some()) + failed.len());
         let bar = progress_bar(left, done - failed.len())?;
         let runner = BatchRunner::new(model).with_generation(generation).with_batch_size(batch);
-        let settings = sink.settings.clone();
         let request = |input: Input| ((input.name(), asked.about(&input, &settings)), input.request(asked.text));
         let requests = next.into_iter().chain(inputs).map(request);
         for ((name, about), answer) in runner.clone().with_first_stream(done as u64).run(requests)? {
@@ -185,8 +183,6 @@ impl Asked<'_> {
 /// The place of results: a file, or stdout.
 struct Sink {
     file: Option<ResultFile>,
-    /// What answers depend on beside their inputs.
-    settings: Map<String, Value>,
     /// Answers to inputs that failed before, by line, that are not in the file yet.
     again: BTreeMap<usize, Map<String, Value>>,
     saved: Instant,
@@ -196,17 +192,17 @@ struct Sink {
 }
 
 impl Sink {
-    /// Passes over the inputs whose results are in the file; returns the first one that has none, and those that failed with
-    /// the numbers of their lines.
+    /// Passes over the inputs whose results are in the file, with what each is about; returns the first one that has none,
+    /// and those that failed with the numbers of their lines.
     fn skip_done(
         &mut self,
         inputs: &mut impl Iterator<Item = Input>,
-        asked: &Asked<'_>,
+        about: impl Fn(&Input) -> Map<String, Value>,
     ) -> Result<(Option<Input>, Vec<Failed>)> {
         let Some(file) = &mut self.file else { return Ok((inputs.next(), Vec::new())) };
         let mut failed = Vec::new();
         for input in inputs.by_ref() {
-            match file.earlier(&asked.about(&input, &self.settings))? {
+            match file.earlier(&about(&input))? {
                 None => return Ok((Some(input), failed)),
                 Some(result) if result.contains_key("error") => failed.push((file.lines(), input)),
                 Some(_) => {}

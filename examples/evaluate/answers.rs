@@ -255,11 +255,10 @@ fn difference(then: &Map<String, Value>, now: &Map<String, Value>) -> Option<Str
 
 /// An earlier result without what is not needed to tell its question.
 fn earlier_prediction(result: &Map<String, Value>) -> Prediction {
-    let text = |name: &str| result.get(name).and_then(Value::as_str).map(str::to_owned);
     let id = result.get("question_id").map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned));
     let answer = if result.contains_key("error") { None } else { Some(String::new()) };
     let mut prediction = Prediction::new(id.unwrap_or_default(), answer);
-    prediction.prompt = text("prompt");
+    prediction.prompt = result.get("prompt").and_then(Value::as_str).map(str::to_owned);
     prediction
 }
 

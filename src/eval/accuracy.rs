@@ -105,7 +105,8 @@ impl CommonestAnswers {
         Self { kinds: counts.into_iter().map(|(kind, answers)| (kind, commonest(answers))).collect() }
     }
 
-    /// The most common answer to each form of question, see [`Question::form`](crate::data::shapes::Question::form), among 2,000 training scenes of shapes world.
+    /// The most common answer to each form of question, see [`Question::form`](crate::data::shapes::Question::form), among
+    /// 2,000 training scenes of shapes world.
     pub fn by_form(scenes: &ShapesConfig, kinds: &[QuestionKind]) -> Self {
         let questions = (0..FORM_SCENES).flat_map(|index| Split::Train.scene(index, scenes).test_questions(kinds));
         Self::of(questions.map(|question| (question.form(), question.answer)))

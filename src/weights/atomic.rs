@@ -16,7 +16,7 @@ const MAX_LINKS: usize = 40;
 ///
 /// The content is written to a temporary file in the same folder (which must exist), synced to disk and then renamed;
 /// the folder is synced too, so that the rename survives a power cut. A symbolic link stays, and the file that it names is
-/// written.
+/// written. A file that is replaced leaves its permissions to the new one.
 ///
 /// # Errors
 /// Errors of `write`, and [`Error::Io`] naming `path`, which must not be a folder, pipe, socket or device; the temporary file
@@ -49,6 +49,9 @@ impl StagedFile {
         let io = |e| Error::io(path, e);
         let path = &destination(path)?;
         let (file, temporary) = temporary_file(folder_of(path)).map_err(io)?.into_parts();
+        if let Ok(replaced) = path.metadata() {
+            file.set_permissions(replaced.permissions()).map_err(io)?;
+        }
         let mut writer = BufWriter::with_capacity(1 << 20, file);
         let value = write(&mut writer)?;
         let file = writer.into_inner().map_err(|e| io(e.into_error()))?;

@@ -86,20 +86,13 @@ pub(super) struct Sentence {
     pub(super) raw: String,
 }
 
-/// An object with a list of annotations, whatever they are.
-#[derive(Deserialize)]
-struct HasAnnotations {
-    #[serde(rename = "annotations")]
-    _annotations: Vec<IgnoredAny>,
-}
-
-/// An object with a list of images and the name of their data set, as Karpathy's.
-#[derive(Deserialize)]
-struct HasDataset {
-    #[serde(rename = "images")]
-    _images: Vec<IgnoredAny>,
-    #[serde(rename = "dataset")]
-    _dataset: String,
+/// What tells the form of an object, whatever is in it.
+#[derive(Default, Deserialize)]
+struct Signs {
+    annotations: Option<Vec<IgnoredAny>>,
+    images: Option<IgnoredAny>,
+    /// Name of the data set, in Karpathy's files.
+    dataset: Option<IgnoredAny>,
 }
 
 /// Lists of records in an object.
@@ -127,16 +120,20 @@ impl Container {
             Err(broken) => broken,
         };
         let keyless = |lists: Lists| lists.questions.into_iter().map(|record| (None, record)).collect::<Vec<_>>();
-        match parse::<Lists>(path).map(keyless) {
-            Ok(records) if !records.is_empty() => return Ok(Self::Records(records)),
-            // What is wrong within the list that makes it a file of annotations.
-            _ if parse::<HasAnnotations>(path).is_ok() => return Err(broken),
-            _ => {}
+        if let Some(records) = parse::<Lists>(path).map(keyless).ok().filter(|records| !records.is_empty()) {
+            return Ok(Self::Records(records));
         }
-        match parse::<Captioned>(path) {
-            Ok(Captioned { images }) => return Ok(Self::Captioned(images)),
-            Err(broken) if parse::<HasDataset>(path).is_ok() => return Err(broken),
-            Err(_) => {}
+        let Signs { annotations, images, dataset } = parse(path).unwrap_or_default();
+        if annotations.is_some() {
+            // What is wrong within the list that makes it a file of annotations.
+            return Err(broken);
+        }
+        if images.is_some() {
+            match parse::<Captioned>(path) {
+                Ok(Captioned { images }) => return Ok(Self::Captioned(images)),
+                Err(broken) if dataset.is_some() => return Err(broken),
+                Err(_) => {}
+            }
         }
         let keyed: Map<String, Value> = parse(path)?;
         let record = |(key, value)| if let Value::Object(record) = value { Some((Some(key), record)) } else { None };

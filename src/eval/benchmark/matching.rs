@@ -11,10 +11,10 @@ use crate::{Error, Result};
 
 /// Splits of POPE in LLaVA's list of questions, and what is added to the ids of each.
 const SPLITS_OF_LLAVA: [(&str, u64); 3] = [("popular", 20_000_000), ("random", 10_000_000), ("adversarial", 0)];
-/// Most lines of a question that shares its id with others and is found in a prompt.
-const MAX_QUESTION_LINES: usize = 16;
 /// The first id behind all of these.
 const END_OF_LLAVA: u64 = 30_000_000;
+/// Most lines of a question that shares its id with others and is found in a prompt.
+const MAX_QUESTION_LINES: usize = 16;
 
 impl QuestionSet {
     /// The prediction of each question; `None` where there is none. See [`Self::positions`].
@@ -92,42 +92,26 @@ impl QuestionSet {
 
     /// Refuses predictions whose prompts are of other questions: numbers from 1 are ids in many files.
     fn check_prompts(&self, predictions: &[Option<&Prediction>]) -> Result<()> {
-        let mut counts: HashMap<&str, Prompts<'_>> = HashMap::new();
-        for (question, prompt) in self.prompts(predictions) {
-            let same = asks(question, prompt);
-            let split = question.categories.first().filter(|_| self.benchmark().metric == Metric::YesNo);
-            for category in std::iter::once("").chain(split.map(String::as_str)) {
-                let count = counts.entry(category).or_default();
-                count.same += usize::from(same);
-                count.others += usize::from(!same);
-                count.first_other = count.first_other.or((!same).then_some((question, prompt)));
-            }
-        }
+        let (same, others): (Vec<_>, Vec<_>) =
+            self.prompts(predictions).partition(|(asked, prompt)| asks(asked, prompt));
         // Splits of POPE ask much the same under the same numbers.
-        let tolerated = |count: &Prompts<'_>| if self.benchmark().metric == Metric::YesNo { 0 } else { count.same };
-        let mut wrong = Vec::from_iter(counts.iter().filter(|(_, count)| count.others > tolerated(count)));
-        // The splits that are wrong, before all.
-        wrong.sort_by_key(|(category, _)| (category.is_empty(), **category));
-        let Some((category, Prompts { others, first_other: Some((question, prompt)), .. })) = wrong.first() else {
+        let is_pope = self.benchmark().metric == Metric::YesNo;
+        let Some((question, prompt)) = others.first().filter(|_| is_pope || others.len() > same.len()) else {
             return Ok(());
         };
-        let within = if category.is_empty() { String::new() } else { format!(" in category {category}") };
+        let split = question.categories.first().filter(|_| is_pope);
+        let within = split.map_or_else(String::new, |split| format!(" in category {split}"));
+        let count =
+            others.iter().filter(|(other, _)| split.is_none_or(|split| other.categories.first() == Some(split)));
         Err(Error::data(format!(
-            "the predictions are of other questions{within}: `prompt` of {} is `{}`, expected `{}` in it ({others} such): choose \
+            "the predictions are of other questions{within}: `prompt` of {} is `{}`, expected `{}` in it ({} such): choose \
              those of this file, or remove `prompt`",
             question.id,
             short(prompt),
             short(&question.text),
+            count.count()
         )))
     }
-}
-
-/// How many prompts of a category have the questions in them.
-#[derive(Default)]
-struct Prompts<'q> {
-    same: usize,
-    others: usize,
-    first_other: Option<(&'q Question, &'q str)>,
 }
 
 /// The questions by what predictions name them with.
@@ -214,9 +198,9 @@ impl Lookup<'_> {
 /// A prompt without more and more of its last lines: a question may have several.
 fn beginnings(prompt: &str) -> impl Iterator<Item = String> {
     let lines = Vec::from_iter(prompt.lines());
+    let counts = (2..lines.len().min(MAX_QUESTION_LINES)).rev();
     let cut = move |count: usize| Some(lines.get(..count)?.join("\n"));
-    let count = prompt.lines().count();
-    std::iter::once(prompt.to_owned()).chain((2..count.min(MAX_QUESTION_LINES)).rev().filter_map(cut))
+    std::iter::once(prompt.to_owned()).chain(counts.filter_map(cut))
 }
 
 /// Whether a prompt has a line of the question in it, if that has any words. Hints, options and instructions may be others in

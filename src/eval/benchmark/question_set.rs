@@ -106,7 +106,7 @@ impl QuestionSet {
                 Container::Captioned(images) => gathered.read_captioned(benchmark, path, images),
             }
         }
-        let (questions, left_out) = gathered.finish(benchmark)?;
+        let (questions, left_out) = gathered.finish(benchmark, data)?;
         if questions.is_empty() {
             let reason = left_out.named.first().cloned().unwrap_or_else(|| "its files have no records".into());
             return Err(Error::data(format!("{}: no question of {} ({reason})", data.display(), benchmark.title)));
@@ -336,7 +336,7 @@ impl Gathered {
         }
     }
 
-    fn finish(mut self, benchmark: &Benchmark) -> Result<(Vec<Question>, LeftOutRecords)> {
+    fn finish(mut self, benchmark: &Benchmark, data: &Path) -> Result<(Vec<Question>, LeftOutRecords)> {
         let annotations = std::mem::take(&mut self.annotations);
         if !annotations.is_empty() {
             match benchmark.metric {
@@ -348,7 +348,7 @@ impl Gathered {
         if benchmark.metric == Metric::Captions {
             self.questions = gathered_by_id(self.questions);
         }
-        make_unique(&mut self.questions)?;
+        make_unique(&mut self.questions, data)?;
         let questions = match benchmark.metric {
             Metric::CircularChoice => circular::rotations(self.questions),
             Metric::ChoicePairs => circular::pairs(self.questions),
@@ -467,7 +467,7 @@ fn captioned(image: CaptionedImage) -> Question {
 
 /// Makes ids unique: behind the category, as those of POPE, which are unique within one, or before the number among the
 /// questions about an image, as those of LLaVA's TextVQA, which are names of images.
-fn make_unique(questions: &mut [Question]) -> Result<()> {
+fn make_unique(questions: &mut [Question], data: &Path) -> Result<()> {
     let Some(id) = first_twice(questions, |question| question.id.clone()) else { return Ok(()) };
     let of_category =
         |question: &Question| format!("{}/{}", question.categories.first().map_or("", String::as_str), question.id);
@@ -485,7 +485,8 @@ fn make_unique(questions: &mut [Question]) -> Result<()> {
     if other.is_some() || same.is_some() {
         let twice = short(&same.unwrap_or_else(|| other.map_or(id, |other| other.id.clone())));
         return Err(Error::data(format!(
-            "two questions have the id `{twice}`, and the same category or none: remove one, or give each its own id"
+            "{}: two questions have the id `{twice}`, and the same category or none: remove one, or give each its own id",
+            data.display()
         )));
     }
     // Backwards, so that what is left of a count is the number of the question.

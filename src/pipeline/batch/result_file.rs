@@ -133,8 +133,8 @@ impl ResultFile {
         self.file.write_all(&line).map_err(|e| Error::io(&self.path, e))
     }
 
-    /// Puts results in the places of earlier ones, by the numbers of their lines from 1. The file is whole at any time, and
-    /// keeps its permissions; its folder must be writable.
+    /// Puts results in the places of earlier ones, by the numbers of their lines from 1. The file is whole at any time; its
+    /// folder must be writable.
     ///
     /// # Errors
     /// [`Error::Format`] if there is no such line, or results of an earlier run are left that were not read; and
@@ -186,7 +186,6 @@ impl ResultFile {
 fn copy_with(to: &mut BufWriter<File>, path: &Path, results: &BTreeMap<usize, Map<String, Value>>) -> Result<usize> {
     let io = |e| Error::io(path, e);
     let from = files::open(path)?;
-    to.get_ref().set_permissions(from.metadata().map_err(io)?.permissions()).map_err(io)?;
     let (mut lines, mut number, mut failed) = (BufReader::new(from), 0, 0);
     while let Some(line) = next_line(&mut lines).map_err(io)?.filter(|line| line.complete) {
         number += 1;
